@@ -1,0 +1,25 @@
+"""Weights on disk and in memory: found, read by rows, told apart, compared and written."""
+
+from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
+from eckart.checkpoint.layout import Layout, LeftOut, MatrixView, layout
+from eckart.checkpoint.matrices import DifferenceMatrix, WeightMatrix
+from eckart.checkpoint.naming import layer_and_kind
+from eckart.checkpoint.open import open_checkpoint
+from eckart.checkpoint.select import select
+from eckart.checkpoint.source import SourceFiles, locate
+
+__all__ = [
+    "Checkpoint",
+    "DifferenceMatrix",
+    "Layout",
+    "LeftOut",
+    "MatrixView",
+    "SourceFiles",
+    "TensorInfo",
+    "WeightMatrix",
+    "layer_and_kind",
+    "layout",
+    "locate",
+    "open_checkpoint",
+    "select",
+]

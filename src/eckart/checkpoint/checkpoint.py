@@ -1,0 +1,109 @@
+"""A checkpoint as the rest of eckart sees it: named tensors, read whole or by rows, wherever they lie."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a file's header says of one tensor.
+
+    Attributes:
+        dtype: the dtype that reading returns.
+        nbytes: bytes in the file (of a quantised tensor, its blocks).
+        file: the file that holds it.
+        quantisation: the GGUF type's name when the tensor is dequantised on reading, else None.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    nbytes: int
+    file: Path
+    quantisation: str | None = None
+
+
+class Checkpoint(Protocol):
+    """Weights that stay where they are until asked for. Reading is thread-safe.
+
+    Attributes:
+        source: the SOURCE as the user typed it.
+        config: config.json of the folder, or the same keys from GGUF metadata; {} when there is none.
+        tensors: every stored tensor, in file order, known from headers alone.
+        tied: name absent from the files -> name of the stored tensor that it shares.
+        kinds: module kinds known from a live `nn.Module`; {} for files, which only hold names.
+        folder: where config and tokenizer files lie, if anywhere.
+    """
+
+    source: str
+    config: dict[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    tied: Mapping[str, str]
+    kinds: Mapping[str, str]
+    folder: Path | None
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor in its stored dtype; a GGUF-quantised one arrives in float32."""
+        ...
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Entries `start` to `stop` of the first dimension, reading only their bytes."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hex digest that changes when any file of the checkpoint changes."""
+        ...
+
+
+def check_rows(info: TensorInfo, start: int, stop: int) -> None:
+    """Raise ValueError unless `start` to `stop` is a range of the tensor's first dimension."""
+    if not info.shape:
+        msg = f"{info.name} is a scalar, it has no rows"
+        raise ValueError(msg)
+    if not 0 <= start <= stop <= info.shape[0]:
+        msg = f"{info.name} has rows 0..{info.shape[0]}, got {start}..{stop}"
+        raise ValueError(msg)
+
+
+_INPUT_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tokens_embed")
+_OUTPUT_LAYERS = {
+    "ForCausalLM": "lm_head.weight",
+    "LMHeadModel": "lm_head.weight",
+    "ForConditionalGeneration": "lm_head.weight",
+    "ForMaskedLM": "cls.predictions.decoder.weight",
+}
+
+
+def tied_weights(names: Collection[str], config: Mapping[str, Any]) -> dict[str, str]:
+    """The output layer that a file leaves out because it shares the input embedding, or the reverse.
+
+    Saving drops one name of each shared pair, so its absence from a model whose class has an output layer,
+    and whose config does not forbid tying, is what shows the tie.
+    """
+    classes = [str(name) for name in config.get("architectures") or ()]
+    head = next((head for end, head in _OUTPUT_LAYERS.items() for cls in classes if cls.endswith(end)), None)
+    if head is None or config.get("tie_word_embeddings") is False:
+        return {}
+    embedding = next((name for name in names if _is_input_embedding(name)), None)
+    if embedding and head not in names:
+        return {head: embedding}
+    if not embedding and head in names:
+        return {_embedding_beside(names): head}
+    return {}
+
+
+def _is_input_embedding(name: str) -> bool:
+    module, _, leaf = name.rpartition(".")
+    return leaf == "weight" and module.rpartition(".")[2] in _INPUT_EMBEDDINGS
+
+
+def _embedding_beside(names: Collection[str]) -> str:
+    """Where a model of these layers keeps its input embedding."""
+    if any(name.startswith("transformer.h.") for name in names):
+        return "transformer.wte.weight"
+    return "model.embed_tokens.weight"

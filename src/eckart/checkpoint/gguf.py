@@ -1,0 +1,262 @@
+"""GGUF checkpoints of the llama family, under Hugging Face names and dequantised as they are read.
+
+Only architectures whose tensors equal what transformers loads from the same file, bit for bit, are opened.
+Dequantisation is the `gguf` package's; a quantisation block never crosses a row, so rows can be read alone.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eckart.checkpoint.checkpoint import TensorInfo, check_rows, tied_weights
+from eckart.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
+from eckart.checkpoint.reader import read_range
+from eckart.errors import FileFormatError, MissingExtraError
+
+if TYPE_CHECKING:
+    from gguf.constants import GGMLQuantizationType
+
+_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_BLOCK = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_CONFIG = {
+    "context_length": "max_position_embeddings",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "embedding_length": "hidden_size",
+    "rope.freq_base": "rope_theta",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+}
+_PLAIN = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F64": torch.float64,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
+_ROTARY_FACTORS = "rope_freqs.weight"  # llama.cpp's own tensor: transformers computes it from the config
+_CHUNK_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class _Type:
+    """A GGUF storage type: `block` values lie in `block_bytes` bytes."""
+
+    type: "GGMLQuantizationType"
+    block: int
+    block_bytes: int
+
+    @property
+    def name(self) -> str:
+        return self.type.name
+
+
+class GgufCheckpoint:
+    """One GGUF file; see `Checkpoint` for the attributes.
+
+    `config` has the sizes and flags that the metadata states; rope scaling is not among them.
+
+    Raises:
+        MissingExtraError: the `gguf` package is not installed.
+        FileFormatError: the file is malformed, or of an architecture that is not supported.
+    """
+
+    def __init__(self, source: str, path: Path) -> None:
+        types = _known_types()
+        header = read_gguf_header(path)
+        self.source = source
+        self.folder: Path | None = path.parent
+        self.kinds: Mapping[str, str] = {}
+        self.config = _config(header)
+        self._header = header
+        self._types = types
+        faults = [fault for tensor in header.tensors if (fault := self._tensor_fault(tensor))]
+        if faults:
+            msg = f"{path}: not a usable GGUF checkpoint"
+            raise FileFormatError.of(msg, faults)
+        self._stored = {_hf_name(tensor.name): tensor for tensor in header.tensors}
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: self._info(name, tensor) for name, tensor in self._stored.items()
+        }
+        self.tied: Mapping[str, str] = tied_weights(self.tensors, self.config)
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor: float32 if quantised, otherwise as stored."""
+        shape = self.tensors[name].shape
+        return self.rows(name, 0, shape[0]) if shape else self._stored_rows(name, 0, 1).reshape(())
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Entries `start` to `stop` of the first dimension: float32 if quantised, otherwise as stored."""
+        info = self.tensors[name]
+        check_rows(info, start, stop)
+        heads = self._rotary_heads(name)
+        if not heads:
+            return self._stored_rows(name, start, stop)
+        # Whole heads are read, put back in order, and cut to the rows asked for.
+        head_rows = info.shape[0] // heads
+        first, last = start // head_rows, -(-stop // head_rows)
+        stored = self._stored_rows(name, first * head_rows, last * head_rows)
+        pairs = stored.reshape(last - first, head_rows // 2, 2, *info.shape[1:])
+        ordered = pairs.transpose(1, 2).reshape(stored.shape)
+        return ordered[start - first * head_rows : stop - first * head_rows]
+
+    def _stored_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Entries of the first dimension in the file's own order."""
+        tensor = self._stored[name]
+        if len(tensor.shape) < 2:
+            return self._blocks(tensor, 0, 1).reshape(-1)[start:stop]
+        rows = math.prod(tensor.shape[1:-1])
+        return self._blocks(tensor, start * rows, stop * rows).reshape(stop - start, *tensor.shape[1:])
+
+    def _blocks(self, tensor: GgufTensor, start: int, stop: int) -> Tensor:
+        """Rows of the tensor flattened to two dimensions, dequantised a chunk at a time."""
+        from gguf.quants import dequantize
+
+        kind = self._types[tensor.type_id]
+        dtype, row_bytes = _PLAIN.get(kind.name, torch.float32), self._row_bytes(tensor)
+        columns = tensor.shape[-1] if tensor.shape else 1
+        result = torch.empty(stop - start, columns, dtype=dtype)
+        step = max(1, _CHUNK_BYTES // max(1, 4 * columns))
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            data = self._range(tensor.offset + first * row_bytes, (last - first) * row_bytes)
+            if kind.name in _PLAIN:
+                rows = data.view(dtype).reshape(last - first, columns)
+            else:
+                blocks = data.numpy().reshape(last - first, row_bytes)
+                rows = torch.from_numpy(dequantize(blocks, kind.type))
+            result[first - start : last - start] = rows
+        return result
+
+    def _range(self, offset: int, nbytes: int) -> Tensor:
+        header = self._header
+        return read_range(header.path, offset, nbytes, size=header.size, mtime_ns=header.mtime_ns)
+
+    def fingerprint(self) -> str:
+        """Digest of the file's name, size and modification time, as they are now, and its tensor table."""
+        path, status = self._header.path, self._header.path.stat()
+        text = f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\0{self._header.tensors}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _tensor_fault(self, tensor: GgufTensor) -> str | None:
+        what, name = f"tensor {tensor.name!r}", _hf_name(tensor.name)
+        kind = self._types.get(tensor.type_id)
+        if not name:
+            return f"{what} has no place in a dense model of type {self.config['model_type']}"
+        if kind is None:
+            return f"{what} has type {tensor.type_id}, which the installed gguf package cannot dequantise"
+        if tensor.shape and tensor.shape[-1] % kind.block:
+            return f"{what}: rows of {tensor.shape[-1]} do not divide into {kind.name} blocks of {kind.block}"
+        heads = self._rotary_heads(name)
+        if heads and (not tensor.shape or tensor.shape[0] % (2 * heads)):
+            return f"{what}: shape {tensor.shape} does not divide into {heads} heads"
+        if tensor.offset + self._nbytes(tensor) > self._header.size:
+            return f"{what} lies beyond the end of the file: it is truncated"
+        return None
+
+    def _info(self, name: str, tensor: GgufTensor) -> TensorInfo:
+        kind = self._types[tensor.type_id].name
+        dtype, quantisation = _PLAIN.get(kind, torch.float32), None if kind in _PLAIN else kind
+        return TensorInfo(name, tensor.shape, dtype, self._nbytes(tensor), self._header.path, quantisation)
+
+    def _nbytes(self, tensor: GgufTensor) -> int:
+        return self._row_bytes(tensor) * math.prod(tensor.shape[:-1])
+
+    def _row_bytes(self, tensor: GgufTensor) -> int:
+        kind = self._types[tensor.type_id]
+        return (tensor.shape[-1] if tensor.shape else 1) // kind.block * kind.block_bytes
+
+    def _rotary_heads(self, name: str) -> int:
+        """Heads whose rows llama.cpp interleaved for its rotary embedding; 0 for every other tensor."""
+        if self.config["model_type"] != "llama":
+            return 0
+        if ".q_proj." in name:
+            return self.config["num_attention_heads"]
+        return self.config["num_key_value_heads"] if ".k_proj." in name else 0
+
+
+def _known_types() -> dict[int, _Type]:
+    """Storage types by their number in files: the plain ones and those that the gguf package dequantises."""
+    try:
+        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+        from gguf.quants import dequantize
+    except ImportError:
+        extra, purpose = "gguf", "reading a GGUF file"
+        raise MissingExtraError.for_extra(extra, purpose) from None
+    known = {}
+    for kind in GGMLQuantizationType:
+        block, block_bytes = GGML_QUANT_SIZES[kind]
+        try:
+            if kind.name not in _PLAIN:
+                dequantize(np.zeros((1, block_bytes), dtype=np.uint8), kind)
+        except NotImplementedError:
+            continue
+        known[kind.value] = _Type(kind, block, block_bytes)
+    return known
+
+
+def _hf_name(name: str) -> str:
+    """The Hugging Face name of a GGUF tensor; empty when there is none."""
+    if name == _ROTARY_FACTORS:
+        return name
+    match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
+    layer, part, leaf = match.groups() if match else (None, "", "")
+    module = _TOP.get(part) if layer is None else _BLOCK.get(part)
+    if module is None:
+        return ""
+    return f"{module}.{leaf}" if layer is None else f"model.layers.{int(layer)}.{module}.{leaf}"
+
+
+def _config(header: GgufHeader) -> dict[str, Any]:
+    """The keys of a config.json that the metadata states.
+
+    Raises:
+        FileFormatError: the architecture is not supported, or a size that reading needs is missing.
+    """
+    architecture = header.metadata.get("general.architecture")
+    if architecture not in _CLASSES:
+        msg = (
+            f"{header.path}: GGUF architecture {architecture!r} is not supported, {', '.join(_CLASSES)} are; "
+            "give the model's safetensors checkpoint instead"
+        )
+        raise FileFormatError(msg)
+    config: dict[str, Any] = {"model_type": architecture, "architectures": [_CLASSES[architecture]]}
+    for key, name in _CONFIG.items():
+        if f"{architecture}.{key}" in header.metadata:
+            config[name] = header.metadata[f"{architecture}.{key}"]
+    shapes = {tensor.name: tensor.shape for tensor in header.tensors}
+    if shapes.get("token_embd.weight"):
+        config["vocab_size"] = shapes["token_embd.weight"][0]
+    config["tie_word_embeddings"] = "output.weight" not in shapes
+    config.setdefault("num_key_value_heads", config.get("num_attention_heads"))
+    for name in ("num_attention_heads", "num_key_value_heads", "hidden_size", "num_hidden_layers"):
+        if type(config.get(name)) is not int or config[name] <= 0:
+            msg = f"{header.path}: the metadata has no usable {name} (got {config.get(name)!r})"
+            raise FileFormatError(msg)
+    return config

@@ -1,0 +1,159 @@
+"""A GGUF header, read strictly and with bounded memory: metadata scalars and where each tensor lies.
+
+The `gguf` package's own reader maps the file, keeps an object for each token of the vocabulary and follows
+any count that a hostile file declares. This one reads the same bytes in order and stops at the first that
+cannot be.
+"""
+
+import math
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from eckart.errors import FileFormatError
+
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_TEXT_LIMIT_BYTES = 16 * 2**20
+_VERSIONS = (2, 3)
+
+
+@dataclass(frozen=True)
+class ArrayLength:
+    """What is kept of an array in the metadata."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """One tensor; `shape` has the outermost dimension first, `offset` counts from the start of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_id: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """A header's metadata, arrays as `ArrayLength`, its tensors, and the file's identity when it was read."""
+
+    path: Path
+    metadata: dict[str, Any]
+    tensors: tuple[GgufTensor, ...]
+    size: int
+    mtime_ns: int
+
+
+def read_gguf_header(path: Path) -> GgufHeader:
+    """Metadata and tensor table of a GGUF file.
+
+    Raises:
+        FileFormatError: the file is no GGUF file of version 2 or 3, is truncated, or contradicts itself.
+    """
+    try:
+        with path.open("rb") as file:
+            return _Reader(file, path).header()
+    except OSError as error:
+        msg = f"{path}: cannot be read ({error.strerror})"
+        raise FileFormatError(msg) from None
+
+
+class _Reader:
+    """A position in a file, whose every step is checked against the file's size."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.file = file
+        self.path = path
+        self.status = os.fstat(file.fileno())
+        self.left = self.status.st_size
+
+    def header(self) -> GgufHeader:
+        if self.bytes(4) != b"GGUF":
+            self.refuse("not a GGUF file: it does not begin with 'GGUF'")
+        version = self.scalar("I")
+        if version not in _VERSIONS:
+            self.refuse(f"GGUF version {version} is not supported; versions 2 and 3 (little-endian) are")
+        tensor_count, field_count = self.scalar("Q"), self.scalar("Q")
+        metadata: dict[str, Any] = {}
+        for _ in range(field_count):
+            key = self.text()
+            if key in metadata:
+                self.refuse(f"metadata key {key!r} comes twice")
+            metadata[key] = self.value(self.scalar("I"))
+        infos = [self.tensor_info() for _ in range(tensor_count)]
+        alignment = metadata.get("general.alignment", 32)
+        if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
+            self.refuse(f"general.alignment {alignment!r} is not a power of two")
+        end = self.status.st_size - self.left
+        start = -(-end // alignment) * alignment
+        tensors = tuple(GgufTensor(name, shape, kind, start + offset) for name, shape, kind, offset in infos)
+        if len({tensor.name for tensor in tensors}) < len(tensors):
+            self.refuse("two tensors have the same name")
+        return GgufHeader(self.path, metadata, tensors, self.status.st_size, self.status.st_mtime_ns)
+
+    def tensor_info(self) -> tuple[str, tuple[int, ...], int, int]:
+        name, dimensions = self.text(), self.scalar("I")
+        if dimensions > 4:
+            self.refuse(f"tensor {name!r} declares {dimensions} dimensions; GGUF has at most 4")
+        shape = tuple(self.scalar("Q") for _ in range(dimensions))[::-1]
+        if math.prod(shape) >= 2**62:
+            self.refuse(f"tensor {name!r} declares the impossible shape {shape}")
+        return name, shape, self.scalar("I"), self.scalar("Q")
+
+    def value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.text()
+        if kind == _ARRAY:
+            return self.skip_array()
+        if kind not in _SCALARS:
+            self.refuse(f"metadata has the unknown type {kind}")
+        return self.scalar(_SCALARS[kind])
+
+    def skip_array(self) -> ArrayLength:
+        """Pass over an array: no array is needed to read weights."""
+        kind, count = self.scalar("I"), self.scalar("Q")
+        if kind == _STRING:
+            for _ in range(count):
+                self.skip(self.scalar("Q"))
+        elif kind in _SCALARS:
+            self.skip(count * struct.calcsize(f"<{_SCALARS[kind]}"))
+        else:
+            self.refuse(f"metadata has an array of the unknown type {kind}")
+        return ArrayLength(count)
+
+    def text(self) -> str:
+        length = self.scalar("Q")
+        if length > _TEXT_LIMIT_BYTES:
+            self.refuse(f"a text of {length:,} bytes is declared")
+        try:
+            return self.bytes(length).decode()
+        except UnicodeDecodeError:
+            self.refuse("a name or text is not UTF-8")
+
+    def scalar(self, code: str) -> Any:
+        return struct.unpack(f"<{code}", self.bytes(struct.calcsize(f"<{code}")))[0]
+
+    def bytes(self, count: int) -> bytes:
+        self.take(count)
+        return self.file.read(count)
+
+    def skip(self, count: int) -> None:
+        self.take(count)
+        # Reading short texts through the buffer is many times faster than seeking past each of them.
+        if count < 4096:
+            self.file.read(count)
+        else:
+            self.file.seek(count, os.SEEK_CUR)
+
+    def take(self, count: int) -> None:
+        if count > self.left:
+            self.refuse("truncated, or its header declares more than the file holds")
+        self.left -= count
+
+    def refuse(self, fault: str) -> NoReturn:
+        msg = f"{self.path}: {fault}"
+        raise FileFormatError(msg) from None

@@ -1,0 +1,164 @@
+"""A safetensors header, read strictly: every fault is named before a byte of data is touched.
+
+The format: 8 bytes of little-endian header length, a JSON object `name -> {dtype, shape, data_offsets}`, then
+the data without holes.
+"""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+HEADER_LIMIT_BYTES = 100_000_000
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a header; `offset` counts from the start of the file."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """A valid header: its tensors in file order, its text, and the file's identity when it was read."""
+
+    path: Path
+    entries: tuple[Entry, ...]
+    metadata: dict[str, str]
+    text: bytes
+    size: int
+    mtime_ns: int
+
+
+class _FaultError(Exception):
+    """What is wrong with a header, without the file's name."""
+
+
+def _refuse(fault: str) -> NoReturn:
+    raise _FaultError(fault)
+
+
+def read_header(path: Path) -> tuple[Header | None, list[str]]:
+    """The header of a .safetensors file, or the faults that make it unusable, each naming the file."""
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            length = int.from_bytes(file.read(8), "little")
+            if status.st_size < 8:
+                _refuse("truncated: shorter than the 8 bytes of the header length")
+            if not 2 <= length <= min(HEADER_LIMIT_BYTES, status.st_size - 8):
+                _refuse(
+                    f"not a safetensors file, or truncated: it declares a header of {length:,} bytes "
+                    f"in a file of {status.st_size:,}"
+                )
+            text = file.read(length)
+        table = _parse_json(text)
+    except OSError as error:
+        return None, [f"{path}: cannot be read ({error.strerror})"]
+    except _FaultError as fault:
+        return None, [f"{path}: {fault}"]
+    metadata = table.pop("__metadata__", {})
+    start, faults, entries = 8 + length, [], []
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        faults.append("__metadata__ is not an object of texts")
+    for name, fields in table.items():
+        try:
+            entries.append(_entry(name, fields, start))
+        except _FaultError as fault:
+            faults.append(f"tensor {name!r}: {fault}")
+    entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
+    faults = faults or _layout_faults(entries, start, status.st_size)
+    if faults:
+        return None, [f"{path}: {fault}" for fault in faults]
+    return Header(path, tuple(entries), metadata, text, status.st_size, status.st_mtime_ns), []
+
+
+def _parse_json(text: bytes) -> dict[str, Any]:
+    if not text.startswith(b"{"):
+        _refuse("not a safetensors file: the header does not begin with '{'")
+    try:
+        return json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        _refuse(f"the header is not valid JSON ({error})")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        _refuse(f"the header names {twice!r} twice")
+    return table
+
+
+def _refuse_constant(text: str) -> None:
+    _refuse(f"the header holds {text}, which is not JSON")
+
+
+def _entry(name: str, fields: Any, start: int) -> Entry:
+    if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
+        _refuse("expected exactly dtype, shape and data_offsets")
+    dtype = DTYPES.get(fields["dtype"]) if isinstance(fields["dtype"], str) else None
+    if dtype is None:
+        _refuse(f"dtype {fields['dtype']!r} is not known; known: {', '.join(DTYPES)}")
+    shape, offsets = fields["shape"], fields["data_offsets"]
+    # `type(n) is int`: a JSON true is an int to Python, and a shape of True would pass.
+    if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
+        _refuse(f"shape {shape!r} is not a list of sizes")
+    if (
+        not isinstance(offsets, list)
+        or len(offsets) != 2
+        or not all(type(n) is int and n >= 0 for n in offsets)
+    ):
+        _refuse(f"data_offsets {offsets!r} is not a begin and an end")
+    begin, end = offsets
+    nbytes = math.prod(shape) * dtype.itemsize
+    if end - begin != nbytes:
+        _refuse(
+            f"data_offsets hold {end - begin:,} bytes, shape {shape} in {fields['dtype']} needs {nbytes:,}"
+        )
+    return Entry(name, dtype, tuple(shape), start + begin, nbytes)
+
+
+def _layout_faults(entries: list[Entry], start: int, size: int) -> list[str]:
+    """Overlaps, holes and data beyond the file, of entries in the order of their offsets."""
+    faults, position = [], start
+    for entry in entries:
+        if entry.offset < position:
+            faults.append(f"tensor {entry.name!r} overlaps the tensor before it")
+        elif entry.offset > position:
+            faults.append(
+                f"{entry.offset - position:,} bytes before tensor {entry.name!r} belong to no tensor"
+            )
+        position = max(position, entry.offset + entry.nbytes)
+    if position > size:
+        faults.append(f"truncated: the tensors need {position:,} bytes, the file has {size:,}")
+    elif position < size:
+        faults.append(f"{size - position:,} bytes after the last tensor belong to no tensor")
+    return faults

@@ -1,0 +1,199 @@
+"""What each tensor of a checkpoint is, from headers alone: a matrix, or left out, with the reason."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal
+
+from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
+from eckart.checkpoint.naming import is_embedding
+
+Kind = Literal["linear", "conv1d", "embedding", "conv", "expert", "parameter"]
+
+_NAMED_KINDS: dict[str | None, Kind] = {"linear": "linear", "conv1d": "conv1d", "embedding": "embedding"}
+_CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"}
+_CONV1D_MODULES = {"c_attn", "c_proj", "c_fc", "q_attn"}
+_TRANSPOSED_EXPERTS = {"gpt_oss", "llama4", "llama4_text", "qwen3_vl_moe", "qwen3_vl_moe_text"}
+_EXPERT_MODULES = {"input_linear", "output_linear"}
+_BUFFERS = {"inv_freq", "masked_bias", "position_ids", "original_inv_freq"}
+_QUANTISED = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", "SCB", "weight_format")
+_QUANTISED_BESIDE = ("qweight", "qzeros", "weight_scale", "weight_scale_inv", "SCB")
+
+
+@dataclass(frozen=True)
+class MatrixView:
+    """A 2-D matrix inside a tensor.
+
+    Attributes:
+        name: what users see: the module path, with `[3]` behind it for one expert's slice.
+        module: the module path: the tensor's name without `.weight`.
+        tensor: the tensor's name in the checkpoint.
+        kind: `conv1d` is GPT-2's Conv1D; `parameter` is a bare 2-D parameter, which PEFT targets by
+            `target_parameters` rather than as a module.
+        stored_shape: (rows, columns) as they lie in the file; a convolution is flattened to (out, in·k·k).
+        first_row: first row of the matrix in the tensor flattened to two dimensions; 0 except for experts.
+        transposed: whether the file holds (in, out).
+        tensor_shape: the tensor's own shape.
+        tied_modules: further modules that share the storage.
+    """
+
+    name: str
+    module: str
+    tensor: str
+    kind: Kind
+    stored_shape: tuple[int, int]
+    first_row: int
+    transposed: bool
+    tensor_shape: tuple[int, ...]
+    tied_modules: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features); of an embedding, (vocabulary, dimension) as stored."""
+        rows, columns = self.stored_shape
+        return (columns, rows) if self.transposed else (rows, columns)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A tensor, or a matrix, that is not worked on, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every tensor of a checkpoint, in exactly one of two lists."""
+
+    matrices: list[MatrixView]
+    left_out: list[LeftOut]
+
+
+def layout(checkpoint: Checkpoint) -> Layout:
+    """Say of each tensor which matrices it holds, or why it is left out."""
+    sharing: dict[str, list[str]] = {}
+    for absent, stored in checkpoint.tied.items():
+        sharing.setdefault(stored, []).append(module_of(absent))
+    result = Layout([], [])
+    has_conv1d = _has_conv1d(checkpoint)
+    for name, info in checkpoint.tensors.items():
+        reason = _reason_to_leave(info, checkpoint)
+        if reason:
+            result.left_out.append(LeftOut(name, reason))
+            continue
+        kind = _kind(info, checkpoint.kinds, has_conv1d=has_conv1d)
+        transposed = kind == "conv1d" or (kind == "expert" and _expert_is_transposed(info, checkpoint.config))
+        result.matrices.extend(_views(info, kind, transposed, tuple(sharing.get(name, ()))))
+    return result
+
+
+def module_of(tensor: str) -> str:
+    """The module path of a tensor's name: without `.weight`, if it ends so."""
+    return tensor.removesuffix(".weight")
+
+
+def _views(info: TensorInfo, kind: Kind, transposed: bool, tied: tuple[str, ...]) -> list[MatrixView]:
+    module, shape = module_of(info.name), info.shape
+    if kind == "expert":
+        rows, columns = shape[1:]
+        return [
+            MatrixView(
+                f"{module}[{e}]", module, info.name, kind, (rows, columns), e * rows, transposed, shape, tied
+            )
+            for e in range(shape[0])
+        ]
+    flat = (shape[0], prod(shape[1:]))
+    return [MatrixView(module, module, info.name, kind, flat, 0, transposed, shape, tied)]
+
+
+def _reason_to_leave(info: TensorInfo, checkpoint: Checkpoint) -> str | None:
+    """The first rule that keeps a tensor from being a matrix, or None."""
+    module, _, leaf = info.name.rpartition(".")
+    known, dimensions = checkpoint.kinds.get(module), len(info.shape)
+    is_norm = "norm" in module.lower() or "ln_" in module
+    is_depthwise = known == "grouped conv" or (known is None and _is_depthwise(info))
+    rules = (
+        (_is_quantised(info, checkpoint.tensors), "quantised storage: dequantise the checkpoint first"),
+        (
+            not info.dtype.is_floating_point,
+            f"{str(info.dtype).removeprefix('torch.')} values, not floating point",
+        ),
+        (0 in info.shape, "no elements"),
+        (leaf in _BUFFERS, "buffer"),
+        (leaf.endswith("bias"), "bias"),
+        (dimensions == 0, "scalar"),
+        (dimensions == 1, "norm" if is_norm else "vector"),
+        (is_depthwise, "depthwise convolution: each group has one input channel"),
+        (
+            dimensions > 2 and not _is_conv(info, known) and not _is_expert(info),
+            f"{dimensions}-D tensor of no known use",
+        ),
+    )
+    return next((reason for applies, reason in rules if applies), None)
+
+
+def _kind(info: TensorInfo, kinds: Mapping[str, str], *, has_conv1d: bool) -> Kind:
+    """The kind of a tensor that holds matrices; what a live module says goes before what names say."""
+    module, _, leaf = info.name.rpartition(".")
+    known = kinds.get(module)
+    if len(info.shape) > 2:
+        return "conv" if _is_conv(info, known) else "expert"
+    if leaf != "weight":
+        return "parameter"
+    if known in _NAMED_KINDS:
+        return _NAMED_KINDS[known]
+    if is_embedding(module):
+        return "embedding"
+    return "conv1d" if has_conv1d and module.rpartition(".")[2] in _CONV1D_MODULES else "linear"
+
+
+def _is_conv(info: TensorInfo, known: str | None) -> bool:
+    module, _, leaf = info.name.rpartition(".")
+    if leaf != "weight" or _is_expert(info):
+        return False
+    return known == "conv" or len(info.shape) > 3 or "conv" in module.rpartition(".")[2].lower()
+
+
+def _is_depthwise(info: TensorInfo) -> bool:
+    return len(info.shape) > 2 and info.shape[1] == 1 and info.shape[0] > 1 and _is_conv(info, None)
+
+
+def _is_expert(info: TensorInfo) -> bool:
+    """Whether the tensor stacks the matrices of several experts."""
+    parts = module_of(info.name).split(".")
+    return len(info.shape) == 3 and ("experts" in parts or parts[-1] in _EXPERT_MODULES)
+
+
+def _is_quantised(info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> bool:
+    """Whether the tensor is part of a quantised weight: values and scales that mean nothing alone."""
+    module, _, leaf = info.name.rpartition(".")
+    if leaf.endswith("bias"):
+        return False
+    beside = [f"{info.name}.absmax", *(f"{module}.{part}" for part in _QUANTISED_BESIDE)]
+    return leaf in _QUANTISED or "quant_state" in info.name or any(name in tensors for name in beside)
+
+
+def _model_types(config: Mapping[str, Any]) -> set[str]:
+    """The config's model type and those of the parts it is made of (text_config, decoder ...)."""
+    parts = [config, *(value for value in config.values() if isinstance(value, dict))]
+    return {part["model_type"] for part in parts if isinstance(part.get("model_type"), str)}
+
+
+def _has_conv1d(checkpoint: Checkpoint) -> bool:
+    """Whether c_attn and its like are stored (in, out). nanoGPT has the same names with plain Linear."""
+    types = _model_types(checkpoint.config)
+    if types:
+        return not types.isdisjoint(_CONV1D_MODELS)
+    fused = [info.shape for name, info in checkpoint.tensors.items() if name.endswith("c_attn.weight")]
+    return any(len(shape) == 2 and shape[1] == 3 * shape[0] for shape in fused)
+
+
+def _expert_is_transposed(info: TensorInfo, config: Mapping[str, Any]) -> bool:
+    """Whether experts are stored (expert, in, out): by the hidden size if it tells, else by model type."""
+    text = config.get("text_config")
+    hidden = {config.get("hidden_size"), text.get("hidden_size") if isinstance(text, dict) else None}
+    first, second = (size in hidden for size in info.shape[1:])
+    if first != second:
+        return first != (".down" in info.name or "output_linear" in info.name)
+    return not _model_types(config).isdisjoint(_TRANSPOSED_EXPERTS)

@@ -1,0 +1,102 @@
+"""Matrices on disk as row slabs: a weight, or the difference of two, never whole in memory."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from eckart.checkpoint.checkpoint import Checkpoint
+from eckart.checkpoint.layout import MatrixView
+from eckart.errors import NotFiniteError
+from eckart.linalg.slabs import SLAB_BYTES
+
+
+class WeightMatrix:
+    """One matrix of a checkpoint, in its stored orientation, as `RowSlabs`.
+
+    Slabs are float32 (float64 if stored so). A value that is not finite raises NotFiniteError.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, view: MatrixView, device: torch.device | str = "cpu") -> None:
+        self.checkpoint = checkpoint
+        self.view = view
+        self.shape = view.stored_shape
+        self.dtype = checkpoint.tensors[view.tensor].dtype
+        self.device = torch.device(device)
+
+    def slabs(self) -> Iterator[Tensor]:
+        """Consecutive row blocks of at most SLAB_BYTES in float32."""
+        for slab in self._upcast():
+            if not torch.isfinite(slab).all():
+                raise _not_finite(self.checkpoint, self.view)
+            yield slab
+
+    def _upcast(self) -> Iterator[Tensor]:
+        for rows in stored_rows(self.checkpoint, self.view):
+            yield rows.to(self.device).to(_compute_dtype(self.dtype))
+
+
+class DifferenceMatrix:
+    """`tuned` minus `base` of one matrix, as `RowSlabs`; both are upcast before they are subtracted.
+
+    Args:
+        view: from the layout of `tuned`; where `base` ties the tensor to another, that one is subtracted.
+    """
+
+    def __init__(
+        self, tuned: Checkpoint, base: Checkpoint, view: MatrixView, device: torch.device | str = "cpu"
+    ) -> None:
+        self.tuned = WeightMatrix(tuned, view, device)
+        self.base = WeightMatrix(base, counterpart(base, view), device)
+        self.view = view
+        self.shape = view.stored_shape
+        self.dtype = self.tuned.dtype
+        self.device = self.tuned.device
+
+    def slabs(self) -> Iterator[Tensor]:
+        """Consecutive row blocks of the difference."""
+        for tuned, base in zip(self.tuned.slabs(), self.base.slabs(), strict=True):
+            yield tuned - base
+
+
+def counterpart(base: Checkpoint, view: MatrixView) -> MatrixView:
+    """The view of the same matrix in `base`, through its ties.
+
+    Raises:
+        KeyError: `base` has no such tensor.
+        ValueError: its shape is another.
+    """
+    tensor = base.tied.get(view.tensor, view.tensor)
+    shape = base.tensors[tensor].shape
+    if shape != view.tensor_shape:
+        msg = f"{view.tensor} is {view.tensor_shape} in one checkpoint and {shape} in the other"
+        raise ValueError(msg)
+    return replace(view, tensor=tensor)
+
+
+def stored_rows(checkpoint: Checkpoint, view: MatrixView) -> Iterator[Tensor]:
+    """Row blocks of a matrix in the stored dtype, each at most SLAB_BYTES once it is float32."""
+    rows, columns = view.stored_shape
+    step = max(1, SLAB_BYTES // (4 * columns))
+    if view.kind == "expert":
+        # An expert is one entry of the tensor's first dimension: read it once, hand it out in slabs.
+        expert = view.first_row // rows
+        yield from checkpoint.rows(view.tensor, expert, expert + 1).reshape(rows, columns).split(step)
+        return
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        yield checkpoint.rows(view.tensor, start, stop).reshape(stop - start, columns)
+
+
+def _compute_dtype(stored: torch.dtype) -> torch.dtype:
+    return torch.float64 if stored == torch.float64 else torch.float32
+
+
+def _not_finite(checkpoint: Checkpoint, view: MatrixView) -> NotFiniteError:
+    """The error for a matrix with a value that is not finite, which counts them all."""
+    bad = sum(int((~torch.isfinite(rows.float())).sum()) for rows in stored_rows(checkpoint, view))
+    return NotFiniteError(
+        f"{checkpoint.source}: {view.name} holds {bad:,} values that are NaN or Inf; "
+        f"mend the checkpoint, or leave the matrix out with --exclude {view.module}"
+    )

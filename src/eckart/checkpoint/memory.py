@@ -1,0 +1,91 @@
+"""A state dict or a live module as a checkpoint."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eckart.checkpoint.checkpoint import TensorInfo, check_rows
+from eckart.errors import SourceError
+
+_IN_MEMORY = Path("<memory>")
+_KINDS = {nn.Linear: "linear", nn.Embedding: "embedding", nn.modules.conv._ConvNd: "conv"}
+
+
+class MemoryCheckpoint:
+    """Tensors already in memory; names that share storage are tied. See `Checkpoint` for the attributes."""
+
+    def __init__(self, source: Mapping[str, Tensor] | nn.Module) -> None:
+        module = source if isinstance(source, nn.Module) else None
+        state: dict[str, Any] = dict(source.state_dict() if isinstance(source, nn.Module) else source)
+        wrong = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
+        if wrong is not None:
+            msg = f"a state dict maps names to tensors; {wrong!r} holds {type(state[wrong]).__name__}"
+            raise SourceError(msg)
+        self.source = "<state dict>" if module is None else f"<{type(module).__name__}>"
+        self.folder: Path | None = None
+        self.config: dict[str, Any] = _config(module)
+        self.kinds: Mapping[str, str] = _kinds(module)
+        tied: dict[str, str] = {}
+        self.tied: Mapping[str, str] = tied
+        self._state: dict[str, Tensor] = {}
+        first: dict[tuple[Any, ...], str] = {}
+        for name, value in state.items():
+            stored = value.numel() > 0 and not value.is_meta
+            owner = first.setdefault(_storage(value), name) if stored else name
+            if owner != name:
+                tied[name] = owner
+            else:
+                self._state[name] = value.detach()
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: TensorInfo(name, tuple(value.shape), value.dtype, value.nbytes, _IN_MEMORY)
+            for name, value in self._state.items()
+        }
+
+    def read(self, name: str) -> Tensor:
+        """The tensor itself, not a copy."""
+        return self._state[name]
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """A view of entries `start` to `stop` of the first dimension."""
+        check_rows(self.tensors[name], start, stop)
+        return self._state[name][start:stop]
+
+    def fingerprint(self) -> str:
+        """Digest of every tensor's name, dtype, shape and bytes."""
+        digest = hashlib.sha256()
+        for name, value in self._state.items():
+            digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def _storage(value: Tensor) -> tuple[Any, ...]:
+    """What two names of one tensor have in common; views of different parts of a storage differ."""
+    return value.device, value.data_ptr(), value.shape, value.stride(), value.dtype
+
+
+def _config(module: nn.Module | None) -> dict[str, Any]:
+    """The config of a transformers model, by its `to_dict`; {} for any other module."""
+    to_dict = getattr(getattr(module, "config", None), "to_dict", None)
+    config = to_dict() if callable(to_dict) else None
+    return config if isinstance(config, dict) else {}
+
+
+def _kinds(module: nn.Module | None) -> dict[str, str]:
+    if module is None:
+        return {}
+    kinds = {}
+    for name, child in module.named_modules():
+        kind = next((kind for cls, kind in _KINDS.items() if isinstance(child, cls)), None)
+        # transformers' Conv1D is known by its name: importing transformers to ask would take seconds.
+        if type(child).__name__ == "Conv1D":
+            kind = "conv1d"
+        if kind == "conv" and getattr(child, "groups", 1) > 1:
+            kind = "grouped conv"
+        if kind:
+            kinds[name] = kind
+    return kinds

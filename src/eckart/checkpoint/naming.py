@@ -1,0 +1,98 @@
+"""What a name says: the layer, the kind of module, and which patterns and presets it answers to."""
+
+import re
+from collections.abc import Iterable
+
+# Suffixes, by PEFT's rule: "q_proj" answers for "model.layers.3.self_attn.q_proj".
+_FUSED = ("qkv_proj", "query_key_value", "Wqkv", "c_attn", "qkv")
+_QUERY_VALUE = (
+    *("q_proj", "v_proj", "query", "value", "q_lin", "v_lin", "q_attn", "to_q", "to_v"),
+    *(f"{block}.{part}" for block in ("SelfAttention", "EncDecAttention") for part in "qv"),
+    *_FUSED,
+)
+_ATTENTION = (
+    *_QUERY_VALUE,
+    *("k_proj", "o_proj", "out_proj", "key", "k_lin", "out_lin", "to_k", "to_out.0"),
+    *(f"{block}.{part}" for block in ("SelfAttention", "EncDecAttention") for part in "ko"),
+    *("attention.output.dense", "crossattention.output.dense", "attn.c_proj", "crossattention.c_proj"),
+    *("self_attn.dense", "self_attention.dense", "attention.dense"),
+)
+_MLP = (
+    *("gate_proj", "up_proj", "down_proj", "gate_up_proj", "intermediate.dense", "output.dense"),
+    *("c_fc", "mlp.c_proj", "fc1", "fc2", "fc_in", "fc_out", "lin1", "lin2", "wi", "wi_0", "wi_1", "wo"),
+    *("dense_h_to_4h", "dense_4h_to_h", "w1", "w2", "w3", "ff.net.0.proj", "ff.net.2"),
+)
+PRESETS = ("attention", "attention-min", "mlp", "all-linear")
+_OUTPUT_LAYERS = ("lm_head", "embed_out", "score", "classifier", "cls.predictions.decoder", "vocab_projector")
+_EMBEDDINGS = re.compile(
+    r"embed_tokens|embed_positions|wte|wpe|shared|embed_in|tokens_embed|positions_embed|tok_embeddings"
+    r"|relative_attention_bias|(\w+_)?embeddings?"
+)
+# Stacks that a model has anyway: they tell no two layers apart.
+_STACK = {
+    "model",
+    "base_model",
+    "transformer",
+    "encoder",
+    "bert",
+    "roberta",
+    "distilbert",
+    "electra",
+    "gpt_neox",
+}
+
+
+def layer_and_kind(name: str) -> tuple[int | None, str]:
+    """The layer's number and what repeats in every layer, the two axes of a heat map.
+
+    `"model.layers.3.self_attn.q_proj"` -> `(3, "self_attn.q_proj")`. A second stack keeps its name, so that
+    `"decoder.block.0.layer.0.SelfAttention.q"` is not mixed with the encoder's. No number: `(None, name)`.
+    """
+    parts = name.split(".")
+    at = next((i for i, part in enumerate(parts) if part.isdecimal() and i > 0), None)
+    if at is None or at == len(parts) - 1:
+        return None, name
+    stack = [part for part in parts[: at - 1] if part not in _STACK]
+    return int(parts[at]), ".".join(stack + parts[at + 1 :])
+
+
+def is_embedding(module: str) -> bool:
+    """Whether a module with a 2-D weight is an embedding, by the last part of its name."""
+    return _EMBEDDINGS.fullmatch(module.rpartition(".")[2]) is not None
+
+
+def is_output_layer(module: str) -> bool:
+    """Whether PEFT's all-linear leaves the module out: the layer that makes logits."""
+    return _ends_with(module, _OUTPUT_LAYERS)
+
+
+def in_preset(preset: str, module: str) -> bool:
+    """Whether a preset takes a linear module of this name."""
+    if preset == "all-linear":
+        return not is_output_layer(module)
+    if preset == "attention-min":
+        return _ends_with(module, _QUERY_VALUE)
+    if preset == "attention":
+        return _ends_with(module, _ATTENTION)
+    # BERT's attention.output.dense ends like the MLP's output.dense.
+    return _ends_with(module, _MLP) and not _ends_with(module, _ATTENTION)
+
+
+def matches(pattern: str, module: str) -> bool:
+    """PEFT's rule: a plain dotted name is the whole name or its end; anything else is a regex for all of it.
+
+    Raises:
+        re.error: the pattern is not a valid regex.
+    """
+    if is_plain(pattern):
+        return _ends_with(module, [pattern])
+    return re.fullmatch(pattern, module) is not None
+
+
+def is_plain(pattern: str) -> bool:
+    """Whether a pattern is a dotted name rather than a regex."""
+    return re.fullmatch(r"[\w-]+(\.[\w-]+)*", pattern) is not None
+
+
+def _ends_with(module: str, names: Iterable[str]) -> bool:
+    return any(module == name or module.endswith(f".{name}") for name in names)

@@ -1,0 +1,111 @@
+"""Safetensors checkpoints: headers checked once, data read by position into fresh memory."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eckart.checkpoint.checkpoint import TensorInfo, check_rows, tied_weights
+from eckart.checkpoint.header import Header, read_header
+from eckart.checkpoint.source import SourceFiles, read_config
+from eckart.errors import FileFormatError
+
+
+class SafetensorsCheckpoint:
+    """A checkpoint of one or more .safetensors files; see `Checkpoint` for the attributes.
+
+    Raises:
+        FileFormatError: with the faults of all files together.
+    """
+
+    def __init__(self, source: str, files: SourceFiles) -> None:
+        headers, faults = [], []
+        for path in files.weights:
+            header, found = read_header(path)
+            faults += found
+            headers += [header] if header else []
+        if not faults:
+            faults = _index_faults(headers, files)
+        if faults:
+            msg = f"{source}: not a usable safetensors checkpoint"
+            raise FileFormatError.of(msg, faults)
+        self.source = source
+        self.folder: Path | None = files.folder
+        self.config: dict[str, Any] = read_config(files.folder)
+        self.kinds: Mapping[str, str] = {}
+        self._headers = headers
+        self._entries = {entry.name: (header, entry) for header in headers for entry in header.entries}
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: TensorInfo(name, entry.shape, entry.dtype, entry.nbytes, header.path)
+            for name, (header, entry) in self._entries.items()
+        }
+        self.tied: Mapping[str, str] = tied_weights(self.tensors, self.config)
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor in its stored dtype."""
+        header, entry = self._entries[name]
+        return _read(header, entry.offset, entry.nbytes).view(entry.dtype).reshape(entry.shape)
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Entries `start` to `stop` of the first dimension in the stored dtype."""
+        check_rows(self.tensors[name], start, stop)
+        header, entry = self._entries[name]
+        shape = (stop - start, *entry.shape[1:])
+        row_bytes = entry.nbytes // max(entry.shape[0], 1)
+        data = _read(header, entry.offset + start * row_bytes, (stop - start) * row_bytes)
+        return data.view(entry.dtype).reshape(shape)
+
+    def fingerprint(self) -> str:
+        """Digest of every file's name, header, size and modification time, as they are now."""
+        digest = hashlib.sha256()
+        for header in self._headers:
+            status = header.path.stat()
+            digest.update(f"{header.path.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+            digest.update(header.text)
+        return digest.hexdigest()
+
+
+def _index_faults(headers: list[Header], files: SourceFiles) -> list[str]:
+    held = {entry.name: header.path for header in headers for entry in header.entries}
+    counts = Counter(entry.name for header in headers for entry in header.entries)
+    faults = [f"tensor {name!r} is in {count} shards" for name, count in counts.items() if count > 1]
+    for name, file in files.weight_map.items():
+        if held.get(name) != files.folder / file and counts[name] <= 1:
+            where = f", it is in {held[name].name}" if name in held else ""
+            faults.append(f"the index says that {file} holds {name!r}, which it does not{where}")
+    return faults
+
+
+def read_range(path: Path, offset: int, nbytes: int, *, size: int, mtime_ns: int) -> Tensor:
+    """Bytes of a file as a fresh uint8 tensor, never a mapping: memory is what is in flight.
+
+    Raises:
+        FileFormatError: the file is no longer the one whose header was read (`size`, `mtime_ns`).
+    """
+    buffer = torch.empty(nbytes, dtype=torch.uint8)
+    view, done = memoryview(buffer.numpy().data), 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            unchanged = (status.st_size, status.st_mtime_ns) == (size, mtime_ns)
+            # One call returns at most 2 GiB.
+            while unchanged and done < nbytes:
+                count = os.preadv(file.fileno(), [view[done:]], offset + done)
+                unchanged = count > 0
+                done += count
+    except OSError as error:
+        msg = f"{path}: cannot be read ({error.strerror})"
+        raise FileFormatError(msg) from None
+    if not unchanged:
+        msg = f"{path}: the file changed while it was being read; run again when nothing writes to it"
+        raise FileFormatError(msg)
+    return buffer
+
+
+def _read(header: Header, offset: int, nbytes: int) -> Tensor:
+    return read_range(header.path, offset, nbytes, size=header.size, mtime_ns=header.mtime_ns)

