@@ -6,50 +6,24 @@ Dequantisation is the `gguf` package's; a quantisation block never crosses a row
 
 import hashlib
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from eckart.checkpoint.checkpoint import TensorInfo, check_rows, tied_weights
-from eckart.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
+from eckart.checkpoint.gguf_header import GgufTensor, read_gguf_header
+from eckart.checkpoint.gguf_names import config_of, hf_name
 from eckart.checkpoint.reader import read_range
 from eckart.errors import FileFormatError, MissingExtraError
 
 if TYPE_CHECKING:
     from gguf.constants import GGMLQuantizationType
 
-_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_BLOCK = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_CONFIG = {
-    "context_length": "max_position_embeddings",
-    "block_count": "num_hidden_layers",
-    "feed_forward_length": "intermediate_size",
-    "embedding_length": "hidden_size",
-    "rope.freq_base": "rope_theta",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-}
 _PLAIN = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -60,7 +34,6 @@ _PLAIN = {
     "I32": torch.int32,
     "I64": torch.int64,
 }
-_ROTARY_FACTORS = "rope_freqs.weight"  # llama.cpp's own tensor: transformers computes it from the config
 _CHUNK_BYTES = 32 * 2**20
 
 
@@ -88,19 +61,17 @@ class GgufCheckpoint:
     """
 
     def __init__(self, source: str, path: Path) -> None:
-        types = _known_types()
-        header = read_gguf_header(path)
+        self._types = _known_types()
+        self._header = header = read_gguf_header(path)
         self.source = source
         self.folder: Path | None = path.parent
         self.kinds: Mapping[str, str] = {}
-        self.config = _config(header)
-        self._header = header
-        self._types = types
+        self.config = config_of(header)
         faults = [fault for tensor in header.tensors if (fault := self._tensor_fault(tensor))]
         if faults:
             msg = f"{path}: not a usable GGUF checkpoint"
             raise FileFormatError.of(msg, faults)
-        self._stored = {_hf_name(tensor.name): tensor for tensor in header.tensors}
+        self._stored = {hf_name(tensor.name): tensor for tensor in header.tensors}
         self.tensors: Mapping[str, TensorInfo] = {
             name: self._info(name, tensor) for name, tensor in self._stored.items()
         }
@@ -118,13 +89,19 @@ class GgufCheckpoint:
         heads = self._rotary_heads(name)
         if not heads:
             return self._stored_rows(name, start, stop)
-        # Whole heads are read, put back in order, and cut to the rows asked for.
+        # A head's rows can only be put back in order together: read whole heads, then cut.
         head_rows = info.shape[0] // heads
         first, last = start // head_rows, -(-stop // head_rows)
         stored = self._stored_rows(name, first * head_rows, last * head_rows)
         pairs = stored.reshape(last - first, head_rows // 2, 2, *info.shape[1:])
         ordered = pairs.transpose(1, 2).reshape(stored.shape)
         return ordered[start - first * head_rows : stop - first * head_rows]
+
+    def fingerprint(self) -> str:
+        """Digest of the file's name, size and modification time, as they are now, and its tensor table."""
+        path, status = self._header.path, self._header.path.stat()
+        text = f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\0{self._header.tensors}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def _stored_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Entries of the first dimension in the file's own order."""
@@ -158,14 +135,8 @@ class GgufCheckpoint:
         header = self._header
         return read_range(header.path, offset, nbytes, size=header.size, mtime_ns=header.mtime_ns)
 
-    def fingerprint(self) -> str:
-        """Digest of the file's name, size and modification time, as they are now, and its tensor table."""
-        path, status = self._header.path, self._header.path.stat()
-        text = f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\0{self._header.tensors}"
-        return hashlib.sha256(text.encode()).hexdigest()
-
     def _tensor_fault(self, tensor: GgufTensor) -> str | None:
-        what, name = f"tensor {tensor.name!r}", _hf_name(tensor.name)
+        what, name = f"tensor {tensor.name!r}", hf_name(tensor.name)
         kind = self._types.get(tensor.type_id)
         if not name:
             return f"{what} has no place in a dense model of type {self.config['model_type']}"
@@ -219,44 +190,3 @@ def _known_types() -> dict[int, _Type]:
             continue
         known[kind.value] = _Type(kind, block, block_bytes)
     return known
-
-
-def _hf_name(name: str) -> str:
-    """The Hugging Face name of a GGUF tensor; empty when there is none."""
-    if name == _ROTARY_FACTORS:
-        return name
-    match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
-    layer, part, leaf = match.groups() if match else (None, "", "")
-    module = _TOP.get(part) if layer is None else _BLOCK.get(part)
-    if module is None:
-        return ""
-    return f"{module}.{leaf}" if layer is None else f"model.layers.{int(layer)}.{module}.{leaf}"
-
-
-def _config(header: GgufHeader) -> dict[str, Any]:
-    """The keys of a config.json that the metadata states.
-
-    Raises:
-        FileFormatError: the architecture is not supported, or a size that reading needs is missing.
-    """
-    architecture = header.metadata.get("general.architecture")
-    if architecture not in _CLASSES:
-        msg = (
-            f"{header.path}: GGUF architecture {architecture!r} is not supported, {', '.join(_CLASSES)} are; "
-            "give the model's safetensors checkpoint instead"
-        )
-        raise FileFormatError(msg)
-    config: dict[str, Any] = {"model_type": architecture, "architectures": [_CLASSES[architecture]]}
-    for key, name in _CONFIG.items():
-        if f"{architecture}.{key}" in header.metadata:
-            config[name] = header.metadata[f"{architecture}.{key}"]
-    shapes = {tensor.name: tensor.shape for tensor in header.tensors}
-    if shapes.get("token_embd.weight"):
-        config["vocab_size"] = shapes["token_embd.weight"][0]
-    config["tie_word_embeddings"] = "output.weight" not in shapes
-    config.setdefault("num_key_value_heads", config.get("num_attention_heads"))
-    for name in ("num_attention_heads", "num_key_value_heads", "hidden_size", "num_hidden_layers"):
-        if type(config.get(name)) is not int or config[name] <= 0:
-            msg = f"{header.path}: the metadata has no usable {name} (got {config.get(name)!r})"
-            raise FileFormatError(msg)
-    return config

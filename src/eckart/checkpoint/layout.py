@@ -15,7 +15,7 @@ _CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clv
 _CONV1D_MODULES = {"c_attn", "c_proj", "c_fc", "q_attn"}
 _TRANSPOSED_EXPERTS = {"gpt_oss", "llama4", "llama4_text", "qwen3_vl_moe", "qwen3_vl_moe_text"}
 _EXPERT_MODULES = {"input_linear", "output_linear"}
-_BUFFERS = {"inv_freq", "masked_bias", "position_ids", "original_inv_freq"}
+_BUFFERS = {"inv_freq", "rope_freqs", "masked_bias", "position_ids", "original_inv_freq"}
 _QUANTISED = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", "SCB", "weight_format")
 _QUANTISED_BESIDE = ("qweight", "qzeros", "weight_scale", "weight_scale_inv", "SCB")
 
@@ -93,6 +93,13 @@ def module_of(tensor: str) -> str:
     return tensor.removesuffix(".weight")
 
 
+def is_buffer(info: TensorInfo) -> bool:
+    """Whether a tensor is computed rather than learned, so that a file may lack it."""
+    leaf = info.name.rpartition(".")[2]
+    # GPT-2 once saved its causal mask as a 4-D "bias".
+    return leaf in _BUFFERS or (leaf == "bias" and len(info.shape) == 4)
+
+
 def _views(info: TensorInfo, kind: Kind, transposed: bool, tied: tuple[str, ...]) -> list[MatrixView]:
     module, shape = module_of(info.name), info.shape
     if kind == "expert":
@@ -113,22 +120,17 @@ def _reason_to_leave(info: TensorInfo, checkpoint: Checkpoint) -> str | None:
     known, dimensions = checkpoint.kinds.get(module), len(info.shape)
     is_norm = "norm" in module.lower() or "ln_" in module
     is_depthwise = known == "grouped conv" or (known is None and _is_depthwise(info))
+    unknown = dimensions > 2 and not _is_conv(info, known) and not _is_expert(info)
     rules = (
         (_is_quantised(info, checkpoint.tensors), "quantised storage: dequantise the checkpoint first"),
-        (
-            not info.dtype.is_floating_point,
-            f"{str(info.dtype).removeprefix('torch.')} values, not floating point",
-        ),
+        (is_buffer(info), "buffer"),
+        (not info.dtype.is_floating_point, f"{str(info.dtype).removeprefix('torch.')}, not floating point"),
         (0 in info.shape, "no elements"),
-        (leaf in _BUFFERS, "buffer"),
         (leaf.endswith("bias"), "bias"),
         (dimensions == 0, "scalar"),
         (dimensions == 1, "norm" if is_norm else "vector"),
         (is_depthwise, "depthwise convolution: each group has one input channel"),
-        (
-            dimensions > 2 and not _is_conv(info, known) and not _is_expert(info),
-            f"{dimensions}-D tensor of no known use",
-        ),
+        (unknown, f"{dimensions}-D tensor of no known use"),
     )
     return next((reason for applies, reason in rules if applies), None)
 

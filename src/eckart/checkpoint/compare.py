@@ -1,0 +1,79 @@
+"""Whether two checkpoints hold the same model: every fault, found from headers before a tensor is read."""
+
+from collections.abc import Sequence
+
+from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
+from eckart.checkpoint.layout import is_buffer, layout, module_of
+from eckart.checkpoint.naming import is_embedding, is_output_layer, matches
+
+
+def compare_layouts(base: Checkpoint, tuned: Checkpoint, exclude: Sequence[str] = ()) -> list[str]:
+    """What keeps `tuned` minus `base` from being defined, tensor by tensor; empty when nothing does.
+
+    A tensor that one checkpoint stores and the other ties is compared with the one it is tied to, except that
+    a `tuned` without a matrix of its own cannot say what became of the base's. Buffers do not count.
+
+    Args:
+        base: the checkpoint that was fine-tuned.
+        tuned: what came of it.
+        exclude: patterns by PEFT's rules; a tensor of an excluded module is not compared.
+    """
+    prefix = _prefix_fault(base, tuned)
+    if prefix:
+        return [prefix]
+    left_out = {item.name: item.reason for item in layout(base).left_out}
+    matrices = {view.tensor for view in layout(tuned).matrices}
+    faults = []
+    for name in dict.fromkeys([*base.tensors, *tuned.tensors]):
+        if any(matches(pattern, module) for pattern in exclude for module in _owners(name)):
+            continue
+        old, new = _find(base, name), _find(tuned, name)
+        if (info := old or new) and is_buffer(info):
+            continue
+        if name in matrices and old and old.name in left_out:
+            faults.append(f"{name}: the base cannot be used: {left_out[old.name]}")
+        elif fault := _fault(name, base, tuned):
+            faults.append(f"{name}: {fault}")
+    return faults
+
+
+def _fault(name: str, base: Checkpoint, tuned: Checkpoint) -> str | None:
+    old, new = _find(base, name), _find(tuned, name)
+    leave_out = f"--exclude {_owners(name)[0]} leaves it out"
+    if new is None:
+        return f"only in the base ({base.source}); {leave_out}"
+    if old is None:
+        return f"only in the tuned checkpoint ({tuned.source}); {leave_out}"
+    if name not in tuned.tensors:
+        return f"the base has its own, the tuned checkpoint shares {new.name}; {leave_out}"
+    if old.shape == new.shape:
+        return None
+    module = module_of(name)
+    if old.shape[1:] == new.shape[1:] and (is_embedding(module) or is_output_layer(module)):
+        return f"{old.shape[0]:,} rows in the base, {new.shape[0]:,} in the tuned checkpoint; {leave_out}"
+    return f"shape {old.shape} in the base, {new.shape} in the tuned checkpoint; {leave_out}"
+
+
+def _find(checkpoint: Checkpoint, name: str) -> TensorInfo | None:
+    return checkpoint.tensors.get(checkpoint.tied.get(name, name))
+
+
+def _owners(name: str) -> tuple[str, str]:
+    """The names by which a tensor can be excluded: its module, and itself where it is a bare parameter."""
+    owner, _, leaf = name.rpartition(".")
+    return (owner, module_of(name)) if leaf in ("weight", "bias") else (name, owner)
+
+
+def _prefix_fault(base: Checkpoint, tuned: Checkpoint) -> str | None:
+    """The fault of two checkpoints that name the same tensors under different prefixes."""
+    if not base.tensors.keys().isdisjoint(tuned.tensors):
+        return None
+    for one, other in ((base, tuned), (tuned, base)):
+        for name in one.tensors:
+            head, _, rest = name.partition(".")
+            if rest in other.tensors:
+                return (
+                    f"names in {one.source} begin with '{head}.', in {other.source} they do not: "
+                    "save both from the same model class"
+                )
+    return None

@@ -1,0 +1,134 @@
+"""Outputs that appear whole or not at all: checked before work, written beside, renamed at the end."""
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from eckart.errors import OutputError
+
+_RESULTS = ("*.safetensors", "config.json", "adapter_config.json", "analysis.json", "report.html")
+_WRITING_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+
+
+def check_output(
+    path: Path, needed_bytes: int = 0, *, force: bool = False, inputs: Sequence[Path | None] = ()
+) -> None:
+    """Refuse an output that cannot be written, before anything is computed.
+
+    Args:
+        path: the file or folder to be written.
+        needed_bytes: its size; compared with the free space.
+        force: whether an existing result may be replaced.
+        inputs: files and folders that are read, and so must not be replaced.
+
+    Raises:
+        OutputError: with all faults.
+    """
+    path, parent = Path(path), Path(path).absolute().parent
+    faults = [fault] if (fault := _existing_fault(path, force=force)) else []
+    used = [source for source in inputs if source and source.resolve().is_relative_to(path.resolve())]
+    if used:
+        faults = [f"it is, or holds, an input ({used[0]}), and inputs are never changed; choose another name"]
+    if not parent.is_dir():
+        faults.append(f"its folder {parent} does not exist; create it first")
+    elif not os.access(parent, os.W_OK | os.X_OK):
+        faults.append(f"its folder {parent} is not writable")
+    elif (free := shutil.disk_usage(parent).free) < needed_bytes:
+        faults.append(f"it needs {_size(needed_bytes)} and {parent} has {_size(free)} free")
+    if faults:
+        msg = f"{path}: this output cannot be written"
+        raise OutputError.of(msg, faults)
+
+
+@contextmanager
+def atomic_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """A new folder beside `path` to write in, which takes the name `path` when the block ends well.
+
+    After an exception or an interruption nothing is left, and what `path` was before is untouched.
+
+    Raises:
+        OutputError: `path` must not be replaced, or the disk is full or read-only.
+    """
+    with _replacing(Path(path), force=force) as partial:
+        partial.mkdir()
+        yield partial
+        _sync(partial)
+
+
+@contextmanager
+def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """A new file name beside `path` to write to, which takes the name `path` when the block ends well.
+
+    Raises:
+        OutputError: `path` must not be replaced, or the disk is full or read-only.
+    """
+    with _replacing(Path(path), force=force) as partial:
+        yield partial
+
+
+@contextmanager
+def _replacing(path: Path, *, force: bool) -> Iterator[Path]:
+    check_output(path, force=force)
+    beside = f".{path.name}.{secrets.token_hex(4)}"
+    partial, old = path.with_name(f"{beside}.partial"), path.with_name(f"{beside}.old")
+    try:
+        yield partial
+        if partial.is_file():
+            _sync(partial)
+        # A folder cannot be renamed onto one that is not empty: the old one steps aside first.
+        if path.is_dir():
+            path.rename(old)
+        partial.replace(path)
+        _sync(path.absolute().parent)
+    except OSError as error:
+        _remove(partial)
+        if error.errno not in _WRITING_FAILED:
+            raise
+        msg = f"{path}: writing failed ({error.strerror}); nothing was left behind"
+        raise OutputError(msg) from error
+    except BaseException:
+        _remove(partial)
+        raise
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        _remove(old)
+
+
+def _existing_fault(path: Path, *, force: bool) -> str | None:
+    """Why what is at `path` must stay. Even --force replaces only what looks like a result."""
+    if not path.exists() and not path.is_symlink():
+        return None
+    if not force:
+        return "it exists; --force replaces it"
+    if path.is_symlink():
+        return "it is a link; give the name of the folder or file itself"
+    if path.is_dir() and Path.cwd().is_relative_to(path.resolve()):
+        return "it is the working folder, or holds it"
+    if path.is_dir() and any(path.iterdir()) and not any(any(path.glob(pattern)) for pattern in _RESULTS):
+        return "it is a folder that holds no result, which --force does not replace; remove it yourself"
+    return None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold a file, or a folder's names, before its own name changes."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 10**8 else f"{nbytes / 1e6:.2f} MB"
