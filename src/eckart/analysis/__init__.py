@@ -1,0 +1,1 @@
+"""Spectra of a whole checkpoint, of the difference of two, or of an adapter, as one result."""

@@ -1,0 +1,105 @@
+"""What an analysis says of one matrix, and the same as an entry of `analysis.json`."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from eckart.linalg import Interval, Spectrum
+from eckart.linalg.noise import NoiseEstimate
+from eckart.linalg.spectrum import Tail
+
+ENERGIES = (0.9, 0.95, 0.99)
+ERRORS = (0.1, 0.01)
+
+Number = int | float | Interval[int] | Interval[float] | None
+
+
+@dataclass(frozen=True)
+class MatrixAnalysis:
+    """One matrix: what it is, its singular values and the noise that its storage dtype put there.
+
+    Attributes:
+        name: module path; `experts.gate_up_proj[3]` for one expert of a fused tensor.
+        shape: `(out_features, in_features)`.
+        dtype: as stored, such as `bfloat16`, or the GGUF type such as `Q4_1`.
+        spectrum: the singular values, all of them or the leading ones.
+        noise: estimated for a difference of checkpoints; None otherwise.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    dtype: str
+    spectrum: Spectrum
+    noise: NoiseEstimate | None = None
+
+    @property
+    def params(self) -> int:
+        """Entries of the matrix."""
+        return self.shape[0] * self.shape[1]
+
+    def statistics(self) -> dict[str, Number]:
+        """Every number read off the spectrum, by its name in `analysis.csv`; None where it is undefined."""
+        spectrum = self.spectrum
+        numbers: dict[str, Number] = {
+            "fro_norm": spectrum.fro_norm,
+            "spectral_norm": spectrum.spectral_norm,
+            "stable_rank": spectrum.stable_rank,
+            "effective_rank": spectrum.effective_rank,
+            "participation_ratio": spectrum.participation_ratio,
+            "numerical_rank": spectrum.numerical_rank,
+        }
+        numbers |= {f"rank_for_energy_{energy}": spectrum.rank_for_energy(energy) for energy in ENERGIES}
+        return numbers | {f"rank_for_error_{error}": spectrum.rank_for_error(error) for error in ERRORS}
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of `analysis.json`; a number that is only bounded is `{"lower": a, "upper": b}`.
+
+        A partial spectrum adds `tail`, the certified limits that its bounds follow from.
+        """
+        numbers = {key: _number_to_json(number) for key, number in self.statistics().items()}
+        entry: dict[str, Any] = {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
+        entry |= {key: number for key, number in numbers.items() if not key.startswith("rank_for_")}
+        for rule, shares in (("rank_for_energy", ENERGIES), ("rank_for_error", ERRORS)):
+            entry[rule] = {str(share): numbers[f"{rule}_{share}"] for share in shares}
+        noise = asdict(self.noise) if self.noise else None
+        entry["noise"] = noise and {key: _number_to_json(value) for key, value in noise.items()}
+        entry["complete"] = self.spectrum.complete
+        entry["singular_values"] = self.spectrum.singular_values.tolist()
+        tail = self.spectrum.tail
+        if tail is not None:
+            entry["tail"] = asdict(tail) | {"energy_upper": tail.energy_upper.tolist()}
+        return entry
+
+    @staticmethod
+    def from_json(entry: dict[str, Any]) -> "MatrixAnalysis":
+        """The matrix that `to_json` described; its statistics follow again from the singular values.
+
+        Raises:
+            KeyError, TypeError, ValueError: the entry is not such a description.
+        """
+        tail = entry.get("tail")
+        rows, columns = entry["shape"]
+        dtype = getattr(torch, entry["dtype"], None)
+        spectrum = Spectrum(
+            singular_values=torch.tensor(entry["singular_values"], dtype=torch.float64),
+            shape=(rows, columns),
+            fro_norm=entry["fro_norm"],
+            dtype=dtype
+            if isinstance(dtype, torch.dtype)
+            else torch.float32,  # GGUF types are read as float32
+            tail=tail
+            and Tail(**tail | {"energy_upper": torch.tensor(tail["energy_upper"], dtype=torch.float64)}),
+        )
+        noise = entry["noise"]
+        return MatrixAnalysis(
+            entry["name"], (rows, columns), entry["dtype"], spectrum, noise and NoiseEstimate(**noise)
+        )
+
+
+def _number_to_json(number: Any) -> Any:
+    """A statistic as JSON holds it: bounds as a pair, and null for what no finite number can say."""
+    if isinstance(number, Interval):
+        return {"lower": _number_to_json(number.lower), "upper": _number_to_json(number.upper)}
+    return None if isinstance(number, float) and not math.isfinite(number) else number

@@ -1,0 +1,72 @@
+"""Where a module sits in its model: the layer it belongs to and the kind of module it is there."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+_EXPERT = re.compile(r"\[\d+\]$")  # the slice of a fused experts tensor, "experts.gate_up_proj[3]"
+_INDEX = re.compile(r"(?:^|(?<=\.))\d+(?=\.)")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A module's layer (None outside the stack of layers) and its kind, such as `q_proj`."""
+
+    layer: int | None
+    kind: str
+
+
+def places(names: Iterable[str]) -> dict[str, Place]:
+    """The place of each module path.
+
+    The kind is the shortest dotted suffix, below the layer, that still tells the kinds apart: `q_proj` in a
+    Llama, `attn.c_proj` beside `mlp.c_proj` in a GPT-2. Experts of one layer share a kind. Modules outside
+    the layers keep their last component (`embed_tokens`).
+
+    Args:
+        names: module paths as an analysis lists them.
+
+    Returns:
+        a dictionary in the order of `names`.
+    """
+    parts = {name: _split(name) for name in names}
+    short = _shortest_suffixes(list(dict.fromkeys(path for _, _, path in parts.values())))
+    stacks: dict[str, list[str]] = {}
+    for stack, _, path in parts.values():
+        stacks.setdefault(short[path], [])
+        if stack not in stacks[short[path]]:
+            stacks[short[path]].append(stack)
+    return {
+        name: Place(layer, _with_stack(short[path], stack, stacks[short[path]]))
+        for name, (stack, layer, path) in parts.items()
+    }
+
+
+def _split(name: str) -> tuple[str, int | None, str]:
+    """The stack before the layer's number, that number, and the path below it with its own numbers hidden."""
+    plain = _EXPERT.sub("", name)
+    found = _INDEX.search(plain)
+    if found is None:
+        return "", None, plain
+    stack = plain[: found.start()].rstrip(".")
+    return stack, int(found.group()), _INDEX.sub("*", plain[found.end() + 1 :])
+
+
+def _shortest_suffixes(paths: Sequence[str]) -> dict[str, str]:
+    """A label for every path: as few trailing components as keep all labels different."""
+    components = {path: [part for part in path.split(".") if part != "*"] for path in paths}
+    labels: dict[str, str] = {}
+    for path, parts in components.items():
+        others = [other for other in components.values() if other != parts]
+        length = 1
+        while length < len(parts) and any(other[-length:] == parts[-length:] for other in others):
+            length += 1
+        labels[path] = ".".join(parts[-length:])
+    return labels
+
+
+def _with_stack(label: str, stack: str, stacks: Sequence[str]) -> str:
+    """The label, led where stacks share it by the part that only its own stack has (`decoder.q_proj`)."""
+    elsewhere = {part for other in stacks if other != stack for part in other.split(".")}
+    own = [part for part in stack.split(".") if part and part not in elsewhere]
+    return f"{own[0]}.{label}" if len(stacks) > 1 and own else label

@@ -1,0 +1,93 @@
+"""The `eckart` command: its subcommands, and how each of them ends."""
+
+import functools
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from eckart import __version__
+from eckart.cli.analyze import analyze
+from eckart.errors import EckartError
+
+REFUSED, INTERRUPTED = 1, 130
+
+app = typer.Typer(
+    name="eckart",
+    help="A low-rank workbench for neural-network weights.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def run() -> None:
+    """The entry point: exit status 0 done, 1 refused, 2 wrong usage, 130 interrupted."""
+    app(prog_name="eckart")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"eckart {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """A low-rank workbench for neural-network weights: see the rank, extract the adapter, trust the numbers."""
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with a `--debug` option and our endings: a refusal is one message, never a traceback."""
+
+    @functools.wraps(command)
+    def ending_well(*arguments: Any, debug: bool, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except KeyboardInterrupt:
+            _interrupted(options.get("output"))
+        except (typer.Exit, BrokenPipeError):
+            raise
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            elif isinstance(error, EckartError):
+                _say(f"eckart: {error}")
+            else:
+                what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+                _say(f"eckart: unexpected {what}; run with --debug to see where")
+            raise typer.Exit(REFUSED) from None
+
+    signature = inspect.signature(command)
+    option = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
+    ending_well.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
+    ending_well.__annotations__ = {**command.__annotations__, "debug": Debug}
+    return ending_well
+
+
+def _interrupted(output: object) -> NoReturn:
+    """Say what was kept, and leave at once: a worker thread inside LAPACK cannot be asked to stop."""
+    kept = f"; what was finished is kept in {output}: run the same command again to go on" if output else ""
+    _say(f"eckart: interrupted{kept}")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"{message}\n")
+
+
+for _command in (analyze,):
+    app.command()(guarded(_command))

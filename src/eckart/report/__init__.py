@@ -1,0 +1,14 @@
+"""Results for readers: tables for a terminal, figures for a page."""
+
+from eckart.report.figures import energy_figure, error_figure, rank_map, save_figures, spectrum_figure
+from eckart.report.tables import analysis_table, left_out_lines
+
+__all__ = [
+    "analysis_table",
+    "energy_figure",
+    "error_figure",
+    "left_out_lines",
+    "rank_map",
+    "save_figures",
+    "spectrum_figure",
+]

@@ -1,0 +1,293 @@
+"""Figures of an analysis: spectrum, cumulative energy, error against rank, and the map of needed rank.
+
+Each function returns a matplotlib `Figure` that was drawn without pyplot, so that it works on a server, in a
+thread and in a notebook alike, and leaves no global state.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from eckart.errors import OutputError
+from eckart.report import findings, style
+from eckart.report.curves import Curve, curve, groups, middle, upper
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from eckart.analysis import Analysis, MatrixAnalysis
+
+LOWEST_SIGMA = 1e-6  # of σ₁: what lies deeper is rounding of the decomposition, not of the weights
+MARKED_ENERGIES = (0.9, 0.95, 0.99)
+MARKED_ERRORS = (0.1, 0.01)
+MOST_LABELLED_COLUMNS = 40
+MOST_BANDS = 3  # more overlap into mud
+
+
+def spectrum_figure(analysis: "Analysis") -> "Figure":
+    """Singular values over their index, linear and logarithmic, with the noise edge where it was estimated.
+
+    Args:
+        analysis: of weights, a difference or an adapter, with at least one nonzero matrix.
+
+    Returns:
+        two panels of σᵢ/σ₁; the line is the median over the matrices of one module kind, the band (where few
+        lines leave room for it) holds the middle 80 % of them; a circle marks the noise edge.
+    """
+    drawn = _nonempty(analysis)
+    figure = style.new_figure()
+    linear, logarithmic = figure.subplots(1, 2)
+    for position, (label, matrices) in enumerate(drawn.items()):
+        values = curve(
+            label, matrices, lambda spectrum: spectrum.singular_values / spectrum.singular_values[0]
+        )
+        stable = middle([matrix.spectrum.stable_rank for matrix in matrices])
+        for axes in (linear, logarithmic):
+            _draw(axes, values, position, label=f"{label}  ·  {stable:.3g}", band=len(drawn) <= MOST_BANDS)
+            _mark_noise_edge(axes, matrices, position)
+    for axes, title in ((linear, "linear"), (logarithmic, "logarithmic")):
+        style.dress(axes, x="index i", y="singular value, σᵢ / σ₁", title=title)
+        style.rank_axis(axes, _highest_rank(drawn), spacing=_spacing(analysis))
+    linear.set_ylim(0, 1.02)
+    logarithmic.set_yscale("log")
+    logarithmic.set_ylim(max(LOWEST_SIGMA, logarithmic.get_ylim()[0]), 1.3)
+    _legend(figure, linear, "stable rank")
+    style.headline(figure, findings.spectrum_finding(analysis), _detail(analysis, drawn))
+    return figure
+
+
+def energy_figure(analysis: "Analysis") -> "Figure":
+    """Share of ‖W‖² that the leading r singular values hold, with 90, 95 and 99 % marked."""
+    drawn = _nonempty(analysis)
+    figure = style.new_figure()
+    axes = figure.subplots()
+    for position, (label, matrices) in enumerate(drawn.items()):
+        values = curve(label, matrices, lambda spectrum: spectrum.cumulative_energy())
+        needed = middle([matrix.spectrum.rank_for_energy(0.9) for matrix in matrices])
+        _draw(axes, values, position, label=f"{label}  ·  {needed:.0f}", band=len(drawn) <= MOST_BANDS)
+        _dots(
+            axes, values.median, [(energy, values.median >= energy) for energy in MARKED_ENERGIES], position
+        )
+    style.dress(axes, x="rank r", y="share of the energy, Σᵢ≤ᵣ σᵢ² / ‖W‖²")
+    style.rank_axis(axes, _highest_rank(drawn), spacing=_spacing(analysis))
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    _thresholds(axes, MARKED_ENERGIES)
+    _legend(figure, axes, "rank for 90%")
+    style.headline(figure, findings.energy_finding(analysis), _detail(analysis, drawn))
+    return figure
+
+
+def error_figure(analysis: "Analysis") -> "Figure":
+    """Relative Frobenius error of the best rank-r approximation over r, with 10 and 1 % marked."""
+    drawn = _nonempty(analysis)
+    figure = style.new_figure()
+    axes = figure.subplots()
+    lowest = MARKED_ERRORS[-1] / 3
+    for position, (label, matrices) in enumerate(drawn.items()):
+        values = curve(label, matrices, lambda spectrum: spectrum.errors()[1:])
+        needed = middle([matrix.spectrum.rank_for_error(0.1) for matrix in matrices])
+        _draw(axes, values, position, label=f"{label}  ·  {needed:.0f}", band=len(drawn) <= MOST_BANDS)
+        _dots(axes, values.median, [(error, values.median < error) for error in MARKED_ERRORS], position)
+    style.dress(axes, x="rank r", y="relative error ‖W − Wᵣ‖ / ‖W‖")
+    style.rank_axis(axes, _highest_rank(drawn), spacing=_spacing(analysis))
+    axes.set_yscale("log")
+    axes.set_ylim(lowest, 1.1)
+    axes.yaxis.set_major_formatter(lambda share, _: f"{share:.3g}")
+    _thresholds(axes, MARKED_ERRORS)
+    _legend(figure, axes, "rank for < 10%")
+    style.headline(figure, findings.error_finding(analysis), _detail(analysis, drawn))
+    return figure
+
+
+def rank_map(analysis: "Analysis", *, energy: float = 0.9) -> "Figure":
+    """Heat map of the rank that holds `energy` of each matrix: layers across, module kinds down.
+
+    Where several matrices share a cell (the experts of a layer) it shows their median, and a rank that is
+    only bounded counts at its upper limit. Matrices outside the layers have a column at the left.
+    """
+    _nonempty(analysis)
+    where = analysis.places()
+    needed: dict[tuple[str, int | None], list[float | None]] = {}
+    for matrix in analysis.matrices:
+        place = where[matrix.name]
+        needed.setdefault((place.kind, place.layer), []).append(
+            upper(matrix.spectrum.rank_for_energy(energy))
+        )
+    kinds = list(dict.fromkeys(kind for kind, _ in needed))
+    layers = sorted({layer for _, layer in needed}, key=lambda layer: -1 if layer is None else layer)
+    cells = [[middle(list(needed.get((kind, layer), []))) for layer in layers] for kind in kinds]
+    figure = style.new_figure(height_inches=min(9.0, 1.7 + 0.34 * len(kinds)))
+    axes = figure.subplots()
+    _paint(figure, axes, cells, energy)
+    axes.set_yticks(range(len(kinds)), kinds)
+    step = max(1, len(layers) // 20)
+    names = ["outside" if layer is None else str(layer) for layer in layers]
+    axes.set_xticks(range(0, len(layers), step), names[::step])
+    axes.set_xlabel("layer", color=style.INK)
+    several = len(needed) < len(analysis.matrices)
+    cell = "the median of the matrices in a cell" if several else "matrix by matrix"
+    shown = f"rank for {energy:.0%} of the energy, {cell}"
+    style.headline(figure, findings.rank_map_finding(analysis, energy=energy), f"{_name(analysis)}: {shown}")
+    return figure
+
+
+def save_figures(analysis: "Analysis", folder: str | Path) -> list[Path]:
+    """Draw every figure and write it as PNG.
+
+    Args:
+        analysis: with at least one nonzero matrix; otherwise nothing is written.
+        folder: made if it does not exist.
+
+    Returns:
+        the paths: `spectrum.png`, `energy.png`, `error.png`, `rank_map.png`.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        OutputError: the folder cannot be written.
+    """
+    if not findings.measured(analysis):
+        return []
+    drawings = {
+        "spectrum": spectrum_figure,
+        "energy": energy_figure,
+        "error": error_figure,
+        "rank_map": rank_map,
+    }
+    paths = []
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, draw in drawings.items():
+            path = Path(folder) / f"{name}.png"
+            partial = path.with_name(f".{name}.tmp.png")
+            draw(analysis).savefig(partial)
+            partial.replace(path)
+            paths.append(path)
+    except OSError as failed:
+        msg = f"cannot write figures to {folder}: {failed.strerror or failed}"
+        raise OutputError(msg) from failed
+    return paths
+
+
+def _nonempty(analysis: "Analysis") -> dict[str, list["MatrixAnalysis"]]:
+    """The groups to draw.
+
+    Raises:
+        ValueError: there is no nonzero matrix.
+    """
+    drawn = groups(analysis)
+    if not drawn:
+        msg = (
+            f"nothing to draw: none of the {len(analysis.matrices)} matrices of {analysis.source} is nonzero"
+        )
+        raise ValueError(msg)
+    return drawn
+
+
+def _draw(axes: "Axes", values: Curve, position: int, *, label: str, band: bool) -> None:
+    """One median line over the ranks from 1, with or without its band."""
+    ranks = torch.arange(1, 1 + len(values.median)).numpy()
+    look = style.line_style(position)
+    axes.plot(ranks, values.median.numpy(), linewidth=1.8, label=label, zorder=3, **look)
+    if band and values.count > 1:
+        axes.fill_between(
+            ranks, values.low, values.high, color=look["color"], alpha=0.13, linewidth=0, zorder=2
+        )
+
+
+def _dots(axes: "Axes", line: torch.Tensor, marks: list[tuple[float, torch.Tensor]], position: int) -> None:
+    """A dot where the line first meets each mark."""
+    colour = style.line_style(position)["color"]
+    for _, met in marks:
+        if bool(met.any()):
+            first = int(met.to(torch.int8).argmax())
+            axes.plot(first + 1, float(line[first]), "o", markersize=4.5, color=colour, zorder=4)
+
+
+def _mark_noise_edge(axes: "Axes", matrices: list["MatrixAnalysis"], position: int) -> None:
+    """A circle on the curve where it sinks below the noise edge (medians over the group)."""
+    known = [matrix for matrix in matrices if matrix.noise and matrix.noise.edge and matrix.noise.signal_rank]
+    if not known:
+        return
+    rank = middle([matrix.noise.signal_rank for matrix in known])
+    height = middle([matrix.noise.edge / float(matrix.spectrum.singular_values[0]) for matrix in known])
+    colour = style.line_style(position)["color"]
+    axes.plot(rank, height, "o", markersize=7, markerfacecolor="white", markeredgecolor=colour, zorder=5)
+
+
+def _thresholds(axes: "Axes", levels: tuple[float, ...]) -> None:
+    """Thin horizontal lines, each named at the left inside the axes."""
+    for level in levels:
+        axes.axhline(level, color=style.SOFT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+        axes.annotate(
+            f"{level:.0%}",
+            (0, level),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 2),
+            textcoords="offset points",
+            fontsize=8,
+            color=style.SOFT,
+        )
+
+
+def _legend(figure: "Figure", axes: "Axes", number: str) -> None:
+    """All lines, named beside the axes, each with its number."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside right center",
+        frameon=False,
+        fontsize=9,
+        title=f"module  ·  {number}",
+        title_fontsize=9,
+        alignment="left",
+    )
+
+
+def _paint(figure: "Figure", axes: "Axes", cells: list[list[float | None]], energy: float) -> None:
+    """The coloured cells with their ranks, and the colour scale; cells without a matrix stay white."""
+    values = torch.tensor([[float("nan") if cell is None else cell for cell in row] for row in cells])
+    image = axes.imshow(values.numpy(), cmap="YlGnBu", aspect="auto", vmin=0)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize=9, colors=style.INK)
+    axes.set_xticks(torch.arange(0.5, values.shape[1] - 1).tolist(), minor=True)
+    axes.set_yticks(torch.arange(0.5, values.shape[0] - 1).tolist(), minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.2)
+    axes.tick_params(which="minor", length=0)
+    bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03)
+    bar.set_label(f"rank for {energy:.0%} of the energy", color=style.INK)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.ax.tick_params(labelsize=8, colors=style.SOFT)
+    if values.shape[1] > MOST_LABELLED_COLUMNS:
+        return
+    highest = float(values.nan_to_num().max())
+    for row, column in (~values.isnan()).nonzero().tolist():
+        value = float(values[row, column])
+        colour = "white" if value > 0.6 * highest else style.INK
+        axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
+
+
+def _highest_rank(drawn: dict[str, list["MatrixAnalysis"]]) -> int:
+    """The highest rank that a drawn spectrum reaches."""
+    return max(len(matrix.spectrum.singular_values) for matrices in drawn.values() for matrix in matrices)
+
+
+def _spacing(analysis: "Analysis") -> style.Spacing:
+    """Weights fall off over all their ranks; updates and adapters within the first few doublings."""
+    return "linear" if analysis.kind == "weights" else "doubling"
+
+
+def _name(analysis: "Analysis") -> str:
+    """What was analysed, as the user named it."""
+    return f"{analysis.source} − {analysis.base}" if analysis.base else analysis.source
+
+
+def _detail(analysis: "Analysis", drawn: dict[str, list["MatrixAnalysis"]]) -> str:
+    """The line under a headline: what was analysed, and what line and band are."""
+    grouped = any(len(matrices) > 1 for matrices in drawn.values())
+    lines = "; each line the median over its matrices" if grouped else ""
+    bands = ", band 10th to 90th percentile" if grouped and len(drawn) <= MOST_BANDS else ""
+    return f"{_name(analysis)}, {findings.of_medians(analysis)}{lines}{bands}"

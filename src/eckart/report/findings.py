@@ -1,0 +1,91 @@
+"""The sentence over each figure: what the numbers say, said from the numbers."""
+
+from typing import TYPE_CHECKING
+
+from eckart.linalg import Interval
+from eckart.report.curves import middle
+
+if TYPE_CHECKING:
+    from eckart.analysis import Analysis, MatrixAnalysis
+
+SUBJECTS = {"weights": "the weights", "delta": "the update", "adapter": "the adapter"}
+
+
+def subject(analysis: "Analysis") -> str:
+    """What was analysed, as a sentence names it."""
+    return SUBJECTS[analysis.kind]
+
+
+def measured(analysis: "Analysis") -> list["MatrixAnalysis"]:
+    """The matrices that have a spectrum: all but the zero ones."""
+    return [matrix for matrix in analysis.matrices if matrix.spectrum.fro_norm > 0]
+
+
+def of_medians(analysis: "Analysis") -> str:
+    """What the numbers of a headline are medians of."""
+    count = len(measured(analysis))
+    return f"median of {count} matrices" if count > 1 else "one matrix"
+
+
+def spectrum_finding(analysis: "Analysis") -> str:
+    """How many directions stand above the noise, or else how concentrated the spectrum is."""
+    matrices = measured(analysis)
+    full = middle([min(matrix.shape) for matrix in matrices])
+    signal = middle([matrix.noise.signal_rank if matrix.noise else None for matrix in matrices])
+    if signal is not None:
+        return f"{round(signal)} of {full:.0f} directions of {subject(analysis)} stand above the noise"
+    stable = middle([matrix.spectrum.stable_rank for matrix in matrices])
+    return f"The stable rank of {subject(analysis)} is {stable:.3g}, of {full:.0f} possible"
+
+
+def energy_finding(analysis: "Analysis", *, rank: int = 16, energy: float = 0.9) -> str:
+    """What a usual LoRA rank keeps, and the rank that a usual share takes."""
+    matrices = measured(analysis)
+    needed = [matrix.spectrum.rank_for_energy(energy) for matrix in matrices]
+    kept = middle([_kept(matrix, rank) for matrix in matrices])
+    return (
+        f"Rank {rank} holds {kept:.0%} of the energy of {subject(analysis)}; "
+        f"{energy:.0%} takes rank {_at_most(needed)}"
+    )
+
+
+def error_finding(analysis: "Analysis", *, rank: int = 16, error: float = 0.1) -> str:
+    """What a usual LoRA rank misses, and the rank that a usual tolerance takes."""
+    matrices = measured(analysis)
+    needed = [matrix.spectrum.rank_for_error(error) for matrix in matrices]
+    missed = middle([1 - _kept(matrix, rank) for matrix in matrices]) or 0.0
+    return (
+        f"Rank {rank} misses {missed**0.5:.0%} of the norm of {subject(analysis)}; "
+        f"an error below {error:.0%} takes rank {_at_most(needed)}"
+    )
+
+
+def rank_map_finding(analysis: "Analysis", *, energy: float = 0.9) -> str:
+    """Which kind of module needs the least rank and which the most; where there are layers, of those in them."""
+    where = analysis.places()
+    layered = {place.kind for place in where.values() if place.layer is not None}
+    needed = {
+        kind: middle([matrix.spectrum.rank_for_energy(energy) for matrix in matrices])
+        for kind, matrices in analysis.by_kind().items()
+        if kind in layered or not layered
+    }
+    known = {kind: rank for kind, rank in needed.items() if rank is not None}
+    least, most = min(known, key=lambda kind: known[kind]), max(known, key=lambda kind: known[kind])
+    if known[least] == known[most]:
+        return f"{energy:.0%} of the energy takes rank {known[most]:.0f} everywhere"
+    return (
+        f"{least} holds {energy:.0%} of its energy in rank {known[least]:.0f}, "
+        f"{most} needs rank {known[most]:.0f}"
+    )
+
+
+def _kept(matrix: "MatrixAnalysis", rank: int) -> float:
+    """Share of the energy in the leading `rank` singular values."""
+    energy = matrix.spectrum.cumulative_energy()
+    return float(energy[min(rank, len(energy)) - 1])
+
+
+def _at_most(needed: list[int | Interval | None]) -> str:
+    """The median rank, marked where some of the ranks are only bounded."""
+    bounded = any(isinstance(rank, Interval) for rank in needed)
+    return f"{'at most ' if bounded else ''}{middle(needed):.0f}"

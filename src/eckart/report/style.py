@@ -1,0 +1,73 @@
+"""The look that all figures share: white paper, a light grid, colours that colour-blind readers tell apart."""
+
+from typing import TYPE_CHECKING, Literal
+
+from eckart.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito's palette without its yellow, which is too light for a line on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)))
+INK, SOFT, GRID = "#222222", "#666666", "#E4E4E4"
+
+Spacing = Literal["linear", "doubling"]
+
+WIDTH_INCHES, DPI = 10.0, 160
+
+
+def new_figure(*, height_inches: float = 4.6) -> "Figure":
+    """An empty figure that draws without a display and without pyplot's global state.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError.for_extra("report", "drawing a figure") from missing  # noqa: EM101
+    return Figure(figsize=(WIDTH_INCHES, height_inches), dpi=DPI, layout="constrained", facecolor="white")
+
+
+def line_style(position: int) -> dict[str, object]:
+    """Colour and dash pattern of the n-th line: seven colours, then the same dashed, then dotted."""
+    return {
+        "color": COLOURS[position % len(COLOURS)],
+        "linestyle": DASHES[position // len(COLOURS) % len(DASHES)],
+    }
+
+
+def headline(figure: "Figure", finding: str, detail: str) -> None:
+    """The finding in bold above everything, and under it in grey what is shown."""
+    height_points = 72 * figure.get_figheight()
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 48 / height_points))  # type: ignore[union-attr]
+    look = {"ha": "left", "va": "top"}
+    figure.text(0.01, 1 - 8 / height_points, finding, fontsize=13, fontweight="bold", color=INK, **look)
+    figure.text(0.01, 1 - 28 / height_points, detail, fontsize=9.5, color=SOFT, **look)
+
+
+def dress(axes: "Axes", *, x: str, y: str, title: str = "") -> None:
+    """Axis labels, a light grid behind the lines, and no frame on the sides that carry no scale."""
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
+    if title:
+        axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.grid(visible=True, color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#999999")
+    axes.tick_params(colors=SOFT, which="both", labelsize=9)
+
+
+def rank_axis(axes: "Axes", highest: int, *, spacing: Spacing) -> None:
+    """A rank axis from 1 to `highest`: even steps, or each step a doubling, as adapters' ranks are chosen."""
+    if spacing == "linear":
+        axes.set_xlim(0, highest)
+        return
+    ticks = [2**power for power in range(highest.bit_length())]
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(1, max(highest, 2))
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
