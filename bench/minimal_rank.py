@@ -1,0 +1,73 @@
+"""The smallest rank within 1 % of a 768×768 matrix: `minimal_rank` beside rebuilding it at every rank."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from bench.options import Options
+from bench.results import Comparison
+from bench.timing import alternate, median_seconds, run_call
+
+SIZE, TRUE_RANK, NOISE, ERROR = 768, 64, 0.01, 0.01
+ANSWER = 570
+SWEEP_RATIO = 150.0
+QUICK_REPEATS = 20
+
+Rank = Callable[[np.ndarray], int]
+
+
+def run(options: Options) -> list[Comparison]:
+    weight = weight_like()
+    task = f"rank for {ERROR:.0%} error, {SIZE}×{SIZE}"
+    rows = [_row(task, "rebuild at every rank", SWEEP_RATIO, weight, rebuild_every_rank, repeats=options.repeats)]
+    return [*rows, _row(task, "numpy svdvals and tail sums", 1.0, weight, tail_sums, repeats=QUICK_REPEATS)]
+
+
+def weight_like() -> np.ndarray:
+    """True rank 64, entries of about 1/8, and noise of 0.01: 8 % of the norm."""
+    draw = np.random.RandomState(42).randn
+    A, B = draw(SIZE, TRUE_RANK), draw(TRUE_RANK, SIZE)
+    return A @ B / TRUE_RANK + NOISE * draw(SIZE, SIZE)
+
+
+def eckart_rank(weight: np.ndarray) -> int:
+    import eckart
+
+    found = eckart.minimal_rank(weight, error=ERROR)
+    assert found.is_exact
+    return found.upper
+
+
+def rebuild_every_rank(weight: np.ndarray) -> int:
+    """One SVD, then the matrix of each rank and the norm of what it lacks."""
+    U, S, Vh = np.linalg.svd(weight, full_matrices=False)
+    norm = np.linalg.norm(weight)
+    errors = [np.linalg.norm(weight - (U[:, :r] * S[:r]) @ Vh[:r]) / norm for r in range(1, len(S) + 1)]
+    return 1 + next(index for index, error in enumerate(errors) if error < ERROR)
+
+
+def tail_sums(weight: np.ndarray) -> int:
+    """The error at rank r from the singular values after it, summed from the smallest up."""
+    S = np.linalg.svdvals(weight)
+    tails = np.sqrt(np.cumsum(np.square(S)[::-1])[::-1])
+    return int(np.count_nonzero(tails >= ERROR * np.linalg.norm(weight)))
+
+
+def _row(task: str, peer: str, target: float, weight: np.ndarray, function: Rank, *, repeats: int) -> Comparison:
+    sides = {
+        name: lambda side=side: run_call(lambda: side(weight))
+        for name, side in (("peer", function), ("eckart", eckart_rank))
+    }
+    sides["eckart"]()  # imports
+    runs = alternate(sides, repeats=repeats)
+    answer, peer_answer = (runs[name][-1].value for name in ("eckart", "peer"))
+    seconds, peer_seconds = median_seconds(runs["eckart"]), median_seconds(runs["peer"])
+    return Comparison(
+        task,
+        peer,
+        seconds,
+        peer_seconds,
+        target=f"≥ {target:g}×, same answer",
+        met=peer_seconds / seconds >= target and answer == peer_answer == ANSWER,
+        note=f"answers: peer {peer_answer}, eckart {answer}",
+    )

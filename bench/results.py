@@ -1,0 +1,147 @@
+"""What was measured, as a value, as JSON and as a Markdown table."""
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+from bench import THREADS
+
+PACKAGES = ("eckart", "torch", "numpy", "transformers", "peft", "mergekit", "weightwatcher", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A task done by eckart and by a peer, in one paired run.
+
+    Attributes:
+        measure: what the two errors are; lower is better, and None where the answers are compared exactly.
+        target: what eckart should reach, in words.
+        met: whether it did.
+        note: what a reader must know to judge the comparison.
+    """
+
+    task: str
+    peer: str
+    seconds: float
+    peer_seconds: float
+    target: str
+    met: bool
+    measure: str = ""
+    error: float | None = None
+    peer_error: float | None = None
+    peak_rss_bytes: int | None = None
+    peer_peak_rss_bytes: int | None = None
+    note: str = ""
+
+    @property
+    def ratio(self) -> float:
+        return self.peer_seconds / self.seconds
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A number that should stay under a limit, with no peer."""
+
+    task: str
+    value: float
+    limit: float
+    unit: str
+    note: str = ""
+
+    @property
+    def met(self) -> bool:
+        return self.value <= self.limit
+
+
+Row = Comparison | Limit
+
+
+def save(folder: Path, section: str, rows: Sequence[Row]) -> None:
+    """Put a section's rows into `folder`/results.json beside those of earlier sections, and rewrite RESULTS.md."""
+    path = folder / "results.json"
+    sections = json.loads(path.read_text())["sections"] if path.exists() else {}
+    sections[section] = [
+        asdict(row) | ({"ratio": row.ratio} if isinstance(row, Comparison) else {"met": row.met}) for row in rows
+    ]
+    path.write_text(json.dumps({"machine": machine(), "sections": sections}, indent=2) + "\n")
+    every_row = [_row(entry) for entries in sections.values() for entry in entries]
+    (folder / "RESULTS.md").write_text(markdown(every_row))
+
+
+def machine() -> dict[str, str | int]:
+    """Processor, threads, and the versions of everything compared."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = f"{len(names)} × {names[0]}" if names else cpu
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    return {"cpu": cpu, "threads": THREADS, "python": platform.python_version()} | versions
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Two tables: comparisons with peers, and limits."""
+    about = ", ".join(f"{name} {value}" for name, value in machine().items())
+    lines = [f"Measured on: {about}.", ""]
+    comparisons = [row for row in rows if isinstance(row, Comparison)]
+    if comparisons:
+        lines += _table(COMPARISON_HEADS, [_comparison_cells(row) for row in comparisons])
+    limits = [row for row in rows if isinstance(row, Limit)]
+    if limits:
+        lines += _table(LIMIT_HEADS, [_limit_cells(row) for row in limits])
+    return "\n".join(lines)
+
+
+TIME_HEADS = ("peer s", "eckart s", "ratio", "target", "met")
+COMPARISON_HEADS = ("task", "peer", *TIME_HEADS, "peer error", "error", "peer memory", "memory", "note")
+LIMIT_HEADS, [_limit_cells(row) for row in limits])
+    return "\n".join(lines)
+
+
+COMPARISON_HEADS = ("task", "peer", "peer s", "eckart s", "ratio", "target", "met", "error: peer", "eckart", "memory: peer", "eckart", "note")  # fmt: skip
+LIMIT_HEADS = ("task", "measured", "limit", "met", "note")
+
+
+def _comparison_cells(row: Comparison) -> list[str]:
+    return [
+        row.task,
+        row.peer,
+        f"{row.peer_seconds:.3g}",
+        f"{row.seconds:.3g}",
+        f"**{row.ratio:.3g}×**",
+        row.target,
+        _yes(row.met),
+        _number(row.peer_error),
+        _number(row.error),
+        _megabytes(row.peer_peak_rss_bytes),
+        _megabytes(row.peak_rss_bytes),
+        "; ".join(filter(None, [f"error: {row.measure}" if row.measure else "", row.note])),
+    ]
+
+
+def _limit_cells(row: Limit) -> list[str]:
+    return [row.task, f"{row.value:.3g} {row.unit}", f"{row.limit:.3g} {row.unit}", _yes(row.met), row.note]
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [*(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)), ""]
+
+
+def _row(entry: dict) -> Row:
+    kind = Comparison if "peer" in entry else Limit
+    return kind(**{name: entry[name] for name in kind.__dataclass_fields__})
+
+
+def _yes(met: bool) -> str:
+    return "yes" if met else "**no**"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}"
+
+
+def _megabytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e6:.0f} MB"

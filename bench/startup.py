@@ -1,0 +1,38 @@
+"""How soon the tool answers: `import eckart` and the commands' help, beside those of the peers."""
+
+import sys
+
+from bench.options import Options, script
+from bench.results import Comparison, Limit, Row
+from bench.timing import alternate, median_seconds, run_process
+
+IMPORT_SECONDS, HELP_SECONDS = 0.1, 0.5
+REPEATS = 10
+
+
+def run(options: Options) -> list[Row]:
+    """`options` do not matter here."""
+    commands = {
+        "python": (sys.executable, "-c", "pass"),
+        "import": (sys.executable, "-c", "import eckart"),
+        "help": (script("eckart"), "--help"),
+        "mergekit": (script("mergekit-extract-lora"), "--help"),
+    }
+    sides = {name: lambda command=command: run_process(*command) for name, command in commands.items()}
+    for side in sides.values():
+        side()
+    seconds = {name: median_seconds(runs) for name, runs in alternate(sides, repeats=REPEATS).items()}
+    importing = max(seconds["import"] - seconds["python"], 0.0)
+    ratio = seconds["mergekit"] / seconds["help"]
+    return [
+        Limit("import eckart", importing, IMPORT_SECONDS, "s", "median of 10, less an empty interpreter's start"),
+        Limit("eckart --help", seconds["help"], HELP_SECONDS, "s", "median of 10, whole process"),
+        Comparison(
+            "--help, whole process",
+            "mergekit-extract-lora --help",
+            seconds["help"],
+            seconds["mergekit"],
+            target="≥ 1×",
+            met=ratio >= 1,
+        ),
+    ]
