@@ -97,11 +97,6 @@ def markdown(rows: Sequence[Row]) -> str:
 
 TIME_HEADS = ("peer s", "eckart s", "ratio", "target", "met")
 COMPARISON_HEADS = ("task", "peer", *TIME_HEADS, "peer error", "error", "peer memory", "memory", "note")
-LIMIT_HEADS, [_limit_cells(row) for row in limits])
-    return "\n".join(lines)
-
-
-COMPARISON_HEADS = ("task", "peer", "peer s", "eckart s", "ratio", "target", "met", "error: peer", "eckart", "memory: peer", "eckart", "note")  # fmt: skip
 LIMIT_HEADS = ("task", "measured", "limit", "met", "note")
 
 
