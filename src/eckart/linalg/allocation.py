@@ -1,0 +1,93 @@
+"""Ranks for many matrices under one budget of parameters.
+
+A rank of matrix l costs c_l = out + in parameters and its i-th rank gains w_l·σ_i² of energy. Taking single ranks in
+descending order of gain over cost is the linear programme's solution at every budget it fills exactly, because gains
+fall within a matrix and costs there are constant; elsewhere it misses less than the first rank that did not fit.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from eckart.linalg.spectrum import Spectrum
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Ranks that share a budget.
+
+    Attributes:
+        ranks: rank of each matrix by name, zero included.
+        params: parameters that they take.
+        gap: energy (units of σ²) that no other choice within the budget can gain over this one; zero where optimal.
+        certain: False where spectra were partial and a value that was not computed might have been chosen.
+    """
+
+    ranks: dict[str, int]
+    params: int
+    gap: float
+    certain: bool
+
+    @property
+    def guarantee(self) -> str:
+        """What is proved about the choice, in words."""
+        if not self.certain:
+            return "best among the computed singular values; some that were not computed could rank among them"
+        if self.gap == 0:
+            return "optimal: no choice of ranks within the budget keeps more energy"
+        return (
+            f"within {self.gap:.3g} of the most energy any ranks within the budget keep: less than one singular value"
+        )
+
+
+def allocate(
+    spectra: Mapping[str, Spectrum], *, budget_params: int, importance: Mapping[str, float] | None = None
+) -> Allocation:
+    """Share a budget of parameters between matrices so that the energy kept is greatest.
+
+    Args:
+        spectra: spectrum of each matrix by name, of shape `(out_features, in_features)`.
+        budget_params: parameters that all factors together may have.
+        importance: weight of a matrix's energy by name, 1 where absent.
+
+    Returns:
+        `Allocation`, whose `guarantee` says how near the optimum it is.
+
+    Raises:
+        ValueError: the budget is negative, or an importance is.
+    """
+    weights = {name: (importance or {}).get(name, 1.0) for name in spectra}
+    if budget_params < 0 or any(weight < 0 for weight in weights.values()):
+        msg = f"budget_params and importance must not be negative, got {budget_params} and {importance}"
+        raise ValueError(msg)
+    names = list(spectra)
+    costs = [sum(spectra[name].shape) for name in names]
+    gains = [weights[name] * spectra[name].singular_values.square() for name in names]
+    owners = (
+        torch.cat([torch.full((len(gain),), i) for i, gain in enumerate(gains)]) if names else torch.zeros(0).long()
+    )
+    density = torch.cat([gain / cost for gain, cost in zip(gains, costs, strict=True)]) if names else torch.zeros(0)
+    ranks, left, best, barred = [0] * len(names), budget_params, 0.0, None
+    for item in torch.argsort(density, descending=True, stable=True).tolist():
+        owner, value = int(owners[item]), float(density[item])
+        if value == 0:
+            break
+        if costs[owner] <= left:
+            ranks[owner] += 1
+            left -= costs[owner]
+            best -= value * costs[owner] if barred is not None else 0.0
+        elif barred is None:
+            barred = value
+            best = value * left  # what the linear programme gains by taking a fraction of this rank
+    limit = barred or 0.0
+    certain = all(_settled(spectrum, weights[name], limit) for name, spectrum in spectra.items())
+    equal = len(set(costs)) <= 1
+    gap = 0.0 if equal or barred is None else max(0.0, best)
+    params = budget_params - left
+    return Allocation(dict(zip(names, ranks, strict=True)), params, gap, certain)
+
+
+def _settled(spectrum: Spectrum, weight: float, limit: float) -> bool:
+    """Whether no singular value that was left out could have a gain over cost above `limit`."""
+    return spectrum.tail is None or weight * spectrum.tail.norm**2 / sum(spectrum.shape) <= limit

@@ -1,0 +1,111 @@
+"""How much a better basis could gain: a proved limit on the energy that any rank-r approximation holds.
+
+For an orthonormal basis V with Ritz values s_i², coupling C = V·WᵀW·V⊥ and any d ≥ ‖W(I − VᵀV)‖₂², and for every
+t > d,  WᵀW ≼ diag(S² + CCᵀ/(t − d), t·I)  in the basis (V, V⊥), because the difference has a zero Schur complement.
+So Σ_{i≤r} σ_i² ≤ Σ_{i≤r} max(λ_i(S² + CCᵀ/(t − d)), t), and the least over several t is taken.
+
+d comes from block Lanczos on the residual with random starts (Kuczyński & Woźniakowski 1992): after k steps with p
+starts the largest Ritz value ξ satisfies ‖·‖² ≤ ξ/(1 − ε) except with probability (1.648·√n·e^{−√ε(2k−1)})^p.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from eckart.linalg.krylov import BlockKrylov, PartialSVD, images, orthonormalize, partial_svd, preimages
+from eckart.linalg.slabs import Matrix, as_slabs
+from eckart.linalg.spectrum import Spectrum, Tail
+
+STARTS = 8
+LANCZOS_STEPS = 7
+FAILURE_PROBABILITY = 1e-6
+ROUNDING = 1e-6  # share of ‖W‖² that float32 products may have cost the computed energies
+
+
+def certify(svd: PartialSVD, *, generator: torch.Generator | None = None) -> Tail:
+    """Limits on what the triplets of `svd` leave out, true except with probability `FAILURE_PROBABILITY`.
+
+    Args:
+        svd: leading triplets with the basis they came from; costs about half as much again as making it.
+        generator: source of the random starts, on the CPU.
+
+    Returns:
+        `Tail(energy_upper, norm, rounding, failure_probability)`.
+    """
+    basis, rank = svd.basis, len(svd.S)
+    total = svd.fro_norm**2
+    if basis.coupling is None:
+        basis.look_beyond()
+    squares, rotation = basis.ritz()
+    slack = (ROUNDING if basis.dtype == torch.float32 else 1e-14) * total
+    beyond = residual_norm(basis, generator=generator) ** 2
+    beyond = min(beyond, max(0.0, total - float(squares.sum()))) + slack
+    coupling = rotation.T @ basis.coupling.to(torch.float64)
+    energy, following = _energy_limits(squares, coupling @ coupling.T, beyond=beyond, rank=rank)
+    energy = torch.cat([torch.zeros(1, dtype=torch.float64), energy.cpu() + slack]).clamp_max(total)
+    return Tail(energy, math.sqrt(following + slack), slack, FAILURE_PROBABILITY)
+
+
+def partial_spectrum(weight: Matrix, *, rank: int, generator: torch.Generator | None = None) -> Spectrum:
+    """The leading `rank` singular values with certified limits on the rest.
+
+    Args:
+        weight: shape `(out_features, in_features)`; torch, NumPy or row slabs.
+        rank: values to compute, from 1 to `min(weight.shape)`.
+        generator: source of randomness, on the CPU.
+
+    Returns:
+        A `Spectrum` with `tail`; statistics that hang on the rest are intervals.
+
+    Raises:
+        ValueError: `rank` is out of range, or `weight` is not a finite matrix of floats.
+    """
+    matrix = as_slabs(weight)
+    svd = partial_svd(matrix, rank=rank, generator=generator)
+    return Spectrum(svd.S, matrix.shape, svd.fro_norm, matrix.dtype, certify(svd, generator=generator))
+
+
+def residual_norm(basis: BlockKrylov, *, generator: torch.Generator | None = None) -> float:
+    """Upper limit of ‖W(I − VᵀV)‖₂, except with probability `FAILURE_PROBABILITY`."""
+    matrix, columns = basis.matrix, basis.matrix.shape[1]
+    outside = columns - len(basis.V)
+    if outside <= 0:
+        return 0.0
+    start = torch.randn(min(STARTS, outside), columns, dtype=basis.dtype, generator=generator).to(matrix.device)
+    block, _ = orthonormalize(start, basis.V)
+    vectors, seen = block, images(matrix, block)
+    for _ in range(LANCZOS_STEPS - 1):
+        reached = preimages(matrix, seen[-len(block) :])
+        block, _ = orthonormalize(reached, torch.cat([basis.V, vectors]))
+        if not len(block):
+            break
+        vectors = torch.cat([vectors, block])
+        seen = torch.cat([seen, images(matrix, block)])
+    wide = seen.to(torch.float64)
+    largest = float(torch.linalg.eigvalsh(wide @ wide.T)[-1])
+    exponent = math.log(1.648 * math.sqrt(outside)) - math.log(FAILURE_PROBABILITY) / STARTS
+    shortfall = (exponent / (2 * LANCZOS_STEPS - 1)) ** 2
+    if len(vectors) >= outside:
+        shortfall = 0.0  # the Krylov space is everything there is
+    return math.sqrt(max(largest, 0.0) / max(1 - shortfall, 0.1))
+
+
+def _energy_limits(
+    squares: Tensor, coupled: Tensor, *, beyond: float, rank: int
+) -> tuple[Float64[Tensor, " r"], float]:
+    """Least upper limits, over trial values of t, of Σ_{i≤j} σ_i² for j = 1…rank and of σ_{rank+1}²."""
+    trials = {
+        float(squares[min(i, len(squares) - 1)]) for i in (0, rank // 8, rank // 2, rank - 1, rank) if len(squares)
+    }
+    energy = torch.full((rank,), math.inf, dtype=torch.float64, device=squares.device)
+    following = math.inf
+    for t in {*trials, 2 * beyond, 1.3 * beyond, 1.1 * beyond}:
+        if t < 1.05 * beyond or t == 0:
+            continue  # too close to d, where rounding in the coupling would be magnified
+        values = torch.linalg.eigvalsh(torch.diag(squares) + coupled / (t - beyond)).flip(0)[: rank + 1]
+        limits = torch.cat([values, values.new_zeros(rank + 1 - len(values))]).clamp_min(t)
+        energy = torch.minimum(energy, limits[:rank].cumsum(0))
+        following = min(following, float(limits[rank]))
+    return energy, following if rank < len(squares) else min(following, beyond)

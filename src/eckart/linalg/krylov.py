@@ -1,0 +1,227 @@
+"""Leading singular triplets by randomized block Krylov iteration, for matrices in memory or streamed from disk.
+
+The basis V spans rows of the matrix and grows by one orthonormal block a pass: a pass over W yields both V_j·Wᵀ, which
+is kept, and (V_j·Wᵀ)·W, from which the next block is made. So W·Vᵀ is there when the basis is, and nothing is
+multiplied twice. Blocks lie as rows because that is how BLAS multiplies a few vectors with a large matrix fastest.
+Musco & Musco (2015), "Randomized block Krylov methods".
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from eckart.linalg.slabs import InMemory, Matrix, RowSlabs, as_slabs, compute_dtype, materialize, squared_norm
+
+RESIDENT_BYTES = 512 * 2**20  # a matrix up to this many bytes is held in memory rather than read at each pass
+STEPS = 5  # blocks in the basis; with blocks of half the rank, 2.5 basis vectors for each rank asked
+DEFLATED = 1e-6  # a direction that projection left with this share of its block's norm is rounding, not signal
+
+
+class BlockKrylov:
+    """A growing orthonormal basis of the dominant row space of a matrix, with the matrix's action on it.
+
+    Attributes:
+        matrix: the matrix W, shape `(m, n)`.
+        V: shape `(l, n)`, orthonormal rows.
+        images: shape `(l, m)`, the products V·Wᵀ.
+        coupling: shape `(l, c)`: V·WᵀW in terms of the `c` directions outside V that it reaches; None while closed.
+    """
+
+    def __init__(self, matrix: RowSlabs, *, block: int, generator: torch.Generator | None = None) -> None:
+        rows, columns = matrix.shape
+        self.matrix = matrix
+        self.dtype = compute_dtype(matrix)
+        self.V = torch.zeros(0, columns, dtype=self.dtype, device=matrix.device)
+        self.images = torch.zeros(0, rows, dtype=self.dtype, device=matrix.device)
+        start = torch.randn(min(block, rows, columns), columns, dtype=self.dtype, generator=generator)
+        _, reached = self._products(start.to(matrix.device))
+        self._next, _ = orthonormalize(reached, self.V)
+        self._newest = 0
+        self.coupling: Tensor | None = None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the basis holds the whole row space, to rounding."""
+        return len(self._next) == 0
+
+    def extend(self) -> None:
+        """Grow the basis by its next block and find the one after: one pass over the matrix, two products."""
+        image, reached = self._products(self._next)
+        self._append(image)
+        self._look_beyond(reached)
+
+    def close(self) -> None:
+        """Grow the basis by its last block: one product. `look_beyond` can reopen it."""
+        self._append(images(self.matrix, self._next))
+
+    def look_beyond(self) -> None:
+        """Find what WᵀW does to the newest block of a closed basis outside it: one product."""
+        reached = preimages(self.matrix, self.images[len(self.images) - self._newest :])
+        self._look_beyond(reached)
+
+    def _append(self, image: Tensor) -> None:
+        """Take the next block into the basis, with its product."""
+        self.V = torch.cat([self.V, self._next])
+        self.images = torch.cat([self.images, image])
+        self._newest = len(self._next)
+        self.coupling = None
+
+    def _look_beyond(self, reached: Tensor) -> None:
+        """Split WᵀW of the newest block into the basis, which holds it already, and the next block."""
+        self._next, weights = orthonormalize(reached, self.V)
+        # Only the newest block still reaches outside: every older one reached into a block that is now inside.
+        self.coupling = weights.new_zeros(len(self.V), weights.shape[1])
+        self.coupling[len(self.V) - self._newest :] = weights
+
+    def ritz(self) -> tuple[Float64[Tensor, " l"], Float64[Tensor, "l l"]]:
+        """Squared singular values of W·Vᵀ, descending, and in columns the rotation of V that brings them out."""
+        image = self.images.to(torch.float64)
+        values, rotation = torch.linalg.eigh(image @ image.T)
+        return values.flip(0).clamp_min(0), rotation.flip(1)
+
+    def _products(self, block: Tensor) -> tuple[Tensor, Tensor]:
+        """X·Wᵀ and (X·Wᵀ)·W in one pass over the rows of W."""
+        images = []
+        reached = torch.zeros_like(block)
+        for slab in self.matrix.slabs():
+            rows = slab.to(self.dtype)
+            images.append(block @ rows.T)
+            reached.addmm_(images[-1], rows)
+        return torch.cat(images, dim=1), reached
+
+
+@dataclass(frozen=True)
+class PartialSVD:
+    """The leading singular triplets of a matrix.
+
+    Attributes:
+        U: shape `(m, rank)`, orthonormal columns.
+        S: shape `(rank,)`, float64, descending; each at most the true singular value.
+        Vh: shape `(rank, n)`, orthonormal rows.
+        fro_norm: Frobenius norm of the whole matrix, accumulated in float64.
+        basis: the Krylov basis they were taken from, from which `certify` limits what a better one could gain.
+    """
+
+    U: Float[Tensor, "m r"]
+    S: Float64[Tensor, " r"]
+    Vh: Float[Tensor, "r n"]
+    fro_norm: float
+    basis: BlockKrylov = field(repr=False)
+
+    @property
+    def error(self) -> float:
+        """Relative Frobenius error of the rank-r approximation U·diag(S)·Vh, from ‖W‖² − ΣS²."""
+        total = self.fro_norm**2
+        return max(0.0, 1 - float(self.S.square().sum()) / total) ** 0.5 if total else 0.0
+
+
+def partial_svd(weight: Matrix, *, rank: int, generator: torch.Generator | None = None) -> PartialSVD:
+    """Leading `rank` singular triplets of a weight matrix, by block Krylov iteration.
+
+    Args:
+        weight: shape `(out_features, in_features)`; torch, NumPy or row slabs, any float dtype; computed in
+            float32, or in float64 where it is stored so.
+        rank: triplets to return, from 1 to `min(weight.shape)`.
+        generator: source of the random start block, on the CPU; a fixed one makes the result repeatable.
+
+    Returns:
+        `PartialSVD(U, S, Vh, fro_norm, basis)`. The squared error exceeds the best possible by about 2e-3 of it on
+        spectra as flat as i^-1/4, and by far less on steeper ones.
+
+    Raises:
+        ValueError: `rank` is out of range, or `weight` is not a finite matrix of floats.
+
+    Musco & Musco (2015), "Randomized block Krylov methods".
+    """
+    matrix = as_slabs(weight)
+    if not 1 <= rank <= min(matrix.shape):
+        msg = f"rank must be 1..{min(matrix.shape)} for a {matrix.shape} matrix, got {rank}"
+        raise ValueError(msg)
+    matrix = resident(matrix)
+    norm = squared_norm(matrix) ** 0.5
+    basis = BlockKrylov(matrix, block=block_size(rank), generator=generator)
+    for _ in range(STEPS - 1):
+        if not basis.exhausted:
+            basis.extend()
+    basis.close()
+    return triplets(basis, rank=rank, fro_norm=norm)
+
+
+def block_size(rank: int) -> int:
+    """Basis vectors gained in one step: half the rank asked, and enough for a fast product."""
+    return max(16, rank // 2)
+
+
+def resident(matrix: RowSlabs) -> RowSlabs:
+    """The matrix held in memory in its `compute_dtype`, if that takes at most `RESIDENT_BYTES`."""
+    size = matrix.shape[0] * matrix.shape[1] * compute_dtype(matrix).itemsize
+    return InMemory(materialize(matrix)) if size <= RESIDENT_BYTES else matrix
+
+
+def triplets(basis: BlockKrylov, *, rank: int, fro_norm: float) -> PartialSVD:
+    """The best `rank` triplets within a basis; null directions complete it where the matrix has fewer."""
+    squares, rotation = basis.ritz()
+    held = min(rank, len(squares))
+    rotation = rotation[:, :held].T.to(basis.dtype)
+    S = torch.zeros(rank, dtype=torch.float64)
+    S[:held] = squares[:held].sqrt().cpu()
+    left = orthonormal_rows(rotation @ basis.images, rank)
+    right = orthonormal_rows(rotation @ basis.V, rank)
+    return PartialSVD(left.T, S, right, fro_norm, basis)
+
+
+def images(matrix: RowSlabs, rows: Tensor) -> Tensor:
+    """X·Wᵀ for X of shape `(b, n)`: shape `(b, m)`, one slab of W at a time."""
+    return torch.cat([rows @ slab.to(rows.dtype).T for slab in matrix.slabs()], dim=1)
+
+
+def preimages(matrix: RowSlabs, rows: Tensor) -> Tensor:
+    """Y·W for Y of shape `(b, m)`: shape `(b, n)`, one slab of W at a time."""
+    total, start = rows.new_zeros(len(rows), matrix.shape[1]), 0
+    for slab in matrix.slabs():
+        total.addmm_(rows[:, start : start + len(slab)], slab.to(rows.dtype))
+        start += len(slab)
+    return total
+
+
+def orthonormalize(block: Tensor, against: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormal rows that span what `block` holds outside the rows of `against`.
+
+    Two rounds of projection and of a Gram eigendecomposition in float64; directions that projection left with
+    nothing but rounding are dropped.
+
+    Args:
+        block: shape `(b, n)`.
+        against: shape `(l, n)`, orthonormal rows.
+
+    Returns:
+        `(rows, weights)`: shapes `(c, n)` and `(b, c)` with c ≤ b; `weights @ rows` is the projected block.
+    """
+    floor = DEFLATED if block.dtype == torch.float32 else DEFLATED**2
+    floor *= float(torch.linalg.vector_norm(block))
+    weights = torch.eye(len(block), dtype=torch.float64, device=block.device)
+    for _ in range(2):
+        block = block - (block @ against.T) @ against
+        wide = block.to(torch.float64)
+        squares, rotation = torch.linalg.eigh(wide @ wide.T)
+        lengths = squares.clamp_min(0).sqrt()
+        kept = lengths > floor
+        rotation, lengths = rotation[:, kept], lengths[kept]
+        block = ((rotation / lengths).T @ wide).to(block.dtype)
+        weights = weights @ (rotation * lengths)
+        floor = 0.5  # a unit vector of the first round that falls below half was rounding after all
+    return block, weights.to(block.dtype)
+
+
+def orthonormal_rows(rows: Tensor, count: int) -> Tensor:
+    """`rows`, already orthogonal to rounding, scaled to length one and completed to `count` orthonormal rows."""
+    lengths = torch.linalg.vector_norm(rows, dim=1)
+    if len(rows) == count and float(lengths.min()) > DEFLATED * float(lengths.max()):
+        wide = (rows / lengths[:, None]).to(torch.float64)
+        factor = torch.linalg.cholesky(wide @ wide.T)
+        return torch.linalg.solve_triangular(factor, wide, upper=False).to(rows.dtype)
+    padded = torch.cat([rows, rows.new_zeros(count - len(rows), rows.shape[1])])
+    Q, R = torch.linalg.qr(padded.T)
+    return (Q * torch.where(R.diagonal() < 0, -1.0, 1.0).to(Q.dtype)).T.contiguous()

@@ -1,0 +1,150 @@
+"""A product B·A as a value: its norm, spectrum and algebra from the factors alone, in float64.
+
+The dense product is never formed to be decomposed: QR of the thin factors, then the SVD of an r×r core.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from eckart.linalg.slabs import Matrix
+from eckart.linalg.spectrum import Spectrum
+from eckart.linalg.truncated import truncated_svd
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """The matrix `lora_B @ lora_A`.
+
+    Attributes:
+        lora_B: shape `(out_features, rank)`.
+        lora_A: shape `(rank, in_features)`, same dtype and device.
+    """
+
+    lora_B: Float[Tensor, "out r"]
+    lora_A: Float[Tensor, "r in"]
+
+    def __post_init__(self) -> None:
+        if self.lora_B.ndim != 2 or self.lora_A.ndim != 2 or self.lora_B.shape[1] != self.lora_A.shape[0]:
+            msg = (
+                "lora_B must be (out_features, rank) and lora_A (rank, in_features), "
+                f"got {tuple(self.lora_B.shape)} and {tuple(self.lora_A.shape)}"
+            )
+            raise ValueError(msg)
+
+    @classmethod
+    def from_svd(cls, U: Tensor, S: Tensor, Vh: Tensor) -> "LowRank":
+        """Balanced factors U√S and √S·Vh: both carry the same norm, so neither loses range in a narrow dtype."""
+        root = S.sqrt().to(U)
+        return cls(U * root, root[:, None] * Vh)
+
+    @property
+    def rank(self) -> int:
+        """Inner dimension of the product: an upper limit of its true rank."""
+        return self.lora_A.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(out_features, in_features)`."""
+        return self.lora_B.shape[0], self.lora_A.shape[1]
+
+    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Exact SVD of the product.
+
+        Returns:
+            `(U, S, Vh)` in float64, shapes `(out, k)`, `(k,)`, `(k, in)` with k = min(rank, out, in). Error
+            ε₆₄·‖B‖‖A‖, which where factors cancel is more than ε₆₄ of the product.
+        """
+        left, right = self.lora_B.to(torch.float64), self.lora_A.to(torch.float64)
+        if self.rank > min(self.shape):
+            return torch.linalg.svd(left @ right, full_matrices=False)
+        QB, RB = torch.linalg.qr(left)
+        QA, RA = torch.linalg.qr(right.T)
+        U, S, Vh = torch.linalg.svd(RB @ RA.T)
+        return QB @ U, S, Vh @ QA.T
+
+    def spectrum(self) -> Spectrum:
+        """The complete spectrum: beyond the rank of the product every singular value is zero."""
+        left, right = self.lora_B.to(torch.float64), self.lora_A.to(torch.float64)
+        if self.rank <= min(self.shape):
+            left, right = torch.linalg.qr(left, mode="r").R, torch.linalg.qr(right.T, mode="r").R.T
+        values = torch.linalg.svdvals(left @ right).cpu()
+        norm = float(torch.linalg.vector_norm(values))
+        return Spectrum(values, self.shape, norm, self.lora_B.dtype)
+
+    @property
+    def fro_norm(self) -> float:
+        """Frobenius norm of the product."""
+        return self.spectrum().fro_norm
+
+    def truncate(self, rank: int) -> "LowRank":
+        """The best approximation of at most that rank, with balanced factors in float64.
+
+        Raises:
+            ValueError: `rank` is below 1.
+        """
+        if rank < 1:
+            msg = f"rank must be at least 1, got {rank}"
+            raise ValueError(msg)
+        U, S, Vh = self.svd()
+        return LowRank.from_svd(U[:, :rank], S[:rank], Vh[:rank])
+
+    def inner(self, other: "LowRank") -> float:
+        """⟨self, other⟩ = tr(selfᵀ·other), from the factors."""
+        self._check_same_shape(other)
+        B, A, otherB, otherA = (
+            factor.to(torch.float64) for factor in (self.lora_B, self.lora_A, other.lora_B, other.lora_A)
+        )
+        return float(((B.T @ otherB) * (A @ otherA.T)).sum())
+
+    def dense(self) -> Float[Tensor, "out in"]:
+        """The product itself, in the dtype of the factors."""
+        return self.lora_B @ self.lora_A
+
+    def __add__(self, other: "LowRank") -> "LowRank":
+        """Exact sum, as stacked factors: ranks add up."""
+        self._check_same_shape(other)
+        dtype = torch.promote_types(self.lora_B.dtype, other.lora_B.dtype)
+        return LowRank(
+            torch.cat([self.lora_B.to(dtype), other.lora_B.to(dtype)], dim=1),
+            torch.cat([self.lora_A.to(dtype), other.lora_A.to(dtype)], dim=0),
+        )
+
+    def __mul__(self, scale: float) -> "LowRank":
+        """The product scaled; `lora_B` carries the scale."""
+        return LowRank(self.lora_B * scale, self.lora_A)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "LowRank":
+        """The product with its sign turned."""
+        return self * -1.0
+
+    def __sub__(self, other: "LowRank") -> "LowRank":
+        """Exact difference, as stacked factors."""
+        return self + -other
+
+    def _check_same_shape(self, other: "LowRank") -> None:
+        if self.shape != other.shape:
+            msg = f"both products must have one shape, got {self.shape} and {other.shape}"
+            raise ValueError(msg)
+
+
+def factorize(weight: Matrix, *, rank: int, generator: torch.Generator | None = None) -> LowRank:
+    """The best low-rank factors of a weight: U√S and √S·Vh of its leading singular triplets.
+
+    Args:
+        weight: shape `(out_features, in_features)`; torch, NumPy or row slabs, any float dtype.
+        rank: from 1 to `min(weight.shape)`.
+        generator: source of randomness, on the CPU.
+
+    Returns:
+        `LowRank(lora_B, lora_A)` in float32, or float64 where the weight is stored so.
+
+    Raises:
+        ValueError: `rank` is out of range, or `weight` is not a finite matrix of floats.
+    """
+    svd = truncated_svd(weight, rank=rank, generator=generator)
+    return LowRank.from_svd(svd.U, svd.S, svd.Vh)

@@ -1,0 +1,216 @@
+"""The singular spectrum of one matrix, with every statistic and rank rule that is read off it.
+
+A spectrum is complete (all singular values, to the accuracy its maker states) or partial: the leading values only,
+with certified limits on what the others hold. Values that were not computed are unknown, never zero; whatever
+depends on them is an `Interval`.
+"""
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number known to lie between two limits, both included."""
+
+    lower: float
+    upper: float
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the limits meet."""
+        return self.lower == self.upper
+
+
+@dataclass(frozen=True)
+class RankBound(Interval):
+    """A rank known to lie between two limits, both included."""
+
+    lower: int
+    upper: int
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What is certain about the singular values that a partial spectrum leaves out.
+
+    Attributes:
+        energy_upper: shape `(k + 1,)`, upper limits of Σ_{i≤r} σ_i² for r = 0…k; the computed values give the lower.
+        norm: upper limit of every singular value beyond the k computed ones.
+        rounding: energy that rounding in the products may have added to the computed values.
+        failure_probability: chance, over the random start of the estimate, that a limit does not hold.
+    """
+
+    energy_upper: Float64[Tensor, " k1"]
+    norm: float
+    rounding: float
+    failure_probability: float
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Singular values of a matrix, largest first, and what follows from them.
+
+    Attributes:
+        singular_values: shape `(k,)`, descending. With `tail` None these are all that can be nonzero; otherwise
+            they are the leading `k`, each a lower limit of the true one up to `tail.rounding`.
+        shape: rows and columns of the matrix.
+        fro_norm: Frobenius norm, accumulated in float64 from the entries.
+        dtype: the dtype that the matrix was stored in.
+        tail: certified limits on the values left out, None for a complete spectrum.
+    """
+
+    singular_values: Float64[Tensor, " k"]
+    shape: tuple[int, int]
+    fro_norm: float
+    dtype: torch.dtype = torch.float32
+    tail: Tail | None = field(default=None, repr=False)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every singular value is here."""
+        return self.tail is None
+
+    @property
+    def max_rank(self) -> int:
+        """The rank that a matrix of this shape cannot exceed."""
+        return min(self.shape)
+
+    @cached_property
+    def energy_above(self) -> tuple[Tensor, Tensor]:
+        """Lower and upper limit of the squared error of the best rank-r approximation, r = 0…`max_rank`.
+
+        For a complete spectrum both are the suffix sums of σ², added from the smallest up, so that a tiny tail
+        keeps its digits beside a large head.
+        """
+        squares = self.singular_values.square()
+        if self.tail is None:
+            suffix = torch.zeros(self.max_rank + 1, dtype=torch.float64)
+            suffix[: len(squares)] = squares.flip(0).cumsum(0).flip(0)
+            return suffix, suffix
+        known, rest = len(squares), self.max_rank - len(squares)
+        beyond = torch.arange(1, rest + 1, dtype=torch.float64)
+        total = self.fro_norm**2
+        upper = total - torch.cat([squares.new_zeros(1), squares.cumsum(0) - self.tail.rounding])
+        lower = total - self.tail.energy_upper
+        # The best approximation of the remainder takes at least its share of the energy, at most `norm`² a rank.
+        upper = torch.cat([upper, upper[known] * (1 - beyond / max(rest, 1))])
+        lower = torch.cat([lower, lower[known] - beyond * self.tail.norm**2])
+        return lower.clamp_min(0), upper.clamp_min(0)
+
+    def errors(self) -> Float64[Tensor, " k1"]:
+        """Relative Frobenius error ‖W − W_r‖ / ‖W‖ of the best approximation at ranks 0…k (Eckart–Young).
+
+        For a partial spectrum these are achievable errors: upper limits of the best. All zero for a zero matrix.
+        """
+        upper = self.energy_above[1][: len(self.singular_values) + 1]
+        return (upper / upper[0]).sqrt() if self.fro_norm > 0 else torch.zeros_like(upper)
+
+    def cumulative_energy(self) -> Float64[Tensor, " k"]:
+        """Share of ‖W‖² that the leading r singular values hold, r = 1…k; a lower limit where partial."""
+        return 1 - self.errors()[1:].square()
+
+    def rank_for_error(self, error: float) -> int | RankBound | None:
+        """Smallest rank r with ‖W − W_r‖_F strictly below `error`·‖W‖_F; None for a zero matrix.
+
+        Raises:
+            ValueError: `error` is not in (0, 1].
+        """
+        if not 0 < error <= 1:
+            msg = f"error must be in (0, 1], a share of the Frobenius norm, got {error}"
+            raise ValueError(msg)
+        limit = error * self.energy_above[1][0].sqrt()
+        return self._first_rank([tail.sqrt() < limit for tail in self.energy_above])
+
+    def rank_for_energy(self, energy: float) -> int | RankBound | None:
+        """Smallest rank whose leading singular values hold at least `energy` of ‖W‖_F²; None for a zero matrix.
+
+        Raises:
+            ValueError: `energy` is not in (0, 1].
+        """
+        if not 0 < energy <= 1:
+            msg = f"energy must be in (0, 1], a share of the squared Frobenius norm, got {energy}"
+            raise ValueError(msg)
+        total = self.energy_above[1][0]
+        return self._first_rank([tail <= total - energy * total for tail in self.energy_above])
+
+    def _first_rank(self, enough: list[Tensor]) -> int | RankBound | None:
+        """First rank where the lower tail is small enough, up to the first where the upper one is."""
+        if self.fro_norm == 0:
+            return None
+        lower, upper = (int(flags.to(torch.int8).argmax()) if bool(flags.any()) else self.max_rank for flags in enough)
+        return lower if lower == upper else RankBound(lower, upper)
+
+    @property
+    def spectral_norm(self) -> float | Interval:
+        """Largest singular value σ₁."""
+        if not len(self.singular_values):
+            return 0.0
+        lowest = float(self.singular_values[0])
+        if self.tail is None:
+            return lowest
+        return _interval(lowest, math.sqrt(float(self.tail.energy_upper[1])))
+
+    @property
+    def stable_rank(self) -> float | Interval | None:
+        """‖W‖_F² / σ₁²; None for a zero matrix."""
+        norm = self.spectral_norm
+        if self.fro_norm == 0:
+            return None
+        if isinstance(norm, Interval):
+            return _interval((self.fro_norm / norm.upper) ** 2, (self.fro_norm / norm.lower) ** 2)
+        return (self.fro_norm / norm) ** 2
+
+    @property
+    def effective_rank(self) -> float | None:
+        """Exp of the entropy of σ / Σσ (Roy & Vetterli 2007); None for a zero matrix or a partial spectrum.
+
+        It weighs the smallest values too heavily to be limited usefully without them.
+        """
+        if self.fro_norm == 0 or self.tail is not None:
+            return None
+        share = self.singular_values / self.singular_values.sum()
+        return float(torch.special.entr(share).sum().exp())
+
+    @property
+    def participation_ratio(self) -> float | Interval | None:
+        """(Σσ²)² / Σσ⁴; None for a zero matrix."""
+        if self.fro_norm == 0:
+            return None
+        fourth = float(self.singular_values.pow(4).sum())
+        total = self.fro_norm**4
+        if self.tail is None:
+            return total / fourth
+        # The unknown energy adds least when spread evenly, most when it sits in values as large as allowed;
+        # the computed squares can each be short by at most `missed`, in total.
+        known = len(self.singular_values)
+        least, most = (float(tail[known]) for tail in self.energy_above)
+        missed = most - least
+        head = float(self.singular_values[0]) ** 2
+        lower = total / (fourth + 2 * head * missed + missed**2 + most * self.tail.norm**2)
+        return _interval(lower, total / (fourth + least**2 / max(self.max_rank - known, 1)))
+
+    @property
+    def numerical_rank(self) -> int | RankBound:
+        """Singular values above max(shape)·ε·σ₁, as `numpy.linalg.matrix_rank` counts them.
+
+        ε is that of float64 for a matrix stored in float64 and that of float32 for every other.
+        """
+        eps = torch.finfo(torch.float64 if self.dtype == torch.float64 else torch.float32).eps
+        if not len(self.singular_values) or self.fro_norm == 0:
+            return 0
+        limit = max(self.shape) * eps * float(self.singular_values[0])
+        count = int((self.singular_values > limit).sum())
+        if self.tail is None or self.tail.norm <= limit:
+            return count
+        return RankBound(count, self.max_rank)
+
+
+def _interval(lower: float, upper: float) -> float | Interval:
+    """The interval, or the number itself where rounding left nothing between the limits."""
+    return lower if lower >= upper else Interval(lower, upper)

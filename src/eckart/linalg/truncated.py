@@ -1,0 +1,75 @@
+"""The best approximation of a given rank, by whichever road is shorter, with what a better one could gain.
+
+A rank small beside the matrix is found by block Krylov iteration and certified; otherwise the Gram matrix of the
+short side is decomposed whole in float64, which is exact. Both come back as triplets with the `Spectrum` that says
+how good they are.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from eckart.linalg.certificate import certify
+from eckart.linalg.krylov import STEPS, block_size, images, orthonormal_rows, partial_svd, preimages, resident
+from eckart.linalg.slabs import Matrix, RowSlabs, as_slabs, compute_dtype, squared_norm
+from eckart.linalg.spectrum import Spectrum
+from eckart.linalg.svd import exact_values, gram
+
+
+@dataclass(frozen=True)
+class TruncatedSVD:
+    """Leading singular triplets and what is known of the rest.
+
+    Attributes:
+        U: shape `(m, rank)`, orthonormal columns.
+        S: shape `(rank,)`, float64, descending.
+        Vh: shape `(rank, n)`, orthonormal rows.
+        spectrum: complete, or partial with certified limits.
+    """
+
+    U: Float[Tensor, "m r"]
+    S: Float64[Tensor, " r"]
+    Vh: Float[Tensor, "r n"]
+    spectrum: Spectrum
+
+
+def truncated_svd(weight: Matrix, *, rank: int, generator: torch.Generator | None = None) -> TruncatedSVD:
+    """Leading `rank` singular triplets of a weight, certified.
+
+    Args:
+        weight: shape `(out_features, in_features)`; torch, NumPy or row slabs, any float dtype.
+        rank: triplets to return, from 1 to `min(weight.shape)`.
+        generator: source of randomness, on the CPU; used only where the rank is small beside the matrix.
+
+    Returns:
+        `TruncatedSVD(U, S, Vh, spectrum)`, factors in float32, or float64 where the weight is stored so.
+
+    Raises:
+        ValueError: `rank` is out of range, or `weight` is not a finite matrix of floats.
+    """
+    matrix = resident(as_slabs(weight))
+    if not 1 <= rank <= min(matrix.shape):
+        msg = f"rank must be 1..{min(matrix.shape)} for a {matrix.shape} matrix, got {rank}"
+        raise ValueError(msg)
+    if STEPS * block_size(rank) > min(matrix.shape) // 2:
+        return _whole(matrix, rank)
+    svd = partial_svd(matrix, rank=rank, generator=generator)
+    known = Spectrum(svd.S, matrix.shape, svd.fro_norm, matrix.dtype, certify(svd, generator=generator))
+    return TruncatedSVD(svd.U, svd.S, svd.Vh, known)
+
+
+def _whole(matrix: RowSlabs, rank: int) -> TruncatedSVD:
+    """Triplets from the eigenvectors of the float64 Gram matrix, and the complete spectrum."""
+    norm = squared_norm(matrix) ** 0.5
+    squares, vectors = torch.linalg.eigh(gram(matrix), UPLO="U")
+    values = exact_values(matrix, squares.flip(0)).cpu()
+    known = Spectrum(values, matrix.shape, norm, matrix.dtype)
+    dtype = compute_dtype(matrix)
+    near = vectors.flip(1)[:, :rank].T.to(dtype)  # on the short side
+    wide = matrix.shape[0] < matrix.shape[1]
+    far = preimages(matrix, near) if wide else images(matrix, near)
+    near, far = orthonormal_rows(near, rank), orthonormal_rows(far, rank)
+    left, right = (near, far) if wide else (far, near)
+    return TruncatedSVD(left.T, values[:rank], right, known)
