@@ -64,10 +64,9 @@ def allocate(
     names = list(spectra)
     costs = [sum(spectra[name].shape) for name in names]
     gains = [weights[name] * spectra[name].singular_values.square() for name in names]
-    owners = (
-        torch.cat([torch.full((len(gain),), i) for i, gain in enumerate(gains)]) if names else torch.zeros(0).long()
-    )
-    density = torch.cat([gain / cost for gain, cost in zip(gains, costs, strict=True)]) if names else torch.zeros(0)
+    none = torch.zeros(0, dtype=torch.float64)
+    owners = torch.cat([none.long(), *(torch.full((len(gain),), i) for i, gain in enumerate(gains))])
+    density = torch.cat([none, *(gain / cost for gain, cost in zip(gains, costs, strict=True))])
     ranks, left, best, barred = [0] * len(names), budget_params, 0.0, None
     for item in torch.argsort(density, descending=True, stable=True).tolist():
         owner, value = int(owners[item]), float(density[item])

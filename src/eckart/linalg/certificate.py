@@ -36,13 +36,12 @@ def certify(svd: PartialSVD, *, generator: torch.Generator | None = None) -> Tai
     """
     basis, rank = svd.basis, len(svd.S)
     total = svd.fro_norm**2
-    if basis.coupling is None:
-        basis.look_beyond()
+    outward = basis.look_beyond() if basis.coupling is None else basis.coupling
     squares, rotation = basis.ritz()
     slack = (ROUNDING if basis.dtype == torch.float32 else 1e-14) * total
     beyond = residual_norm(basis, generator=generator) ** 2
     beyond = min(beyond, max(0.0, total - float(squares.sum()))) + slack
-    coupling = rotation.T @ basis.coupling.to(torch.float64)
+    coupling = rotation.T @ outward.to(torch.float64)
     energy, following = _energy_limits(squares, coupling @ coupling.T, beyond=beyond, rank=rank)
     energy = torch.cat([torch.zeros(1, dtype=torch.float64), energy.cpu() + slack]).clamp_max(total)
     return Tail(energy, math.sqrt(following + slack), slack, FAILURE_PROBABILITY)
@@ -96,9 +95,7 @@ def _energy_limits(
     squares: Tensor, coupled: Tensor, *, beyond: float, rank: int
 ) -> tuple[Float64[Tensor, " r"], float]:
     """Least upper limits, over trial values of t, of Σ_{i≤j} σ_i² for j = 1…rank and of σ_{rank+1}²."""
-    trials = {
-        float(squares[min(i, len(squares) - 1)]) for i in (0, rank // 8, rank // 2, rank - 1, rank) if len(squares)
-    }
+    trials = {float(square) for i in (0, rank // 8, rank // 2, rank - 1, rank) for square in squares[i : i + 1]}
     energy = torch.full((rank,), math.inf, dtype=torch.float64, device=squares.device)
     following = math.inf
     for t in {*trials, 2 * beyond, 1.3 * beyond, 1.1 * beyond}:

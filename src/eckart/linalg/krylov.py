@@ -56,10 +56,10 @@ class BlockKrylov:
         """Grow the basis by its last block: one product. `look_beyond` can reopen it."""
         self._append(images(self.matrix, self._next))
 
-    def look_beyond(self) -> None:
-        """Find what WᵀW does to the newest block of a closed basis outside it: one product."""
+    def look_beyond(self) -> Tensor:
+        """Reopen a closed basis: find what WᵀW does to its newest block outside it, the `coupling`. One product."""
         reached = preimages(self.matrix, self.images[len(self.images) - self._newest :])
-        self._look_beyond(reached)
+        return self._look_beyond(reached)
 
     def _append(self, image: Tensor) -> None:
         """Take the next block into the basis, with its product."""
@@ -68,12 +68,13 @@ class BlockKrylov:
         self._newest = len(self._next)
         self.coupling = None
 
-    def _look_beyond(self, reached: Tensor) -> None:
+    def _look_beyond(self, reached: Tensor) -> Tensor:
         """Split WᵀW of the newest block into the basis, which holds it already, and the next block."""
         self._next, weights = orthonormalize(reached, self.V)
         # Only the newest block still reaches outside: every older one reached into a block that is now inside.
         self.coupling = weights.new_zeros(len(self.V), weights.shape[1])
         self.coupling[len(self.V) - self._newest :] = weights
+        return self.coupling
 
     def ritz(self) -> tuple[Float64[Tensor, " l"], Float64[Tensor, "l l"]]:
         """Squared singular values of W·Vᵀ, descending, and in columns the rotation of V that brings them out."""
