@@ -13,8 +13,8 @@ from bench.files import fingerprint, readers
 from bench.options import Options, script
 from bench.pair import get_pair
 from bench.reference import spectra
-from bench.results import Comparison
-from bench.timing import alternate, median_seconds, peak_rss_bytes, run_process
+from bench.results import Comparison, Side
+from bench.timing import Run, alternate, run_process
 
 RATIO = 6.0
 PEER = Path(__file__).with_name("peer_weightwatcher.py")
@@ -32,35 +32,33 @@ def run(options: Options) -> list[Comparison]:
     base, _ = get_pair(options.pair)
     table = options.work / "weightwatcher.csv"
 
-    def eckart():
+    def eckart() -> Run:
         return run_process(script("eckart"), "analyze", base, "--full", "--json")
 
-    def weightwatcher():
+    def weightwatcher() -> Run:
         return run_process(sys.executable, PEER, base, table)
 
     eckart()  # compiled modules and the checkpoint are in the page cache from here on
     runs = alternate({"weightwatcher": weightwatcher, "eckart": eckart}, repeats=options.repeats)
-    ours, theirs = of_eckart(runs["eckart"][-1].value), of_weightwatcher(table)
-    common = sorted(ours.keys() & theirs.keys())
+    found = {"eckart": of_eckart(runs["eckart"][-1].value), "weightwatcher": of_weightwatcher(table)}
+    common = sorted(found["eckart"].keys() & found["weightwatcher"].keys())
     weights = readers(base)
-    cache = options.work / f"weights-{fingerprint(base)}.npz"
-    exact = spectra({name: weights[f"{name}.weight"] for name in common}, cache)
-    seconds, peer_seconds = median_seconds(runs["eckart"]), median_seconds(runs["weightwatcher"])
+    exact = spectra(
+        {name: weights[f"{name}.weight"] for name in common}, options.work / f"weights-{fingerprint(base)}.pt"
+    )
+    ours, theirs = (Side.of(runs[name], error=worst_error(found[name], exact)) for name in ("eckart", "weightwatcher"))
     return [
         Comparison(
             task="all spectra of SmolLM2-135M, whole process",
             peer="WeightWatcher.analyze()",
-            seconds=seconds,
-            peer_seconds=peer_seconds,
+            ours=ours,
+            theirs=theirs,
             target=f"≥ {RATIO:g}×",
-            met=peer_seconds / seconds >= RATIO,
+            met=theirs.seconds >= RATIO * ours.seconds,
             measure="largest relative error of a spectral norm or stable rank",
-            error=worst_error(ours, exact, common),
-            peer_error=worst_error(theirs, exact, common),
-            peak_rss_bytes=peak_rss_bytes(runs["eckart"]),
-            peer_peak_rss_bytes=peak_rss_bytes(runs["weightwatcher"]),
-            note=f"{len(common)} matrices compared (WeightWatcher read {len(theirs)}, eckart {len(ours)}); "
-            "WeightWatcher also fits a power law to each spectrum, eckart also counts ranks and noise",
+            note=f"{len(common)} matrices compared (WeightWatcher read {len(found['weightwatcher'])}, "
+            f"eckart {len(found['eckart'])}); WeightWatcher also fits a power law to each spectrum, "
+            "eckart also counts ranks and noise",
         )
     ]
 
@@ -77,11 +75,12 @@ def of_weightwatcher(table: Path) -> dict[str, Statistics]:
     return {row["longname"]: Statistics(float(row["spectral_norm"]) ** 0.5, float(row["stable_rank"])) for row in rows}
 
 
-def worst_error(found: Mapping[str, Statistics], exact: Mapping[str, Tensor], names: list[str]) -> float:
+def worst_error(found: Mapping[str, Statistics], exact: Mapping[str, Tensor]) -> float:
+    """The largest relative error of a statistic, over the matrices whose spectrum is known."""
     errors = []
-    for name in names:
-        squares = exact[name].square()
-        norm, stable_rank = float(squares[0]) ** 0.5, float(squares.sum() / squares[0])
-        errors.append(abs(found[name].spectral_norm / norm - 1))
-        errors.append(abs(found[name].stable_rank / stable_rank - 1))
+    for name, singular_values in exact.items():
+        squares = singular_values.square()
+        truth = Statistics(float(squares[0]) ** 0.5, float(squares.sum() / squares[0]))
+        errors.append(abs(found[name].spectral_norm / truth.spectral_norm - 1))
+        errors.append(abs(found[name].stable_rank / truth.stable_rank - 1))
     return max(errors)

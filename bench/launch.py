@@ -1,4 +1,4 @@
-"""Run one command and write down its exit status, wall time and peak memory.
+"""Run one command and write down its exit status, wall time, processor time and peak memory.
 
 Linux counts the memory of the process that starts a command towards the peak of the command, so the starter has to
 be small: this file runs by itself in a bare interpreter.
@@ -18,7 +18,12 @@ def main() -> None:
     _, status, usage = os.wait4(child, 0)
     seconds = time.perf_counter() - start
     exit_code = os.waitstatus_to_exitcode(status)
-    measured = {"exit_code": exit_code, "seconds": seconds, "peak_rss_bytes": usage.ru_maxrss * 1024}
+    measured = {
+        "exit_code": exit_code,
+        "seconds": seconds,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_rss_bytes": usage.ru_maxrss * 1024,
+    }
     Path(record).write_text(json.dumps(measured))
 
 

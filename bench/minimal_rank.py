@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 
 from bench.options import Options
-from bench.results import Comparison
-from bench.timing import alternate, median_seconds, run_call
+from bench.results import Comparison, Side
+from bench.timing import alternate, run_call
 
 SIZE, TRUE_RANK, NOISE, ERROR = 768, 64, 0.01, 0.01
 ANSWER = 570
@@ -53,21 +53,19 @@ def tail_sums(weight: np.ndarray) -> int:
     return int(np.count_nonzero(tails >= ERROR * np.linalg.norm(weight)))
 
 
-def _row(task: str, peer: str, target: float, weight: np.ndarray, function: Rank, *, repeats: int) -> Comparison:
-    sides = {
-        name: lambda side=side: run_call(lambda: side(weight))
-        for name, side in (("peer", function), ("eckart", eckart_rank))
-    }
+def _row(task: str, peer: str, least_ratio: float, weight: np.ndarray, function: Rank, *, repeats: int) -> Comparison:
+    functions = {"peer": function, "eckart": eckart_rank}
+    sides = {name: lambda rank=rank: run_call(lambda: rank(weight)) for name, rank in functions.items()}
     sides["eckart"]()  # imports
     runs = alternate(sides, repeats=repeats)
+    ours, theirs = Side.of(runs["eckart"]), Side.of(runs["peer"])
     answer, peer_answer = (runs[name][-1].value for name in ("eckart", "peer"))
-    seconds, peer_seconds = median_seconds(runs["eckart"]), median_seconds(runs["peer"])
     return Comparison(
         task,
         peer,
-        seconds,
-        peer_seconds,
-        target=f"≥ {target:g}×, same answer",
-        met=peer_seconds / seconds >= target and answer == peer_answer == ANSWER,
+        ours,
+        theirs,
+        target=f"≥ {least_ratio:g}×, same answer",
+        met=theirs.seconds >= least_ratio * ours.seconds and answer == peer_answer == ANSWER,
         note=f"answers: peer {peer_answer}, eckart {answer}",
     )

@@ -8,8 +8,8 @@ from torch import Tensor
 from bench.matrices import SPECTRA, planted
 from bench.options import Options
 from bench.reference import spectra, squared_tail
-from bench.results import Comparison
-from bench.timing import Run, alternate, median_seconds, run_call
+from bench.results import Comparison, Side
+from bench.timing import Run, alternate, run_call
 
 RANK = 64
 DENSE_RATIO, SKETCH_RATIO = 50.0, 1.5
@@ -24,7 +24,7 @@ def run(options: Options) -> list[Comparison]:
     rows = []
     for spectrum in SPECTRA:
         weight = planted(spectrum, options.work)
-        exact = spectra({spectrum: lambda weight=weight: weight}, options.work / "planted.npz")
+        exact = spectra({spectrum: lambda weight=weight: weight}, options.work / "planted.pt")
         judge = Judge(weight, squared_tail(exact[spectrum], RANK))
         task = f"partial SVD rank {RANK} of 4096×4096, spectrum {spectrum}"
         quick = {name: _call(function, weight) for name, function in SKETCHES.items()}
@@ -91,12 +91,12 @@ def _call(function: Callable[[Tensor], Triplets], weight: Tensor) -> Callable[[]
 
 
 def _row(task: str, peer: str, runs: dict[str, list[Run]], judge: Judge) -> Comparison:
-    seconds, peer_seconds = median_seconds(runs["eckart"]), median_seconds(runs[peer])
     error, peer_error = (judge.excess(runs[name][-1].value) for name in ("eckart", peer))
-    ratio = peer_seconds / seconds
+    ours, theirs = Side.of(runs["eckart"], error=error), Side.of(runs[peer], error=peer_error)
+    ratio = theirs.seconds / ours.seconds
     if peer == DENSE:
         target, met = f"≥ {DENSE_RATIO:g}×", ratio >= DENSE_RATIO
     else:
         target = f"≥ {SKETCH_RATIO:g}× at no larger error, or as fast at a third of it"
         met = (ratio >= SKETCH_RATIO and error <= peer_error) or (ratio >= 1 and error <= peer_error / 3)
-    return Comparison(task, peer, seconds, peer_seconds, target, met, MEASURE, error, peer_error)
+    return Comparison(task, peer, ours, theirs, target, met, MEASURE)

@@ -2,14 +2,40 @@
 
 import json
 import platform
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from bench import THREADS
+from bench.timing import Run, median_seconds
 
 PACKAGES = ("eckart", "torch", "numpy", "transformers", "peft", "mergekit", "weightwatcher", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one side of a comparison took and reached, over its runs.
+
+    Attributes:
+        seconds: median wall time.
+        cpu_seconds: median processor time of all threads.
+        peak_rss_bytes: largest resident memory of its process; None where it ran inside the harness.
+        error: lower is better; None where the answers are compared exactly.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    peak_rss_bytes: int | None = None
+    error: float | None = None
+
+    @classmethod
+    def of(cls, runs: Sequence[Run], *, error: float | None = None) -> "Side":
+        peaks = [run.peak_rss_bytes for run in runs if run.peak_rss_bytes is not None]
+        cpu_seconds = statistics.median(run.cpu_seconds for run in runs)
+        return cls(median_seconds(runs), cpu_seconds, max(peaks, default=None), error)
 
 
 @dataclass(frozen=True)
@@ -17,28 +43,25 @@ class Comparison:
     """A task done by eckart and by a peer, in one paired run.
 
     Attributes:
-        measure: what the two errors are; lower is better, and None where the answers are compared exactly.
         target: what eckart should reach, in words.
         met: whether it did.
+        measure: what the two errors are.
         note: what a reader must know to judge the comparison.
     """
 
     task: str
     peer: str
-    seconds: float
-    peer_seconds: float
+    ours: Side
+    theirs: Side
     target: str
     met: bool
     measure: str = ""
-    error: float | None = None
-    peer_error: float | None = None
-    peak_rss_bytes: int | None = None
-    peer_peak_rss_bytes: int | None = None
     note: str = ""
 
     @property
     def ratio(self) -> float:
-        return self.peer_seconds / self.seconds
+        """How many times as long the peer takes."""
+        return self.theirs.seconds / self.ours.seconds
 
 
 @dataclass(frozen=True)
@@ -104,15 +127,15 @@ def _comparison_cells(row: Comparison) -> list[str]:
     return [
         row.task,
         row.peer,
-        f"{row.peer_seconds:.3g}",
-        f"{row.seconds:.3g}",
+        f"{row.theirs.seconds:.3g}",
+        f"{row.ours.seconds:.3g}",
         f"**{row.ratio:.3g}×**",
         row.target,
         _yes(row.met),
-        _number(row.peer_error),
-        _number(row.error),
-        _megabytes(row.peer_peak_rss_bytes),
-        _megabytes(row.peak_rss_bytes),
+        _number(row.theirs.error),
+        _number(row.ours.error),
+        _megabytes(row.theirs.peak_rss_bytes),
+        _megabytes(row.ours.peak_rss_bytes),
         "; ".join(filter(None, [f"error: {row.measure}" if row.measure else "", row.note])),
     ]
 
@@ -125,9 +148,12 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [*(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)), ""]
 
 
-def _row(entry: dict) -> Row:
-    kind = Comparison if "peer" in entry else Limit
-    return kind(**{name: entry[name] for name in kind.__dataclass_fields__})
+def _row(entry: dict[str, Any]) -> Row:
+    if "peer" not in entry:
+        return Limit(**{name: entry[name] for name in Limit.__dataclass_fields__})
+    fields: dict[str, Any] = {name: entry[name] for name in Comparison.__dataclass_fields__}
+    fields |= {name: Side(**entry[name]) for name in ("ours", "theirs")}
+    return Comparison(**fields)
 
 
 def _yes(met: bool) -> str:

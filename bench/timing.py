@@ -20,11 +20,13 @@ class Run:
 
     Attributes:
         seconds: wall time.
+        cpu_seconds: processor time of all threads, which other work on the machine disturbs least.
         peak_rss_bytes: largest resident memory of the process; None for a call inside this process.
         value: what the call returned, or the standard output of the process.
     """
 
     seconds: float
+    cpu_seconds: float
     peak_rss_bytes: int | None = None
     value: Any = None
 
@@ -43,14 +45,14 @@ def run_process(*command: str | Path) -> Run:
     if measured["exit_code"] != 0:
         msg = f"{' '.join(map(str, command))} ended with {measured['exit_code']}:\n{done.stderr[-2000:]}"
         raise RuntimeError(msg)
-    return Run(measured["seconds"], measured["peak_rss_bytes"], done.stdout)
+    return Run(measured["seconds"], measured["cpu_seconds"], measured["peak_rss_bytes"], done.stdout)
 
 
 def run_call(function: Callable[[], Any]) -> Run:
     """Call a function once."""
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     value = function()
-    return Run(time.perf_counter() - start, value=value)
+    return Run(time.perf_counter() - start, time.process_time() - cpu_start, value=value)
 
 
 def alternate(sides: Mapping[str, Callable[[], Run]], *, repeats: int) -> dict[str, list[Run]]:
@@ -67,7 +69,3 @@ def alternate(sides: Mapping[str, Callable[[], Run]], *, repeats: int) -> dict[s
 
 def median_seconds(runs: Sequence[Run]) -> float:
     return statistics.median(run.seconds for run in runs)
-
-
-def peak_rss_bytes(runs: Sequence[Run]) -> int | None:
-    return max((run.peak_rss_bytes for run in runs if run.peak_rss_bytes is not None), default=None)
