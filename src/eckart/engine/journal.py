@@ -1,0 +1,106 @@
+"""Finished matrices kept on disk, so that a killed run goes on where it was.
+
+One safetensors file a matrix in a folder beside the output, each written under a temporary name and renamed: what is
+there is whole. A fingerprint of inputs and options guards against mixing two runs.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from eckart.errors import OutputError
+
+FORMAT = "eckart-journal/1"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is kept of one matrix: facts as JSON, and tensors."""
+
+    facts: dict[str, Any]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Journal:
+    """The folder of finished matrices of one output.
+
+    Attributes:
+        folder: where they are kept: the output's name with `.partial` behind it.
+        restarted: why an earlier run's matrices were thrown away, None if none were.
+    """
+
+    def __init__(self, output: Path, fingerprint: str, *, resume: bool = True) -> None:
+        """Open the journal of `output`, empty unless an earlier run had the same fingerprint.
+
+        Raises:
+            OutputError: the folder cannot be written, or another run is at work in it.
+        """
+        self.folder = output.with_name(output.name + ".partial")
+        self.restarted: str | None = None
+        header = {"format": FORMAT, "fingerprint": fingerprint}
+        try:
+            self.folder.mkdir(exist_ok=True)
+            self._lock = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            head = self.folder / "journal.json"
+            kept = _header(head)
+            if kept is not None and (kept != header or not resume):
+                self.restarted = "inputs or options changed" if kept != header else "--no-resume"
+                for file in self.folder.glob("*.safetensors"):
+                    file.unlink()
+            head.write_text(json.dumps(header))
+        except BlockingIOError:
+            msg = f"{self.folder}: another run is writing {output}; wait for it, or choose another output"
+            raise OutputError(msg) from None
+        except OSError as error:
+            msg = f"{self.folder}: cannot be written ({error.strerror}); choose another output"
+            raise OutputError(msg) from None
+
+    def load(self, name: str) -> Record | None:
+        """What was kept of a matrix, or None. Tensors are read lazily from their file."""
+        try:
+            with safe_open(self._file(name), framework="pt") as file:
+                facts = json.loads((file.metadata() or {})["facts"])
+                return Record(facts, {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return None
+
+    def keep(self, name: str, record: Record) -> None:
+        """Keep a matrix; safe to be killed in."""
+        file = self._file(name)
+        partial = file.with_suffix(".tmp")
+        tensors = {key: tensor.contiguous() for key, tensor in record.tensors.items()}
+        try:
+            save_file(tensors, partial, metadata={"name": name, "facts": json.dumps(record.facts)})
+            partial.replace(file)
+        except (OSError, SafetensorError) as error:
+            partial.unlink(missing_ok=True)
+            msg = f"{self.folder}: {name} cannot be kept ({error}); free some space and run the same command again"
+            raise OutputError(msg) from error
+
+    def close(self) -> None:
+        """Throw everything away: the output is complete."""
+        os.close(self._lock)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.safetensors"
+
+
+def _header(file: Path) -> dict[str, Any] | None:
+    """What the journal says of itself; {} if it is damaged, None if there is none."""
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
