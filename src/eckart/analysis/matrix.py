@@ -13,7 +13,7 @@ from eckart.linalg.spectrum import Tail
 ENERGIES = (0.9, 0.95, 0.99)
 ERRORS = (0.1, 0.01)
 
-Number = int | float | Interval[int] | Interval[float] | None
+Number = int | float | Interval | None
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,8 @@ class MatrixAnalysis:
             singular_values=torch.tensor(entry["singular_values"], dtype=torch.float64),
             shape=(rows, columns),
             fro_norm=entry["fro_norm"],
-            dtype=dtype
-            if isinstance(dtype, torch.dtype)
-            else torch.float32,  # GGUF types are read as float32
-            tail=tail
-            and Tail(**tail | {"energy_upper": torch.tensor(tail["energy_upper"], dtype=torch.float64)}),
+            dtype=dtype if isinstance(dtype, torch.dtype) else torch.float32,  # GGUF types are read as float32
+            tail=tail and Tail(**tail | {"energy_upper": torch.tensor(tail["energy_upper"], dtype=torch.float64)}),
         )
         noise = entry["noise"]
         return MatrixAnalysis(

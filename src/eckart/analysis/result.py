@@ -75,9 +75,7 @@ class Analysis:
         """
         where = self.places()
         measured = [matrix.statistics() for matrix in self.matrices]
-        bounded = {
-            key for numbers in measured for key, number in numbers.items() if isinstance(number, Interval)
-        }
+        bounded = {key for numbers in measured for key, number in numbers.items() if isinstance(number, Interval)}
         table = []
         for matrix, numbers in zip(self.matrices, measured, strict=True):
             place, noise = where[matrix.name], matrix.noise
@@ -86,9 +84,7 @@ class Analysis:
             for key, number in numbers.items():
                 row[key] = None if isinstance(number, Interval) else number
                 if key in bounded:
-                    limits = (
-                        (number.lower, number.upper) if isinstance(number, Interval) else (number, number)
-                    )
+                    limits = (number.lower, number.upper) if isinstance(number, Interval) else (number, number)
                     row |= {f"{key}_lower": limits[0], f"{key}_upper": limits[1]}
             for key in ("zero_fraction", "rounding_floor", "signal_rank"):
                 row[key] = getattr(noise, key) if noise else None
@@ -124,7 +120,7 @@ class Analysis:
         except ModuleNotFoundError as missing:
             msg = "a DataFrame needs pandas: pip install pandas"
             raise MissingExtraError(msg) from missing
-        return pd.DataFrame(self.rows())
+        return pd.DataFrame(self.rows()).astype({"layer": "Int64"} if self.matrices else {})
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> list[Path]:
         """Write `analysis.json` and `analysis.csv`, both whole or neither.

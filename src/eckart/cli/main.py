@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -45,7 +46,7 @@ def _common(
         bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """A low-rank workbench for neural-network weights: see the rank, extract the adapter, trust the numbers."""
+    """A low-rank workbench for neural-network weights: see the rank, extract the adapter."""
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -78,7 +79,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 def _interrupted(output: object) -> NoReturn:
     """Say what was kept, and leave at once: a worker thread inside LAPACK cannot be asked to stop."""
-    kept = f"; what was finished is kept in {output}: run the same command again to go on" if output else ""
+    partial = Path(f"{output}.partial")
+    kept = f"; finished matrices are kept in {partial}: the same command goes on from them" if partial.exists() else ""
     _say(f"eckart: interrupted{kept}")
     sys.stdout.flush()
     sys.stderr.flush()

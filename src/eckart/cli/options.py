@@ -10,24 +10,23 @@ Target = Annotated[
     typer.Option(
         "--target",
         metavar="PATTERN",
-        help="Only these modules: a name, a dotted suffix, a regex, or attention, attention-min, mlp, all-linear. "
-        "Repeatable.",
+        help="Only these modules: a name, a dotted suffix, a regex, "
+        "or attention, attention-min, mlp, all-linear. Repeatable.",
     ),
 ]
 Exclude = Annotated[
     list[str] | None,
     typer.Option("--exclude", metavar="PATTERN", help="Not these modules; wins over --target. Repeatable."),
 ]
-Output = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where results are written.")
-]
+Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where results are written.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is already there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda[:N]", help="Where to compute.")]
-Dtype = Annotated[
-    str, typer.Option("--dtype", metavar="float32|bfloat16|float16", help="Of the written factors.")
-]
+Dtype = Annotated[str, typer.Option("--dtype", metavar="float32|bfloat16|float16", help="Of the written factors.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of every random choice.")]
+NoResume = Annotated[
+    bool, typer.Option("--no-resume", help="Start over instead of going on where a killed run stopped.")
+]
 Workers = Annotated[
     int | None,
     typer.Option("--workers", metavar="N", min=1, help="Matrices worked on at once; by default one a core."),

@@ -1,6 +1,6 @@
-"""Many spectra as a few curves: the median over the matrices of one kind, and the band most of them lie in."""
+"""Many spectra as a few curves: the median over the matrices of one kind, and the band they lie in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -66,7 +66,7 @@ def upper(number: int | float | Interval | None) -> float | None:
     return None if number is None else float(number.upper if isinstance(number, Interval) else number)
 
 
-def middle(numbers: "list[int | float | Interval | None]") -> float | None:
+def middle(numbers: Sequence[int | float | Interval | None]) -> float | None:
     """Median of the defined numbers, bounded ones at their upper limit; None where there are none."""
     known = [value for value in map(upper, numbers) if value is not None]
     return median(known) if known else None

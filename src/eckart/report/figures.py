@@ -5,6 +5,7 @@ thread and in a notebook alike, and leaves no global state.
 """
 
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,9 +41,7 @@ def spectrum_figure(analysis: "Analysis") -> "Figure":
     figure = style.new_figure()
     linear, logarithmic = figure.subplots(1, 2)
     for position, (label, matrices) in enumerate(drawn.items()):
-        values = curve(
-            label, matrices, lambda spectrum: spectrum.singular_values / spectrum.singular_values[0]
-        )
+        values = curve(label, matrices, lambda spectrum: spectrum.singular_values / spectrum.singular_values[0])
         stable = middle([matrix.spectrum.stable_rank for matrix in matrices])
         for axes in (linear, logarithmic):
             _draw(axes, values, position, label=f"{label}  ·  {stable:.3g}", band=len(drawn) <= MOST_BANDS)
@@ -67,9 +66,7 @@ def energy_figure(analysis: "Analysis") -> "Figure":
         values = curve(label, matrices, lambda spectrum: spectrum.cumulative_energy())
         needed = middle([matrix.spectrum.rank_for_energy(0.9) for matrix in matrices])
         _draw(axes, values, position, label=f"{label}  ·  {needed:.0f}", band=len(drawn) <= MOST_BANDS)
-        _dots(
-            axes, values.median, [(energy, values.median >= energy) for energy in MARKED_ENERGIES], position
-        )
+        _dots(axes, values.median, [(energy, values.median >= energy) for energy in MARKED_ENERGIES], position)
     style.dress(axes, x="rank r", y="share of the energy, Σᵢ≤ᵣ σᵢ² / ‖W‖²")
     style.rank_axis(axes, _highest_rank(drawn), spacing=_spacing(analysis))
     axes.set_ylim(0, 1.02)
@@ -113,16 +110,15 @@ def rank_map(analysis: "Analysis", *, energy: float = 0.9) -> "Figure":
     needed: dict[tuple[str, int | None], list[float | None]] = {}
     for matrix in analysis.matrices:
         place = where[matrix.name]
-        needed.setdefault((place.kind, place.layer), []).append(
-            upper(matrix.spectrum.rank_for_energy(energy))
-        )
+        needed.setdefault((place.kind, place.layer), []).append(upper(matrix.spectrum.rank_for_energy(energy)))
     kinds = list(dict.fromkeys(kind for kind, _ in needed))
     layers = sorted({layer for _, layer in needed}, key=lambda layer: -1 if layer is None else layer)
     cells = [[middle(list(needed.get((kind, layer), []))) for layer in layers] for kind in kinds]
     figure = style.new_figure(height_inches=min(9.0, 1.7 + 0.34 * len(kinds)))
     axes = figure.subplots()
     _paint(figure, axes, cells, energy)
-    axes.set_yticks(range(len(kinds)), kinds)
+    full = {kind: max(min(matrix.shape) for matrix in matrices) for kind, matrices in analysis.by_kind().items()}
+    axes.set_yticks(range(len(kinds)), [f"{kind}  (≤ {full[kind]})" for kind in kinds])
     step = max(1, len(layers) // 20)
     names = ["outside" if layer is None else str(layer) for layer in layers]
     axes.set_xticks(range(0, len(layers), step), names[::step])
@@ -179,9 +175,7 @@ def _nonempty(analysis: "Analysis") -> dict[str, list["MatrixAnalysis"]]:
     """
     drawn = groups(analysis)
     if not drawn:
-        msg = (
-            f"nothing to draw: none of the {len(analysis.matrices)} matrices of {analysis.source} is nonzero"
-        )
+        msg = f"nothing to draw: none of the {len(analysis.matrices)} matrices of {analysis.source} is nonzero"
         raise ValueError(msg)
     return drawn
 
@@ -192,9 +186,7 @@ def _draw(axes: "Axes", values: Curve, position: int, *, label: str, band: bool)
     look = style.line_style(position)
     axes.plot(ranks, values.median.numpy(), linewidth=1.8, label=label, zorder=3, **look)
     if band and values.count > 1:
-        axes.fill_between(
-            ranks, values.low, values.high, color=look["color"], alpha=0.13, linewidth=0, zorder=2
-        )
+        axes.fill_between(ranks, values.low, values.high, color=look["color"], alpha=0.13, linewidth=0, zorder=2)
 
 
 def _dots(axes: "Axes", line: torch.Tensor, marks: list[tuple[float, torch.Tensor]], position: int) -> None:
@@ -208,11 +200,14 @@ def _dots(axes: "Axes", line: torch.Tensor, marks: list[tuple[float, torch.Tenso
 
 def _mark_noise_edge(axes: "Axes", matrices: list["MatrixAnalysis"], position: int) -> None:
     """A circle on the curve where it sinks below the noise edge (medians over the group)."""
-    known = [matrix for matrix in matrices if matrix.noise and matrix.noise.edge and matrix.noise.signal_rank]
-    if not known:
+    found = [
+        (matrix.noise.signal_rank, matrix.noise.edge / float(matrix.spectrum.singular_values[0]))
+        for matrix in matrices
+        if matrix.noise and matrix.noise.signal_rank
+    ]
+    if not found:
         return
-    rank = middle([matrix.noise.signal_rank for matrix in known])
-    height = middle([matrix.noise.edge / float(matrix.spectrum.singular_values[0]) for matrix in known])
+    rank, height = (median(numbers) for numbers in zip(*found, strict=True))
     colour = style.line_style(position)["color"]
     axes.plot(rank, height, "o", markersize=7, markerfacecolor="white", markeredgecolor=colour, zorder=5)
 

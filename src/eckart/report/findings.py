@@ -1,5 +1,6 @@
 """The sentence over each figure: what the numbers say, said from the numbers."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from eckart.linalg import Interval
@@ -31,7 +32,11 @@ def spectrum_finding(analysis: "Analysis") -> str:
     """How many directions stand above the noise, or else how concentrated the spectrum is."""
     matrices = measured(analysis)
     full = middle([min(matrix.shape) for matrix in matrices])
-    signal = middle([matrix.noise.signal_rank if matrix.noise else None for matrix in matrices])
+    signal = (
+        None
+        if analysis.kind == "weights"
+        else middle([matrix.noise.signal_rank if matrix.noise else None for matrix in matrices])
+    )
     if signal is not None:
         return f"{round(signal)} of {full:.0f} directions of {subject(analysis)} stand above the noise"
     stable = middle([matrix.spectrum.stable_rank for matrix in matrices])
@@ -44,8 +49,7 @@ def energy_finding(analysis: "Analysis", *, rank: int = 16, energy: float = 0.9)
     needed = [matrix.spectrum.rank_for_energy(energy) for matrix in matrices]
     kept = middle([_kept(matrix, rank) for matrix in matrices])
     return (
-        f"Rank {rank} holds {kept:.0%} of the energy of {subject(analysis)}; "
-        f"{energy:.0%} takes rank {_at_most(needed)}"
+        f"Rank {rank} holds {kept:.0%} of the energy of {subject(analysis)}; {energy:.0%} takes rank {_at_most(needed)}"
     )
 
 
@@ -61,7 +65,7 @@ def error_finding(analysis: "Analysis", *, rank: int = 16, error: float = 0.1) -
 
 
 def rank_map_finding(analysis: "Analysis", *, energy: float = 0.9) -> str:
-    """Which kind of module needs the least rank and which the most; where there are layers, of those in them."""
+    """Which kind of module needs the least rank and which the most, among those in the layers if any are."""
     where = analysis.places()
     layered = {place.kind for place in where.values() if place.layer is not None}
     needed = {
@@ -70,12 +74,13 @@ def rank_map_finding(analysis: "Analysis", *, energy: float = 0.9) -> str:
         if kind in layered or not layered
     }
     known = {kind: rank for kind, rank in needed.items() if rank is not None}
+    full = {kind: middle([min(matrix.shape) for matrix in analysis.by_kind()[kind]]) for kind in known}
     least, most = min(known, key=lambda kind: known[kind]), max(known, key=lambda kind: known[kind])
     if known[least] == known[most]:
         return f"{energy:.0%} of the energy takes rank {known[most]:.0f} everywhere"
     return (
-        f"{least} holds {energy:.0%} of its energy in rank {known[least]:.0f}, "
-        f"{most} needs rank {known[most]:.0f}"
+        f"{energy:.0%} of the energy takes rank {known[least]:.0f} of {full[least]:.0f} in {least}, "
+        f"{known[most]:.0f} of {full[most]:.0f} in {most}"
     )
 
 
@@ -85,7 +90,7 @@ def _kept(matrix: "MatrixAnalysis", rank: int) -> float:
     return float(energy[min(rank, len(energy)) - 1])
 
 
-def _at_most(needed: list[int | Interval | None]) -> str:
+def _at_most(needed: Sequence[int | Interval | None]) -> str:
     """The median rank, marked where some of the ranks are only bounded."""
     bounded = any(isinstance(rank, Interval) for rank in needed)
     return f"{'at most ' if bounded else ''}{middle(needed):.0f}"

@@ -1,6 +1,6 @@
-"""The look that all figures share: white paper, a light grid, colours that colour-blind readers tell apart."""
+"""The look of all figures: white paper, a light grid, colours that colour-blind readers tell apart."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from eckart.errors import MissingExtraError
 
@@ -31,7 +31,7 @@ def new_figure(*, height_inches: float = 4.6) -> "Figure":
     return Figure(figsize=(WIDTH_INCHES, height_inches), dpi=DPI, layout="constrained", facecolor="white")
 
 
-def line_style(position: int) -> dict[str, object]:
+def line_style(position: int) -> dict[str, Any]:
     """Colour and dash pattern of the n-th line: seven colours, then the same dashed, then dotted."""
     return {
         "color": COLOURS[position % len(COLOURS)],
@@ -43,9 +43,8 @@ def headline(figure: "Figure", finding: str, detail: str) -> None:
     """The finding in bold above everything, and under it in grey what is shown."""
     height_points = 72 * figure.get_figheight()
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 48 / height_points))  # type: ignore[union-attr]
-    look = {"ha": "left", "va": "top"}
-    figure.text(0.01, 1 - 8 / height_points, finding, fontsize=13, fontweight="bold", color=INK, **look)
-    figure.text(0.01, 1 - 28 / height_points, detail, fontsize=9.5, color=SOFT, **look)
+    figure.text(0.01, 1 - 8 / height_points, finding, fontsize=13, fontweight="bold", color=INK, ha="left", va="top")
+    figure.text(0.01, 1 - 28 / height_points, detail, fontsize=9.5, color=SOFT, ha="left", va="top")
 
 
 def dress(axes: "Axes", *, x: str, y: str, title: str = "") -> None:

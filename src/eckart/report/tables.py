@@ -1,4 +1,4 @@
-"""Results as tables for a terminal of 80 columns: a line a module kind, or a line a matrix where there are few."""
+"""Results as tables of at most 80 columns: a line a module kind, or a line a matrix where there are few."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -80,7 +80,7 @@ def _columns(analysis: "Analysis") -> dict[str, Callable[["MatrixAnalysis"], Num
         "rank for 90%\nof energy": lambda matrix: matrix.spectrum.rank_for_energy(0.9),
         "rank for\nerror < 10%": lambda matrix: matrix.spectrum.rank_for_error(0.1),
     }
-    if any(matrix.noise for matrix in analysis.matrices):
+    if analysis.kind == "delta" and any(matrix.noise for matrix in analysis.matrices):
         columns["above\nnoise"] = lambda matrix: matrix.noise.signal_rank if matrix.noise else None
     return columns
 
@@ -92,15 +92,13 @@ def _groups(analysis: "Analysis", *, by_kind: bool) -> Iterable[tuple[str, list[
 
 
 def _cell(numbers: list[Number]) -> str:
-    """One number, or the median with the range of ranks; of bounded numbers the median is of the upper limits."""
+    """One number, or the median with the range of ranks; of bounds the median takes the upper."""
     known = [pair for pair in map(limits, numbers) if pair is not None]
     if len(numbers) == 1 or not known:
         return number_text(numbers[0])
     lowest, highest = min(low for low, _ in known), max(high for _, high in known)
     middle = median(high for _, high in known)
     bounded = "≤" if any(low != high for low, high in known) else ""
-    if lowest == highest or not all(
-        isinstance(number, int | Interval) for number in numbers if number is not None
-    ):
+    if lowest == highest or not all(isinstance(number, int | Interval) for number in numbers if number is not None):
         return f"{bounded}{middle:.3g}"
     return f"{bounded}{middle:.0f} ({lowest:.0f}–{highest:.0f})"

@@ -37,7 +37,7 @@ def shape_text(shape: Sequence[int]) -> str:
 
 
 def number_text(number: Number) -> str:
-    """A statistic: three digits of a float, all of an integer, `12–40` where only bounded, `–` where undefined."""
+    """A statistic: a float in three digits, an integer whole, `12–40` where bounded, `–` where undefined."""
     if number is None:
         return "–"
     if isinstance(number, Interval):
