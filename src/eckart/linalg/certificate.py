@@ -14,7 +14,15 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from eckart.linalg.krylov import BlockKrylov, PartialSVD, images, orthonormalize, partial_svd, preimages
+from eckart.linalg.krylov import (
+    CERTIFIED_STEPS,
+    BlockKrylov,
+    PartialSVD,
+    images,
+    orthonormalize,
+    partial_svd,
+    preimages,
+)
 from eckart.linalg.slabs import Matrix, as_slabs
 from eckart.linalg.spectrum import Spectrum, Tail
 
@@ -62,7 +70,7 @@ def partial_spectrum(weight: Matrix, *, rank: int, generator: torch.Generator | 
         ValueError: `rank` is out of range, or `weight` is not a finite matrix of floats.
     """
     matrix = as_slabs(weight)
-    svd = partial_svd(matrix, rank=rank, generator=generator)
+    svd = partial_svd(matrix, rank=rank, steps=CERTIFIED_STEPS, generator=generator)
     return Spectrum(svd.S, matrix.shape, svd.fro_norm, matrix.dtype, certify(svd, generator=generator))
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from eckart.linalg.certificate import certify
-from eckart.linalg.krylov import STEPS, block_size, images, orthonormal_rows, partial_svd, preimages, resident
+from eckart.linalg.krylov import CERTIFIED_STEPS, block_size, images, orthonormal_rows, partial_svd, preimages, resident
 from eckart.linalg.slabs import Matrix, RowSlabs, as_slabs, compute_dtype, squared_norm
 from eckart.linalg.spectrum import Spectrum
 from eckart.linalg.svd import exact_values, gram
@@ -53,9 +53,9 @@ def truncated_svd(weight: Matrix, *, rank: int, generator: torch.Generator | Non
     if not 1 <= rank <= min(matrix.shape):
         msg = f"rank must be 1..{min(matrix.shape)} for a {matrix.shape} matrix, got {rank}"
         raise ValueError(msg)
-    if STEPS * block_size(rank) > min(matrix.shape) // 2:
+    if CERTIFIED_STEPS * block_size(rank) > min(matrix.shape) // 2:
         return _whole(matrix, rank)
-    svd = partial_svd(matrix, rank=rank, generator=generator)
+    svd = partial_svd(matrix, rank=rank, steps=CERTIFIED_STEPS, generator=generator)
     known = Spectrum(svd.S, matrix.shape, svd.fro_norm, matrix.dtype, certify(svd, generator=generator))
     return TruncatedSVD(svd.U, svd.S, svd.Vh, known)
 

@@ -1,0 +1,22 @@
+"""Adapters as values and as files, and how they are taken from a fine-tune."""
+
+from eckart.adapter.adapter import Adapter, AdapterLayer, load_adapter
+from eckart.adapter.extract import extract
+from eckart.adapter.extraction import Extraction, LayerRecord
+from eckart.adapter.factors import FactorOptions
+from eckart.adapter.rank_choice import DEFAULT_RANK, Budget, RankChoice
+from eckart.adapter.scope import Scope
+
+__all__ = [
+    "DEFAULT_RANK",
+    "Adapter",
+    "AdapterLayer",
+    "Budget",
+    "Extraction",
+    "FactorOptions",
+    "LayerRecord",
+    "RankChoice",
+    "Scope",
+    "extract",
+    "load_adapter",
+]

@@ -1,0 +1,178 @@
+"""The passes over a base and its fine-tune: do they differ, the factors of each matrix, and what is kept whole."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+import eckart
+from eckart.adapter.factors import FactorOptions, factor
+from eckart.adapter.rank_choice import Budget, RankChoice
+from eckart.adapter.scope import Plan, changed
+from eckart.checkpoint import Checkpoint, DifferenceMatrix, LeftOut, MatrixView
+from eckart.engine import Journal, Record, Run, Task, run_tasks
+from eckart.errors import MismatchError, NotFiniteError
+from eckart.linalg import Allocation, Spectrum, allocate, partial_spectrum, spectrum
+from eckart.linalg.krylov import RESIDENT_BYTES
+from eckart.linalg.rank import EXACT_SIDE
+from eckart.linalg.slabs import SLAB_BYTES
+
+T = TypeVar("T")
+BUDGET_RANK = 256  # values of a large matrix that a shared budget considers before it asks for all of them
+HEADER_BYTES = 512  # of the file's header, for the two factors of one layer
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What goes beside the factors.
+
+    Attributes:
+        whole: changed tensors to keep whole, by name.
+        biases: what the bias of each factored module gained.
+        left_out: every other tensor, and why.
+    """
+
+    whole: dict[str, Tensor]
+    biases: dict[str, Tensor]
+    left_out: list[LeftOut]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A base, its fine-tune, and how passes over them are run."""
+
+    base: Checkpoint
+    tuned: Checkpoint
+    run: Run
+
+    def check_difference(self, views: Sequence[MatrixView]) -> None:
+        """Refuse checkpoints that are equal wherever it matters; reads until the first difference.
+
+        Raises:
+            MismatchError: no targeted matrix differs.
+        """
+        if not any(changed(self.base, self.tuned, tensor) for tensor in dict.fromkeys(view.tensor for view in views)):
+            msg = (
+                f"{self.tuned.source} and {self.base.source} are identical in all {len(views)} targeted matrices: "
+                "there is nothing to extract; check that TUNED is the fine-tune, or name other matrices with --target"
+            )
+            raise MismatchError(msg)
+
+    def fingerprint(self, choice: RankChoice, options: FactorOptions) -> str:
+        """A digest of everything that a matrix's factors depend on."""
+        facts = {
+            "version": eckart.__version__,
+            "inputs": [self.base.fingerprint(), self.tuned.fingerprint()],
+            "choice": asdict(choice),
+            "dtype": str(options.dtype),
+            "balanced": options.balanced,
+            "seed": self.run.seed,
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def factor(
+        self, views: Sequence[MatrixView], choice: RankChoice, options: FactorOptions, journal: Journal | None
+    ) -> tuple[dict[str, Record], str | None]:
+        """Factors of every matrix by name, and what is proved of a shared budget."""
+        if choice.budget is None:
+            return self._factor_each(dict.fromkeys(views, choice), options, journal), None
+        allocation, zero = self._share(views, _params(choice.budget, options.dtype, len(views)))
+        choices = {view: RankChoice(rank=rank) for view in views if (rank := allocation.ranks[view.name])}
+        records = self._factor_each(choices, options, journal)
+        none = {view.name: Record({"fro_norm": 0.0 if view.name in zero else 1.0}) for view in views}
+        return none | records, allocation.guarantee
+
+    def read_rest(self, placed: Plan) -> Rest:
+        """Read what is kept beside the factors; tell what changed of everything else.
+
+        Raises:
+            NotFiniteError: a tensor to keep holds NaN or Inf.
+        """
+        rest = Rest({}, {}, [])
+        for name in placed.whole:
+            if changed(self.base, self.tuned, name):
+                rest.whole[name] = _finite(name, self.tuned.read(name))
+            else:
+                rest.left_out.append(LeftOut(name, "unchanged"))
+        for name in placed.biases:
+            gained = self.tuned.read(name).to(torch.float32) - self.base.read(name).to(torch.float32)
+            if gained.any():
+                rest.biases[name.rpartition(".")[0]] = _finite(name, gained)
+        for item in placed.rest:
+            differs = item.name not in placed.whole and changed(self.base, self.tuned, item.name)
+            rest.left_out.append(item if differs else LeftOut(item.name, "unchanged"))
+        return rest
+
+    def _difference(self, view: MatrixView) -> DifferenceMatrix:
+        return DifferenceMatrix(self.tuned, self.base, view, self.run.torch_device())
+
+    def _factor_each(
+        self, choices: dict[MatrixView, RankChoice], options: FactorOptions, journal: Journal | None
+    ) -> dict[str, Record]:
+        """Factors of each matrix: those kept from an earlier run, and the others by running."""
+        records = {view.name: kept for view in choices if journal and (kept := journal.load(view.name))}
+        if records:
+            self.run.progress.note(f"going on from an earlier run: {len(records)} of {len(choices)} matrices are done")
+
+        def work(view: MatrixView) -> Record:
+            record = factor(self._difference(view), choices[view], options, self.run.generator(view.name))
+            if journal is None:
+                return record
+            journal.keep(view.name, record)
+            return journal.load(view.name) or record  # tensors mapped from the file rather than held
+
+        tasks = [
+            self._task(view, lambda view=view: work(view), whole=choice.rank is None)
+            for view, choice in choices.items()
+            if view.name not in records
+        ]
+        records |= {task.name: record for task, record in run_tasks(tasks, stage="Extracting", run=self.run)}
+        return records
+
+    def _share(self, views: Sequence[MatrixView], params: int) -> tuple[Allocation, set[str]]:
+        """Ranks within a budget for all matrices together, from spectra computed as far as the choice needs."""
+
+        def leading(view: MatrixView) -> Spectrum:
+            matrix = self._difference(view)
+            if min(view.stored_shape) <= EXACT_SIDE:
+                return spectrum(matrix)
+            return partial_spectrum(matrix, rank=BUDGET_RANK, generator=self.run.generator(view.name))
+
+        tasks = [self._task(view, lambda view=view: leading(view), whole=True) for view in views]
+        spectra = {task.name: found for task, found in run_tasks(tasks, stage="Reading spectra", run=self.run)}
+        allocation = allocate(spectra, budget_params=params)
+        if not allocation.certain:
+            partial = [view for view in views if spectra[view.name].tail is not None]
+            tasks = [self._task(v, lambda v=v: spectrum(self._difference(v)), whole=True) for v in partial]
+            spectra |= {task.name: found for task, found in run_tasks(tasks, stage="Whole spectra", run=self.run)}
+            allocation = allocate(spectra, budget_params=params)
+        return allocation, {name for name, found in spectra.items() if found.fro_norm == 0}
+
+    def _task(self, view: MatrixView, call: Callable[[], T], *, whole: bool) -> Task[T]:
+        """A task for one matrix, with what it will read and hold."""
+        rows, columns = view.stored_shape
+        stored = (self.base.tensors[self.base.tied.get(view.tensor, view.tensor)], self.tuned.tensors[view.tensor])
+        nbytes = rows * columns * sum(info.dtype.itemsize for info in stored)
+        held = min(4 * rows * columns, RESIDENT_BYTES) + 4 * SLAB_BYTES + 8 * 160 * (rows + columns)
+        if whole:
+            held += 4 * 8 * min(rows, columns) ** 2
+        return Task(view.name, nbytes, held, call)
+
+
+def _params(budget: Budget, dtype: torch.dtype, layers: int) -> int:
+    """Parameters of factors that fit a budget."""
+    if not budget.in_bytes:
+        return budget.amount
+    return max(0, budget.amount - HEADER_BYTES * layers) // dtype.itemsize
+
+
+def _finite(name: str, tensor: Tensor) -> Tensor:
+    bad = int((~torch.isfinite(tensor)).sum())
+    if bad:
+        msg = f"{name} holds {bad:,} values that are NaN or Inf"
+        raise NotFiniteError(msg)
+    return tensor
