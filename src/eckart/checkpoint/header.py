@@ -131,18 +131,12 @@ def _entry(name: str, fields: Any, start: int) -> Entry:
     # `type(n) is int`: a JSON true is an int to Python, and a shape of True would pass.
     if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
         _refuse(f"shape {shape!r} is not a list of sizes")
-    if (
-        not isinstance(offsets, list)
-        or len(offsets) != 2
-        or not all(type(n) is int and n >= 0 for n in offsets)
-    ):
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int and n >= 0 for n in offsets):
         _refuse(f"data_offsets {offsets!r} is not a begin and an end")
     begin, end = offsets
     nbytes = math.prod(shape) * dtype.itemsize
     if end - begin != nbytes:
-        _refuse(
-            f"data_offsets hold {end - begin:,} bytes, shape {shape} in {fields['dtype']} needs {nbytes:,}"
-        )
+        _refuse(f"data_offsets hold {end - begin:,} bytes, shape {shape} in {fields['dtype']} needs {nbytes:,}")
     return Entry(name, dtype, tuple(shape), start + begin, nbytes)
 
 
@@ -153,9 +147,7 @@ def _layout_faults(entries: list[Entry], start: int, size: int) -> list[str]:
         if entry.offset < position:
             faults.append(f"tensor {entry.name!r} overlaps the tensor before it")
         elif entry.offset > position:
-            faults.append(
-                f"{entry.offset - position:,} bytes before tensor {entry.name!r} belong to no tensor"
-            )
+            faults.append(f"{entry.offset - position:,} bytes before tensor {entry.name!r} belong to no tensor")
         position = max(position, entry.offset + entry.nbytes)
     if position > size:
         faults.append(f"truncated: the tensors need {position:,} bytes, the file has {size:,}")

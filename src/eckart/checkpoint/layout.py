@@ -105,9 +105,7 @@ def _views(info: TensorInfo, kind: Kind, transposed: bool, tied: tuple[str, ...]
     if kind == "expert":
         rows, columns = shape[1:]
         return [
-            MatrixView(
-                f"{module}[{e}]", module, info.name, kind, (rows, columns), e * rows, transposed, shape, tied
-            )
+            MatrixView(f"{module}[{e}]", module, info.name, kind, (rows, columns), e * rows, transposed, shape, tied)
             for e in range(shape[0])
         ]
     flat = (shape[0], prod(shape[1:]))

@@ -24,6 +24,8 @@ _MLP = (
 )
 PRESETS = ("attention", "attention-min", "mlp", "all-linear")
 _OUTPUT_LAYERS = ("lm_head", "embed_out", "score", "classifier", "cls.predictions.decoder", "vocab_projector")
+# A mixture's router is no nn.Linear in transformers, so PEFT does not take it either.
+_ROUTERS = ("router", "mlp.gate", "block_sparse_moe.gate")
 _EMBEDDINGS = re.compile(
     r"embed_tokens|embed_positions|wte|wpe|shared|embed_in|tokens_embed|positions_embed|tok_embeddings"
     r"|relative_attention_bias|(\w+_)?embeddings?"
@@ -62,14 +64,14 @@ def is_embedding(module: str) -> bool:
 
 
 def is_output_layer(module: str) -> bool:
-    """Whether PEFT's all-linear leaves the module out: the layer that makes logits."""
+    """Whether a module makes the logits, which PEFT's all-linear leaves out."""
     return _ends_with(module, _OUTPUT_LAYERS)
 
 
 def in_preset(preset: str, module: str) -> bool:
     """Whether a preset takes a linear module of this name."""
     if preset == "all-linear":
-        return not is_output_layer(module)
+        return not is_output_layer(module) and not _ends_with(module, _ROUTERS)
     if preset == "attention-min":
         return _ends_with(module, _QUERY_VALUE)
     if preset == "attention":

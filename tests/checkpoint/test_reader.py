@@ -1,0 +1,127 @@
+"""Safetensors checkpoints: rows are slices, files may not change, memory is what is in flight."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from eckart.checkpoint import open_checkpoint
+from eckart.errors import FileFormatError
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """Two shards of one model and their index; returns the folder."""
+    save_file({"a": torch.arange(12.0).reshape(4, 3), "b": torch.ones(5)}, tmp_path / "m-1.safetensors")
+    save_file({"c": torch.arange(24).reshape(2, 3, 4).to(torch.bfloat16)}, tmp_path / "m-2.safetensors")
+    write_index(tmp_path, {"a": "m-1.safetensors", "b": "m-1.safetensors", "c": "m-2.safetensors"})
+    return tmp_path
+
+
+def write_index(folder, weight_map):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_a_real_checkpoint_reads_as_the_safetensors_library_reads_it(minilm):
+    checkpoint = open_checkpoint(minilm)
+    expected = load_file(minilm / "model.safetensors")
+    assert set(checkpoint.tensors) == set(expected)
+    assert checkpoint.config["model_type"] == "bert"
+    for name, tensor in expected.items():
+        assert torch.equal(checkpoint.read(name), tensor)
+
+
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_rows_are_slices_of_the_whole(name, sharded):
+    checkpoint = open_checkpoint(sharded)
+    whole = checkpoint.read(name)
+    for start in range(whole.shape[0] + 1):
+        for stop in range(start, whole.shape[0] + 1):
+            assert torch.equal(checkpoint.rows(name, start, stop), whole[start:stop])
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 1), (3, 2), (0, 5)])
+def test_rows_that_are_not_there_are_refused(start, stop, sharded):
+    with pytest.raises(ValueError, match=r"rows 0\.\.4"):
+        open_checkpoint(sharded).rows("a", start, stop)
+
+
+def test_many_threads_read_the_same_values(minilm):
+    checkpoint = open_checkpoint(minilm)
+    names = [name for name, info in checkpoint.tensors.items() if len(info.shape) == 2] * 4
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(checkpoint.read, names))
+    assert all(torch.equal(tensor, checkpoint.read(name)) for name, tensor in zip(names, found, strict=True))
+
+
+def test_tensors_come_in_the_order_of_the_files(sharded):
+    assert list(open_checkpoint(sharded).tensors) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "message"),
+    [
+        ({"a": "m-1.safetensors", "z": "m-1.safetensors"}, "holds 'z', which it does not"),
+        ({"a": "m-2.safetensors", "c": "m-1.safetensors"}, "it is in m-1.safetensors"),
+    ],
+)
+def test_an_index_that_disagrees_with_its_shards_is_refused(weight_map, message, sharded):
+    write_index(sharded, weight_map)
+    with pytest.raises(FileFormatError, match=message):
+        open_checkpoint(sharded)
+
+
+def test_a_tensor_in_two_shards_is_refused(sharded):
+    save_file({"a": torch.ones(1), "c": torch.ones(1)}, sharded / "m-2.safetensors")
+    with pytest.raises(FileFormatError, match="'a' is in 2 shards"):
+        open_checkpoint(sharded)
+
+
+@pytest.mark.parametrize("change", ["shorter", "touched", "gone"])
+def test_a_file_that_changes_after_it_was_opened_is_not_read(change, tmp_path):
+    file = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(64, 64)}, file)
+    checkpoint = open_checkpoint(file)
+    before = checkpoint.fingerprint()
+    if change == "shorter":
+        os.truncate(file, file.stat().st_size - 100)
+    elif change == "touched":
+        os.utime(file, ns=(0, 0))
+    else:
+        file.unlink()
+    with pytest.raises(FileFormatError, match=r"changed while|cannot be read"):
+        checkpoint.read("a")
+    if change != "gone":
+        assert checkpoint.fingerprint() != before
+
+
+def test_a_read_that_ends_early_is_refused(tmp_path, monkeypatch):
+    save_file({"a": torch.ones(64, 64)}, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(tmp_path)
+    monkeypatch.setattr(os, "preadv", lambda *_: 0)
+    with pytest.raises(FileFormatError, match="changed while it was being read"):
+        checkpoint.read("a")
+
+
+def test_the_fingerprint_stays_while_the_files_do(sharded):
+    assert open_checkpoint(sharded).fingerprint() == open_checkpoint(sharded).fingerprint()
+
+
+def test_reading_a_large_checkpoint_keeps_one_tensor_in_memory(tmp_path):
+    tensors = {f"t{i}": torch.full((2000, 2000), float(i)) for i in range(16)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    code = (
+        "import resource, sys\n"
+        "from eckart.checkpoint import open_checkpoint\n"
+        "checkpoint = open_checkpoint(sys.argv[1])\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "assert [float(checkpoint.read(f't{i}').max()) for i in range(16)] == list(range(16))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    grown_kib = subprocess.check_output([sys.executable, "-c", code, tmp_path], text=True)
+    assert int(grown_kib) < 3 * 16_000
