@@ -34,7 +34,13 @@ def load_model(source: str | Path) -> "PreTrainedModel":
         # Newer releases would rather keep the weights packed where they can; adapters need them dense.
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     with quiet_transformers(), _refusals(f"{source} does not load as a causal language model"):
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, **options
+        )
+    if missing := sorted(found["missing_keys"]):
+        # transformers would fill them with random numbers, and every loss would be of another model.
+        msg = f"{source} does not load as a causal language model: these weights are missing"
+        raise SourceError.of(msg, missing)
     quantizer = getattr(model, "hf_quantizer", None)
     if gguf is not None and quantizer is not None:
         quantizer.remove_quantization_config(model)  # else the dense model still refuses to be saved
@@ -81,14 +87,16 @@ def _refusals(headline: str) -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without transformers' own progress bars: a library does not draw, its caller does."""
+    """Without transformers' own progress bars and advice: a library does not draw, its caller does."""
     logging = require_transformers("a language model").utils.logging
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         # The GGUF reader's bar does not ask that switch; it only looks for a stream to draw on.
         with redirect_stderr(StringIO()):
             yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
