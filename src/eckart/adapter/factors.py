@@ -10,8 +10,11 @@ from eckart.adapter.adapter import AdapterLayer
 from eckart.adapter.rank_choice import RankChoice
 from eckart.checkpoint import MatrixView
 from eckart.engine import Record
+from eckart.errors import OptionError
 from eckart.linalg import RankBound, RowSlabs, Spectrum, spectrum_for, truncated_svd
 from eckart.linalg.krylov import resident
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,18 @@ class FactorOptions:
 
     dtype: torch.dtype = torch.float32
     balanced: bool = True
+
+    @classmethod
+    def named(cls, dtype: str, *, balanced: bool = True) -> "FactorOptions":
+        """Options with the dtype by its name.
+
+        Raises:
+            OptionError: factors are not written in that dtype.
+        """
+        if dtype not in _DTYPES:
+            msg = f"--dtype {dtype}: expected {', '.join(_DTYPES)}"
+            raise OptionError(msg)
+        return cls(_DTYPES[dtype], balanced)
 
 
 def factor(matrix: RowSlabs, choice: RankChoice, options: FactorOptions, generator: torch.Generator) -> Record:

@@ -49,6 +49,24 @@ class RankChoice:
     error: float | None = None
     budget: Budget | None = None
 
+    @classmethod
+    def given(
+        cls,
+        *,
+        rank: int | None = None,
+        energy: float | None = None,
+        error: float | None = None,
+        budget: str | None = None,
+    ) -> "RankChoice":
+        """The choice that a user typed; `DEFAULT_RANK` where nothing was.
+
+        Raises:
+            OptionError: more than one way was given, or a value is out of range.
+        """
+        if (rank, energy, error, budget) == (None, None, None, None):
+            rank = DEFAULT_RANK
+        return cls(rank, energy, error, Budget.parse(budget) if budget is not None else None)
+
     def __post_init__(self) -> None:
         given = {name: value for name, value in vars(self).items() if value is not None}
         if len(given) != 1:

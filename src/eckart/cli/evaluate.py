@@ -1,0 +1,51 @@
+"""Measuring the gain that an adapter recovers, with its progress on stderr."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eckart.cli.progress import Bar
+from eckart.errors import SourceError
+
+if TYPE_CHECKING:
+    from eckart.adapter import Adapter
+    from eckart.evaluation import GainReport
+
+
+def read_text(path: Path) -> str:
+    """The text to evaluate on, read before any work.
+
+    Raises:
+        SourceError: the file is missing, empty, or not UTF-8 text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        msg = f"--eval {path}: cannot be read ({error.strerror}); expected a text file"
+        raise SourceError(msg) from None
+    except UnicodeDecodeError:
+        msg = f"--eval {path}: not UTF-8 text"
+        raise SourceError(msg) from None
+    if not text.strip():
+        msg = f"--eval {path}: the file is empty"
+        raise SourceError(msg)
+    return text
+
+
+def gain_of(base: str, tuned: str, adapter: "Adapter", text: str) -> "GainReport":
+    """Losses of base, base with adapter, and fine-tune on a text."""
+    from eckart.evaluation import measure_gain
+
+    bar, label = Bar(), None
+
+    def tell(stage: str, done: int, windows: int) -> None:
+        nonlocal label
+        if stage != label:
+            bar.finish()
+            bar.start(f"Loss of {stage}", windows, windows)
+            label = stage
+        bar.advance(stage, 1)
+
+    try:
+        return measure_gain(base, tuned, adapter, text, progress=tell)
+    finally:
+        bar.finish()

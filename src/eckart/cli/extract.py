@@ -1,0 +1,79 @@
+"""`eckart extract`: a fine-tune as a small adapter, with the error of every layer and the gain it keeps."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eckart.cli.options import Device, Dtype, Exclude, Force, Json, NoResume, Seed, Target, Workers
+
+Rank = Annotated[int | None, typer.Option("--rank", metavar="N", help="The same rank for every matrix. [default: 16]")]
+Energy = Annotated[
+    float | None, typer.Option("--energy", metavar="SHARE", help="Smallest ranks that keep this share of ‖ΔW‖².")
+]
+Error = Annotated[
+    float | None, typer.Option("--error", metavar="SHARE", help="Smallest ranks with a relative error below this.")
+]
+BudgetText = Annotated[
+    str | None, typer.Option("--budget", metavar="20MB|5M", help="Bytes or parameters, shared between matrices.")
+]
+Saved = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--modules-to-save",
+        metavar="PATTERN",
+        help="Keep changed tensors whole: modules by name, `norm` for all norms, `bias` for biases. Repeatable.",
+    ),
+]
+Text = Annotated[
+    Path | None, typer.Option("--eval", metavar="TEXT", help="Text file on which to measure the gain recovered.")
+]
+Unbalanced = Annotated[bool, typer.Option("--unbalanced", help="Leave lora_A orthonormal; lora_B carries the scale.")]
+
+
+def extract(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The model that was fine-tuned.")],
+    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="What came of it.")],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Adapter folder to write.")],
+    rank: Rank = None,
+    energy: Energy = None,
+    error: Error = None,
+    budget: BudgetText = None,
+    evaluation: Text = None,
+    target: Target = None,
+    exclude: Exclude = None,
+    modules_to_save: Saved = None,
+    dtype: Dtype = "float32",
+    unbalanced: Unbalanced = False,
+    device: Device = "auto",
+    workers: Workers = None,
+    seed: Seed = 0,
+    no_resume: NoResume = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Write the difference TUNED − BASE as a PEFT adapter of the best factors of the chosen rank."""
+    from eckart import adapter as adapters
+    from eckart.cli.evaluate import gain_of, read_text
+    from eckart.cli.output import show, show_json
+    from eckart.cli.progress import Bar
+    from eckart.engine import Run
+    from eckart.report import extraction_table
+
+    text = read_text(evaluation) if evaluation else None
+    extraction = adapters.extract(
+        base,
+        tuned,
+        rank=adapters.RankChoice.given(rank=rank, energy=energy, error=error, budget=budget),
+        output=output,
+        scope=adapters.Scope(target or adapters.Scope().target, exclude or (), modules_to_save or ()),
+        options=adapters.FactorOptions.named(dtype, balanced=not unbalanced),
+        run=Run(device=device, workers=workers, seed=seed, resume=not no_resume, progress=Bar()),
+        force=force,
+    )
+    gain = gain_of(base, tuned, extraction.adapter, text) if text is not None else None
+    if as_json:
+        show_json(extraction.to_json() | {"eval": gain.to_json() if gain else None})
+    else:
+        show(extraction_table(extraction, gain))
