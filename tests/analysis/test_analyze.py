@@ -145,14 +145,14 @@ def test_checkpoints_of_two_models_are_refused_with_every_fault(
 
 
 def test_a_checkpoint_minus_itself_is_refused(minilm: Path) -> None:
-    with pytest.raises(MismatchError, match="the same"):
+    with pytest.raises(MismatchError, match="identical"):
         analyze(minilm, minilm)
 
 
 def test_a_fine_tune_that_changed_nothing_is_refused() -> None:
     weight = torch.randn(4, 4)
     tuned, base = model(q=weight, k=weight * 2), model(q=weight.clone(), k=weight * 3)
-    with pytest.raises(MismatchError, match="nothing was tuned"):
+    with pytest.raises(MismatchError, match="identical in all 1 matrices"):
         analyze(tuned, base, target=["q"])
 
 

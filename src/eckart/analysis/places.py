@@ -5,6 +5,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _EXPERT = re.compile(r"\[\d+\]$")  # the slice of a fused experts tensor, "experts.gate_up_proj[3]"
+# The order in which a layer computes; files hold their tensors by the alphabet. Others follow as they come.
+_FORWARD = (
+    *("embed", "wte", "wpe", "q_proj", "query", "k_proj", "key", "v_proj", "value", "o_proj", "out_proj"),
+    *("gate_proj", "up_proj", "down_proj"),
+)
 _INDEX = re.compile(r"(?:^|(?<=\.))\d+(?=\.)")
 
 
@@ -40,6 +45,15 @@ def places(names: Iterable[str]) -> dict[str, Place]:
         name: Place(layer, _with_stack(short[path], stack, stacks[short[path]]))
         for name, (stack, layer, path) in parts.items()
     }
+
+
+def forward_order(kinds: Iterable[str]) -> list[str]:
+    """Module kinds in the order in which a layer computes, as far as their names are known."""
+
+    def position(kind: str) -> int:
+        return next((place for place, name in enumerate(_FORWARD) if name in kind), len(_FORWARD))
+
+    return sorted(dict.fromkeys(kinds), key=position)
 
 
 def _split(name: str) -> tuple[str, int | None, str]:

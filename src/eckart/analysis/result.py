@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from eckart.analysis.files import refuse_existing, write_together
 from eckart.analysis.matrix import MatrixAnalysis
-from eckart.analysis.places import Place, places
+from eckart.analysis.places import Place, forward_order, places
 from eckart.checkpoint import LeftOut
 from eckart.errors import FileFormatError, MissingExtraError, SourceError
 from eckart.linalg import Interval
@@ -60,11 +60,13 @@ class Analysis:
         return places(matrix.name for matrix in self.matrices)
 
     def by_kind(self) -> dict[str, list[MatrixAnalysis]]:
-        """The matrices of each module kind (`q_proj`, `down_proj`, ...), in the order of the files."""
+        """The matrices of each module kind, kinds in the order in which a layer computes (`q_proj` first)."""
         where = self.places()
-        groups: dict[str, list[MatrixAnalysis]] = {}
+        groups: dict[str, list[MatrixAnalysis]] = {
+            kind: [] for kind in forward_order(place.kind for place in where.values())
+        }
         for matrix in self.matrices:
-            groups.setdefault(where[matrix.name].kind, []).append(matrix)
+            groups[where[matrix.name].kind].append(matrix)
         return groups
 
     def rows(self) -> list[dict[str, Any]]:

@@ -70,4 +70,9 @@ class MatrixWork:
 
     def _dtype(self) -> str:
         info = self.tuned.tensors[self.view.tensor]
-        return info.quantisation or str(info.dtype).removeprefix("torch.")
+        return info.quantisation or dtype_name(info.dtype)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`bfloat16` for `torch.bfloat16`."""
+    return str(dtype).removeprefix("torch.")

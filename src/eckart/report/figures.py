@@ -24,6 +24,7 @@ LOWEST_SIGMA = 1e-6  # of σ₁: what lies deeper is rounding of the decompositi
 MARKED_ENERGIES = (0.9, 0.95, 0.99)
 MARKED_ERRORS = (0.1, 0.01)
 MOST_LABELLED_COLUMNS = 40
+NOISE_EDGES = {"additive": "noise edge", "dead-zone": "noise edge", "bulk": "edge of the random bulk"}
 MOST_BANDS = 3  # more overlap into mud
 
 
@@ -52,7 +53,8 @@ def spectrum_figure(analysis: "Analysis") -> "Figure":
     linear.set_ylim(0, 1.02)
     logarithmic.set_yscale("log")
     logarithmic.set_ylim(max(LOWEST_SIGMA, logarithmic.get_ylim()[0]), 1.3)
-    _legend(figure, linear, "stable rank")
+    edge = next((matrix.noise.regime for matrix in analysis.matrices if matrix.noise), None)
+    _legend(figure, linear, "stable rank", circle=edge and f"{NOISE_EDGES[edge]} (median)")
     style.headline(figure, findings.spectrum_finding(analysis), _detail(analysis, drawn))
     return figure
 
@@ -111,7 +113,7 @@ def rank_map(analysis: "Analysis", *, energy: float = 0.9) -> "Figure":
     for matrix in analysis.matrices:
         place = where[matrix.name]
         needed.setdefault((place.kind, place.layer), []).append(upper(matrix.spectrum.rank_for_energy(energy)))
-    kinds = list(dict.fromkeys(kind for kind, _ in needed))
+    kinds = list(analysis.by_kind())
     layers = sorted({layer for _, layer in needed}, key=lambda layer: -1 if layer is None else layer)
     cells = [[middle(list(needed.get((kind, layer), []))) for layer in layers] for kind in kinds]
     figure = style.new_figure(height_inches=min(9.0, 1.7 + 0.34 * len(kinds)))
@@ -120,9 +122,9 @@ def rank_map(analysis: "Analysis", *, energy: float = 0.9) -> "Figure":
     full = {kind: max(min(matrix.shape) for matrix in matrices) for kind, matrices in analysis.by_kind().items()}
     axes.set_yticks(range(len(kinds)), [f"{kind}  (≤ {full[kind]})" for kind in kinds])
     step = max(1, len(layers) // 20)
-    names = ["outside" if layer is None else str(layer) for layer in layers]
+    names = ["–" if layer is None else str(layer) for layer in layers]
     axes.set_xticks(range(0, len(layers), step), names[::step])
-    axes.set_xlabel("layer", color=style.INK)
+    axes.set_xlabel("layer (–: outside the layers)" if None in layers else "layer", color=style.INK)
     several = len(needed) < len(analysis.matrices)
     cell = "the median of the matrices in a cell" if several else "matrix by matrix"
     shown = f"rank for {energy:.0%} of the energy, {cell}"
@@ -227,8 +229,11 @@ def _thresholds(axes: "Axes", levels: tuple[float, ...]) -> None:
         )
 
 
-def _legend(figure: "Figure", axes: "Axes", number: str) -> None:
-    """All lines, named beside the axes, each with its number."""
+def _legend(figure: "Figure", axes: "Axes", number: str, *, circle: str | None = None) -> None:
+    """All lines, named beside the axes, each with its number; under them what a circle marks."""
+    if circle:
+        look = {"markersize": 7, "markerfacecolor": "white", "markeredgecolor": style.SOFT}
+        axes.plot([], [], "o", label=circle, **look)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
         handles,

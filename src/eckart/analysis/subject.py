@@ -1,0 +1,164 @@
+"""What is analysed: the matrices of a checkpoint, of a difference or of an adapter, checked before any is read."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+import eckart
+from eckart.adapter import Adapter, AdapterLayer, load_adapter
+from eckart.adapter.scope import changed
+from eckart.analysis.matrix import MatrixAnalysis
+from eckart.analysis.result import Kind
+from eckart.analysis.work import MatrixWork, dtype_name
+from eckart.checkpoint import (
+    Checkpoint,
+    Layout,
+    LeftOut,
+    MatrixView,
+    compare_layouts,
+    layout,
+    open_checkpoint,
+    select,
+)
+from eckart.engine import Run, Task
+from eckart.errors import MismatchError, OptionError
+
+Source = str | Path | Mapping[str, Tensor] | nn.Module | Adapter
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The work of one analysis.
+
+    Attributes:
+        kind, source, base: as the `Analysis` will say.
+        tasks: one a matrix, in the order of the files.
+        left_out: every other tensor, and why.
+        fingerprint: what the numbers depend on beside the matrix's name.
+        inputs: the folders that are read.
+    """
+
+    kind: Kind
+    source: str
+    base: str | None
+    tasks: list[Task[MatrixAnalysis]]
+    left_out: list[LeftOut]
+    fingerprint: str
+    inputs: list[Path | None]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which matrices, and how much of their spectra.
+
+    Attributes:
+        target: patterns by PEFT's rules or presets; every matrix if empty.
+        exclude: patterns that win over `target`.
+        full: every singular value, of large matrices too.
+    """
+
+    target: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    full: bool = False
+
+    def of(self, found: Layout) -> tuple[list[MatrixView], list[LeftOut]]:
+        """What is chosen of a layout and what is not, each tensor in exactly one of the two."""
+        chosen = found.matrices
+        if self.target or self.exclude:
+            chosen = select(found, self.target or [".*"], self.exclude)
+        names = {view.name for view in chosen}
+        unchosen = [LeftOut(view.name, "not targeted") for view in found.matrices if view.name not in names]
+        return chosen, [*found.left_out, *unchosen]
+
+
+def subject(source: Source, base: Source | None, choice: Choice, run: Run) -> Subject:
+    """Open and check what is to be analysed; of the tensors only as many bytes as show a difference are read.
+
+    Raises:
+        SourceError, FileFormatError: a source cannot be read.
+        MismatchError: `source` and `base` are not of one model or are equal, or a pattern matches nothing.
+        OptionError: an adapter is given together with a base.
+    """
+    if isinstance(source, Adapter):
+        return _of_adapter(source, "<adapter>", base, choice)
+    if isinstance(base, Adapter):
+        msg = "an adapter cannot be subtracted; give the checkpoint that SOURCE was fine-tuned from as base"
+        raise OptionError(msg)
+    tuned = open_checkpoint(source)
+    if tuned.folder and (tuned.folder / "adapter_config.json").is_file() and _holds_factors(tuned):
+        return _of_adapter(load_adapter(tuned.folder), tuned.source, base, choice)
+    if base is None:
+        return _of_checkpoints(tuned, None, choice, run)
+    return _of_checkpoints(tuned, open_checkpoint(base), choice, run)
+
+
+def _of_checkpoints(tuned: Checkpoint, base: Checkpoint | None, choice: Choice, run: Run) -> Subject:
+    """The weights of a checkpoint, or its difference from another."""
+    if base is not None and (faults := compare_layouts(base, tuned, choice.exclude)):
+        msg = f"{tuned.source} is not a fine-tune of {base.source}"
+        raise MismatchError.of(msg, faults)
+    views, left_out = choice.of(layout(tuned))
+    tensors = dict.fromkeys(view.tensor for view in views)
+    if base is not None and not any(changed(base, tuned, tensor) for tensor in tensors):
+        msg = (
+            f"{tuned.source} and {base.source} are identical in all {len(views)} matrices: there is no update to "
+            "analyse; check that SOURCE is the fine-tune and --base what it came from"
+        )
+        raise MismatchError(msg)
+    inputs = [each for each in (tuned, base) if each is not None]
+    return Subject(
+        kind="weights" if base is None else "delta",
+        source=tuned.source,
+        base=None if base is None else base.source,
+        tasks=[MatrixWork(tuned, base, view, choice.full, run).task() for view in views],
+        left_out=left_out,
+        fingerprint=_digest([each.fingerprint() for each in inputs], choice.full, run.seed),
+        inputs=[each.folder for each in inputs],
+    )
+
+
+def _of_adapter(adapter: Adapter, source: str, base: Source | None, choice: Choice) -> Subject:
+    """The updates of an adapter, each from its factors."""
+    if base is not None:
+        msg = f"{source} is an adapter, an update already: analyse it without a base"
+        raise OptionError(msg)
+    left_out = [LeftOut(name, "kept whole by the adapter, not as factors") for name in adapter.modules_to_save]
+    for name, layer in adapter.items():
+        if layer.bias is not None:
+            left_out.append(LeftOut(f"{name}.bias", "bias"))
+        if layer.magnitude is not None:
+            left_out.append(LeftOut(f"{name}.magnitude", "DoRA magnitude: the spectrum is that of the factors"))
+    found = Layout([_view(name, layer) for name, layer in adapter.items()], left_out)
+    views, left_out = choice.of(found)
+    tasks = [_adapter_task(view.name, adapter[view.name]) for view in views]
+    return Subject("adapter", source, None, tasks, left_out, _digest([source], choice.full, 0), [])
+
+
+def _adapter_task(name: str, layer: AdapterLayer) -> Task[MatrixAnalysis]:
+    """The exact spectrum of scaling · lora_B · lora_A, which is never multiplied out."""
+
+    def analyze() -> MatrixAnalysis:
+        update = layer.low_rank()
+        return MatrixAnalysis(name, update.shape, dtype_name(layer.lora_A.dtype), update.spectrum())
+
+    nbytes = layer.lora_A.nbytes + layer.lora_B.nbytes
+    return Task(name, nbytes, 8 * nbytes, analyze)
+
+
+def _view(name: str, layer: AdapterLayer) -> MatrixView:
+    """An adapter's layer as the matrix that it updates, so that patterns choose it by the same rules."""
+    shape = layer.low_rank().shape
+    return MatrixView(name, name, name, layer.kind, shape, 0, False, shape)
+
+
+def _holds_factors(checkpoint: Checkpoint) -> bool:
+    return any(".lora_" in name for name in checkpoint.tensors)
+
+
+def _digest(inputs: Sequence[str], full: bool, seed: int) -> str:
+    facts = {"version": eckart.__version__, "inputs": list(inputs), "full": full, "seed": seed}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
