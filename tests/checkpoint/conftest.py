@@ -10,7 +10,7 @@ _WHISPER = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads":
 TINY = {
     "llama": ("LlamaConfig", {"num_key_value_heads": 2}),
     "qwen2": ("Qwen2Config", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
-    "qwen3": ("Qwen3Config", {"num_key_value_heads": 2, "head_dim": 8}),
+    "qwen3": ("Qwen3Config", {"num_key_value_heads": 2, "head_dim": 128}),
     "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4}),
     "opt": ("OPTConfig", {"ffn_dim": 64, "word_embed_proj_dim": 32}),
     "phi3": ("Phi3Config", {"num_key_value_heads": 2, "pad_token_id": 0}),

@@ -93,7 +93,8 @@ def test_values_that_are_not_finite_are_counted_and_their_tensor_named(value, ki
         dense(matrix)
 
 
-def test_a_quantised_real_weight_arrives_in_rows(smollm2):
+def test_a_quantised_real_weight_arrives_in_rows(smollm2, monkeypatch):
+    monkeypatch.setattr(matrices, "SLAB_BYTES", 200_000)
     checkpoint = open_checkpoint(smollm2)
     view = select(layout(checkpoint), ["layers.7.self_attn.q_proj"])[0]
     assert torch.equal(dense(WeightMatrix(checkpoint, view)), checkpoint.read(view.tensor))

@@ -1,0 +1,137 @@
+"""Checkpoints written in a stream load everywhere, or leave nothing."""
+
+import json
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from eckart.checkpoint import TensorSpec, open_checkpoint, write_checkpoint
+from eckart.checkpoint.header import DTYPES
+from eckart.errors import OutputError
+
+
+def specs_of(state):
+    return [TensorSpec(name, tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()]
+
+
+STATE = {
+    "flag": torch.tensor([True, False, True]),
+    "half": torch.randn(3, 5).to(torch.bfloat16),
+    "wide": torch.randn(7, 4, dtype=torch.float64),
+    "scalar": torch.tensor(3.5),
+    "empty": torch.empty(0, 4),
+    "sliced": torch.randn(6, 6)[:, ::2],
+}
+
+
+def test_one_file_holds_everything_aligned(tmp_path):
+    write_checkpoint(tmp_path / "out", specs_of(STATE), reversed(STATE.items()))
+    file = tmp_path / "out" / "model.safetensors"
+    found = load_file(file)
+    assert found.keys() == STATE.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in STATE.items())
+    with safe_open(file, "pt") as opened:
+        assert opened.metadata() == {"format": "pt"}
+    length = int.from_bytes(file.read_bytes()[:8], "little")
+    header = json.loads(file.read_bytes()[8 : 8 + length])
+    for name, tensor in STATE.items():
+        assert (8 + length + header[name]["data_offsets"][0]) % tensor.dtype.itemsize == 0
+
+
+def test_shards_hold_at_most_their_size_and_the_index_finds_every_tensor(tmp_path):
+    state = {f"t{i}": torch.full((10,), float(i)) for i in range(7)} | {"large": torch.ones(100)}
+    write_checkpoint(tmp_path / "out", specs_of(state), state.items(), shard_bytes=100)
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert [file.name for file in files] == [f"model-{i:05}-of-00005.safetensors" for i in range(1, 6)]
+    for file in files:
+        tensors = load_file(file)
+        assert sum(tensor.nbytes for tensor in tensors.values()) <= 100 or len(tensors) == 1
+    checkpoint = open_checkpoint(tmp_path / "out")
+    assert all(torch.equal(checkpoint.read(name), tensor) for name, tensor in state.items())
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 7 * 40 + 400
+
+
+@pytest.mark.parametrize("shard_bytes", [10**9, 20_000])
+def test_transformers_loads_what_was_written(shard_bytes, tiny_model, tiny_folder, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    folder = tiny_folder("qwen2")
+    checkpoint = open_checkpoint(folder)
+    specs = [TensorSpec(info.name, info.shape, info.dtype) for info in checkpoint.tensors.values()]
+    tensors = ((name, checkpoint.read(name)) for name in checkpoint.tensors)
+    write_checkpoint(tmp_path / "out", specs, tensors, shard_bytes=shard_bytes, companions=folder)
+    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    expected = tiny_model("qwen2").state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_config_and_tokenizer_come_along_and_weights_do_not(minilm, tmp_path):
+    write_checkpoint(tmp_path / "out", specs_of(STATE), STATE.items(), companions=minilm)
+    copied = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"config.json", "tokenizer.json", "vocab.txt", "model.safetensors"} <= copied
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size < 10_000
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ([("a", torch.ones(2))], "1 tensors never came, the first is b"),
+        ([("a", torch.ones(2)), ("a", torch.ones(2))], "no such tensor, or it came before"),
+        ([("z", torch.ones(2))], "no such tensor"),
+        ([("a", torch.ones(3))], r"a of shape \(3,\)"),
+        ([("a", torch.ones(2).half())], "torch.float16"),
+    ],
+)
+def test_tensors_that_are_not_those_announced_leave_nothing(tensors, message, tmp_path):
+    specs = [TensorSpec(name, (2,), torch.float32) for name in "ab"]
+    with pytest.raises(ValueError, match=message):
+        write_checkpoint(tmp_path / "out", specs, tensors)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_half_way_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OutputError, match="No space left"):
+        write_checkpoint(tmp_path / "out", specs_of(STATE), STATE.items())
+    assert not list(tmp_path.iterdir())
+
+
+def test_writing_that_comes_in_pieces_is_finished(tmp_path, monkeypatch):
+    whole = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: whole(fd, data[:7], offset))
+    write_checkpoint(tmp_path / "out", specs_of(STATE), STATE.items())
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in STATE.items())
+
+
+def test_the_source_of_the_companions_is_not_overwritten(tiny_folder):
+    with pytest.raises(OutputError, match="inputs are never changed"):
+        write_checkpoint(tiny_folder("llama"), [], [], companions=tiny_folder("llama"), force=True)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(list(DTYPES.values())), st.lists(st.integers(0, 5), max_size=3)), max_size=6),
+    st.integers(1, 200),
+)
+def test_whatever_is_written_is_read_back(tmp_path, parts, shard_bytes):
+    state = {f"t{i}": torch.ones(shape).to(dtype) for i, (dtype, shape) in enumerate(parts)}
+    out = tmp_path / "out"
+    write_checkpoint(out, specs_of(state), state.items(), shard_bytes=shard_bytes, force=True)
+    checkpoint = open_checkpoint(out)
+    assert checkpoint.tensors.keys() == state.keys()
+    for name, tensor in state.items():
+        assert torch.equal(checkpoint.read(name).float(), tensor.float())
+    loaded = {name: t for file in out.glob("*.safetensors") for name, t in load_file(file).items()}
+    assert loaded.keys() == state.keys()
