@@ -14,7 +14,7 @@ from eckart.adapter.pair import Pair, Rest
 from eckart.adapter.rank_choice import DEFAULT_RANK, RankChoice
 from eckart.adapter.scope import Scope, plan
 from eckart.checkpoint import Checkpoint, LeftOut, MatrixView, check_output, open_checkpoint
-from eckart.engine import Journal, Record, Run
+from eckart.engine import Record, Run, journal_of
 from eckart.errors import OptionError
 
 EVERYTHING, FULL_PRECISION, HERE = Scope(), FactorOptions(), Run()
@@ -68,21 +68,15 @@ def extract(
         check_output(target, force=force, inputs=[pair.base.folder, pair.tuned.folder])
     placed = plan(pair.base, pair.tuned, scope)
     pair.check_difference(placed.matrices)
-    journal = None
-    if target is not None:
-        journal = Journal(target, pair.fingerprint(choice, options), resume=run.resume)
-        if journal.restarted:
-            run.progress.note(f"starting over: {journal.restarted}")
-    records, guarantee = pair.factor(placed.matrices, choice, options, journal)
-    rest = pair.read_rest(placed)
-    adapter, layers, dropped = _assemble(placed.matrices, records, rest, pair.base)
-    nbytes = adapter.nbytes
-    if target is not None:
-        adapter.save(target, force=force)
-        nbytes = sum(file.stat().st_size for file in target.iterdir())
-        adapter = load_adapter(target)
-    if journal is not None:
-        journal.close()
+    with journal_of(target, pair.fingerprint(choice, options), run) as journal:
+        records, guarantee = pair.factor(placed.matrices, choice, options, journal)
+        rest = pair.read_rest(placed)
+        adapter, layers, dropped = _assemble(placed.matrices, records, rest, pair.base)
+        nbytes = adapter.nbytes
+        if target is not None:
+            adapter.save(target, force=force)
+            nbytes = sum(file.stat().st_size for file in target.iterdir())
+            adapter = load_adapter(target)
     seconds = time.monotonic() - began
     return Extraction(adapter, layers, [*dropped, *rest.left_out], target, nbytes, seconds, guarantee)
 

@@ -14,7 +14,7 @@ from eckart.adapter.factors import FactorOptions, factor
 from eckart.adapter.rank_choice import Budget, RankChoice
 from eckart.adapter.scope import Plan, changed
 from eckart.checkpoint import Checkpoint, DifferenceMatrix, LeftOut, MatrixView
-from eckart.engine import Journal, Record, Run, Task, run_tasks
+from eckart.engine import Journal, Record, Run, Task, run_kept, run_tasks
 from eckart.errors import MismatchError, NotFiniteError
 from eckart.linalg import Allocation, Spectrum, allocate, partial_spectrum, spectrum
 from eckart.linalg.krylov import RESIDENT_BYTES
@@ -114,24 +114,12 @@ class Pair:
         self, choices: dict[MatrixView, RankChoice], options: FactorOptions, journal: Journal | None
     ) -> dict[str, Record]:
         """Factors of each matrix: those kept from an earlier run, and the others by running."""
-        records = {view.name: kept for view in choices if journal and (kept := journal.load(view.name))}
-        if records:
-            self.run.progress.note(f"going on from an earlier run: {len(records)} of {len(choices)} matrices are done")
 
         def work(view: MatrixView) -> Record:
-            record = factor(self._difference(view), choices[view], options, self.run.generator(view.name))
-            if journal is None:
-                return record
-            journal.keep(view.name, record)
-            return journal.load(view.name) or record  # tensors mapped from the file rather than held
+            return factor(self._difference(view), choices[view], options, self.run.generator(view.name))
 
-        tasks = [
-            self._task(view, lambda view=view: work(view), whole=choice.rank is None)
-            for view, choice in choices.items()
-            if view.name not in records
-        ]
-        records |= {task.name: record for task, record in run_tasks(tasks, stage="Extracting", run=self.run)}
-        return records
+        tasks = [self._task(v, lambda v=v: work(v), whole=choice.rank is None) for v, choice in choices.items()]
+        return run_kept(tasks, stage="Extracting", run=self.run, journal=journal)
 
     def _share(self, views: Sequence[MatrixView], params: int) -> tuple[Allocation, set[str]]:
         """Ranks within a budget for all matrices together, from spectra computed as far as the choice needs."""

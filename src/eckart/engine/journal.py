@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from eckart.engine.run import Run
+from eckart.engine.tasks import Task, run_tasks
 from eckart.errors import OutputError
 
 FORMAT = "eckart-journal/1"
@@ -49,7 +53,7 @@ class Journal:
         header = {"format": FORMAT, "fingerprint": fingerprint}
         try:
             self.folder.mkdir(exist_ok=True)
-            self._lock = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+            self._lock: int | None = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             head = self.folder / "journal.json"
             kept = _header(head)
@@ -89,11 +93,53 @@ class Journal:
 
     def close(self) -> None:
         """Throw everything away: the output is complete."""
-        os.close(self._lock)
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.release()
+
+    def release(self) -> None:
+        """Let another run go on from what is kept."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.safetensors"
+
+
+@contextmanager
+def journal_of(output: Path | None, fingerprint: str, run: Run) -> Iterator[Journal | None]:
+    """The journal of an output while it is worked on: thrown away when the block ends well, kept when it does not.
+
+    Without an output nothing is kept. The user is told when an earlier run's matrices had to be thrown away.
+    """
+    if output is None:
+        yield None
+        return
+    journal = Journal(output, fingerprint, resume=run.resume)
+    try:
+        if journal.restarted:
+            run.progress.note(f"starting over: {journal.restarted}")
+        yield journal
+        journal.close()
+    finally:
+        journal.release()
+
+
+def run_kept(tasks: Sequence[Task[Record]], *, stage: str, run: Run, journal: Journal | None) -> dict[str, Record]:
+    """Records of all tasks by name: those the journal kept, and the others by running, kept as they come.
+
+    Tensors of a kept record are mapped from its file rather than held in memory.
+    """
+    if journal is None:
+        return {task.name: record for task, record in run_tasks(tasks, stage=stage, run=run)}
+    records = {task.name: kept for task in tasks if (kept := journal.load(task.name))}
+    if records:
+        run.progress.note(f"going on from an earlier run: {len(records)} of {len(tasks)} matrices are done")
+    rest = [task for task in tasks if task.name not in records]
+    for task, record in run_tasks(rest, stage=stage, run=run):
+        journal.keep(task.name, record)
+        records[task.name] = journal.load(task.name) or record
+    return records
 
 
 def _header(file: Path) -> dict[str, Any] | None:

@@ -1,0 +1,233 @@
+"""Extraction: what comes back, how good it is, and that the real PEFT agrees."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import eckart.adapter.pair as pair_module
+from eckart.adapter import Budget, FactorOptions, RankChoice, Scope, extract, load_adapter
+from eckart.engine import Run
+from eckart.errors import MismatchError, NotFiniteError, OptionError, OutputError
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_fine_tune_that_is_exactly_rank_8_comes_back_as_rank_8(llama_pair, tmp_path):
+    found = extract(llama_pair / "base", llama_pair / "tuned", rank=RankChoice(error=1e-4), output=tmp_path / "out")
+    assert {layer.rank for layer in found.layers} == {8}
+    assert len(found.layers) == 14
+    base, tuned = weights(llama_pair / "base"), weights(llama_pair / "tuned")
+    for module, layer in load_adapter(tmp_path / "out").items():
+        torch.testing.assert_close(
+            base[f"{module}.weight"] + layer.delta(), tuned[f"{module}.weight"], rtol=0, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("rank", [1, 3, 8, 500])
+def test_the_error_reported_is_the_error_of_the_written_factors(llama_pair, tmp_path, rank):
+    found = extract(llama_pair / "base", llama_pair / "tuned", rank=rank, output=tmp_path / "out")
+    base, tuned = weights(llama_pair / "base"), weights(llama_pair / "tuned")
+    for record in found.layers:
+        update = (tuned[f"{record.name}.weight"] - base[f"{record.name}.weight"]).double()
+        error = (update - found.adapter[record.name].delta().double()).norm() / update.norm()
+        best = torch.linalg.svdvals(update)[record.rank :].norm() / update.norm()
+        assert record.error == pytest.approx(float(error), rel=1e-4, abs=2e-7)
+        assert record.error_lower_bound <= float(best) * (1 + 1e-9) + 1e-12
+        assert record.error <= float(best) * (1 + 1e-4) + 2e-6
+        assert record.rank == min(rank, *record.shape)
+
+
+def test_energy_and_error_take_the_smallest_rank_of_each_matrix(llama_pair):
+    base, tuned = weights(llama_pair / "base"), weights(llama_pair / "tuned")
+    for choice in (RankChoice(energy=0.7), RankChoice(error=0.6)):
+        for record in extract(base, tuned, rank=choice).layers:
+            values = torch.linalg.svdvals((tuned[f"{record.name}.weight"] - base[f"{record.name}.weight"]).double())
+            shares = values.square().cumsum(0) / values.square().sum()
+            enough = shares >= 0.7 if choice.energy else (1 - shares).clamp_min(0).sqrt() < 0.6
+            assert record.rank == int(enough.int().argmax()) + 1
+
+
+@pytest.mark.parametrize("text", ["2k", "3000", "20kB", "0.05MB"])
+def test_a_budget_is_kept_and_used(llama_pair, tmp_path, text):
+    budget = Budget.parse(text)
+    found = extract(llama_pair / "base", llama_pair / "tuned", rank=RankChoice(budget=budget), output=tmp_path / "out")
+    used = (tmp_path / "out/adapter_model.safetensors").stat().st_size if budget.in_bytes else found.adapter.params
+    assert used <= budget.amount
+    assert found.adapter.params >= 0.6 * (budget.amount / 4 - 14 * 128 if budget.in_bytes else budget.amount)
+    assert found.guarantee is not None
+
+
+def test_a_budget_too_small_for_one_rank_is_refused(llama_pair):
+    with pytest.raises(OptionError, match="raise it"):
+        extract(weights(llama_pair / "base"), weights(llama_pair / "tuned"), rank=RankChoice(budget=Budget(10, False)))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("balanced", [True, False])
+def test_narrow_factors_keep_the_product_to_their_precision(llama_pair, tmp_path, dtype, balanced):
+    options = FactorOptions.named(dtype, balanced=balanced)
+    out = tmp_path / "out"
+    found = extract(llama_pair / "base", llama_pair / "tuned", rank=8, output=out, options=options)
+    eps = torch.finfo(options.dtype).eps
+    for record in found.layers:
+        layer = found.adapter[record.name]
+        assert layer.lora_A.dtype == layer.lora_B.dtype == options.dtype
+        assert record.error < 1.5 * eps
+        if not balanced:
+            identity = layer.lora_A.double() @ layer.lora_A.double().T
+            torch.testing.assert_close(identity, torch.eye(8).double(), rtol=0, atol=4 * eps)
+
+
+def test_every_tensor_is_in_the_adapter_or_left_out_with_a_reason(llama_pair):
+    base, tuned = weights(llama_pair / "base"), weights(llama_pair / "tuned")
+    tuned["model.norm.weight"] = tuned["model.norm.weight"] + 0.1
+    found = extract(base, tuned, rank=2, scope=Scope(target=["attention"]))
+    covered = {f"{name}.weight" for name in found.adapter}
+    reasons = {item.name: item.reason for item in found.left_out}
+    assert covered | set(reasons) == set(tuned)
+    assert not covered & set(reasons)
+    assert "--modules-to-save norm" in reasons["model.norm.weight"]
+    assert reasons["model.layers.0.input_layernorm.weight"] == "unchanged"
+    assert "--target" in reasons["model.layers.0.mlp.up_proj.weight"]
+
+
+def test_changed_norms_are_kept_whole_when_asked(llama_pair, tmp_path):
+    base, tuned = weights(llama_pair / "base"), weights(llama_pair / "tuned")
+    tuned["model.norm.weight"] = tuned["model.norm.weight"] + 0.1
+    extract(base, tuned, rank=2, output=tmp_path / "out", scope=Scope(modules_to_save=["norm"]))
+    again = load_adapter(tmp_path / "out")
+    assert list(again.modules_to_save) == ["model.norm.weight"]
+    torch.testing.assert_close(again.modules_to_save["model.norm.weight"], tuned["model.norm.weight"])
+    assert json.loads((tmp_path / "out/adapter_config.json").read_text())["modules_to_save"] == ["model.norm"]
+
+
+def test_identical_checkpoints_are_refused(llama_pair, tmp_path):
+    shutil.copytree(llama_pair / "base", tmp_path / "copy")
+    with pytest.raises(MismatchError, match="identical in all 14 targeted matrices"):
+        extract(llama_pair / "base", tmp_path / "copy", rank=2, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_matrix_that_did_not_change_is_left_out(llama_pair):
+    base, tuned = weights(llama_pair / "base"), weights(llama_pair / "tuned")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tuned[name] = base[name]
+    found = extract(base, tuned, rank=2)
+    assert name.removesuffix(".weight") not in found.adapter
+    assert (name, "unchanged") in [(item.name, item.reason) for item in found.left_out]
+
+
+def test_all_faults_of_a_mismatched_pair_are_in_one_message(llama_pair, tmp_path):
+    tuned = weights(llama_pair / "tuned")
+    del tuned["model.layers.0.mlp.up_proj.weight"]
+    tuned["model.embed_tokens.weight"] = torch.zeros(99, 64)
+    tuned["extra.weight"] = torch.zeros(3, 3)
+    with pytest.raises(MismatchError) as refusal:
+        extract(weights(llama_pair / "base"), tuned, rank=2, output=tmp_path / "out")
+    for part in ("up_proj", "97 rows in the base, 99", "--exclude model.embed_tokens", "extra.weight"):
+        assert part in str(refusal.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_stops_with_its_tensor_and_count(llama_pair, tmp_path, value):
+    tuned = weights(llama_pair / "tuned")
+    tuned["model.layers.1.mlp.up_proj.weight"][3, :2] = value
+    with pytest.raises(NotFiniteError, match=r"layers\.1\.mlp\.up_proj holds 2 values"):
+        extract(weights(llama_pair / "base"), tuned, rank=2, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_existing_output_is_refused_unless_forced(llama_pair, tmp_path):
+    out = tmp_path / "out"
+    extract(llama_pair / "base", llama_pair / "tuned", rank=2, output=out)
+    with pytest.raises(OutputError):
+        extract(llama_pair / "base", llama_pair / "tuned", rank=3, output=out)
+    assert {layer.rank for layer in load_adapter(out).values()} == {2}
+    extract(llama_pair / "base", llama_pair / "tuned", rank=3, output=out, force=True)
+    assert {layer.rank for layer in load_adapter(out).values()} == {3}
+    assert not (tmp_path / "out.partial").exists()
+
+
+class Notes:
+    """Progress that remembers what it was told."""
+
+    def __init__(self):
+        self.done, self.notes = [], []
+
+    def start(self, stage, matrices, nbytes):
+        self.done = []
+
+    def advance(self, name, nbytes):
+        self.done.append(name)
+
+    def note(self, message):
+        self.notes.append(message)
+
+    def finish(self):
+        pass
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(llama_pair, tmp_path, monkeypatch):
+    base, tuned, out = llama_pair / "base", llama_pair / "tuned", tmp_path / "out"
+    whole = extract(base, tuned, rank=4)
+    real, calls = pair_module.factor, []
+
+    def failing(matrix, *arguments):
+        calls.append(matrix.view.name)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return real(matrix, *arguments)
+
+    monkeypatch.setattr(pair_module, "factor", failing)
+    with pytest.raises(KeyboardInterrupt):
+        extract(base, tuned, rank=4, output=out, run=Run(workers=1))
+    assert not out.exists()
+    monkeypatch.setattr(pair_module, "factor", real)
+    told = Notes()
+    found = extract(base, tuned, rank=4, output=out, run=Run(workers=1, progress=told))
+    assert told.notes == ["going on from an earlier run: 5 of 14 matrices are done"]
+    assert len(told.done) == 9
+    for name, layer in whole.adapter.items():
+        torch.testing.assert_close(found.adapter[name].delta(), layer.delta(), rtol=0, atol=1e-7)
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_changed_input_starts_over_and_says_so(llama_pair, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    tuned = tmp_path / "tuned"
+    shutil.copytree(llama_pair / "tuned", tuned)
+    real = pair_module.factor
+    calls = []
+
+    def failing(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(pair_module, "factor", failing)
+    with pytest.raises(KeyboardInterrupt):
+        extract(llama_pair / "base", tuned, rank=4, output=out, run=Run(workers=1))
+    monkeypatch.setattr(pair_module, "factor", real)
+    changed = {name: tensor * 1.01 for name, tensor in weights(tuned).items()}
+    save_file(changed, tuned / "model.safetensors", metadata={"format": "pt"})
+    told = Notes()
+    extract(llama_pair / "base", tuned, rank=4, output=out, run=Run(workers=1, progress=told))
+    assert told.notes == ["starting over: inputs or options changed"]
+    assert len(told.done) == 14
+
+
+def test_results_do_not_depend_on_the_number_of_workers(llama_pair):
+    one, two = (
+        extract(llama_pair / "base", llama_pair / "tuned", rank=3, run=Run(workers=workers)) for workers in (1, 2)
+    )
+    for name, layer in one.adapter.items():
+        torch.testing.assert_close(two.adapter[name].delta(), layer.delta(), rtol=0, atol=1e-6)
+    assert [layer.name for layer in one.layers] == [layer.name for layer in two.layers]
