@@ -11,7 +11,7 @@ install_import_hook("eckart.linalg", "beartype.beartype")
 
 
 def file_of(distribution: str, ending: str) -> Path:
-    """The one file of an installed distribution whose path ends so; an error that says what to install if not."""
+    """The file of an installed distribution whose path ends so; without it the run ends."""
     try:
         files = metadata.files(distribution) or []
     except metadata.PackageNotFoundError:

@@ -16,7 +16,7 @@ FILES = sorted(path for path in SOURCE.rglob("*.py") if path.parent != SOURCE or
 
 
 def rooms_imported(file: Path) -> set[str]:
-    """The rooms that a file imports anywhere in it, whether at its top, in a function, or for type checking."""
+    """The rooms that a file imports anywhere: at its top, in a function, or for type checking."""
     modules = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

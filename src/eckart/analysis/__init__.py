@@ -2,7 +2,7 @@
 
 from eckart.analysis.analyze import analyze
 from eckart.analysis.matrix import MatrixAnalysis
-from eckart.analysis.places import Place, places
+from eckart.analysis.places import Place, by_kind, places
 from eckart.analysis.result import Analysis
 
-__all__ = ["Analysis", "MatrixAnalysis", "Place", "analyze", "places"]
+__all__ = ["Analysis", "MatrixAnalysis", "Place", "analyze", "by_kind", "places"]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 _EXPERT = re.compile(r"\[\d+\]$")  # the slice of a fused experts tensor, "experts.gate_up_proj[3]"
 # The order in which a layer computes; files hold their tensors by the alphabet. Others follow as they come.
@@ -45,6 +46,32 @@ def places(names: Iterable[str]) -> dict[str, Place]:
         name: Place(layer, _with_stack(short[path], stack, stacks[short[path]]))
         for name, (stack, layer, path) in parts.items()
     }
+
+
+class Named(Protocol):
+    """A matrix of some result."""
+
+    @property
+    def name(self) -> str:
+        """Its module path."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(out_features, in_features)`."""
+        ...
+
+
+M = TypeVar("M", bound=Named)
+
+
+def by_kind(matrices: Sequence[M]) -> dict[str, list[M]]:
+    """The matrices of each module kind, kinds in the order in which a layer computes (`q_proj` first)."""
+    where = places(matrix.name for matrix in matrices)
+    kinds: dict[str, list[M]] = {kind: [] for kind in forward_order(place.kind for place in where.values())}
+    for matrix in matrices:
+        kinds[where[matrix.name].kind].append(matrix)
+    return kinds
 
 
 def forward_order(kinds: Iterable[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from eckart.analysis.files import refuse_existing, write_together
 from eckart.analysis.matrix import MatrixAnalysis
-from eckart.analysis.places import Place, forward_order, places
+from eckart.analysis.places import Place, by_kind, places
 from eckart.checkpoint import LeftOut
 from eckart.errors import FileFormatError, MissingExtraError, SourceError
 from eckart.linalg import Interval
@@ -61,13 +61,7 @@ class Analysis:
 
     def by_kind(self) -> dict[str, list[MatrixAnalysis]]:
         """The matrices of each module kind, kinds in the order in which a layer computes (`q_proj` first)."""
-        where = self.places()
-        groups: dict[str, list[MatrixAnalysis]] = {
-            kind: [] for kind in forward_order(place.kind for place in where.values())
-        }
-        for matrix in self.matrices:
-            groups[where[matrix.name].kind].append(matrix)
-        return groups
+        return by_kind(self.matrices)
 
     def rows(self) -> list[dict[str, Any]]:
         """The table of `analysis.csv`: one flat dictionary a matrix, all with the same keys.

@@ -13,6 +13,7 @@ import typer
 
 from eckart import __version__
 from eckart.cli.analyze import analyze
+from eckart.cli.extract import extract
 from eckart.errors import EckartError
 
 REFUSED, INTERRUPTED = 1, 130
@@ -91,5 +92,5 @@ def _say(message: str) -> None:
     sys.stderr.write(f"{message}\n")
 
 
-for _command in (analyze,):
+for _command in (analyze, extract):
     app.command()(guarded(_command))

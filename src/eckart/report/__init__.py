@@ -1,12 +1,13 @@
 """Results for readers: tables for a terminal, figures for a page."""
 
 from eckart.report.figures import energy_figure, error_figure, rank_map, save_figures, spectrum_figure
-from eckart.report.tables import analysis_table, left_out_lines
+from eckart.report.tables import analysis_table, extraction_table, left_out_lines
 
 __all__ = [
     "analysis_table",
     "energy_figure",
     "error_figure",
+    "extraction_table",
     "left_out_lines",
     "rank_map",
     "save_figures",

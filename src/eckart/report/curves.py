@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MOST_KINDS = 10  # lines that a reader can still tell apart
 FEW_MATRICES = 6  # drawn one by one, under their own names
+SHORTEST = 8  # singular values that make a line
 BAND = (0.1, 0.9)  # quantiles over the matrices of a kind
 
 
@@ -35,20 +36,26 @@ class Curve:
 
 
 def groups(analysis: "Analysis") -> dict[str, list["MatrixAnalysis"]]:
-    """What is drawn as one line: a module kind, or a single matrix where there are few; zero matrices never.
+    """What is drawn as one line: a module kind, or a single matrix where there are few.
 
-    Of many kinds those with the most parameters are kept.
+    Zero matrices are never drawn, nor those of a few rows beside larger ones. Of many kinds those with the most
+    parameters are kept.
     """
+    largest = max((min(matrix.shape) for matrix in analysis.matrices), default=0)
     nonzero = {
-        kind: [matrix for matrix in matrices if matrix.spectrum.fro_norm > 0]
+        kind: [
+            matrix
+            for matrix in matrices
+            if matrix.spectrum.fro_norm > 0 and min(matrix.shape) >= min(SHORTEST, largest)
+        ]
         for kind, matrices in analysis.by_kind().items()
     }
     nonzero = {kind: matrices for kind, matrices in nonzero.items() if matrices}
     everything = [matrix for matrices in nonzero.values() for matrix in matrices]
     if len(everything) <= FEW_MATRICES:
         return {matrix.name: [matrix] for matrix in everything}
-    largest = sorted(nonzero, key=lambda kind: -sum(matrix.params for matrix in nonzero[kind]))[:MOST_KINDS]
-    return {kind: matrices for kind, matrices in nonzero.items() if kind in largest}
+    heaviest = sorted(nonzero, key=lambda kind: -sum(matrix.params for matrix in nonzero[kind]))[:MOST_KINDS]
+    return {kind: matrices for kind, matrices in nonzero.items() if kind in heaviest}
 
 
 def curve(label: str, matrices: list["MatrixAnalysis"], value: Callable[["Spectrum"], Tensor]) -> Curve:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from eckart.analysis import Analysis, MatrixAnalysis
 
 LOWEST_SIGMA = 1e-6  # of σ₁: what lies deeper is rounding of the decomposition, not of the weights
+SHOWN = 0.98  # of each line; its last values drop by orders of magnitude and would flatten the rest
 MARKED_ENERGIES = (0.9, 0.95, 0.99)
 MARKED_ERRORS = (0.1, 0.01)
 MOST_LABELLED_COLUMNS = 40
@@ -41,8 +42,10 @@ def spectrum_figure(analysis: "Analysis") -> "Figure":
     drawn = _nonempty(analysis)
     figure = style.new_figure()
     linear, logarithmic = figure.subplots(1, 2)
+    lowest = 1.0
     for position, (label, matrices) in enumerate(drawn.items()):
         values = curve(label, matrices, lambda spectrum: spectrum.singular_values / spectrum.singular_values[0])
+        lowest = min(lowest, float(values.median.quantile(1 - SHOWN)))
         stable = middle([matrix.spectrum.stable_rank for matrix in matrices])
         for axes in (linear, logarithmic):
             _draw(axes, values, position, label=f"{label}  ·  {stable:.3g}", band=len(drawn) <= MOST_BANDS)
@@ -52,7 +55,7 @@ def spectrum_figure(analysis: "Analysis") -> "Figure":
         style.rank_axis(axes, _highest_rank(drawn), spacing=_spacing(analysis))
     linear.set_ylim(0, 1.02)
     logarithmic.set_yscale("log")
-    logarithmic.set_ylim(max(LOWEST_SIGMA, logarithmic.get_ylim()[0]), 1.3)
+    logarithmic.set_ylim(max(LOWEST_SIGMA, lowest / 2), 1.3)
     edge = next((matrix.noise.regime for matrix in analysis.matrices if matrix.noise), None)
     _legend(figure, linear, "stable rank", circle=edge and f"{NOISE_EDGES[edge]} (median)")
     style.headline(figure, findings.spectrum_finding(analysis), _detail(analysis, drawn))

@@ -43,10 +43,3 @@ def number_text(number: Number) -> str:
     if isinstance(number, Interval):
         return f"{number_text(number.lower)}–{number_text(number.upper)}"
     return str(number) if isinstance(number, int) else f"{number:.3g}"
-
-
-def limits(number: Number) -> tuple[float, float] | None:
-    """Lower and upper limit of a statistic, equal where it is exact; None where it is undefined."""
-    if isinstance(number, Interval):
-        return float(number.lower), float(number.upper)
-    return None if number is None else (float(number), float(number))
