@@ -28,7 +28,7 @@ def without(name):
     return {key: tensor for key, tensor in BASE.items() if key != name}
 
 
-def test_a_model_is_the_same_model_whatever_its_dtype():
+def test_a_model_is_the_same_model_whatever_its_dtype() -> None:
     assert compare(BASE, {name: tensor.bfloat16() for name, tensor in BASE.items()}) == []
 
 
@@ -53,30 +53,30 @@ def test_a_model_is_the_same_model_whatever_its_dtype():
         ),
     ],
 )
-def test_each_fault_names_the_tensor_and_the_exclusion_that_passes(base, tuned, message, exclude):
+def test_each_fault_names_the_tensor_and_the_exclusion_that_passes(base, tuned, message, exclude) -> None:
     (fault,) = compare(base, tuned)
     assert re.search(message, fault)
     assert compare(base, tuned, [exclude]) == []
 
 
-def test_all_faults_come_together():
+def test_all_faults_come_together() -> None:
     tuned = {"model.layers.0.q_proj.weight": torch.zeros(3, 4), "extra.weight": torch.zeros(2, 2)}
     assert len(compare(BASE, tuned)) == 5
 
 
-def test_a_buffer_may_be_missing():
+def test_a_buffer_may_be_missing() -> None:
     assert compare(BASE, without("model.rotary_emb.inv_freq")) == []
     assert compare(without("model.rotary_emb.inv_freq"), BASE) == []
 
 
-def test_a_head_that_only_the_tuned_model_stores_is_compared_with_the_tied_one():
+def test_a_head_that_only_the_tuned_model_stores_is_compared_with_the_tied_one() -> None:
     weight = BASE["model.embed_tokens.weight"]
     tied = BASE | {"lm_head.weight": weight}
     assert compare(tied, BASE | {"lm_head.weight": weight.clone()}) == []
     assert compare(tied, tied) == []
 
 
-def test_a_head_that_only_the_base_stores_must_be_excluded():
+def test_a_head_that_only_the_base_stores_must_be_excluded() -> None:
     weight = BASE["model.embed_tokens.weight"]
     base, tuned = BASE | {"lm_head.weight": weight.clone()}, BASE | {"lm_head.weight": weight}
     (fault,) = compare(base, tuned)
@@ -84,7 +84,7 @@ def test_a_head_that_only_the_base_stores_must_be_excluded():
     assert compare(base, tuned, ["lm_head"]) == []
 
 
-def test_a_quantised_base_is_named_as_such():
+def test_a_quantised_base_is_named_as_such() -> None:
     quantised = BASE | {
         "model.layers.0.q_proj.weight": torch.zeros(8, 1, dtype=torch.uint8),
         "model.layers.0.q_proj.weight.absmax": torch.zeros(1),
@@ -93,11 +93,11 @@ def test_a_quantised_base_is_named_as_such():
     assert any("q_proj.weight: the base cannot be used: quantised" in fault for fault in faults)
 
 
-def test_names_that_differ_by_a_prefix_are_one_fault():
+def test_names_that_differ_by_a_prefix_are_one_fault() -> None:
     (fault,) = compare({f"bert.{name}": tensor for name, tensor in BASE.items()}, BASE)
     assert "begin with 'bert.'" in fault
 
 
-def test_a_real_model_differs_from_itself_in_nothing(minilm):
+def test_a_real_model_differs_from_itself_in_nothing(minilm) -> None:
     checkpoint = open_checkpoint(minilm)
     assert compare_layouts(checkpoint, checkpoint) == []

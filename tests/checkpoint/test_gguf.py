@@ -89,7 +89,7 @@ def gguf_names(architecture):
                 yield f"{name}.{leaf}", f"{module}.{leaf}"
 
 
-def test_smollm2_is_bit_for_bit_what_transformers_loads(smollm2, smollm2_in_transformers):
+def test_smollm2_is_bit_for_bit_what_transformers_loads(smollm2, smollm2_in_transformers) -> None:
     checkpoint = open_checkpoint(smollm2)
     state = smollm2_in_transformers.state_dict()
     assert set(checkpoint.tensors) | set(checkpoint.tied) == set(state)
@@ -97,7 +97,7 @@ def test_smollm2_is_bit_for_bit_what_transformers_loads(smollm2, smollm2_in_tran
         assert torch.equal(checkpoint.read(name), state[name])
 
 
-def test_the_config_is_what_transformers_derives(smollm2, smollm2_in_transformers):
+def test_the_config_is_what_transformers_derives(smollm2, smollm2_in_transformers) -> None:
     from transformers import AutoConfig
 
     config = dict(open_checkpoint(smollm2).config)
@@ -108,7 +108,7 @@ def test_the_config_is_what_transformers_derives(smollm2, smollm2_in_transformer
     assert AutoConfig.for_model(**config, rope_theta=100000.0).rope_parameters == expected.rope_parameters
 
 
-def test_the_header_is_what_the_gguf_package_reads(smollm2):
+def test_the_header_is_what_the_gguf_package_reads(smollm2) -> None:
     header, reader = read_gguf_header(smollm2), gguf.GGUFReader(smollm2)
     expected = [(t.name, tuple(t.shape[::-1].tolist()), t.tensor_type.value, t.data_offset) for t in reader.tensors]
     assert [(t.name, t.shape, t.type_id, t.offset) for t in header.tensors] == expected
@@ -121,7 +121,7 @@ def test_the_header_is_what_the_gguf_package_reads(smollm2):
     "name",
     ["self_attn.q_proj.weight", "self_attn.k_proj.weight", "mlp.down_proj.weight", "input_layernorm.weight"],
 )
-def test_rows_of_a_real_tensor_are_slices_of_the_whole(name, smollm2):
+def test_rows_of_a_real_tensor_are_slices_of_the_whole(name, smollm2) -> None:
     checkpoint = open_checkpoint(smollm2)
     name = f"model.layers.3.{name}"
     whole = checkpoint.read(name)
@@ -137,7 +137,7 @@ def test_rows_of_a_real_tensor_are_slices_of_the_whole(name, smollm2):
         *((architecture, kind) for architecture in ("qwen2", "qwen3") for kind in (Q.F32, Q.Q8_0)),
     ],
 )
-def test_each_architecture_is_what_transformers_loads(architecture, kind, tiny_model, tmp_path):
+def test_each_architecture_is_what_transformers_loads(architecture, kind, tiny_model, tmp_path) -> None:
     file = tmp_path / "model.gguf"
     write_gguf(file, tiny_model(architecture), architecture, kind)
     checkpoint = open_checkpoint(file)
@@ -153,12 +153,12 @@ def test_each_architecture_is_what_transformers_loads(architecture, kind, tiny_m
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
-def test_names_are_those_of_the_gguf_package(architecture):
+def test_names_are_those_of_the_gguf_package(architecture) -> None:
     for name, hf in gguf_names(architecture):
         assert hf_name(name) == hf
 
 
-def test_an_output_layer_in_the_file_is_not_tied(tiny_model, tmp_path):
+def test_an_output_layer_in_the_file_is_not_tied(tiny_model, tmp_path) -> None:
     write_gguf(tmp_path / "a.gguf", tiny_model("llama"), "llama")
     write_gguf(tmp_path / "b.gguf", tiny_model("qwen2"), "qwen2")
     untied, tied = open_checkpoint(tmp_path / "a.gguf"), open_checkpoint(tmp_path / "b.gguf")
@@ -237,7 +237,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_hostile_file_is_refused_by_name_and_fault(case, tmp_path):
+def test_a_hostile_file_is_refused_by_name_and_fault(case, tmp_path) -> None:
     data, message = HOSTILE[case]
     file = tmp_path / "model.gguf"
     file.write_bytes(data)
@@ -246,7 +246,7 @@ def test_a_hostile_file_is_refused_by_name_and_fault(case, tmp_path):
     assert "model.gguf" in str(caught.value)
 
 
-def test_a_truncated_real_file_is_refused(smollm2, tmp_path):
+def test_a_truncated_real_file_is_refused(smollm2, tmp_path) -> None:
     file = tmp_path / "model.gguf"
     with smollm2.open("rb") as source:
         head = source.read(4_000_000)
@@ -258,7 +258,7 @@ def test_a_truncated_real_file_is_refused(smollm2, tmp_path):
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.data())
-def test_a_file_with_bytes_changed_is_read_or_refused_but_never_breaks(tiny_gguf, tmp_path, data):
+def test_a_file_with_bytes_changed_is_read_or_refused_but_never_breaks(tiny_gguf, tmp_path, data) -> None:
     whole = bytearray(tiny_gguf.read_bytes())
     at = data.draw(st.integers(0, 6000))
     patch = data.draw(st.binary(min_size=1, max_size=8))
@@ -273,7 +273,7 @@ def test_a_file_with_bytes_changed_is_read_or_refused_but_never_breaks(tiny_gguf
         assert checkpoint.read(name).shape == info.shape
 
 
-def test_a_file_that_changes_after_it_was_opened_is_not_read(tiny_gguf, tmp_path):
+def test_a_file_that_changes_after_it_was_opened_is_not_read(tiny_gguf, tmp_path) -> None:
     file = tmp_path / "model.gguf"
     file.write_bytes(tiny_gguf.read_bytes())
     checkpoint = open_checkpoint(file)
@@ -284,7 +284,7 @@ def test_a_file_that_changes_after_it_was_opened_is_not_read(tiny_gguf, tmp_path
         checkpoint.read("model.norm.weight")
 
 
-def test_without_the_gguf_package_its_extra_is_named(tiny_gguf, monkeypatch):
+def test_without_the_gguf_package_its_extra_is_named(tiny_gguf, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf.constants", None)
     with pytest.raises(MissingExtraError, match=r"eckart\[gguf\]"):
         open_checkpoint(tiny_gguf)

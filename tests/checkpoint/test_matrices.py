@@ -35,7 +35,7 @@ def checkpoint(tmp_path):
     return open_checkpoint(tmp_path)
 
 
-def test_slabs_put_together_are_the_matrix_upcast(checkpoint):
+def test_slabs_put_together_are_the_matrix_upcast(checkpoint) -> None:
     for view in layout(checkpoint).matrices:
         matrix = WeightMatrix(checkpoint, view)
         assert isinstance(matrix, RowSlabs)
@@ -48,13 +48,13 @@ def test_slabs_put_together_are_the_matrix_upcast(checkpoint):
         assert torch.equal(dense(matrix), dense(matrix))
 
 
-def test_a_slab_is_no_larger_than_its_limit_or_one_row(checkpoint):
+def test_a_slab_is_no_larger_than_its_limit_or_one_row(checkpoint) -> None:
     for view in layout(checkpoint).matrices:
         for slab in WeightMatrix(checkpoint, view).slabs():
             assert slab.numel() * 4 <= 256 or slab.shape[0] == 1
 
 
-def test_a_difference_is_taken_after_the_upcast(checkpoint, tmp_path):
+def test_a_difference_is_taken_after_the_upcast(checkpoint, tmp_path) -> None:
     base_state = {name: (tensor.double() / 3).to(tensor.dtype) for name, tensor in STATE.items()}
     base = open_checkpoint(base_state)
     for view in layout(checkpoint).matrices:
@@ -67,7 +67,7 @@ def test_a_difference_is_taken_after_the_upcast(checkpoint, tmp_path):
     assert not torch.equal(dense(DifferenceMatrix(checkpoint, base, view)), in_bfloat16.float())
 
 
-def test_a_head_of_its_own_is_compared_with_the_embedding_that_the_base_ties_it_to():
+def test_a_head_of_its_own_is_compared_with_the_embedding_that_the_base_ties_it_to() -> None:
     embedding = torch.randn(9, 4)
     base = open_checkpoint({"embed_tokens.weight": embedding, "lm_head.weight": embedding})
     tuned = open_checkpoint({"embed_tokens.weight": embedding.clone(), "lm_head.weight": embedding + 1})
@@ -75,7 +75,7 @@ def test_a_head_of_its_own_is_compared_with_the_embedding_that_the_base_ties_it_
     torch.testing.assert_close(dense(DifferenceMatrix(tuned, base, view)), torch.ones(9, 4))
 
 
-def test_a_counterpart_of_another_shape_is_refused():
+def test_a_counterpart_of_another_shape_is_refused() -> None:
     tuned, base = open_checkpoint({"a.weight": torch.zeros(2, 3)}), open_checkpoint({"a.weight": torch.zeros(3, 3)})
     with pytest.raises(ValueError, match=r"\(2, 3\) in one checkpoint and \(3, 3\)"):
         DifferenceMatrix(tuned, base, layout(tuned).matrices[0])
@@ -83,7 +83,7 @@ def test_a_counterpart_of_another_shape_is_refused():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("kind", ["weight", "difference"])
-def test_values_that_are_not_finite_are_counted_and_their_tensor_named(value, kind):
+def test_values_that_are_not_finite_are_counted_and_their_tensor_named(value, kind) -> None:
     weight = torch.zeros(50, 8)
     weight[3, 3] = weight[40, 1] = value
     bad, good = open_checkpoint({"fc.weight": weight}), open_checkpoint({"fc.weight": torch.zeros(50, 8)})
@@ -93,7 +93,7 @@ def test_values_that_are_not_finite_are_counted_and_their_tensor_named(value, ki
         dense(matrix)
 
 
-def test_a_quantised_real_weight_arrives_in_rows(smollm2, monkeypatch):
+def test_a_quantised_real_weight_arrives_in_rows(smollm2, monkeypatch) -> None:
     monkeypatch.setattr(matrices, "SLAB_BYTES", 200_000)
     checkpoint = open_checkpoint(smollm2)
     view = select(layout(checkpoint), ["layers.7.self_attn.q_proj"])[0]

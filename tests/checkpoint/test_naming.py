@@ -23,5 +23,5 @@ from eckart.checkpoint import layer_and_kind
         ("", None, ""),
     ],
 )
-def test_a_name_gives_its_row_and_column_in_a_heat_map(name, layer, kind):
+def test_a_name_gives_its_row_and_column_in_a_heat_map(name, layer, kind) -> None:
     assert layer_and_kind(name) == (layer, kind)

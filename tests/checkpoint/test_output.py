@@ -21,7 +21,7 @@ def entries(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_folder_appears_when_its_block_ends(tmp_path):
+def test_a_folder_appears_when_its_block_ends(tmp_path) -> None:
     with atomic_directory(tmp_path / "out") as folder:
         (folder / "config.json").write_text("{}")
         assert not (tmp_path / "out").exists()
@@ -29,7 +29,7 @@ def test_a_folder_appears_when_its_block_ends(tmp_path):
     assert entries(tmp_path / "out") == ["config.json"]
 
 
-def test_a_file_appears_when_its_block_ends(tmp_path):
+def test_a_file_appears_when_its_block_ends(tmp_path) -> None:
     with atomic_file(tmp_path / "out.bin") as file:
         file.write_bytes(b"1")
         assert not (tmp_path / "out.bin").exists()
@@ -39,7 +39,7 @@ def test_a_file_appears_when_its_block_ends(tmp_path):
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, ValueError, OSError])
 @pytest.mark.parametrize("exists", [True, False])
-def test_after_a_failure_nothing_new_is_there_and_nothing_old_is_lost(failure, exists, tmp_path):
+def test_after_a_failure_nothing_new_is_there_and_nothing_old_is_lost(failure, exists, tmp_path) -> None:
     out = tmp_path / "out"
     if exists:
         out.mkdir()
@@ -50,7 +50,7 @@ def test_after_a_failure_nothing_new_is_there_and_nothing_old_is_lost(failure, e
     assert not exists or (out / "config.json").read_text() == "old"
 
 
-def test_force_replaces_a_result_whole(tmp_path):
+def test_force_replaces_a_result_whole(tmp_path) -> None:
     out = tmp_path / "out"
     for text in ("one", "two"):
         with atomic_directory(out, force=True) as folder:
@@ -60,7 +60,7 @@ def test_force_replaces_a_result_whole(tmp_path):
     assert entries(tmp_path) == ["out"]
 
 
-def test_when_the_last_rename_fails_the_old_result_comes_back(tmp_path, monkeypatch):
+def test_when_the_last_rename_fails_the_old_result_comes_back(tmp_path, monkeypatch) -> None:
     out = tmp_path / "out"
     with atomic_directory(out) as folder:
         (folder / "config.json").write_text("old")
@@ -72,13 +72,13 @@ def test_when_the_last_rename_fails_the_old_result_comes_back(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
-def test_a_disk_that_fills_is_a_refusal_and_leaves_nothing(number, tmp_path):
+def test_a_disk_that_fills_is_a_refusal_and_leaves_nothing(number, tmp_path) -> None:
     with pytest.raises(OutputError, match=r"out: writing failed \(.*nothing was left behind"):
         write_and_raise(tmp_path / "out", OSError(number, os.strerror(number)))
     assert entries(tmp_path) == []
 
 
-def test_an_output_that_exists_needs_force(tmp_path):
+def test_an_output_that_exists_needs_force(tmp_path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(OutputError, match="it exists; --force"):
         check_output(tmp_path / "out")
@@ -92,7 +92,7 @@ def test_an_output_that_exists_needs_force(tmp_path):
         (os.chdir, "working folder"),
     ],
 )
-def test_force_does_not_replace_what_is_no_result(make, message, tmp_path, monkeypatch):
+def test_force_does_not_replace_what_is_no_result(make, message, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "out"
     out.mkdir()
@@ -101,32 +101,32 @@ def test_force_does_not_replace_what_is_no_result(make, message, tmp_path, monke
         check_output(out, force=True)
 
 
-def test_force_does_not_replace_a_link(tmp_path):
+def test_force_does_not_replace_a_link(tmp_path) -> None:
     (tmp_path / "out").symlink_to(tmp_path)
     with pytest.raises(OutputError, match="it is a link"):
         check_output(tmp_path / "out", force=True)
 
 
 @pytest.mark.parametrize("used", ["out", "out/model.safetensors"])
-def test_an_input_is_never_replaced(used, tmp_path):
+def test_an_input_is_never_replaced(used, tmp_path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model.safetensors").touch()
     with pytest.raises(OutputError, match="inputs are never changed"):
         check_output(tmp_path / "out", force=True, inputs=[tmp_path / used, None])
 
 
-def test_a_folder_that_does_not_exist_is_named(tmp_path):
+def test_a_folder_that_does_not_exist_is_named(tmp_path) -> None:
     with pytest.raises(OutputError, match=r"missing does not exist; create it"):
         check_output(tmp_path / "missing" / "out")
 
 
-def test_a_folder_that_is_not_writable_is_named(tmp_path, monkeypatch):
+def test_a_folder_that_is_not_writable_is_named(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(OutputError, match="is not writable"):
         check_output(tmp_path / "out")
 
 
-def test_a_disk_too_small_is_refused_with_what_is_needed_and_free(tmp_path, monkeypatch):
+def test_a_disk_too_small_is_refused_with_what_is_needed_and_free(tmp_path, monkeypatch) -> None:
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(3 * 10**9))
     with pytest.raises(OutputError, match=r"needs 14.00 GB and .* has 3.00 GB free"):

@@ -27,7 +27,7 @@ def write_index(folder, weight_map):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
-def test_a_real_checkpoint_reads_as_the_safetensors_library_reads_it(minilm):
+def test_a_real_checkpoint_reads_as_the_safetensors_library_reads_it(minilm) -> None:
     checkpoint = open_checkpoint(minilm)
     expected = load_file(minilm / "model.safetensors")
     assert set(checkpoint.tensors) == set(expected)
@@ -37,7 +37,7 @@ def test_a_real_checkpoint_reads_as_the_safetensors_library_reads_it(minilm):
 
 
 @pytest.mark.parametrize("name", ["a", "b", "c"])
-def test_rows_are_slices_of_the_whole(name, sharded):
+def test_rows_are_slices_of_the_whole(name, sharded) -> None:
     checkpoint = open_checkpoint(sharded)
     whole = checkpoint.read(name)
     for start in range(whole.shape[0] + 1):
@@ -46,12 +46,12 @@ def test_rows_are_slices_of_the_whole(name, sharded):
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 1), (3, 2), (0, 5)])
-def test_rows_that_are_not_there_are_refused(start, stop, sharded):
+def test_rows_that_are_not_there_are_refused(start, stop, sharded) -> None:
     with pytest.raises(ValueError, match=r"rows 0\.\.4"):
         open_checkpoint(sharded).rows("a", start, stop)
 
 
-def test_many_threads_read_the_same_values(minilm):
+def test_many_threads_read_the_same_values(minilm) -> None:
     checkpoint = open_checkpoint(minilm)
     names = [name for name, info in checkpoint.tensors.items() if len(info.shape) == 2] * 4
     with ThreadPoolExecutor(8) as pool:
@@ -59,7 +59,7 @@ def test_many_threads_read_the_same_values(minilm):
     assert all(torch.equal(tensor, checkpoint.read(name)) for name, tensor in zip(names, found, strict=True))
 
 
-def test_tensors_come_in_the_order_of_the_files(sharded):
+def test_tensors_come_in_the_order_of_the_files(sharded) -> None:
     assert list(open_checkpoint(sharded).tensors) == ["a", "b", "c"]
 
 
@@ -70,20 +70,20 @@ def test_tensors_come_in_the_order_of_the_files(sharded):
         ({"a": "m-2.safetensors", "c": "m-1.safetensors"}, "it is in m-1.safetensors"),
     ],
 )
-def test_an_index_that_disagrees_with_its_shards_is_refused(weight_map, message, sharded):
+def test_an_index_that_disagrees_with_its_shards_is_refused(weight_map, message, sharded) -> None:
     write_index(sharded, weight_map)
     with pytest.raises(FileFormatError, match=message):
         open_checkpoint(sharded)
 
 
-def test_a_tensor_in_two_shards_is_refused(sharded):
+def test_a_tensor_in_two_shards_is_refused(sharded) -> None:
     save_file({"a": torch.ones(1), "c": torch.ones(1)}, sharded / "m-2.safetensors")
     with pytest.raises(FileFormatError, match="'a' is in 2 shards"):
         open_checkpoint(sharded)
 
 
 @pytest.mark.parametrize("change", ["shorter", "touched", "gone"])
-def test_a_file_that_changes_after_it_was_opened_is_not_read(change, tmp_path):
+def test_a_file_that_changes_after_it_was_opened_is_not_read(change, tmp_path) -> None:
     file = tmp_path / "model.safetensors"
     save_file({"a": torch.ones(64, 64)}, file)
     checkpoint = open_checkpoint(file)
@@ -100,7 +100,7 @@ def test_a_file_that_changes_after_it_was_opened_is_not_read(change, tmp_path):
         assert checkpoint.fingerprint() != before
 
 
-def test_a_read_that_ends_early_is_refused(tmp_path, monkeypatch):
+def test_a_read_that_ends_early_is_refused(tmp_path, monkeypatch) -> None:
     save_file({"a": torch.ones(64, 64)}, tmp_path / "model.safetensors")
     checkpoint = open_checkpoint(tmp_path)
     monkeypatch.setattr(os, "preadv", lambda *_: 0)
@@ -108,11 +108,11 @@ def test_a_read_that_ends_early_is_refused(tmp_path, monkeypatch):
         checkpoint.read("a")
 
 
-def test_the_fingerprint_stays_while_the_files_do(sharded):
+def test_the_fingerprint_stays_while_the_files_do(sharded) -> None:
     assert open_checkpoint(sharded).fingerprint() == open_checkpoint(sharded).fingerprint()
 
 
-def test_reading_a_large_checkpoint_keeps_one_tensor_in_memory(tmp_path):
+def test_reading_a_large_checkpoint_keeps_one_tensor_in_memory(tmp_path) -> None:
     tensors = {f"t{i}": torch.full((2000, 2000), float(i)) for i in range(16)}
     save_file(tensors, tmp_path / "model.safetensors")
     code = (

@@ -17,9 +17,9 @@ MODULES = [
 
 
 @pytest.mark.parametrize(
-    "pattern", ["q_proj", "self_attn.q_proj", "layers.1.self_attn.q_proj", "proj", "up_proj", "lm_head", "mlp"]
+    "pattern", ["q_proj", "self_attn.q_proj", "layers.1.self_attn.q_proj", "proj", "up_proj", "lm_head", "mlp.up_proj"]
 )
-def test_a_plain_name_takes_what_peft_takes_for_a_list_entry(pattern):
+def test_a_plain_name_takes_what_peft_takes_for_a_list_entry(pattern) -> None:
     config = LoraConfig(target_modules=[pattern])
     expected = [name for name in MODULES if check_target_module_exists(config, name)]
     assert [name for name in MODULES if matches(pattern, name)] == expected
@@ -29,14 +29,14 @@ def test_a_plain_name_takes_what_peft_takes_for_a_list_entry(pattern):
     "pattern",
     [r".*q_proj", r"model\.layers\.1\..*", r".*\.(q|k)_proj", r".*\.[01]\.mlp\..*", r"lm_head|.*up_proj", r"q_.*"],
 )
-def test_a_regex_takes_what_peft_takes_for_a_string(pattern):
+def test_a_regex_takes_what_peft_takes_for_a_string(pattern) -> None:
     config = LoraConfig(target_modules=pattern)
     expected = [name for name in MODULES if check_target_module_exists(config, name)]
     assert [name for name in MODULES if matches(pattern, name)] == expected
 
 
 @pytest.mark.parametrize("exclude", [["mlp.up_proj"], ["k_proj", "up_proj"], [r".*\.layers\.0\..*"]])
-def test_an_exclusion_wins_as_it_does_in_peft(exclude):
+def test_an_exclusion_wins_as_it_does_in_peft(exclude) -> None:
     found = layout(open_checkpoint({f"{name}.weight": torch.zeros(2, 3) for name in MODULES}))
     targets = ["q_proj", "k_proj", "up_proj"]
     regex = exclude[0] if "*" in exclude[0] else None
@@ -61,7 +61,7 @@ NOT_IN_BLOCKS = {"pooler", "transform", "vocab_transform", "classifier", "lm_hea
 
 
 @pytest.mark.parametrize("name", ATTENTION_MIN)
-def test_attention_and_mlp_part_the_layers_of_every_block(name, tiny_folder):
+def test_attention_and_mlp_part_the_layers_of_every_block(name, tiny_folder) -> None:
     found = layout(open_checkpoint(tiny_folder(name)))
 
     def take(preset):
@@ -77,7 +77,7 @@ def test_attention_and_mlp_part_the_layers_of_every_block(name, tiny_folder):
     assert {module.rpartition(".")[2] for module in take("attention-min")} == ATTENTION_MIN[name]
 
 
-def test_an_expert_is_taken_by_its_own_name_or_with_its_kin():
+def test_an_expert_is_taken_by_its_own_name_or_with_its_kin() -> None:
     found = layout(open_checkpoint({"m.experts.up_proj": torch.zeros(3, 4, 5)}))
     assert len(select(found, ["experts.up_proj"])) == 3
     assert [view.name for view in select(found, ["m.experts.up_proj[1]"])] == ["m.experts.up_proj[1]"]
@@ -99,26 +99,26 @@ def tied():
         ("mlp", "'mlp' matches nothing"),
         (r"layers\.0\..*", "matches nothing"),
         ("(q_proj", "neither a name nor a regex"),
-        ("norm", "left out: norm"),
+        ("norm", "norm is left out: norm"),
         ("lm_head", "shares the weight of model.embed_tokens"),
     ],
 )
-def test_a_target_that_matches_nothing_says_why(target, message, tied):
+def test_a_target_that_matches_nothing_says_why(target, message, tied) -> None:
     with pytest.raises(MismatchError, match=message):
         select(tied, ["q_proj", target])
 
 
-def test_all_patterns_that_match_nothing_come_together(tied):
+def test_all_patterns_that_match_nothing_come_together(tied) -> None:
     with pytest.raises(MismatchError) as caught:
         select(tied, ["foo", "bar"], ["baz"])
     assert all(f"{name!r}" in str(caught.value) for name in ("foo", "bar", "baz"))
 
 
 @pytest.mark.parametrize("exclude", ["lm_head", "norm", "score"])
-def test_an_exclusion_may_name_what_is_tied_left_out_or_known_elsewhere(exclude, tied):
+def test_an_exclusion_may_name_what_is_tied_left_out_or_known_elsewhere(exclude, tied) -> None:
     assert len(select(tied, ["attention"], [exclude], known=["score"])) == 4
 
 
-def test_excluding_everything_is_refused(tied):
+def test_excluding_everything_is_refused(tied) -> None:
     with pytest.raises(MismatchError, match="excluded by"):
         select(tied, ["q_proj"], ["attention"])

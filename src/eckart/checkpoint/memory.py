@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ class MemoryCheckpoint:
     def __init__(self, source: Mapping[str, Tensor] | nn.Module) -> None:
         module = source if isinstance(source, nn.Module) else None
         state: dict[str, Any] = dict(source.state_dict() if isinstance(source, nn.Module) else source)
+        state = {n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in state.items()}
         wrong = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
         if wrong is not None:
             msg = f"a state dict maps names to tensors; {wrong!r} holds {type(state[wrong]).__name__}"

@@ -23,7 +23,15 @@ _MLP = (
     *("dense_h_to_4h", "dense_4h_to_h", "w1", "w2", "w3", "ff.net.0.proj", "ff.net.2"),
 )
 PRESETS = ("attention", "attention-min", "mlp", "all-linear")
-_OUTPUT_LAYERS = ("lm_head", "embed_out", "score", "classifier", "cls.predictions.decoder", "vocab_projector")
+_OUTPUT_LAYERS = (
+    "lm_head",
+    "lm_head.decoder",
+    "vocab_projector",
+    "embed_out",
+    "score",
+    "classifier",
+    "cls.predictions.decoder",
+)
 # A mixture's router is no nn.Linear in transformers, so PEFT does not take it either.
 _ROUTERS = ("router", "mlp.gate", "block_sparse_moe.gate")
 _EMBEDDINGS = re.compile(
@@ -83,17 +91,16 @@ def in_preset(preset: str, module: str) -> bool:
 def matches(pattern: str, module: str) -> bool:
     """PEFT's rule: a plain dotted name is the whole name or its end; anything else is a regex for all of it.
 
+    A preset's name is the preset.
+
     Raises:
         re.error: the pattern is not a valid regex.
     """
-    if is_plain(pattern):
+    if pattern in PRESETS:
+        return in_preset(pattern, module)
+    if re.fullmatch(r"[\w-]+(\.[\w-]+)*", pattern):
         return _ends_with(module, [pattern])
     return re.fullmatch(pattern, module) is not None
-
-
-def is_plain(pattern: str) -> bool:
-    """Whether a pattern is a dotted name rather than a regex."""
-    return re.fullmatch(r"[\w-]+(\.[\w-]+)*", pattern) is not None
 
 
 def _ends_with(module: str, names: Iterable[str]) -> bool:

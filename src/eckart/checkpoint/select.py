@@ -4,8 +4,8 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
-from eckart.checkpoint.layout import Layout, MatrixView
-from eckart.checkpoint.naming import PRESETS, in_preset, matches
+from eckart.checkpoint.layout import Layout, MatrixView, module_of
+from eckart.checkpoint.naming import PRESETS, matches
 from eckart.errors import MismatchError
 
 
@@ -25,8 +25,7 @@ def select(
     Raises:
         MismatchError: patterns that match nothing, each with the nearest names; or nothing is left.
     """
-    tied = [module for view in layout.matrices for module in view.tied_modules]
-    others = [*tied, *(item.name.removesuffix(".weight") for item in layout.left_out), *known]
+    others = [*_reasons(layout), *known]
     faults = [fault for pattern in target if (fault := _fault(pattern, layout, ()))]
     faults += [fault for pattern in exclude if (fault := _fault(pattern, layout, others))]
     if faults:
@@ -44,28 +43,34 @@ def _takes_any(patterns: Sequence[str], view: MatrixView) -> bool:
 
 
 def _takes(pattern: str, view: MatrixView) -> bool:
-    if pattern in PRESETS:
-        return view.kind in ("linear", "conv1d") and in_preset(pattern, view.module)
+    if pattern in PRESETS and view.kind not in ("linear", "conv1d"):
+        return False
     return pattern == view.name or matches(pattern, view.module)
 
 
 def _fault(pattern: str, layout: Layout, others: Sequence[str]) -> str | None:
     """Why a pattern takes nothing of a layout, or None when it takes something."""
     try:
-        if any(_takes(pattern, view) for view in layout.matrices):
-            return None
-        if pattern not in PRESETS and any(matches(pattern, name) for name in others):
+        if any(_takes(pattern, view) for view in layout.matrices) or any(matches(pattern, n) for n in others):
             return None
     except re.error as error:
         return f"{pattern!r} is neither a name nor a regex ({error})"
-    for view in layout.matrices:
-        if any(pattern not in PRESETS and matches(pattern, module) for module in view.tied_modules):
-            return f"{pattern!r} shares the weight of {view.module}: give that name"
-    for item in layout.left_out:
-        if pattern not in PRESETS and matches(pattern, item.name.removesuffix(".weight")):
-            return f"{pattern!r} names {item.name}, which is left out: {item.reason}"
+    reasons = {} if pattern in PRESETS else _reasons(layout)
+    for module, reason in reasons.items():
+        if matches(pattern, module):
+            return f"{pattern!r}: {module} {reason}"
     near = _nearest(pattern, [view.module for view in layout.matrices])
     return f"{pattern!r} matches nothing; nearest: {', '.join(near) or 'none'}"
+
+
+def _reasons(layout: Layout) -> dict[str, str]:
+    """The names that can be met in a model and yet be no target, and why."""
+    tied = {
+        module: f"shares the weight of {view.module}: give that name"
+        for view in layout.matrices
+        for module in view.tied_modules
+    }
+    return tied | {module_of(item.name): f"is left out: {item.reason}" for item in layout.left_out}
 
 
 def _nearest(pattern: str, modules: Sequence[str]) -> list[str]:

@@ -61,17 +61,28 @@ def write_checkpoint(
     """
     check_output(path, sum(spec.nbytes for spec in specs), force=force, inputs=[companions])
     with atomic_directory(path, force=force) as folder:
-        shards = _shards(specs, shard_bytes)
-        placed = {}
-        for number, shard in enumerate(shards, start=1):
-            single = len(shards) == 1
-            name = "model.safetensors" if single else f"model-{number:05}-of-{len(shards):05}.safetensors"
-            placed |= _write_header(folder / name, shard)
-        _write_data(placed, tensors)
-        if len(shards) > 1:
-            _write_index(folder, placed)
+        write_shards(folder, specs, tensors, shard_bytes=shard_bytes)
         if companions:
             copy_companions(companions, folder)
+
+
+def write_shards(
+    folder: Path,
+    specs: Sequence[TensorSpec],
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """The weight files of `write_checkpoint`, into a folder that is there: for use in `atomic_directory`."""
+    shards = _shards(specs, shard_bytes)
+    placed: dict[str, _Place] = {}
+    for number, shard in enumerate(shards, start=1):
+        single = len(shards) == 1
+        name = "model.safetensors" if single else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        placed |= _write_header(folder / name, shard)
+    _write_data(placed, tensors)
+    if len(shards) > 1:
+        _write_index(folder, placed)
 
 
 def copy_companions(source: Path, folder: Path) -> None:
