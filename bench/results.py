@@ -21,12 +21,14 @@ class Side:
 
     Attributes:
         seconds: median wall time.
+        least_seconds: the quickest run; beside the median it shows how busy the machine was.
         cpu_seconds: median processor time of all threads.
         peak_rss_bytes: largest resident memory of its process; None where it ran inside the harness.
         error: lower is better; None where the answers are compared exactly.
     """
 
     seconds: float
+    least_seconds: float
     cpu_seconds: float
     peak_rss_bytes: int | None = None
     error: float | None = None
@@ -34,8 +36,13 @@ class Side:
     @classmethod
     def of(cls, runs: Sequence[Run], *, error: float | None = None) -> "Side":
         peaks = [run.peak_rss_bytes for run in runs if run.peak_rss_bytes is not None]
-        cpu_seconds = statistics.median(run.cpu_seconds for run in runs)
-        return cls(median_seconds(runs), cpu_seconds, max(peaks, default=None), error)
+        return cls(
+            seconds=median_seconds(runs),
+            least_seconds=min(run.seconds for run in runs),
+            cpu_seconds=statistics.median(run.cpu_seconds for run in runs),
+            peak_rss_bytes=max(peaks, default=None),
+            error=error,
+        )
 
 
 @dataclass(frozen=True)
