@@ -34,3 +34,13 @@ def llama_pair(tmp_path_factory) -> Path:
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     return save_pair(model, tmp_path_factory.mktemp("llama"), rank=8, names=lambda name: "proj" in name)
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(smollm2, tmp_path_factory) -> Path:
+    """SmolLM2-135M-Instruct as a bfloat16 model folder."""
+    from eckart.evaluation.model import load_model
+
+    folder = tmp_path_factory.mktemp("smollm2")
+    load_model(smollm2).to(torch.bfloat16).save_pretrained(folder)
+    return folder

@@ -1,0 +1,265 @@
+"""PEFT files: written here and loaded by the real PEFT on real models, and the other way round."""
+
+import copy
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from eckart.adapter import Adapter, AdapterLayer, RankChoice, Scope, extract, load_adapter
+from eckart.errors import FileFormatError, MismatchError, SourceError
+
+from .conftest import save_pair
+
+# PEFT and transformers warn about their own internals; what is tested here is their numbers.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def outputs(model, inputs):
+    with torch.no_grad():
+        result = model(**inputs)
+    return result.logits if hasattr(result, "logits") else result.last_hidden_state
+
+
+def assert_peft_computes_the_same(make, folder, inputs, *, tolerance=2e-5):
+    """PEFT's model with the adapter equals the base with our deltas added to its weights; both differ from the base."""
+    from peft import PeftModel
+
+    plain = outputs(make(), inputs)
+    by_peft = outputs(PeftModel.from_pretrained(make(), folder).eval(), inputs)
+    ours, adapter = make(), load_adapter(folder)
+    with torch.no_grad():
+        for module, layer in adapter.items():
+            owner = ours.get_submodule(module)
+            owner.weight = nn.Parameter(owner.weight + layer.delta())
+            if layer.bias is not None:
+                owner.bias += layer.bias * layer.scaling
+        for name, tensor in adapter.modules_to_save.items():
+            ours.get_parameter(name).copy_(tensor)
+    by_hand = outputs(ours, inputs)
+    scale = float(by_hand.abs().max())
+    assert float((by_peft - by_hand).abs().max()) <= tolerance * scale
+    assert float((by_hand - plain).abs().max()) > 1e-3 * scale
+    return by_peft
+
+
+def tokens(vocabulary, length=12):
+    return {"input_ids": torch.randint(0, vocabulary, (2, length), generator=torch.Generator().manual_seed(1))}
+
+
+def test_a_small_llama_with_every_kind_of_pattern(llama_pair, tmp_path):
+    from transformers import LlamaForCausalLM
+
+    extract(llama_pair / "base", llama_pair / "tuned", rank=RankChoice(energy=0.8), output=tmp_path / "a")
+    config = json.loads((tmp_path / "a/adapter_config.json").read_text())
+    assert config["rank_pattern"]
+    assert all(key.startswith("^model\\.layers\\.") for key in config["rank_pattern"])
+    assert_peft_computes_the_same(lambda: LlamaForCausalLM.from_pretrained(llama_pair / "base"), tmp_path / "a", tokens(97))
+
+
+def test_the_whole_fine_tune_comes_back_through_peft(llama_pair, tmp_path):
+    from transformers import LlamaForCausalLM
+
+    extract(llama_pair / "base", llama_pair / "tuned", rank=8, output=tmp_path / "a")
+    make = lambda: LlamaForCausalLM.from_pretrained(llama_pair / "base")  # noqa: E731
+    by_peft = assert_peft_computes_the_same(make, tmp_path / "a", tokens(97))
+    tuned = outputs(LlamaForCausalLM.from_pretrained(llama_pair / "tuned"), tokens(97))
+    torch.testing.assert_close(by_peft, tuned, rtol=0, atol=2e-5 * float(tuned.abs().max()))
+
+
+def test_an_embedding_and_the_output_layer_tied_to_it(llama_pair, tmp_path):
+    from transformers import LlamaForCausalLM
+
+    make = lambda: LlamaForCausalLM.from_pretrained(llama_pair / "base")  # noqa: E731
+    pair = save_pair(make(), tmp_path, rank=4, names=lambda name: "embed" in name or "q_proj" in name)
+    scope = Scope(target=["embed_tokens", "q_proj"])
+    found = extract(pair / "base", pair / "tuned", rank=4, output=tmp_path / "a", scope=scope)
+    assert found.adapter["model.embed_tokens"].kind == "embedding"
+    assert "lm_head" in found.adapter
+    by_peft = assert_peft_computes_the_same(make, tmp_path / "a", tokens(97))
+    tuned = outputs(LlamaForCausalLM.from_pretrained(pair / "tuned"), tokens(97))
+    torch.testing.assert_close(by_peft, tuned, rtol=0, atol=5e-5 * float(tuned.abs().max()))
+
+
+def test_gpt2_with_conv1d(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    size = {"n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 50, "n_positions": 16}
+    model = GPT2LMHeadModel(GPT2Config(**size, bos_token_id=0, eos_token_id=0))
+    pair = save_pair(model, tmp_path, rank=3, names=lambda name: ".c_" in name)
+    found = extract(pair / "base", pair / "tuned", rank=3, output=tmp_path / "a")
+    assert {layer.kind for layer in found.adapter.values()} == {"conv1d"}
+    assert found.adapter["transformer.h.0.attn.c_attn"].lora_A.shape == (3, 32)
+    assert found.adapter["transformer.h.0.attn.c_attn"].lora_B.shape == (96, 3)
+    assert found.error < 1e-4
+    make = lambda: GPT2LMHeadModel.from_pretrained(pair / "base")  # noqa: E731
+    by_peft = assert_peft_computes_the_same(make, tmp_path / "a", tokens(50))
+    tuned = outputs(GPT2LMHeadModel.from_pretrained(pair / "tuned"), tokens(50))
+    torch.testing.assert_close(by_peft, tuned, rtol=0, atol=5e-5 * float(tuned.abs().max()))
+
+
+class Pixels(nn.Module):
+    """Two convolutions and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1)
+        self.conv2 = nn.Conv2d(16, 24, (1, 5), stride=2, bias=False)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, pixels):
+        hidden = self.conv2(self.conv1(pixels).relu()).relu()
+        return SimpleNamespace(logits=self.head(hidden.mean((2, 3))))
+
+
+def test_a_convolution(tmp_path):
+    torch.manual_seed(0)
+    base = Pixels().eval()
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        for weight in (tuned.conv1.weight, tuned.conv2.weight, tuned.head.weight):
+            weight += (torch.randn(len(weight), 4) @ torch.randn(4, weight[0].numel()) * 0.1).view_as(weight)
+    found = extract(base, tuned, rank=4, output=tmp_path / "a", scope=Scope(target=["conv1", "conv2", "head"]))
+    assert found.adapter["conv2"].lora_A.shape == (4, 16, 1, 5)
+    assert found.adapter["conv2"].lora_B.shape == (24, 4, 1, 1)
+    assert found.error < 1e-4
+    inputs = {"pixels": torch.randn(2, 3, 9, 9)}
+    by_peft = assert_peft_computes_the_same(lambda: copy.deepcopy(base), tmp_path / "a", inputs)
+    expected = outputs(tuned, inputs)
+    torch.testing.assert_close(by_peft, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_minilm_with_its_norms_and_biases(minilm, tmp_path):
+    from transformers import AutoModel
+
+    generator = torch.Generator().manual_seed(5)
+    tuned = load_file(minilm / "model.safetensors")
+    for name, tensor in tuned.items():
+        if tensor.is_floating_point() and "position_ids" not in name:
+            tuned[name] = tensor + 0.02 * max(float(tensor.std()), 0.1) * torch.randn(tensor.shape, generator=generator)
+    (tmp_path / "tuned").mkdir()
+    save_file(tuned, tmp_path / "tuned/model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "tuned/config.json").write_text((minilm / "config.json").read_text())
+    scope = Scope(modules_to_save=["norm", "bias"])
+    found = extract(minilm, tmp_path / "tuned", rank=384, output=tmp_path / "a", scope=scope)
+    assert sum(layer.bias is not None for layer in found.adapter.values()) == 37
+    assert sum("LayerNorm" in name for name in found.adapter.modules_to_save) == 26
+    make = lambda: AutoModel.from_pretrained(minilm, dtype=torch.float32).eval()  # noqa: E731
+    by_peft = assert_peft_computes_the_same(make, tmp_path / "a", tokens(30000))
+    embeddings = AutoModel.from_pretrained(tmp_path / "tuned", dtype=torch.float32).eval()
+    with torch.no_grad():  # embeddings were left out: take the base's, and the fine-tune is whole again
+        for name, parameter in make().embeddings.named_parameters():
+            if "LayerNorm" not in name:
+                embeddings.embeddings.get_parameter(name).copy_(parameter)
+    expected = outputs(embeddings, tokens(30000))
+    torch.testing.assert_close(by_peft, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_smollm2_itself(smollm2_folder, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    make = lambda: AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32).eval()  # noqa: E731
+    base = load_file(smollm2_folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(2)
+    tuned = {
+        name: (t.float() + 1e-3 * torch.randn(t.shape, generator=generator)).to(t.dtype) if "proj" in name else t
+        for name, t in base.items()
+    }
+    found = extract(base, tuned, rank=16, output=tmp_path / "a")
+    assert len(found.layers) == 210
+    assert_peft_computes_the_same(make, tmp_path / "a", tokens(49000, 24), tolerance=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"r": 4, "lora_alpha": 7},
+        {"r": 4, "lora_alpha": 7, "use_rslora": True},
+        {"r": 4, "lora_alpha": 6, "rank_pattern": {"up_proj": 2, "layers.1.self_attn.q_proj": 6}},
+        {"r": 4, "lora_alpha": 6, "alpha_pattern": {r".*\.0\..*v_proj": 3}, "rank_pattern": {"down_proj": 1}},
+        {"r": 3, "use_dora": True},
+        {"r": 3, "modules_to_save": ["norm"]},
+        {"r": 2, "bias": "lora_only"},
+    ],
+    ids=lambda options: "+".join(options),
+)
+def test_adapters_that_peft_wrote_are_read_and_written_back_the_same(llama_pair, tmp_path, options):
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    def make():
+        return LlamaForCausalLM.from_pretrained(llama_pair / "base").eval()
+
+    torch.manual_seed(4)
+    targets = ["q_proj", "v_proj", "up_proj", "down_proj"]
+    model = get_peft_model(make(), LoraConfig(target_modules=targets, init_lora_weights=False, **options)).eval()
+    model.save_pretrained(tmp_path / "theirs")
+    adapter = load_adapter(tmp_path / "theirs")
+    adapter.save(tmp_path / "ours")
+    again = PeftModel.from_pretrained(make(), tmp_path / "ours").eval()
+    torch.testing.assert_close(outputs(again, tokens(97)), outputs(model, tokens(97)), rtol=0, atol=0)
+    theirs, ours = (load_file(tmp_path / who / "adapter_model.safetensors") for who in ("theirs", "ours"))
+    assert set(theirs) == set(ours)
+    for module, layer in adapter.items():
+        if layer.magnitude is None:
+            expected = model.get_submodule(f"base_model.model.{module}").get_delta_weight("default")
+            torch.testing.assert_close(layer.delta(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_mixed_scaling_rules_are_written_so_that_every_scale_survives(llama_pair, tmp_path):
+    def layer(rank, alpha, rslora):
+        return AdapterLayer(torch.randn(rank, 64), torch.randn(64, rank), alpha, rslora=rslora)
+
+    names = [f"model.layers.{i}.self_attn.{p}_proj" for i in range(2) for p in "qo"]
+    layers = [layer(4, 8, True), layer(4, 8, False), layer(2, 3, True), layer(9, 5, False)]
+    adapter = Adapter(dict(zip(names, layers, strict=True)))
+    adapter.save(tmp_path / "a")
+    for name, again in load_adapter(tmp_path / "a").items():
+        torch.testing.assert_close(again.delta(), adapter[name].delta())
+
+
+def test_dora_and_plain_layers_do_not_mix(tmp_path):
+    plain = AdapterLayer(torch.randn(2, 4), torch.randn(4, 2), 2)
+    dora = AdapterLayer(torch.randn(2, 4), torch.randn(4, 2), 2, magnitude=torch.ones(4))
+    with pytest.raises(MismatchError, match="a.plain"):
+        Adapter({"a.plain": plain, "a.dora": dora}).save(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def damaged(tmp_path, llama_pair, change):
+    extract(llama_pair / "base", llama_pair / "tuned", rank=2, output=tmp_path / "a")
+    file, weights = tmp_path / "a/adapter_config.json", tmp_path / "a/adapter_model.safetensors"
+    config, tensors = json.loads(file.read_text()), load_file(weights)
+    change(config, tensors)
+    file.write_text(json.dumps(config))
+    save_file(tensors, weights)
+    return tmp_path / "a"
+
+
+FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda config, tensors: config.update(r=3), r"rank is 3 .* lora_A is \(2, 64\)"),
+        (lambda config, tensors: config.update(r=0), "greater than or equal to 1"),
+        (lambda config, tensors: config.update(peft_type="IA3"), "only LORA"),
+        (lambda config, tensors: config.update(rank_pattern={"(": 2}), "not a regex"),
+        (lambda config, tensors: config.update(target_parameters=["x"]), "target_parameters"),
+        (lambda config, tensors: tensors.pop(f"{FIRST}.lora_B.weight"), "q_proj: lora_B missing"),
+        (lambda config, tensors: tensors[f"{FIRST}.lora_A.weight"].fill_(float("nan")), "128 values are NaN"),
+    ],
+)
+def test_a_config_that_disagrees_with_its_tensors_is_refused(llama_pair, tmp_path, change, said):
+    with pytest.raises(FileFormatError, match=said):
+        load_adapter(damaged(tmp_path, llama_pair, change))
+
+
+def test_a_folder_that_is_no_adapter_is_refused(llama_pair):
+    with pytest.raises(SourceError, match="not a PEFT adapter"):
+        load_adapter(llama_pair / "base")
