@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from eckart.checkpoint import compare_layouts, open_checkpoint
+from eckart.errors import MismatchError
 
 BASE = {
     "model.embed_tokens.weight": torch.zeros(9, 4),
@@ -57,6 +58,11 @@ def test_each_fault_names_the_tensor_and_the_exclusion_that_passes(base, tuned, 
     (fault,) = compare(base, tuned)
     assert re.search(message, fault)
     assert compare(base, tuned, [exclude]) == []
+
+
+def test_an_exclusion_that_is_no_pattern_is_refused() -> None:
+    with pytest.raises(MismatchError, match="neither a name nor a regex"):
+        compare(BASE, BASE, ["(q_proj"])
 
 
 def test_all_faults_come_together() -> None:

@@ -17,6 +17,9 @@ def compare_layouts(base: Checkpoint, tuned: Checkpoint, exclude: Sequence[str] 
         base: the checkpoint that was fine-tuned.
         tuned: what came of it.
         exclude: patterns by PEFT's rules; a tensor of an excluded module is not compared.
+
+    Raises:
+        MismatchError: an `exclude` is neither a name nor a regex.
     """
     prefix = _prefix_fault(base, tuned)
     if prefix:

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable
 
+from eckart.errors import MismatchError
+
 # Suffixes, by PEFT's rule: "q_proj" answers for "model.layers.3.self_attn.q_proj".
 _FUSED = ("qkv_proj", "query_key_value", "Wqkv", "c_attn", "qkv")
 _QUERY_VALUE = (
@@ -94,13 +96,17 @@ def matches(pattern: str, module: str) -> bool:
     A preset's name is the preset.
 
     Raises:
-        re.error: the pattern is not a valid regex.
+        MismatchError: the pattern is neither a name nor a regex.
     """
     if pattern in PRESETS:
         return in_preset(pattern, module)
     if re.fullmatch(r"[\w-]+(\.[\w-]+)*", pattern):
         return _ends_with(module, [pattern])
-    return re.fullmatch(pattern, module) is not None
+    try:
+        return re.fullmatch(pattern, module) is not None
+    except re.error as error:
+        msg = f"{pattern!r} is neither a name nor a regex ({error})"
+        raise MismatchError(msg) from None
 
 
 def _ends_with(module: str, names: Iterable[str]) -> bool:

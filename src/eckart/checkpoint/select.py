@@ -1,7 +1,6 @@
 """Which matrices a command works on: PEFT's target rules and presets, over a layout."""
 
 import difflib
-import re
 from collections.abc import Iterable, Sequence
 
 from eckart.checkpoint.layout import Layout, MatrixView, module_of
@@ -53,8 +52,8 @@ def _fault(pattern: str, layout: Layout, others: Sequence[str]) -> str | None:
     try:
         if any(_takes(pattern, view) for view in layout.matrices) or any(matches(pattern, n) for n in others):
             return None
-    except re.error as error:
-        return f"{pattern!r} is neither a name nor a regex ({error})"
+    except MismatchError as error:
+        return str(error)
     reasons = {} if pattern in PRESETS else _reasons(layout)
     for module, reason in reasons.items():
         if matches(pattern, module):
