@@ -7,20 +7,59 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from eckart.analysis import Analysis as Analysis
-    from eckart.analysis import analyze as analyze
-    from eckart.linalg import Spectrum as Spectrum
-    from eckart.linalg import spectrum as spectrum
+    from eckart.adapter import Adapter, AdapterLayer, Extraction, RankChoice, extract, load_adapter
+    from eckart.analysis import Analysis, MatrixAnalysis, analyze
+    from eckart.engine import Run
+    from eckart.errors import EckartError
+    from eckart.linalg import (
+        Allocation,
+        Interval,
+        LowRank,
+        RankBound,
+        Spectrum,
+        allocate,
+        factorize,
+        minimal_rank,
+        spectrum,
+    )
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "eckart.analysis": ("Analysis", "analyze"),
-    "eckart.linalg": ("Spectrum", "spectrum"),
+    "eckart.adapter": ("Adapter", "AdapterLayer", "Extraction", "RankChoice", "extract", "load_adapter"),
+    "eckart.analysis": ("Analysis", "MatrixAnalysis", "analyze"),
+    "eckart.engine": ("Run",),
+    "eckart.errors": ("EckartError",),
+    "eckart.linalg": (
+        *("Allocation", "Interval", "LowRank", "RankBound", "Spectrum"),
+        *("allocate", "factorize", "minimal_rank", "spectrum"),
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604
+__all__ = [
+    "Adapter",
+    "AdapterLayer",
+    "Allocation",
+    "Analysis",
+    "EckartError",
+    "Extraction",
+    "Interval",
+    "LowRank",
+    "MatrixAnalysis",
+    "RankBound",
+    "RankChoice",
+    "Run",
+    "Spectrum",
+    "__version__",
+    "allocate",
+    "analyze",
+    "extract",
+    "factorize",
+    "load_adapter",
+    "minimal_rank",
+    "spectrum",
+]
 
 
 def __getattr__(name: str) -> object:

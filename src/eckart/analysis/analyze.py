@@ -8,9 +8,9 @@ from pathlib import Path
 
 from eckart.analysis.matrix import MatrixAnalysis
 from eckart.analysis.result import Analysis
-from eckart.analysis.subject import Choice, Source, Subject, subject
+from eckart.analysis.subject import Choice, Source, subject
 from eckart.checkpoint import atomic_directory, check_output
-from eckart.engine import Journal, Record, Run, run_tasks
+from eckart.engine import Run, journal_of, run_kept
 
 HERE = Run()
 
@@ -55,17 +55,23 @@ def analyze(
     began = time.monotonic()
     run.torch_device()
     found = subject(source, base, Choice(target, exclude, full), run)
-    if output is None:
-        return _analysis(found, None, run, began)
-    folder = Path(output)
-    check_output(folder, force=force, inputs=found.inputs)
-    journal = Journal(folder, found.fingerprint, resume=run.resume)
-    if journal.restarted:
-        run.progress.note(f"starting over: {journal.restarted}")
-    analysis = _analysis(found, journal, run, began)
-    with atomic_directory(folder, force=force) as partial:
-        analysis.save(partial)
-    journal.close()
+    folder = None if output is None else Path(output)
+    if folder is not None:
+        check_output(folder, force=force, inputs=found.inputs)
+    with journal_of(folder, found.fingerprint, run) as journal:
+        records = run_kept(found.tasks, stage="Spectra", run=run, journal=journal)
+        analysis = Analysis(
+            kind=found.kind,
+            source=found.source,
+            base=found.base,
+            matrices=[MatrixAnalysis.from_json(records[task.name].facts) for task in found.tasks],
+            left_out=found.left_out,
+            seconds=time.monotonic() - began,
+            peak_rss_bytes=peak_rss_bytes(),
+        )
+        if folder is not None:
+            with atomic_directory(folder, force=force) as partial:
+                analysis.save(partial)
     return analysis
 
 
@@ -73,27 +79,3 @@ def peak_rss_bytes() -> int:
     """Largest resident memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kibibytes
-
-
-def _analysis(found: Subject, journal: Journal | None, run: Run, began: float) -> Analysis:
-    """Do the work, but for what an earlier run left in the journal."""
-    measured: dict[str, MatrixAnalysis] = {}
-    if journal is not None:
-        kept = {task.name: journal.load(task.name) for task in found.tasks}
-        measured = {name: MatrixAnalysis.from_json(record.facts) for name, record in kept.items() if record}
-    if measured:
-        run.progress.note(f"going on: {len(measured)} of {len(found.tasks)} matrices were finished earlier")
-    missing = [task for task in found.tasks if task.name not in measured]
-    for task, matrix in run_tasks(missing, stage="spectra", run=run):
-        measured[task.name] = matrix
-        if journal is not None:
-            journal.keep(task.name, Record(matrix.to_json()))
-    return Analysis(
-        kind=found.kind,
-        source=found.source,
-        base=found.base,
-        matrices=[measured[task.name] for task in found.tasks],
-        left_out=found.left_out,
-        seconds=time.monotonic() - began,
-        peak_rss_bytes=peak_rss_bytes(),
-    )

@@ -24,7 +24,7 @@ from eckart.checkpoint import (
     open_checkpoint,
     select,
 )
-from eckart.engine import Run, Task
+from eckart.engine import Record, Run, Task
 from eckart.errors import MismatchError, OptionError
 
 Source = str | Path | Mapping[str, Tensor] | nn.Module | Adapter
@@ -36,7 +36,7 @@ class Subject:
 
     Attributes:
         kind, source, base: as the `Analysis` will say.
-        tasks: one a matrix, in the order of the files.
+        tasks: one a matrix, in the order of the files; each gives its entry of `analysis.json`.
         left_out: every other tensor, and why.
         fingerprint: what the numbers depend on beside the matrix's name.
         inputs: the folders that are read.
@@ -45,7 +45,7 @@ class Subject:
     kind: Kind
     source: str
     base: str | None
-    tasks: list[Task[MatrixAnalysis]]
+    tasks: list[Task[Record]]
     left_out: list[LeftOut]
     fingerprint: str
     inputs: list[Path | None]
@@ -138,12 +138,13 @@ def _of_adapter(adapter: Adapter, source: str, base: Source | None, choice: Choi
     return Subject("adapter", source, None, tasks, left_out, _digest([source], choice.full, 0), [])
 
 
-def _adapter_task(name: str, layer: AdapterLayer) -> Task[MatrixAnalysis]:
+def _adapter_task(name: str, layer: AdapterLayer) -> Task[Record]:
     """The exact spectrum of scaling · lora_B · lora_A, which is never multiplied out."""
 
-    def analyze() -> MatrixAnalysis:
+    def analyze() -> Record:
         update = layer.low_rank()
-        return MatrixAnalysis(name, update.shape, dtype_name(layer.lora_A.dtype), update.spectrum())
+        found = MatrixAnalysis(name, update.shape, dtype_name(layer.lora_A.dtype), update.spectrum())
+        return Record(found.to_json())
 
     nbytes = layer.lora_A.nbytes + layer.lora_B.nbytes
     return Task(name, nbytes, 8 * nbytes, analyze)

@@ -8,7 +8,7 @@ import torch
 from eckart.analysis.matrix import MatrixAnalysis
 from eckart.checkpoint import Checkpoint, DifferenceMatrix, MatrixView, WeightMatrix
 from eckart.checkpoint.matrices import counterpart
-from eckart.engine import Run, Task
+from eckart.engine import Record, Run, Task
 from eckart.linalg import NoiseEstimate, RowSlabs, Spectrum, bulk_noise, difference_noise, partial_spectrum, spectrum
 from eckart.linalg.krylov import RESIDENT_BYTES, resident
 from eckart.linalg.slabs import SLAB_BYTES
@@ -35,13 +35,13 @@ class MatrixWork:
     full: bool
     run: Run
 
-    def task(self) -> Task[MatrixAnalysis]:
+    def task(self) -> Task[Record]:
         """The work as the engine takes it."""
         entries, side = math.prod(self.view.stored_shape), min(self.view.stored_shape)
         read = self.tuned.tensors[self.view.tensor].dtype.itemsize * entries * (1 if self.base is None else 2)
         # The matrix and a copy with its signs flipped; the Gram matrix and its eigenvalue solver; slabs in passing.
         held = 2 * min(4 * entries, RESIDENT_BYTES) + 3 * 8 * min(side, EXACT_SIDE) ** 2 + 4 * SLAB_BYTES
-        return Task(self.view.name, read, held, self.analyze)
+        return Task(self.view.name, read, held, lambda: Record(self.analyze().to_json()))
 
     def analyze(self) -> MatrixAnalysis:
         """Read the matrix and take its spectrum; the same bytes give the same numbers, in any order of work."""

@@ -88,8 +88,9 @@ def error_figure(analysis: "Analysis") -> "Figure":
     figure = style.new_figure()
     axes = figure.subplots()
     lowest = MARKED_ERRORS[-1] / 3
+    hidden = lowest / 10  # where a line that reaches zero leaves a logarithmic axis
     for position, (label, matrices) in enumerate(drawn.items()):
-        values = curve(label, matrices, lambda spectrum: spectrum.errors()[1:])
+        values = curve(label, matrices, lambda spectrum: spectrum.errors()[1:].clamp_min(hidden))
         needed = middle([matrix.spectrum.rank_for_error(0.1) for matrix in matrices])
         _draw(axes, values, position, label=f"{label}  ·  {needed:.0f}", band=len(drawn) <= MOST_BANDS)
         _dots(axes, values.median, [(error, values.median < error) for error in MARKED_ERRORS], position)
@@ -256,8 +257,8 @@ def _paint(figure: "Figure", axes: "Axes", cells: list[list[float | None]], ener
     image = axes.imshow(values.numpy(), cmap="YlGnBu", aspect="auto", vmin=0)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=9, colors=style.INK)
-    axes.set_xticks(torch.arange(0.5, values.shape[1] - 1).tolist(), minor=True)
-    axes.set_yticks(torch.arange(0.5, values.shape[0] - 1).tolist(), minor=True)
+    axes.set_xticks([column - 0.5 for column in range(1, values.shape[1])], minor=True)
+    axes.set_yticks([row - 0.5 for row in range(1, values.shape[0])], minor=True)
     axes.grid(which="minor", color="white", linewidth=1.2)
     axes.tick_params(which="minor", length=0)
     bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03)

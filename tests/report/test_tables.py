@@ -1,0 +1,147 @@
+"""Tables fit a terminal of 80 columns, say the medians, and hide nothing that was left out."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console, RenderableType
+
+from eckart.adapter import RankChoice, extract
+from eckart.analysis import Analysis, analyze
+from eckart.checkpoint import LeftOut
+from eckart.evaluation import GainReport
+from eckart.linalg import Interval, RankBound
+from eckart.report import analysis_table, extraction_table
+from eckart.report.words import bytes_text, count_text, number_text, seconds_text
+
+
+def printed(table: RenderableType) -> list[str]:
+    """The lines on a terminal wider than they may be."""
+    text = io.StringIO()
+    Console(file=text, width=200, color_system=None).print(table)
+    return text.getvalue().splitlines()
+
+
+def printed_narrow(table: RenderableType) -> str:
+    text = io.StringIO()
+    Console(file=text, width=80, color_system=None).print(table)
+    return text.getvalue()
+
+
+def row(lines: list[str], label: str) -> list[str]:
+    return next(line for line in lines if line.split()[:1] == [label]).split()
+
+
+def test_many_matrices_are_a_line_a_kind_within_80_columns(of_update: Analysis) -> None:
+    lines = printed(analysis_table(of_update))
+    assert len(lines) < len(of_update.matrices)
+    table = [line for line in lines if line.startswith((" ", "──"))]
+    assert max(map(len, table)) <= 80
+    assert row(lines, "q_proj")[1:3] == ["8", "48×32"]
+
+
+def test_a_kind_shows_median_and_range_of_the_needed_rank(of_update: Analysis) -> None:
+    ranks = sorted(matrix.spectrum.rank_for_energy(0.9) for matrix in of_update.by_kind()["v_proj"])
+    middle = (ranks[3] + ranks[4]) / 2
+    assert f"{middle:.0f} ({ranks[0]}–{ranks[-1]})" in " ".join(row(printed(analysis_table(of_update)), "v_proj"))
+
+
+def test_few_matrices_are_listed_by_name(of_weights: Analysis) -> None:
+    few = replace(of_weights, matrices=of_weights.matrices[:2])
+    text = printed_narrow(analysis_table(few))
+    assert "model.layers.0.self_attn.q_proj" in text
+    assert "median" not in text
+
+
+def test_the_noise_column_is_there_for_an_update_only(of_update: Analysis, of_weights: Analysis) -> None:
+    assert "noise" in printed_narrow(analysis_table(of_update))
+    assert "noise" not in printed_narrow(analysis_table(of_weights))
+
+
+def test_a_zero_matrix_has_dashes_for_numbers() -> None:
+    lines = printed(analysis_table(analyze({"zero": torch.zeros(4, 4), "one": torch.eye(4)})))
+    assert row(lines, "zero")[2:] == ["–", "–", "–"]
+
+
+def test_what_was_left_out_is_counted_by_reason(of_weights: Analysis) -> None:
+    left = [LeftOut(f"layers.{i}.bias", "bias") for i in range(50)] + [LeftOut(f"x{i}", f"r{i}") for i in range(5)]
+    text = printed_narrow(analysis_table(replace(of_weights, left_out=left)))
+    assert "50 × bias (such as layers.0.bias)" in text
+    assert "Left out: 2 more" in text
+
+
+def test_a_bounded_rank_shows_its_limits() -> None:
+    from eckart.linalg import partial_spectrum
+
+    found = analyze({"weight": torch.randn(200, 200, generator=torch.Generator().manual_seed(0))})
+    known = partial_spectrum(
+        torch.randn(200, 200, generator=torch.Generator().manual_seed(0)),
+        rank=8,
+        generator=torch.Generator().manual_seed(0),
+    )
+    bounded = replace(found, matrices=[replace(found.matrices[0], spectrum=known)])
+    limits = known.rank_for_error(0.1)
+    assert isinstance(limits, RankBound)
+    text = printed_narrow(analysis_table(bounded))
+    assert f"{limits.lower}–{limits.upper}" in text
+    assert "--full" in text
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    base = {f"model.layers.{i}.q_proj.weight": torch.randn(24, 16, generator=generator) for i in range(20)}
+    return base, {name: weight + 0.1 * torch.randn(24, 16, generator=generator) for name, weight in base.items()}
+
+
+def test_an_extraction_shows_ranks_errors_and_size(pair) -> None:
+    extraction = extract(*pair, rank=4)
+    lines = printed(extraction_table(extraction))
+    assert row(lines, "q_proj")[1:4] == ["20", "24×16", "4"]
+    text = "\n".join(lines)
+    assert f"{extraction.error:.2%}" in text
+    assert "20 layers, 3.2 k parameters" in text
+    assert max(len(line) for line in lines if line.startswith((" ", "──"))) <= 80
+
+
+def test_an_extraction_with_a_budget_says_what_is_proved(pair) -> None:
+    extraction = extract(*pair, rank=RankChoice.given(rank=None, energy=None, error=None, budget="2000"))
+    assert extraction.guarantee is not None
+    assert extraction.guarantee.split()[0] in printed_narrow(extraction_table(extraction))
+
+
+@pytest.mark.parametrize(
+    ("gain", "said"),
+    [
+        (GainReport(base_loss=3.4, tuned_loss=3.0, adapter_loss=3.04, tokens=4096), "Gain recovered: 90%"),
+        (GainReport(base_loss=3.0, tuned_loss=3.0, adapter_loss=3.0, tokens=4096), "No gain recovered"),
+    ],
+)
+def test_an_extraction_says_what_gain_it_recovers(pair, gain: GainReport, said: str) -> None:
+    assert said in printed_narrow(extraction_table(extract(*pair, rank=2), gain))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (bytes_text(0), "0 B"),
+        (bytes_text(19_531_000), "19.5 MB"),
+        (bytes_text(140e9), "140 GB"),
+        (bytes_text(2.1e12), "2.1 TB"),
+        (seconds_text(0.84), "0.84 s"),
+        (seconds_text(75), "75 s"),
+        (seconds_text(720), "12 min"),
+        (seconds_text(12_240), "3.4 h"),
+        (count_text(576), "576"),
+        (count_text(134_515_008), "135 M"),
+        (count_text(8_030_000_000), "8.03 B"),
+        (number_text(None), "–"),
+        (number_text(12), "12"),
+        (number_text(2.7182818), "2.72"),
+        (number_text(Interval(1.5, 2.25)), "1.5–2.25"),
+    ],
+)
+def test_numbers_read_well(text: str, expected: str) -> None:
+    assert text == expected
