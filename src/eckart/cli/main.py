@@ -13,6 +13,7 @@ import typer
 
 from eckart import __version__
 from eckart.cli.analyze import analyze
+from eckart.cli.demo import demo
 from eckart.cli.extract import extract
 from eckart.errors import EckartError
 
@@ -92,5 +93,5 @@ def _say(message: str) -> None:
     sys.stderr.write(f"{message}\n")
 
 
-for _command in (analyze, extract):
+for _command in (analyze, extract, demo):
     app.command()(guarded(_command))
