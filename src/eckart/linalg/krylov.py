@@ -3,6 +3,8 @@
 The basis V spans rows of the matrix and grows by one orthonormal block a pass: a pass over W yields both V_j·Wᵀ, which
 is kept, and (V_j·Wᵀ)·W, from which the next block is made. So W·Vᵀ is there when the basis is, and nothing is
 multiplied twice. Blocks lie as rows because that is how BLAS multiplies a few vectors with a large matrix fastest.
+From one start a block meets a singular value no more often than it is wide; where that leaves it nothing new, fresh
+random directions take its place, so that orthogonal matrices and tied values are found whole.
 Musco & Musco (2015), "Randomized block Krylov methods".
 """
 
@@ -34,10 +36,10 @@ class BlockKrylov:
         rows, columns = matrix.shape
         self.matrix = matrix
         self.dtype = compute_dtype(matrix)
+        self.block, self.generator = block, generator
         self.V = torch.zeros(0, columns, dtype=self.dtype, device=matrix.device)
         self.images = torch.zeros(0, rows, dtype=self.dtype, device=matrix.device)
-        start = torch.randn(min(block, rows, columns), columns, dtype=self.dtype, generator=generator)
-        _, reached = self._products(start.to(matrix.device))
+        _, reached = self._products(self._random(min(block, rows, columns)))
         self._next, _ = orthonormalize(reached, self.V)
         self._newest = 0
         self.coupling: Tensor | None = None
@@ -52,6 +54,9 @@ class BlockKrylov:
         image, reached = self._products(self._next)
         self._append(image)
         self._look_beyond(reached)
+        missing = min(self.block, min(self.matrix.shape) - len(self.V)) - len(self._next)
+        if missing > 0:
+            self._refill(missing)
 
     def close(self) -> None:
         """Grow the basis by its last block: one product. `look_beyond` can reopen it."""
@@ -76,6 +81,18 @@ class BlockKrylov:
         self.coupling = weights.new_zeros(len(self.V), weights.shape[1])
         self.coupling[len(self.V) - self._newest :] = weights
         return self.coupling
+
+    def _refill(self, count: int) -> None:
+        """Widen the next block by what random directions reach outside everything known: one pass."""
+        known = torch.cat([self.V, self._next])
+        fresh, _ = orthonormalize(self._random(count), known)
+        _, reached = self._products(fresh)
+        added, _ = orthonormalize(reached, known)
+        self._next = torch.cat([self._next, added])
+
+    def _random(self, count: int) -> Tensor:
+        start = torch.randn(count, self.matrix.shape[1], dtype=self.dtype, generator=self.generator)
+        return start.to(self.matrix.device)
 
     def ritz(self) -> tuple[Float64[Tensor, " l"], Float64[Tensor, "l l"]]:
         """Squared singular values of W·Vᵀ, descending, and in columns the rotation of V that brings them out."""
