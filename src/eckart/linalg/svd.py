@@ -13,7 +13,7 @@ from torch import Tensor
 from eckart.linalg.slabs import InMemory, Matrix, RowSlabs, as_slabs, squared_norm
 from eckart.linalg.spectrum import Spectrum
 
-GRAM_FLOOR = 1e-6  # below this share of σ₁ a squared singular value keeps fewer than five digits
+GRAM_FLOOR = 4e-6  # below this share of σ₁ a squared singular value keeps fewer than five digits
 GRAM_TILE = 512  # columns a tile: tiles below the diagonal are never computed
 WIDE_BYTES = 256 * 2**20  # float64 rows of a wide matrix held while the others pass by
 
