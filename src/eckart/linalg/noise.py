@@ -58,19 +58,28 @@ class RoundingVariance:
 
     @property
     def edge(self) -> float:
-        """Limit that the spectral norm of independent rounding errors stays under: exact for even variances."""
-        return float(self.rows.max()) ** 0.5 + float(self.columns.max()) ** 0.5
+        """Limit that the spectral norm of independent rounding errors stays under; tight for even variances."""
+        if not len(self.rows) or not len(self.columns):
+            return 0.0
+        highest = float(self.rows.max()) ** 0.5 + float(self.columns.max()) ** 0.5
+        return highest * _scatter(len(self.rows), len(self.columns))
+
+
+def _scatter(rows: int, columns: int) -> float:
+    """Factor on an edge: the largest value of pure noise scatters about it by n^-2/3 of it (Tracy & Widom)."""
+    return 1 + max(min(rows, columns), 1) ** (-2 / 3)
 
 
 def rounding_variance(weight: Matrix) -> RoundingVariance:
     """Variance of the rounding that storing a weight in its dtype caused, one pass over the rows."""
     matrix = as_slabs(weight)
-    eps = torch.finfo(matrix.dtype).eps
+    stored = torch.finfo(matrix.dtype)
     columns = torch.zeros(matrix.shape[1], dtype=torch.float64, device=matrix.device)
     rows = [columns[:0]]
     for slab in matrix.slabs():
         power = slab.to(torch.float32).contiguous().view(torch.int32).bitwise_and(EXPONENT_BITS).view(torch.float32)
-        variance = (power * eps).square() / 12
+        # Below its smallest normal number a dtype's grid is even.
+        variance = (power.clamp_min(stored.tiny) * stored.eps).square() / 12
         rows.append(variance.sum(1, dtype=torch.float64))
         columns += variance.sum(0, dtype=torch.float64)
     return RoundingVariance(torch.cat(rows), columns)
@@ -86,6 +95,8 @@ def zero_fraction(weight: Matrix) -> float:
 def bulk_noise(weight: Matrix, spectrum: Spectrum) -> NoiseEstimate:
     """Signal above the Marchenko–Pastur edge, with the variance that the energy beyond the signal gives.
 
+    An edge below what storing the weight, or decomposing it in float64, rounds is raised to that.
+
     Args:
         weight: the matrix, shape `(m, n)`.
         spectrum: its spectrum, complete or partial.
@@ -95,17 +106,17 @@ def bulk_noise(weight: Matrix, spectrum: Spectrum) -> NoiseEstimate:
     """
     rows, columns = spectrum.shape
     values, rank = spectrum.singular_values, 0
+    stored = rounding_variance(weight)
+    computed = max(rows, columns) * torch.finfo(torch.float64).eps * (float(values[0]) if len(values) else 0.0)
     while True:
         free = (rows - rank) * (columns - rank)
         deviation = (float(spectrum.energy_above[1][rank]) / free) ** 0.5 if free else 0.0
-        # The largest value of pure noise scatters about its edge by a share of n^-2/3 (Tracy & Widom).
-        edge = deviation * (rows**0.5 + columns**0.5) * (1 + min(rows, columns) ** (-2 / 3))
+        edge = max(deviation * (rows**0.5 + columns**0.5) * _scatter(rows, columns), stored.edge, computed)
         count = int((values > edge).sum())
         if count <= rank or count >= min(rows, columns):
             break
         rank = count
-    floor = rounding_variance(weight).floor
-    return NoiseEstimate(zero_fraction(weight), floor, edge, rank, "bulk")
+    return NoiseEstimate(zero_fraction(weight), stored.floor, edge, rank, "bulk")
 
 
 def difference_noise(
