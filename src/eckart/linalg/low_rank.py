@@ -67,7 +67,7 @@ class LowRank:
 
     def spectrum(self) -> Spectrum:
         """The complete spectrum: beyond the rank of the product every singular value is zero."""
-        left, right = self.lora_B.to(torch.float64), self.lora_A.to(torch.float64)
+        left, right = self.lora_B.detach().to(torch.float64), self.lora_A.detach().to(torch.float64)
         if self.rank <= min(self.shape):
             left, right = torch.linalg.qr(left, mode="r").R, torch.linalg.qr(right.T, mode="r").R.T
         values = torch.linalg.svdvals(left @ right).cpu()
@@ -95,7 +95,7 @@ class LowRank:
         """⟨self, other⟩ = tr(selfᵀ·other), from the factors."""
         self._check_same_shape(other)
         B, A, otherB, otherA = (
-            factor.to(torch.float64) for factor in (self.lora_B, self.lora_A, other.lora_B, other.lora_A)
+            factor.detach().to(torch.float64) for factor in (self.lora_B, self.lora_A, other.lora_B, other.lora_A)
         )
         return float(((B.T @ otherB) * (A @ otherA.T)).sum())
 

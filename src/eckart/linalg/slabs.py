@@ -80,7 +80,8 @@ def as_slabs(weight: Matrix) -> RowSlabs:
         ValueError: `weight` is not a real floating-point matrix.
     """
     if isinstance(weight, np.ndarray):
-        weight = torch.from_numpy(np.ascontiguousarray(weight))
+        # torch takes arrays in the machine's byte order only, and warns of one that it could not write to.
+        weight = torch.from_numpy(np.require(weight, weight.dtype.newbyteorder("="), ["C", "W"]))
     return InMemory(weight) if isinstance(weight, Tensor) else weight
 
 
