@@ -21,6 +21,7 @@ class Allocation:
         ranks: rank of each matrix by name, zero included.
         params: parameters that they take.
         gap: energy (units of σ²) that no other choice within the budget can gain over this one; zero where optimal.
+            Below one singular value for complete spectra; partial ones add what their certificates leave open.
         certain: False where spectra were partial and a value that was not computed might have been chosen.
     """
 
@@ -36,9 +37,7 @@ class Allocation:
             return "best among the computed singular values; some that were not computed could rank among them"
         if self.gap == 0:
             return "optimal: no choice of ranks within the budget keeps more energy"
-        return (
-            f"within {self.gap:.3g} of the most energy any ranks within the budget keep: less than one singular value"
-        )
+        return f"within {self.gap:.3g} of the most energy that any ranks within the budget keep"
 
 
 def allocate(
@@ -83,8 +82,17 @@ def allocate(
     certain = all(_settled(spectrum, weights[name], limit) for name, spectrum in spectra.items())
     equal = len(set(costs)) <= 1
     gap = 0.0 if equal or barred is None else max(0.0, best)
+    gap += sum(_open_energy(spectrum, weights[name]) for name, spectrum in spectra.items())
     params = budget_params - left
     return Allocation(dict(zip(names, ranks, strict=True)), params, gap, certain)
+
+
+def _open_energy(spectrum: Spectrum, weight: float) -> float:
+    """Energy by which the computed values may misjudge what a number of ranks keeps; none where complete."""
+    if spectrum.tail is None:
+        return 0.0
+    kept = spectrum.singular_values.square().cumsum(0)
+    return weight * (float((spectrum.tail.energy_upper[1:] - kept).max()) + spectrum.tail.rounding)
 
 
 def _settled(spectrum: Spectrum, weight: float, limit: float) -> bool:

@@ -151,9 +151,10 @@ class Spectrum:
         """Largest singular value σ₁."""
         if not len(self.singular_values):
             return 0.0
-        lowest = float(self.singular_values[0])
+        highest = float(self.singular_values[0])
         if self.tail is None:
-            return lowest
+            return highest
+        lowest = math.sqrt(max(highest**2 - self.tail.rounding, 0.0))
         return _interval(lowest, math.sqrt(float(self.tail.energy_upper[1])))
 
     @property
@@ -193,7 +194,8 @@ class Spectrum:
         missed = most - least
         head = float(self.singular_values[0]) ** 2
         lower = total / (fourth + 2 * head * missed + missed**2 + most * self.tail.norm**2)
-        return _interval(lower, total / (fourth + least**2 / max(self.max_rank - known, 1)))
+        certain = max(fourth - 2 * head * self.tail.rounding, 0.0) + least**2 / max(self.max_rank - known, 1)
+        return _interval(lower, total / certain)
 
     @property
     def numerical_rank(self) -> int | RankBound:
