@@ -53,15 +53,15 @@ class Journal:
         header = {"format": FORMAT, "fingerprint": fingerprint}
         try:
             self.folder.mkdir(exist_ok=True)
-            self._lock: int | None = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock: int | None = _locked(self.folder / "lock")
             head = self.folder / "journal.json"
             kept = _header(head)
-            if kept is not None and (kept != header or not resume):
-                self.restarted = "inputs or options changed" if kept != header else "--no-resume"
+            if kept != header or not resume:
+                if kept is not None:
+                    self.restarted = "inputs or options changed" if kept != header else "--no-resume"
                 for file in self.folder.glob("*.safetensors"):
                     file.unlink()
-            head.write_text(json.dumps(header))
+                head.write_text(json.dumps(header))
         except BlockingIOError:
             msg = f"{self.folder}: another run is writing {output}; wait for it, or choose another output"
             raise OutputError(msg) from None
@@ -140,6 +140,17 @@ def run_kept(tasks: Sequence[Task[Record]], *, stage: str, run: Run, journal: Jo
         journal.keep(task.name, record)
         records[task.name] = journal.load(task.name) or record
     return records
+
+
+def _locked(file: Path) -> int:
+    """A descriptor that holds the file's lock until it is closed; BlockingIOError if another does."""
+    descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _header(file: Path) -> dict[str, Any] | None:

@@ -51,8 +51,15 @@ class Run:
         return device
 
     def worker_count(self) -> int:
-        """Threads to work on."""
+        """Threads to work on.
+
+        Raises:
+            OptionError: fewer than one was asked for.
+        """
         if self.workers is not None:
+            if self.workers < 1:
+                msg = f"workers must be at least 1, got {self.workers}"
+                raise OptionError(msg)
             return self.workers
         return 1 if self.torch_device().type == "cuda" else len(os.sched_getaffinity(0))
 
