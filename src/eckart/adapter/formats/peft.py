@@ -99,7 +99,7 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
         MismatchError: layers that one PEFT config cannot describe.
     """
     config = config_of(adapter)
-    tensors = {f"{PREFIX}{name}": tensor for name, tensor in adapter.modules_to_save.items()}
+    tensors = {f"{PREFIX}{_stored_name(name, adapter)}": tensor for name, tensor in adapter.modules_to_save.items()}
     for module, layer in adapter.items():
         names = ("lora_embedding_A", "lora_embedding_B") if layer.kind == "embedding" else _LINEAR
         parts = {names[0]: layer.lora_A, names[1]: layer.lora_B}
@@ -137,7 +137,8 @@ def config_of(adapter: Adapter) -> dict[str, Any]:
         for name, layer in adapter.items()
     }
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
-    saved = sorted({name.rpartition(".")[0] for name in adapter.modules_to_save})
+    bias = adapter.config.get("bias", "none")
+    saved = sorted({name.rpartition(".")[0] for name in adapter.modules_to_save if not _is_trained_bias(name, adapter)})
     config = {
         **adapter.config,
         "peft_type": "LORA",
@@ -150,7 +151,7 @@ def config_of(adapter: Adapter) -> dict[str, Any]:
         "alpha_pattern": {name: _plain(value) for name, value in _pattern(alphas, alpha).items()},
         "target_modules": list(adapter),
         "lora_dropout": 0.0,
-        "bias": "none",
+        "bias": bias,
         "fan_in_fan_out": any(layer.kind == "conv1d" for layer in layers),
     }
     optional = {
@@ -160,6 +161,18 @@ def config_of(adapter: Adapter) -> dict[str, Any]:
         "lora_bias": any(layer.bias is not None for layer in layers),
     }
     return config | {name: value for name, value in optional.items() if value}
+
+
+def _is_trained_bias(name: str, adapter: Adapter) -> bool:
+    """Whether a whole tensor is a bias that PEFT trained in place (`bias` other than "none")."""
+    return name.endswith(".bias") and adapter.config.get("bias", "none") != "none"
+
+
+def _stored_name(name: str, adapter: Adapter) -> str:
+    """A whole tensor's name in the file: a trained bias of an adapted module lies in its base layer."""
+    module = name.removesuffix(".bias")
+    inside = _is_trained_bias(name, adapter) and module in adapter.layers
+    return f"{module}.base_layer.bias" if inside else name
 
 
 def _pattern(values: Mapping[str, Any], common: Any) -> dict[str, Any]:
