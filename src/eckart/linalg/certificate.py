@@ -103,10 +103,10 @@ def _energy_limits(
     squares: Tensor, coupled: Tensor, *, beyond: float, rank: int
 ) -> tuple[Float64[Tensor, " r"], float]:
     """Least upper limits, over trial values of t, of Σ_{i≤j} σ_i² for j = 1…rank and of σ_{rank+1}²."""
-    trials = {float(square) for i in (0, rank // 8, rank // 2, rank - 1, rank) for square in squares[i : i + 1]}
+    trials = {float(square) for i in (rank // 8, rank - 1) for square in squares[i : i + 1]}
     energy = torch.full((rank,), math.inf, dtype=torch.float64, device=squares.device)
     following = math.inf
-    for t in {*trials, 2 * beyond, 1.3 * beyond, 1.1 * beyond}:
+    for t in {*trials, 1.5 * beyond, 1.1 * beyond}:
         if t < 1.05 * beyond or t == 0:
             continue  # too close to d, where rounding in the coupling would be magnified
         values = torch.linalg.eigvalsh(torch.diag(squares) + coupled / (t - beyond)).flip(0)[: rank + 1]
