@@ -103,6 +103,11 @@ def test_the_headlines_give_the_medians(of_update: Analysis) -> None:
     assert headline(spectrum_figure(of_update)).startswith(f"{signal:.0f} of 32 directions of the update")
 
 
+def test_the_headline_of_an_adapter_speaks_of_its_own_rank(of_adapter: Analysis) -> None:
+    assert headline(energy_figure(of_adapter)).startswith("Rank 2 holds")
+    assert headline(spectrum_figure(of_adapter)).endswith("of 4 possible")
+
+
 def test_the_map_has_a_cell_a_matrix_with_its_rank(of_weights: Analysis) -> None:
     cells = rank_map(of_weights).axes[0].get_images()[0].get_array()
     assert cells is not None

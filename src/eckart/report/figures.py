@@ -49,7 +49,7 @@ def spectrum_figure(analysis: "Analysis") -> "Figure":
         stable = middle([matrix.spectrum.stable_rank for matrix in matrices])
         for axes in (linear, logarithmic):
             _draw(axes, values, position, label=f"{label}  ·  {stable:.3g}", band=len(drawn) <= MOST_BANDS)
-            _mark_noise_edge(axes, matrices, position)
+            _mark_noise_edge(axes, values.median, matrices, position)
     for axes, title in ((linear, "linear"), (logarithmic, "logarithmic")):
         style.dress(axes, x="index i", y="singular value, σᵢ / σ₁", title=title)
         style.rank_axis(axes, _highest_rank(drawn), spacing=_spacing(analysis))
@@ -72,7 +72,7 @@ def energy_figure(analysis: "Analysis") -> "Figure":
         needed = middle([matrix.spectrum.rank_for_energy(0.9) for matrix in matrices])
         _draw(axes, values, position, label=f"{label}  ·  {needed:.0f}", band=len(drawn) <= MOST_BANDS)
         _dots(axes, values.median, [(energy, values.median >= energy) for energy in MARKED_ENERGIES], position)
-    style.dress(axes, x="rank r", y="share of the energy, Σᵢ≤ᵣ σᵢ² / ‖W‖²")
+    style.dress(axes, x="rank r", y=f"share of the energy, Σᵢ≤ᵣ σᵢ² / ‖{_symbol(analysis)}‖²")
     style.rank_axis(axes, _highest_rank(drawn), spacing=_spacing(analysis))
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
@@ -94,7 +94,7 @@ def error_figure(analysis: "Analysis") -> "Figure":
         needed = middle([matrix.spectrum.rank_for_error(0.1) for matrix in matrices])
         _draw(axes, values, position, label=f"{label}  ·  {needed:.0f}", band=len(drawn) <= MOST_BANDS)
         _dots(axes, values.median, [(error, values.median < error) for error in MARKED_ERRORS], position)
-    style.dress(axes, x="rank r", y="relative error ‖W − Wᵣ‖ / ‖W‖")
+    style.dress(axes, x="rank r", y="relative error, ‖{0} − {0}ᵣ‖ / ‖{0}‖".format(_symbol(analysis)))
     style.rank_axis(axes, _highest_rank(drawn), spacing=_spacing(analysis))
     axes.set_yscale("log")
     axes.set_ylim(lowest, 1.1)
@@ -120,7 +120,7 @@ def rank_map(analysis: "Analysis", *, energy: float = 0.9) -> "Figure":
     kinds = list(analysis.by_kind())
     layers = sorted({layer for _, layer in needed}, key=lambda layer: -1 if layer is None else layer)
     cells = [[middle(list(needed.get((kind, layer), []))) for layer in layers] for kind in kinds]
-    figure = style.new_figure(height_inches=min(9.0, 1.7 + 0.34 * len(kinds)))
+    figure = style.new_figure(height_inches=min(9.0, max(2.8, 1.7 + 0.34 * len(kinds))))
     axes = figure.subplots()
     _paint(figure, axes, cells, energy)
     full = {kind: max(min(matrix.shape) for matrix in matrices) for kind, matrices in analysis.by_kind().items()}
@@ -204,18 +204,14 @@ def _dots(axes: "Axes", line: torch.Tensor, marks: list[tuple[float, torch.Tenso
             axes.plot(first + 1, float(line[first]), "o", markersize=4.5, color=colour, zorder=4)
 
 
-def _mark_noise_edge(axes: "Axes", matrices: list["MatrixAnalysis"], position: int) -> None:
-    """A circle on the curve where it sinks below the noise edge (medians over the group)."""
-    found = [
-        (matrix.noise.signal_rank, matrix.noise.edge / float(matrix.spectrum.singular_values[0]))
-        for matrix in matrices
-        if matrix.noise and matrix.noise.signal_rank
-    ]
-    if not found:
-        return
-    rank, height = (median(numbers) for numbers in zip(*found, strict=True))
-    colour = style.line_style(position)["color"]
-    axes.plot(rank, height, "o", markersize=7, markerfacecolor="white", markeredgecolor=colour, zorder=5)
+def _mark_noise_edge(axes: "Axes", line: torch.Tensor, matrices: list["MatrixAnalysis"], position: int) -> None:
+    """A circle on the line at the last singular value above the noise (its median rank over the group)."""
+    ranks = [matrix.noise.signal_rank for matrix in matrices if matrix.noise and matrix.noise.signal_rank]
+    if ranks:
+        rank = min(round(median(ranks)), len(line))
+        colour = style.line_style(position)["color"]
+        look = {"markersize": 7, "markerfacecolor": "white", "markeredgecolor": colour}
+        axes.plot(rank, float(line[rank - 1]), "o", zorder=5, **look)
 
 
 def _thresholds(axes: "Axes", levels: tuple[float, ...]) -> None:
@@ -282,6 +278,11 @@ def _highest_rank(drawn: dict[str, list["MatrixAnalysis"]]) -> int:
 def _spacing(analysis: "Analysis") -> style.Spacing:
     """Weights fall off over all their ranks; updates and adapters within the first few doublings."""
     return "linear" if analysis.kind == "weights" else "doubling"
+
+
+def _symbol(analysis: "Analysis") -> str:
+    """The matrix in formulas."""
+    return "W" if analysis.kind == "weights" else "ΔW"
 
 
 def _name(analysis: "Analysis") -> str:

@@ -9,6 +9,7 @@ from eckart.report.curves import middle
 if TYPE_CHECKING:
     from eckart.analysis import Analysis, MatrixAnalysis
 
+USUAL_RANK = 16  # what LoRA is trained with where nobody chose
 SUBJECTS = {"weights": "the weights", "delta": "the update", "adapter": "the adapter"}
 
 
@@ -31,7 +32,7 @@ def of_medians(analysis: "Analysis") -> str:
 def spectrum_finding(analysis: "Analysis") -> str:
     """How many directions stand above the noise, or else how concentrated the spectrum is."""
     matrices = measured(analysis)
-    full = middle([min(matrix.shape) for matrix in matrices])
+    full = middle([_most(analysis, matrix) for matrix in matrices])
     signal = (
         None
         if analysis.kind == "weights"
@@ -43,9 +44,9 @@ def spectrum_finding(analysis: "Analysis") -> str:
     return f"The stable rank of {subject(analysis)} is {stable:.3g}, of {full:.0f} possible"
 
 
-def energy_finding(analysis: "Analysis", *, rank: int = 16, energy: float = 0.9) -> str:
+def energy_finding(analysis: "Analysis", *, energy: float = 0.9) -> str:
     """What a usual LoRA rank keeps, and the rank that a usual share takes."""
-    matrices = measured(analysis)
+    matrices, rank = measured(analysis), _usual_rank(analysis)
     needed = [matrix.spectrum.rank_for_energy(energy) for matrix in matrices]
     kept = middle([_kept(matrix, rank) for matrix in matrices])
     return (
@@ -53,9 +54,9 @@ def energy_finding(analysis: "Analysis", *, rank: int = 16, energy: float = 0.9)
     )
 
 
-def error_finding(analysis: "Analysis", *, rank: int = 16, error: float = 0.1) -> str:
+def error_finding(analysis: "Analysis", *, error: float = 0.1) -> str:
     """What a usual LoRA rank misses, and the rank that a usual tolerance takes."""
-    matrices = measured(analysis)
+    matrices, rank = measured(analysis), _usual_rank(analysis)
     needed = [matrix.spectrum.rank_for_error(error) for matrix in matrices]
     missed = middle([1 - _kept(matrix, rank) for matrix in matrices]) or 0.0
     return (
@@ -82,6 +83,17 @@ def rank_map_finding(analysis: "Analysis", *, energy: float = 0.9) -> str:
         f"{energy:.0%} of the energy takes rank {known[least]:.0f} of {full[least]:.0f} in {least}, "
         f"{known[most]:.0f} of {full[most]:.0f} in {most}"
     )
+
+
+def _most(analysis: "Analysis", matrix: "MatrixAnalysis") -> int:
+    """The most singular values that can be nonzero: of an adapter, as many as its factors have rank."""
+    return len(matrix.spectrum.singular_values) if analysis.kind == "adapter" else min(matrix.shape)
+
+
+def _usual_rank(analysis: "Analysis") -> int:
+    """The rank that a headline speaks of: 16, or half of all where 16 is nearly all."""
+    most = middle([_most(analysis, matrix) for matrix in measured(analysis)]) or 1
+    return USUAL_RANK if most > 2 * USUAL_RANK else max(1, int(most // 2))
 
 
 def _kept(matrix: "MatrixAnalysis", rank: int) -> float:
