@@ -113,7 +113,8 @@ class Spectrum:
 
     def cumulative_energy(self) -> Float64[Tensor, " k"]:
         """Share of ‖W‖² that the leading r singular values hold, r = 1…k; a lower limit where partial."""
-        return 1 - self.errors()[1:].square()
+        upper = self.energy_above[1][: len(self.singular_values) + 1]
+        return (upper[0] - upper[1:]) / upper[0] if self.fro_norm > 0 else torch.ones_like(upper[1:])
 
     def rank_for_error(self, error: float) -> int | RankBound | None:
         """Smallest rank r with ‖W − W_r‖_F strictly below `error`·‖W‖_F; None for a zero matrix.
@@ -124,8 +125,8 @@ class Spectrum:
         if not 0 < error <= 1:
             msg = f"error must be in (0, 1], a share of the Frobenius norm, got {error}"
             raise ValueError(msg)
-        limit = error * self.energy_above[1][0].sqrt()
-        return self._first_rank([tail.sqrt() < limit for tail in self.energy_above])
+        total = self.energy_above[1][0]
+        return self._first_rank([(tail / total).sqrt() < error for tail in self.energy_above])
 
     def rank_for_energy(self, energy: float) -> int | RankBound | None:
         """Smallest rank whose leading singular values hold at least `energy` of ‖W‖_F²; None for a zero matrix.
@@ -137,7 +138,9 @@ class Spectrum:
             msg = f"energy must be in (0, 1], a share of the squared Frobenius norm, got {energy}"
             raise ValueError(msg)
         total = self.energy_above[1][0]
-        return self._first_rank([tail <= total - energy * total for tail in self.energy_above])
+        # All of the energy means that nothing is left, not that what is left was rounded away beside the total.
+        allowed = total if energy < 1 else 0.0
+        return self._first_rank([((total - tail) / total >= energy) & (tail <= allowed) for tail in self.energy_above])
 
     def _first_rank(self, enough: list[Tensor]) -> int | RankBound | None:
         """First rank where the lower tail is small enough, up to the first where the upper one is."""
