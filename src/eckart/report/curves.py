@@ -40,6 +40,9 @@ def groups(analysis: "Analysis") -> dict[str, list["MatrixAnalysis"]]:
 
     Zero matrices are never drawn, nor those of a few rows beside larger ones. Of many kinds those with the most
     parameters are kept.
+
+    Raises:
+        ValueError: every matrix is zero.
     """
     largest = max((min(matrix.shape) for matrix in analysis.matrices), default=0)
     nonzero = {
@@ -51,6 +54,9 @@ def groups(analysis: "Analysis") -> dict[str, list["MatrixAnalysis"]]:
         for kind, matrices in analysis.by_kind().items()
     }
     nonzero = {kind: matrices for kind, matrices in nonzero.items() if matrices}
+    if not nonzero:
+        msg = f"nothing to draw: none of the {len(analysis.matrices)} matrices of {analysis.source} is nonzero"
+        raise ValueError(msg)
     everything = [matrix for matrices in nonzero.values() for matrix in matrices]
     if len(everything) <= FEW_MATRICES:
         return {matrix.name: [matrix] for matrix in everything}

@@ -1,4 +1,4 @@
-"""Figures of an analysis: spectrum, cumulative energy, error against rank, and the map of needed rank.
+"""Figures of an analysis: spectrum, cumulative energy, error against rank; and all of them as files.
 
 Each function returns a matplotlib `Figure` that was drawn without pyplot, so that it works on a server, in a
 thread and in a notebook alike, and leaves no global state.
@@ -12,7 +12,8 @@ import torch
 
 from eckart.errors import OutputError
 from eckart.report import findings, style
-from eckart.report.curves import Curve, curve, groups, middle, upper
+from eckart.report.curves import Curve, curve, groups, middle
+from eckart.report.rank_map import rank_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +25,6 @@ LOWEST_SIGMA = 1e-6  # of σ₁: what lies deeper is rounding of the decompositi
 SHOWN = 0.98  # of each line; its last values drop by orders of magnitude and would flatten the rest
 MARKED_ENERGIES = (0.9, 0.95, 0.99)
 MARKED_ERRORS = (0.1, 0.01)
-MOST_LABELLED_COLUMNS = 40
 NOISE_EDGES = {"additive": "noise edge", "dead-zone": "noise edge", "bulk": "edge of the random bulk"}
 MOST_BANDS = 3  # more overlap into mud
 
@@ -39,7 +39,7 @@ def spectrum_figure(analysis: "Analysis") -> "Figure":
         two panels of σᵢ/σ₁; the line is the median over the matrices of one module kind, the band (where few
         lines leave room for it) holds the middle 80 % of them; a circle marks the noise edge.
     """
-    drawn = _nonempty(analysis)
+    drawn = groups(analysis)
     figure = style.new_figure()
     linear, logarithmic = figure.subplots(1, 2)
     lowest = 1.0
@@ -64,7 +64,7 @@ def spectrum_figure(analysis: "Analysis") -> "Figure":
 
 def energy_figure(analysis: "Analysis") -> "Figure":
     """Share of ‖W‖² that the leading r singular values hold, with 90, 95 and 99 % marked."""
-    drawn = _nonempty(analysis)
+    drawn = groups(analysis)
     figure = style.new_figure()
     axes = figure.subplots()
     for position, (label, matrices) in enumerate(drawn.items()):
@@ -84,7 +84,7 @@ def energy_figure(analysis: "Analysis") -> "Figure":
 
 def error_figure(analysis: "Analysis") -> "Figure":
     """Relative Frobenius error of the best rank-r approximation over r, with 10 and 1 % marked."""
-    drawn = _nonempty(analysis)
+    drawn = groups(analysis)
     figure = style.new_figure()
     axes = figure.subplots()
     lowest = MARKED_ERRORS[-1] / 3
@@ -102,37 +102,6 @@ def error_figure(analysis: "Analysis") -> "Figure":
     _thresholds(axes, MARKED_ERRORS)
     _legend(figure, axes, "rank for < 10%")
     style.headline(figure, findings.error_finding(analysis), _detail(analysis, drawn))
-    return figure
-
-
-def rank_map(analysis: "Analysis", *, energy: float = 0.9) -> "Figure":
-    """Heat map of the rank that holds `energy` of each matrix: layers across, module kinds down.
-
-    Where several matrices share a cell (the experts of a layer) it shows their median, and a rank that is
-    only bounded counts at its upper limit. Matrices outside the layers have a column at the left.
-    """
-    _nonempty(analysis)
-    where = analysis.places()
-    needed: dict[tuple[str, int | None], list[float | None]] = {}
-    for matrix in analysis.matrices:
-        place = where[matrix.name]
-        needed.setdefault((place.kind, place.layer), []).append(upper(matrix.spectrum.rank_for_energy(energy)))
-    kinds = list(analysis.by_kind())
-    layers = sorted({layer for _, layer in needed}, key=lambda layer: -1 if layer is None else layer)
-    cells = [[middle(list(needed.get((kind, layer), []))) for layer in layers] for kind in kinds]
-    figure = style.new_figure(height_inches=min(9.0, max(2.8, 1.7 + 0.34 * len(kinds))))
-    axes = figure.subplots()
-    _paint(figure, axes, cells, energy)
-    full = {kind: max(min(matrix.shape) for matrix in matrices) for kind, matrices in analysis.by_kind().items()}
-    axes.set_yticks(range(len(kinds)), [f"{kind}  (≤ {full[kind]})" for kind in kinds])
-    step = max(1, len(layers) // 20)
-    names = ["–" if layer is None else str(layer) for layer in layers]
-    axes.set_xticks(range(0, len(layers), step), names[::step])
-    axes.set_xlabel("layer (–: outside the layers)" if None in layers else "layer", color=style.INK)
-    several = len(needed) < len(analysis.matrices)
-    cell = "the median of the matrices in a cell" if several else "matrix by matrix"
-    shown = f"rank for {energy:.0%} of the energy, {cell}"
-    style.headline(figure, findings.rank_map_finding(analysis, energy=energy), f"{_name(analysis)}: {shown}")
     return figure
 
 
@@ -171,19 +140,6 @@ def save_figures(analysis: "Analysis", folder: str | Path) -> list[Path]:
         msg = f"cannot write figures to {folder}: {failed.strerror or failed}"
         raise OutputError(msg) from failed
     return paths
-
-
-def _nonempty(analysis: "Analysis") -> dict[str, list["MatrixAnalysis"]]:
-    """The groups to draw.
-
-    Raises:
-        ValueError: there is no nonzero matrix.
-    """
-    drawn = groups(analysis)
-    if not drawn:
-        msg = f"nothing to draw: none of the {len(analysis.matrices)} matrices of {analysis.source} is nonzero"
-        raise ValueError(msg)
-    return drawn
 
 
 def _draw(axes: "Axes", values: Curve, position: int, *, label: str, band: bool) -> None:
@@ -247,29 +203,6 @@ def _legend(figure: "Figure", axes: "Axes", number: str, *, circle: str | None =
     )
 
 
-def _paint(figure: "Figure", axes: "Axes", cells: list[list[float | None]], energy: float) -> None:
-    """The coloured cells with their ranks, and the colour scale; cells without a matrix stay white."""
-    values = torch.tensor([[float("nan") if cell is None else cell for cell in row] for row in cells])
-    image = axes.imshow(values.numpy(), cmap="YlGnBu", aspect="auto", vmin=0)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0, labelsize=9, colors=style.INK)
-    axes.set_xticks([column - 0.5 for column in range(1, values.shape[1])], minor=True)
-    axes.set_yticks([row - 0.5 for row in range(1, values.shape[0])], minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.2)
-    axes.tick_params(which="minor", length=0)
-    bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03)
-    bar.set_label(f"rank for {energy:.0%} of the energy", color=style.INK)
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    bar.ax.tick_params(labelsize=8, colors=style.SOFT)
-    if values.shape[1] > MOST_LABELLED_COLUMNS:
-        return
-    highest = float(values.nan_to_num().max())
-    for row, column in (~values.isnan()).nonzero().tolist():
-        value = float(values[row, column])
-        colour = "white" if value > 0.6 * highest else style.INK
-        axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
-
-
 def _highest_rank(drawn: dict[str, list["MatrixAnalysis"]]) -> int:
     """The highest rank that a drawn spectrum reaches."""
     return max(len(matrix.spectrum.singular_values) for matrices in drawn.values() for matrix in matrices)
@@ -285,14 +218,9 @@ def _symbol(analysis: "Analysis") -> str:
     return "W" if analysis.kind == "weights" else "ΔW"
 
 
-def _name(analysis: "Analysis") -> str:
-    """What was analysed, as the user named it."""
-    return f"{analysis.source} − {analysis.base}" if analysis.base else analysis.source
-
-
 def _detail(analysis: "Analysis", drawn: dict[str, list["MatrixAnalysis"]]) -> str:
     """The line under a headline: what was analysed, and what line and band are."""
     grouped = any(len(matrices) > 1 for matrices in drawn.values())
     lines = "; each line the median over its matrices" if grouped else ""
     bands = ", band 10th to 90th percentile" if grouped and len(drawn) <= MOST_BANDS else ""
-    return f"{_name(analysis)}, {findings.of_medians(analysis)}{lines}{bands}"
+    return f"{findings.name(analysis)}, {findings.of_medians(analysis)}{lines}{bands}"

@@ -18,6 +18,11 @@ def subject(analysis: "Analysis") -> str:
     return SUBJECTS[analysis.kind]
 
 
+def name(analysis: "Analysis") -> str:
+    """What was analysed, as the user named it."""
+    return f"{analysis.source} − {analysis.base}" if analysis.base else analysis.source
+
+
 def measured(analysis: "Analysis") -> list["MatrixAnalysis"]:
     """The matrices that have a spectrum: all but the zero ones."""
     return [matrix for matrix in analysis.matrices if matrix.spectrum.fro_norm > 0]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from eckart.report.findings import name
 from eckart.report.grid import Column, grid, is_summarised
 from eckart.report.words import bytes_text, count_text, number_text, seconds_text
 
@@ -42,9 +43,8 @@ def analysis_table(analysis: "Analysis") -> RenderableType:
         f"{len(analysis.matrices)} matrices, {count_text(analysis.params)} parameters, "
         f"{seconds_text(analysis.seconds)}, peak memory {bytes_text(analysis.peak_rss_bytes)}"
     )
-    name = f"{analysis.source} − {analysis.base}" if analysis.base else analysis.source
     table = grid(analysis.matrices, columns)
-    return Group(Text(name, style="bold"), table, *map(Text, notes), *left_out_lines(analysis.left_out))
+    return Group(Text(name(analysis), style="bold"), table, *map(Text, notes), *left_out_lines(analysis.left_out))
 
 
 def extraction_table(extraction: "Extraction", gain: "GainReport | None" = None) -> RenderableType:
