@@ -17,7 +17,7 @@ def save_pair(model: nn.Module, folder: Path, *, rank: int, names: Callable[[str
             if weight.ndim >= 2 and names(name):
                 rows, columns = weight.shape[0], weight[0].numel()
                 update = torch.randn(rows, rank, generator=generator) @ torch.randn(rank, columns, generator=generator)
-                weight += (scale / rank**0.5) * update.view_as(weight)
+                weight.add_(update.view_as(weight), alpha=scale / rank**0.5)
     model.save_pretrained(folder / "tuned")
     return folder
 

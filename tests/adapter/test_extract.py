@@ -63,7 +63,7 @@ def test_a_budget_is_kept_and_used(llama_pair, tmp_path, text):
 
 
 def test_a_budget_too_small_for_one_rank_is_refused(llama_pair):
-    with pytest.raises(OptionError, match="raise it"):
+    with pytest.raises(OptionError, match="raise the budget"):
         extract(weights(llama_pair / "base"), weights(llama_pair / "tuned"), rank=RankChoice(budget=Budget(10, False)))
 
 

@@ -15,7 +15,6 @@ from eckart.adapter.rank_choice import DEFAULT_RANK, RankChoice
 from eckart.adapter.scope import Scope, plan
 from eckart.checkpoint import Checkpoint, LeftOut, MatrixView, check_output, open_checkpoint
 from eckart.engine import Record, Run, journal_of
-from eckart.errors import OptionError
 
 EVERYTHING, FULL_PRECISION, HERE = Scope(), FactorOptions(), Run()
 Source = str | Path | Mapping[str, Tensor] | nn.Module
@@ -62,11 +61,13 @@ def extract(
     """
     began = time.monotonic()
     choice = rank if isinstance(rank, RankChoice) else RankChoice(rank=rank)
+    run.check()
     pair = Pair(open_checkpoint(base), open_checkpoint(tuned), run)
     target = Path(output) if output is not None else None
     if target is not None:
         check_output(target, force=force, inputs=[pair.base.folder, pair.tuned.folder])
     placed = plan(pair.base, pair.tuned, scope)
+    pair.check_budget(placed.matrices, choice, options)
     pair.check_difference(placed.matrices)
     with journal_of(target, pair.fingerprint(choice, options), run) as journal:
         records, guarantee = pair.factor(placed.matrices, choice, options, journal)
@@ -98,9 +99,6 @@ def _assemble(
         for module in view.tied_modules:
             layers[module] = layer_of(replace(view, kind="linear"), left, right)
         found.append(LayerRecord(view.name, view.shape, **record.facts))
-    if not layers:
-        msg = "the budget leaves no matrix a rank: raise it, or target fewer matrices with --target"
-        raise OptionError(msg)
     return Adapter(layers, rest.whole, base.source, _task_type(base)), found, dropped
 
 

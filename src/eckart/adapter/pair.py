@@ -15,7 +15,7 @@ from eckart.adapter.rank_choice import Budget, RankChoice
 from eckart.adapter.scope import Plan, changed
 from eckart.checkpoint import Checkpoint, DifferenceMatrix, LeftOut, MatrixView
 from eckart.engine import Journal, Record, Run, Task, run_kept, run_tasks
-from eckart.errors import MismatchError, NotFiniteError
+from eckart.errors import MismatchError, NotFiniteError, OptionError
 from eckart.linalg import Allocation, Spectrum, allocate, partial_spectrum, spectrum
 from eckart.linalg.krylov import RESIDENT_BYTES
 from eckart.linalg.rank import EXACT_SIDE
@@ -61,6 +61,20 @@ class Pair:
                 "there is nothing to extract; check that TUNED is the fine-tune, or name other matrices with --target"
             )
             raise MismatchError(msg)
+
+    def check_budget(self, views: Sequence[MatrixView], choice: RankChoice, options: FactorOptions) -> None:
+        """Refuse a budget that not even one rank of one matrix fits in.
+
+        Raises:
+            OptionError: the message says what one rank takes.
+        """
+        least = min(sum(view.stored_shape) for view in views)
+        if choice.budget is not None and (params := _params(choice.budget, options.dtype, len(views))) < least:
+            msg = (
+                f"--budget: {params:,} parameters are left for factors, and one rank of the smallest of "
+                f"{len(views)} matrices takes {least:,}: raise the budget, or target fewer matrices with --target"
+            )
+            raise OptionError(msg)
 
     def fingerprint(self, choice: RankChoice, options: FactorOptions) -> str:
         """A digest of everything that a matrix's factors depend on."""

@@ -97,10 +97,13 @@ class Journal:
         self.release()
 
     def release(self) -> None:
-        """Let another run go on from what is kept."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        """Let another run go on from what is kept; where that is nothing, leave nothing."""
+        if self._lock is None:
+            return
+        if not any(self.folder.glob("*.safetensors")):
+            shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._lock)
+        self._lock = None
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.safetensors"

@@ -30,6 +30,15 @@ class Run:
     seed: int = 0
     progress: Progress = field(default_factory=Silent)
 
+    def check(self) -> None:
+        """Refuse what is not there, before anything is read.
+
+        Raises:
+            OptionError: the device or the number of workers cannot be had.
+        """
+        self.torch_device()
+        self.worker_count()
+
     def torch_device(self) -> torch.device:
         """The device to compute on.
 

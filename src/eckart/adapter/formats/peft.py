@@ -112,6 +112,8 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
             folder / WEIGHTS,
             metadata={"format": "pt"},
         )
+        # safetensors makes files that only their owner can read; an adapter is as readable as its config.
+        (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
 
 
 def config_of(adapter: Adapter) -> dict[str, Any]:
