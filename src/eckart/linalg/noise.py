@@ -145,17 +145,21 @@ def difference_noise(
 
 
 def _flipped_edge(matrix: RowSlabs, spectrum: Spectrum, generator: torch.Generator | None) -> tuple[float, int]:
-    """Edge and count where the residual beyond the count, its signs flipped, reaches no further than the edge."""
-    values, rank, svd = spectrum.singular_values, 0, None
+    """Edge of the residual, its signs flipped, once what stands above the flipped matrix itself is taken away.
+
+    One deflation and no more: removing further directions eats into the noise, whose edge then falls for ever.
+    """
+    values, limit = spectrum.singular_values, min(matrix.shape) // 2
     seed = int(torch.randint(2**31, (1,), generator=generator))
-    while True:
+    edge, count, svd = 0.0, 0, None
+    for _ in range(2):
         flipped = _SignFlipped(matrix, svd, seed)
         edge = FLIP_MARGIN * float(partial_svd(flipped, rank=1, generator=generator).S[0])
         count = int((values > edge).sum())
-        if count <= rank or count >= min(len(values), min(matrix.shape) // 2):
-            return edge, count
-        rank = count
-        svd = partial_svd(matrix, rank=rank, generator=generator)
+        if not 0 < count < limit:
+            break
+        svd = partial_svd(matrix, rank=count, generator=generator)
+    return edge, count
 
 
 @dataclass(frozen=True)
