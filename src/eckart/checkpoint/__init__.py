@@ -4,7 +4,7 @@ from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
 from eckart.checkpoint.compare import compare_layouts
 from eckart.checkpoint.layout import Layout, LeftOut, MatrixView, layout
 from eckart.checkpoint.matrices import DifferenceMatrix, WeightMatrix
-from eckart.checkpoint.naming import layer_and_kind, matches
+from eckart.checkpoint.naming import matches
 from eckart.checkpoint.open import open_checkpoint
 from eckart.checkpoint.output import atomic_directory, atomic_file, check_output
 from eckart.checkpoint.select import select
@@ -26,7 +26,6 @@ __all__ = [
     "check_output",
     "compare_layouts",
     "copy_companions",
-    "layer_and_kind",
     "layout",
     "locate",
     "matches",

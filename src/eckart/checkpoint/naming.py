@@ -1,4 +1,4 @@
-"""What a name says: the layer, the kind of module, and which patterns and presets it answers to."""
+"""What a name says: which patterns and presets it answers to."""
 
 import re
 from collections.abc import Iterable
@@ -40,32 +40,6 @@ _EMBEDDINGS = re.compile(
     r"embed_tokens|embed_positions|wte|wpe|shared|embed_in|tokens_embed|positions_embed|tok_embeddings"
     r"|relative_attention_bias|(\w+_)?embeddings?"
 )
-# Stacks that a model has anyway: they tell no two layers apart.
-_STACK = {
-    "model",
-    "base_model",
-    "transformer",
-    "encoder",
-    "bert",
-    "roberta",
-    "distilbert",
-    "electra",
-    "gpt_neox",
-}
-
-
-def layer_and_kind(name: str) -> tuple[int | None, str]:
-    """The layer's number and what repeats in every layer, the two axes of a heat map.
-
-    `"model.layers.3.self_attn.q_proj"` -> `(3, "self_attn.q_proj")`. A second stack keeps its name, so that
-    `"decoder.block.0.layer.0.SelfAttention.q"` is not mixed with the encoder's. No number: `(None, name)`.
-    """
-    parts = name.split(".")
-    at = next((i for i, part in enumerate(parts) if part.isdecimal() and i > 0), None)
-    if at is None or at == len(parts) - 1:
-        return None, name
-    stack = [part for part in parts[: at - 1] if part not in _STACK]
-    return int(parts[at]), ".".join(stack + parts[at + 1 :])
 
 
 def is_embedding(module: str) -> bool:
