@@ -50,7 +50,7 @@ def assert_nothing_false_is_stated(known, oracle):
 def test_nothing_stated_about_the_rest_is_false(kind, shape, dtype):
     weight = planted(SPECTRA[kind](min(shape)), shape, seed=7).to(dtype)
     oracle = dense_values(weight)
-    for seed, rank in enumerate({1, min(8, min(shape)), min(32, min(shape))}):
+    for seed, rank in enumerate({1, min(8, *shape), min(32, *shape)}):
         assert_nothing_false_is_stated(partial_spectrum(weight, rank=rank, generator=seeded(seed)), oracle)
 
 

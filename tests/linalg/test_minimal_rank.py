@@ -42,9 +42,9 @@ def test_the_lesson_matrix_reconstructed_at_one_rank_less_misses_the_target():
 def test_tail_sums_that_count_from_one_are_off_by_one():
     weight = torch.from_numpy(next(lesson_matrices()))
     S = spectrum(weight).singular_values.numpy()
-    for count, tail in enumerate(np.sqrt(np.cumsum(S[::-1] ** 2)[::-1] / (S**2).sum()), start=1):
-        if tail < 0.01:  # what is left from the count-th value on: the error at rank count − 1
-            break
+    # What is left from the count-th value on is the error at rank count − 1.
+    tails = enumerate(np.sqrt(np.cumsum(S[::-1] ** 2)[::-1] / (S**2).sum()), start=1)
+    count = next(count for count, tail in tails if tail < 0.01)
     assert (minimal_rank(weight, error=0.01).lower, count) == (570, 571)
 
 
@@ -66,7 +66,7 @@ def spectrum_of(values, shape):
 
 
 def refuse(matrix):
-    raise AssertionError(f"the whole spectrum of {matrix.shape} was taken")
+    pytest.fail(f"the whole spectrum of {matrix.shape} was taken")
 
 
 @pytest.mark.parametrize("error", [0.9, 0.3, 0.01])

@@ -32,7 +32,7 @@ def test_factors_are_orthonormal_and_their_error_is_the_one_stated(method, kind,
     weight = planted(SPECTRA[kind](min(shape)), shape, seed=11).to(dtype)
     computed = torch.float64 if dtype == torch.float64 else torch.float32
     total = float(torch.linalg.norm(weight.double()))
-    for rank in {1, min(8, min(shape)), min(shape)}:
+    for rank in {1, min(8, *shape), min(shape)}:
         found = METHODS[method](weight, rank=rank, generator=seeded())
         assert (found.U.shape, found.Vh.shape) == ((shape[0], rank), (rank, shape[1]))
         assert found.U.dtype == found.Vh.dtype == computed
