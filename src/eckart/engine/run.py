@@ -74,4 +74,5 @@ class Run:
 
     def generator(self, name: str) -> torch.Generator:
         """A source of randomness for one matrix: the same whatever order the matrices are worked in."""
-        return torch.Generator().manual_seed((self.seed << 32) + zlib.crc32(name.encode()))
+        # torch's generator on the CPU hears only the low 32 bits of its seed: both must be in them.
+        return torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
