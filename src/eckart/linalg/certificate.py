@@ -25,6 +25,7 @@ from eckart.linalg.krylov import (
 )
 from eckart.linalg.slabs import Matrix, as_slabs
 from eckart.linalg.spectrum import Spectrum, Tail
+from eckart.linalg.symmetric import eigenvalues
 
 STARTS = 8
 LANCZOS_STEPS = 7
@@ -93,7 +94,7 @@ def residual_norm(basis: BlockKrylov, *, generator: torch.Generator | None = Non
         vectors = torch.cat([vectors, block])
         seen = torch.cat([seen, images(matrix, block)])
     wide = seen.to(torch.float64)
-    largest = float(torch.linalg.eigvalsh(wide @ wide.T)[-1])
+    largest = float(eigenvalues(wide @ wide.T)[0])
     exponent = math.log(1.648 * math.sqrt(outside)) - math.log(FAILURE_PROBABILITY) / STARTS
     shortfall = (exponent / (2 * LANCZOS_STEPS - 1)) ** 2
     if len(vectors) >= outside:
@@ -111,7 +112,7 @@ def _energy_limits(
     for t in {*trials, 1.5 * beyond, 1.1 * beyond}:
         if t < 1.05 * beyond or t == 0:
             continue  # too close to d, where rounding in the coupling would be magnified
-        values = torch.linalg.eigvalsh(torch.diag(squares) + coupled / (t - beyond)).flip(0)[: rank + 1]
+        values = eigenvalues(torch.diag(squares) + coupled / (t - beyond))[: rank + 1]
         limits = torch.cat([values, values.new_zeros(rank + 1 - len(values))]).clamp_min(t)
         energy = torch.minimum(energy, limits[:rank].cumsum(0))
         following = min(following, float(limits[rank]))

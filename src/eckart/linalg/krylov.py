@@ -15,6 +15,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from eckart.linalg.slabs import InMemory, Matrix, RowSlabs, as_slabs, compute_dtype, materialize, squared_norm
+from eckart.linalg.symmetric import eigensystem
 
 RESIDENT_BYTES = 512 * 2**20  # a matrix up to this many bytes is held in memory rather than read at each pass
 STEPS = 5  # blocks in the basis; with blocks of half the rank, 2.5 basis vectors for each rank asked
@@ -97,8 +98,8 @@ class BlockKrylov:
     def ritz(self) -> tuple[Float64[Tensor, " l"], Float64[Tensor, "l l"]]:
         """Squared singular values of W·Vᵀ, descending, and in columns the rotation of V that brings them out."""
         image = self.images.to(torch.float64)
-        values, rotation = torch.linalg.eigh(image @ image.T)
-        return values.flip(0).clamp_min(0), rotation.flip(1)
+        values, rotation = eigensystem(image @ image.T)
+        return values.clamp_min(0), rotation
 
     def _products(self, block: Tensor) -> tuple[Tensor, Tensor]:
         """X·Wᵀ and (X·Wᵀ)·W in one pass over the rows of W."""
@@ -227,7 +228,7 @@ def orthonormalize(block: Tensor, against: Tensor) -> tuple[Tensor, Tensor]:
     for _ in range(2):
         block = block - (block @ against.T) @ against
         wide = block.to(torch.float64)
-        squares, rotation = torch.linalg.eigh(wide @ wide.T)
+        squares, rotation = eigensystem(wide @ wide.T)
         lengths = squares.clamp_min(0).sqrt()
         kept = lengths > floor
         rotation, lengths = rotation[:, kept], lengths[kept]

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from eckart.linalg.slabs import InMemory, Matrix, RowSlabs, as_slabs, squared_norm
 from eckart.linalg.spectrum import Spectrum
+from eckart.linalg.symmetric import eigenvalues
 
 GRAM_FLOOR = 4e-6  # below this share of σ₁ a squared singular value keeps fewer than five digits
-GRAM_TILE = 512  # columns a tile: tiles below the diagonal are never computed
+GRAM_TILE = 256  # columns a tile: tiles below the diagonal are never computed
 WIDE_BYTES = 256 * 2**20  # float64 rows of a wide matrix held while the others pass by
 
 
@@ -34,7 +35,7 @@ def spectrum(weight: Matrix) -> Spectrum:
     norm = squared_norm(matrix) ** 0.5
     if norm == 0:
         return Spectrum(torch.zeros(min(matrix.shape), dtype=torch.float64), matrix.shape, norm, matrix.dtype)
-    squares = torch.linalg.eigvalsh(gram(matrix), UPLO="U").flip(0)
+    squares = eigenvalues(gram(matrix))
     return Spectrum(exact_values(matrix, squares).cpu(), matrix.shape, norm, matrix.dtype)
 
 
@@ -54,7 +55,7 @@ def gram(matrix: RowSlabs) -> Tensor:
     """Gram matrix of the short side in float64: WᵀW for a tall matrix, WWᵀ for a wide one.
 
     Returns:
-        shape `(n, n)` with n the short side; only the upper triangle is filled, for `eigvalsh(..., UPLO="U")`.
+        shape `(n, n)` with n the short side; only the upper triangle is filled, for `eigenvalues`.
     """
     if isinstance(matrix, InMemory) and matrix.shape[0] < matrix.shape[1]:
         matrix = InMemory(matrix.weight.T)

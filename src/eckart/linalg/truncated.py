@@ -16,6 +16,7 @@ from eckart.linalg.krylov import CERTIFIED_STEPS, block_size, images, orthonorma
 from eckart.linalg.slabs import Matrix, RowSlabs, as_slabs, compute_dtype, squared_norm
 from eckart.linalg.spectrum import Spectrum
 from eckart.linalg.svd import exact_values, gram
+from eckart.linalg.symmetric import eigensystem
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ def truncated_svd(weight: Matrix, *, rank: int, generator: torch.Generator | Non
 def _whole(matrix: RowSlabs, rank: int) -> TruncatedSVD:
     """Triplets from the eigenvectors of the float64 Gram matrix, and the complete spectrum."""
     norm = squared_norm(matrix) ** 0.5
-    squares, vectors = torch.linalg.eigh(gram(matrix), UPLO="U")
-    values = exact_values(matrix, squares.flip(0)).cpu()
+    squares, vectors = eigensystem(gram(matrix))
+    values = exact_values(matrix, squares).cpu()
     known = Spectrum(values, matrix.shape, norm, matrix.dtype)
     dtype = compute_dtype(matrix)
-    near = vectors.flip(1)[:, :rank].T.to(dtype)  # on the short side
+    near = vectors[:, :rank].T.to(dtype)  # on the short side
     wide = matrix.shape[0] < matrix.shape[1]
     far = preimages(matrix, near) if wide else images(matrix, near)
     near, far = orthonormal_rows(near, rank), orthonormal_rows(far, rank)
