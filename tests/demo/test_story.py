@@ -57,9 +57,9 @@ def test_both_models_are_bfloat16_and_carry_the_tokenizer(told):
 
 def test_every_stage_is_told_from_its_beginning_to_its_end(told):
     stages = list(dict.fromkeys(moment.stage for moment in told[1]))
-    assert stages[:2] == ["reading the model", "fine-tuning"]
-    assert stages[-1] == "measuring on held-out text"
-    for stage in ("fine-tuning", "measuring on held-out text"):
+    assert stages[:2] == ["Reading the model", "Fine-tuning"]
+    assert stages[-1] == "Measuring on held-out text"
+    for stage in ("Fine-tuning", "Measuring on held-out text"):
         counts = [(moment.done, moment.total) for moment in told[1] if moment.stage == stage]
         assert counts == [(done, counts[0][1]) for done in range(1, counts[0][1] + 1)]
 
@@ -85,7 +85,7 @@ def test_a_second_run_keeps_the_models_and_finds_the_same_numbers(tiny_llama, se
 
 def test_a_run_stopped_after_the_base_goes_on_from_it(tiny_llama, settings, tmp_path):
     def stop(moment):
-        if moment.stage == "fine-tuning":
+        if moment.stage == "Fine-tuning":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -188,6 +188,6 @@ def test_the_command_ends_with_the_table_and_can_print_json(monkeypatch, tiny_ll
     shown = CliRunner().invoke(app, ["-o", str(tmp_path / "out")])
     assert shown.exit_code == 0, shown.output
     assert "What a low-rank adapter keeps of a fine-tune" in shown.stdout
-    assert "fine-tuning\n" in shown.stderr
+    assert "Fine-tuning\n" in shown.stderr
     result = json.loads(CliRunner().invoke(app, ["-o", str(tmp_path / "out"), "--json"]).stdout)
     assert [adapter["rank"] for adapter in result["adapters"]] == [1, 32]

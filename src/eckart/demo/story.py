@@ -140,18 +140,18 @@ def tell_story(
     if model == MODEL:
         require_demo()
     _check(folder, settings, model, force=force)
-    progress(Moment("reading the model", 0, 1))
+    progress(Moment("Reading the model", 0, 1))
     pair = make_pair(
         folder,
         settings.training,
         model=model,
         force=force,
-        progress=lambda step, steps, loss: progress(Moment("fine-tuning", step, steps, f"loss {loss:.2f}")),
+        progress=lambda step, steps, loss: progress(Moment("Fine-tuning", step, steps, f"loss {loss:.2f}")),
     )
     run = Run(progress=_Counted(progress))
     # From here on all is made again from the pair: seconds of work, and never older than the pair.
     analysis = analyze(str(pair.tuned), str(pair.base), output=folder / "analysis", force=True, run=run)
-    progress(Moment("drawing", 0, 1))
+    progress(Moment("Drawing", 0, 1))
     figures = save_figures(analysis, folder / "analysis")
     extractions = {
         rank: extract(str(pair.base), str(pair.tuned), rank=rank, output=_adapter(folder, rank), force=True, run=run)
@@ -185,7 +185,7 @@ def _measure(
 
     def tell(label: str, done: int, windows: int) -> None:
         before = measured.index(label) * windows
-        progress(Moment("measuring on held-out text", before + done, len(measured) * windows, label))
+        progress(Moment("Measuring on held-out text", before + done, len(measured) * windows, label))
 
     text = _excerpt(settings.held_out_chars)
     gains = measure_gains(str(pair.base), str(pair.tuned), named, text, progress=tell)
