@@ -38,7 +38,7 @@ def story_table(story: "Story") -> RenderableType:
 def _explanation(story: "Story") -> list[str]:
     gain = story.chapters[0].gain
     return [
-        "Error of the weights: ‖ΔW − BA‖ / ‖ΔW‖, ΔW = fine-tune − base, in the projections;",
+        "Error of the weights: ‖ΔW − BA‖ / ‖ΔW‖, ΔW = fine-tune − base, of projections;",
         "the fine-tune moved embeddings and norms too, which these adapters leave alone.",
         f"Held-out loss: on {gain.tokens:,} tokens of Python's reference, none trained on.",
         "Gain recovered: the part of the fine-tune's lower loss that the adapter keeps.",
