@@ -78,6 +78,18 @@ def test_the_gap_is_less_than_the_first_singular_value_that_did_not_fit(seed):
     assert found.gap <= max(refused, default=0.0)
 
 
+def test_the_gap_is_what_fractions_of_ranks_would_keep_more():
+    for seed in range(60):
+        spectra, budget, _ = random_case(seed, equal=False)
+        found = allocate(spectra, budget_params=budget)
+        items = [(float(s) ** 2, sum(known.shape)) for known in spectra.values() for s in known.singular_values]
+        most, left = 0.0, budget
+        for gain, params in sorted(items, key=lambda item: -item[0] / item[1]):
+            most += gain * min(1.0, left / params)
+            left -= min(left, params)
+        assert found.gap == pytest.approx(most - kept(spectra, found.ranks), abs=1e-9)
+
+
 def test_a_budget_for_everything_takes_every_value_that_is_not_zero():
     spectra = {"a": complete([3, 2, 0], (5, 3)), "b": complete([1, 1], (2, 4)), "zero": complete([0, 0], (2, 2))}
     found = allocate(spectra, budget_params=10_000)

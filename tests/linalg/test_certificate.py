@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from eckart.linalg import Interval, RankBound, Spectrum, certify, partial_spectrum, partial_svd
+from eckart.linalg.certificate import residual_norm
 
 from .planting import SPECTRA, Streamed, dense_tails, dense_values, one_to, planted, seeded
 
@@ -69,6 +70,18 @@ def test_a_certificate_is_true_even_of_a_basis_too_small_to_be_good(kind, steps)
     svd = partial_svd(weight, rank=12, steps=steps, generator=seeded())
     tail = certify(svd, generator=seeded(1))
     assert_nothing_false_is_stated(Spectrum(svd.S, (150, 220), svd.fro_norm, weight.dtype, tail), dense_values(weight))
+
+
+@pytest.mark.parametrize("kind", ["i^-1/2", "flat", "clustered", "one spike over a thousandth", "rank 5"])
+def test_no_random_start_limits_the_residual_below_its_norm(kind):
+    weight = planted(SPECTRA[kind](120), (120, 150), seed=6)
+    for seed in range(60):
+        svd = partial_svd(weight, rank=2, steps=1 + seed % 2, generator=seeded(seed))
+        V = svd.basis.V
+        truth = float(torch.linalg.matrix_norm(weight - (weight @ V.T) @ V, 2))
+        limit = residual_norm(svd.basis, generator=seeded(seed + 1000))
+        assert truth <= limit * (1 + 1e-9) + 1e-9
+        assert limit < 1.5 * truth + 1e-6
 
 
 def test_the_limit_is_within_a_hundredth_of_the_best_error_on_a_slowly_falling_spectrum():

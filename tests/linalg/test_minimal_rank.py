@@ -48,7 +48,7 @@ def test_tail_sums_that_count_from_one_are_off_by_one():
     assert (minimal_rank(weight, error=0.01).lower, count) == (570, 571)
 
 
-@pytest.mark.parametrize(("power", "error"), [(1.0, 0.5), (1.0, 0.1), (1.5, 0.1), (1.5, 0.03)])
+@pytest.mark.parametrize(("power", "error"), [(1.0, 0.5), (1.0, 0.1), (1.5, 0.1), (1.5, 0.04)])
 @pytest.mark.parametrize("shape", [(1100, 1200), (1200, 1100)], ids=str)
 def test_a_rank_small_beside_a_large_matrix_is_proved_without_the_whole_spectrum(error, shape, power, monkeypatch):
     # A diagonal matrix: a Gaussian start meets it as it meets any other of its singular values.
