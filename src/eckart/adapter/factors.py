@@ -106,7 +106,7 @@ def _measured_error(matrix: RowSlabs, left: Tensor, right: Tensor) -> float:
     """‖W − left·right‖_F of the factors as they are, in float32 products and float64 sums."""
     total, start = 0.0, 0
     for slab in matrix.slabs():
-        for part in slab.split(max(1, 2**22 // slab.shape[1])):
+        for part in slab.split(max(1, 2**20 // slab.shape[1])):
             rows = left[start : start + len(part)].to(part.dtype)
             residual = torch.addmm(part, rows, right.to(part.dtype), alpha=-1).to(torch.float64).flatten()
             total += float(residual @ residual)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SLAB_BYTES = 32 * 2**20  # float32 bytes of one slab: large enough for GEMM, small beside any budget
+SLAB_BYTES = 8 * 2**20  # float32 bytes of one slab: large enough for GEMM, small beside any cache or budget
 NORM_CHUNK = 2**18  # values upcast at a time to be squared in float64: they stay in cache
 
 
