@@ -23,16 +23,16 @@ from eckart.linalg.krylov import (
     partial_svd,
     preimages,
 )
-from eckart.linalg.slabs import Matrix, as_slabs
+from eckart.linalg.slabs import Matrix, as_slabs, rows_per_slab
 from eckart.linalg.spectrum import Spectrum, Tail
 from eckart.linalg.symmetric import eigenvalues
 
 STARTS = 8
 LANCZOS_STEPS = 7
 FAILURE_PROBABILITY = 1e-6
-# Share of ‖W‖² that rounding in the products may have cost the computed energies, or added to them. It is near 1e-8
-# in float32; only entries all equal to a thousandth, whose roundings fall the same way, have cost more than 1e-6.
-ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-12}
+PROBES = 8
+PROBED = 4.0  # times the probed rounding is assumed: it falls short of that with probability under 2e-4
+LEAST_ROUNDING = {torch.float32: 1e-7, torch.float64: 1e-12}  # share of ‖W‖² that products are never trusted beyond
 
 
 def certify(svd: PartialSVD, *, generator: torch.Generator | None = None) -> Tail:
@@ -49,7 +49,7 @@ def certify(svd: PartialSVD, *, generator: torch.Generator | None = None) -> Tai
     total = svd.fro_norm**2
     outward = basis.look_beyond() if basis.coupling is None else basis.coupling
     squares, rotation = basis.ritz()
-    slack = ROUNDING[basis.dtype] * total
+    slack = rounding_energy(basis, svd.fro_norm, generator=generator)
     beyond = residual_norm(basis, generator=generator) ** 2
     beyond = min(beyond, max(0.0, total - float(squares.sum()))) + slack
     coupling = rotation.T @ outward.to(torch.float64)
@@ -100,6 +100,27 @@ def residual_norm(basis: BlockKrylov, *, generator: torch.Generator | None = Non
     if len(vectors) >= outside:
         shortfall = 0.0  # the Krylov space is everything there is
     return math.sqrt(max(largest, 0.0) / max(1 - shortfall, 0.1))
+
+
+def rounding_energy(basis: BlockKrylov, fro_norm: float, *, generator: torch.Generator | None = None) -> float:
+    """Energy that rounding in the products V·Wᵀ may have cost the computed values, or added to them.
+
+    Random combinations of the products are taken again in float64: what they miss is the size of the rounding, also
+    where it does not average out, as in a matrix of equal entries.
+    """
+    least = LEAST_ROUNDING[basis.dtype] * fro_norm**2
+    if basis.dtype == torch.float64 or not len(basis.V):
+        return least
+    weights = torch.randn(PROBES, len(basis.V), dtype=torch.float64, generator=generator).to(basis.V.device)
+    rows, seen = weights @ basis.V.to(torch.float64), weights @ basis.images.to(torch.float64)
+    missed, start = 0.0, 0
+    for slab in basis.matrix.slabs():
+        for part in slab.split(rows_per_slab(slab.shape[1])):
+            exact = rows @ part.to(torch.float64).T
+            missed += float((exact - seen[:, start : start + len(part)]).square().sum())
+            start += len(part)
+    rounding = PROBED * math.sqrt(missed / PROBES)
+    return max(least, 2 * fro_norm * rounding + rounding**2)
 
 
 def _energy_limits(
