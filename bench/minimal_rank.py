@@ -19,8 +19,15 @@ Rank = Callable[[np.ndarray], int]
 def run(options: Options) -> list[Comparison]:
     weight = weight_like()
     task = f"rank for {ERROR:.0%} error, {SIZE}×{SIZE}"
-    rows = [_row(task, "rebuild at every rank", SWEEP_RATIO, weight, rebuild_every_rank, repeats=options.repeats)]
-    return [*rows, _row(task, "numpy svdvals and tail sums", 1.0, weight, tail_sums, repeats=QUICK_REPEATS)]
+    peers = {
+        "rebuild at every rank, U @ diag(S) @ Vh": (SWEEP_RATIO, rebuild_with_diagonals, options.repeats),
+        "rebuild at every rank, (U * S) @ Vh": (1.0, rebuild_with_columns, options.repeats),
+        "numpy svdvals and tail sums": (1.0, tail_sums, QUICK_REPEATS),
+    }
+    return [
+        _row(task, peer, least_ratio, weight, function, repeats=repeats)
+        for peer, (least_ratio, function, repeats) in peers.items()
+    ]
 
 
 def weight_like() -> np.ndarray:
@@ -38,11 +45,20 @@ def eckart_rank(weight: np.ndarray) -> int:
     return found.upper
 
 
-def rebuild_every_rank(weight: np.ndarray) -> int:
-    """One SVD, then the matrix of each rank and the norm of what it lacks."""
+def rebuild_with_diagonals(weight: np.ndarray) -> int:
+    """One SVD, then the matrix of each rank, as textbooks write it, and the norm of what it lacks."""
+    return _rebuild(weight, lambda U, S, Vh: U @ np.diag(S) @ Vh)
+
+
+def rebuild_with_columns(weight: np.ndarray) -> int:
+    """The same with one product a rank."""
+    return _rebuild(weight, lambda U, S, Vh: (U * S) @ Vh)
+
+
+def _rebuild(weight: np.ndarray, product: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> int:
     U, S, Vh = np.linalg.svd(weight, full_matrices=False)
     norm = np.linalg.norm(weight)
-    errors = [np.linalg.norm(weight - (U[:, :r] * S[:r]) @ Vh[:r]) / norm for r in range(1, len(S) + 1)]
+    errors = [np.linalg.norm(weight - product(U[:, :r], S[:r], Vh[:r])) / norm for r in range(1, len(S) + 1)]
     return 1 + next(index for index, error in enumerate(errors) if error < ERROR)
 
 

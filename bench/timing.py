@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+PAUSE_SECONDS = 0.5  # a BLAS's threads spin for a while after their last call, on the cores of whoever comes next
 LAUNCHER = Path(__file__).with_name("launch.py")
 
 
@@ -63,6 +64,7 @@ def alternate(sides: Mapping[str, Callable[[], Run]], *, repeats: int) -> dict[s
     runs: dict[str, list[Run]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
+            time.sleep(PAUSE_SECONDS)
             runs[name].append(side())
     return runs
 

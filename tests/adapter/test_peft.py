@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from eckart.adapter import Adapter, AdapterLayer, RankChoice, Scope, extract, load_adapter
+from eckart.adapter import Adapter, AdapterLayer, Budget, RankChoice, Scope, extract, load_adapter
 from eckart.errors import FileFormatError, MismatchError, SourceError
 
 from .conftest import save_pair
@@ -84,6 +84,18 @@ def test_an_embedding_and_the_output_layer_tied_to_it(llama_pair, tmp_path):
     by_peft = assert_peft_computes_the_same(make, tmp_path / "a", tokens(97))
     tuned = outputs(LlamaForCausalLM.from_pretrained(pair / "tuned"), tokens(97))
     torch.testing.assert_close(by_peft, tuned, rtol=0, atol=5e-5 * float(tuned.abs().max()))
+
+
+def test_a_budget_counts_the_copy_of_a_tied_output_layer(llama_pair, tmp_path):
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(llama_pair / "base")
+    pair = save_pair(model, tmp_path, rank=4, names=lambda name: "embed" in name or "q_proj" in name)
+    scope = Scope(target=["embed_tokens", "q_proj"])
+    choice = RankChoice(budget=Budget(1500, in_bytes=False))
+    found = extract(pair / "base", pair / "tuned", rank=choice, scope=scope)
+    assert "lm_head" in found.adapter
+    assert 1000 < found.adapter.params <= 1500
 
 
 def test_gpt2_with_conv1d(tmp_path):

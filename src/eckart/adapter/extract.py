@@ -69,7 +69,7 @@ def extract(
     placed = plan(pair.base, pair.tuned, scope)
     pair.check_budget(placed.matrices, choice, options)
     pair.check_difference(placed.matrices)
-    with journal_of(target, pair.fingerprint(choice, options), run) as journal:
+    with journal_of(target, pair.fingerprint(placed.matrices, choice, options), run) as journal:
         records, guarantee = pair.factor(placed.matrices, choice, options, journal)
         rest = pair.read_rest(placed)
         adapter, layers, dropped = _assemble(placed.matrices, records, rest, pair.base)

@@ -76,12 +76,13 @@ class Pair:
             )
             raise OptionError(msg)
 
-    def fingerprint(self, choice: RankChoice, options: FactorOptions) -> str:
-        """A digest of everything that a matrix's factors depend on."""
+    def fingerprint(self, views: Sequence[MatrixView], choice: RankChoice, options: FactorOptions) -> str:
+        """A digest of everything that a matrix's factors depend on: where a budget is shared, on all matrices."""
         facts = {
             "version": eckart.__version__,
             "inputs": [self.base.fingerprint(), self.tuned.fingerprint()],
             "choice": asdict(choice),
+            "sharing": [view.name for view in views] if choice.budget else [],
             "dtype": str(options.dtype),
             "balanced": options.balanced,
             "seed": self.run.seed,
@@ -146,12 +147,14 @@ class Pair:
 
         tasks = [self._task(view, lambda view=view: leading(view), whole=True) for view in views]
         spectra = {task.name: found for task, found in run_tasks(tasks, stage="Reading spectra", run=self.run)}
-        allocation = allocate(spectra, budget_params=params)
+        # An output layer tied to an embedding gets a copy of its factors.
+        costs = {view.name: sum(view.stored_shape) * (1 + len(view.tied_modules)) for view in views}
+        allocation = allocate(spectra, budget_params=params, rank_params=costs)
         if not allocation.certain:
             partial = [view for view in views if spectra[view.name].tail is not None]
             tasks = [self._task(v, lambda v=v: spectrum(self._difference(v)), whole=True) for v in partial]
             spectra |= {task.name: found for task, found in run_tasks(tasks, stage="Whole spectra", run=self.run)}
-            allocation = allocate(spectra, budget_params=params)
+            allocation = allocate(spectra, budget_params=params, rank_params=costs)
         return allocation, {name for name, found in spectra.items() if found.fro_norm == 0}
 
     def _task(self, view: MatrixView, call: Callable[[], T], *, whole: bool) -> Task[T]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from eckart.checkpoint import (
     Checkpoint,
@@ -20,6 +21,7 @@ _WITHOUT_LORA = {
     "expert": "expert tensors: PEFT adapts them as parameters, which is not written yet",
     "parameter": "a bare parameter: PEFT adapts modules",
 }
+COMPARED_BYTES = 2**23  # read at a time to see whether a tensor changed
 NORM, BIAS = "norm", "bias"
 
 
@@ -101,16 +103,20 @@ def changed(base: Checkpoint, tuned: Checkpoint, tensor: str) -> bool:
     stored = base.tied.get(tensor, tensor)
     if stored not in base.tensors:
         return True
-    shape = tuned.tensors[tensor].shape
-    if not shape or base.tensors[stored].dtype != tuned.tensors[tensor].dtype:
-        return not torch.equal(base.read(stored).to(torch.float64), tuned.read(tensor).to(torch.float64))
-    row_bytes = max(1, tuned.tensors[tensor].nbytes // max(shape[0], 1))
-    step = max(1, 2**24 // row_bytes)
-    return any(
-        not torch.equal(base.rows(stored, start, stop), tuned.rows(tensor, start, stop))
-        for start in range(0, shape[0], step)
-        for stop in [min(start + step, shape[0])]
-    )
+    info = tuned.tensors[tensor]
+    if not info.shape:
+        return not _equal(base.read(stored), tuned.read(tensor))
+    step = max(1, COMPARED_BYTES * info.shape[0] // max(info.nbytes, 1))
+    starts = range(0, info.shape[0], step)
+    spans = [(start, min(start + step, info.shape[0])) for start in starts]
+    return any(not _equal(base.rows(stored, *span), tuned.rows(tensor, *span)) for span in spans)
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors hold the same values, whatever dtypes they are stored in."""
+    if first.dtype == second.dtype:
+        return torch.equal(first, second)
+    return torch.equal(first.to(torch.float64), second.to(torch.float64))
 
 
 def _place(tensor: str, module: str, reason: str, scope: Scope, result: Plan) -> None:

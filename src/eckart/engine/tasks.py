@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from eckart.engine.run import Run
 
@@ -68,6 +69,8 @@ class _Pool(Generic[T]):
         self._threads_before = torch.get_num_threads()
         count = min(run.worker_count(), max(len(tasks), 1))
         threads = 1 if count > 1 else self._threads_before
+        # torch's threads are set on each worker; NumPy's BLAS has one number for the whole process.
+        self._numpy_threads = threadpool_limits(limits=1 if count > 1 else None, user_api="blas")
         self._workers = [threading.Thread(target=self._work, args=(threads,), daemon=True) for _ in range(count)]
         for worker in self._workers:
             worker.start()
@@ -89,6 +92,7 @@ class _Pool(Generic[T]):
             for worker in self._workers:
                 worker.join()
         torch.set_num_threads(self._threads_before)
+        self._numpy_threads.restore_original_limits()
 
     def _work(self, threads: int) -> None:
         torch.set_num_threads(threads)

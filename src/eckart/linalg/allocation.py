@@ -41,7 +41,11 @@ class Allocation:
 
 
 def allocate(
-    spectra: Mapping[str, Spectrum], *, budget_params: int, importance: Mapping[str, float] | None = None
+    spectra: Mapping[str, Spectrum],
+    *,
+    budget_params: int,
+    importance: Mapping[str, float] | None = None,
+    rank_params: Mapping[str, int] | None = None,
 ) -> Allocation:
     """Share a budget of parameters between matrices so that the energy kept is greatest.
 
@@ -49,6 +53,7 @@ def allocate(
         spectra: spectrum of each matrix by name, of shape `(out_features, in_features)`.
         budget_params: parameters that all factors together may have.
         importance: weight of a matrix's energy by name, 1 where absent.
+        rank_params: parameters that one rank of a matrix takes by name, out + in where absent.
 
     Returns:
         `Allocation`, whose `guarantee` says how near the optimum it is.
@@ -61,7 +66,7 @@ def allocate(
         msg = f"budget_params and importance must not be negative, got {budget_params} and {importance}"
         raise ValueError(msg)
     names = list(spectra)
-    costs = [sum(spectra[name].shape) for name in names]
+    costs = [(rank_params or {}).get(name, sum(spectra[name].shape)) for name in names]
     gains = [weights[name] * spectra[name].singular_values.square() for name in names]
     none = torch.zeros(0, dtype=torch.float64)
     owners = torch.cat([none.long(), *(torch.full((len(gain),), i) for i, gain in enumerate(gains))])
@@ -79,7 +84,7 @@ def allocate(
             barred = value
             best = value * left  # what the linear programme gains by taking a fraction of this rank
     limit = barred or 0.0
-    certain = all(_settled(spectrum, weights[name], limit) for name, spectrum in spectra.items())
+    certain = all(_settled(spectra[name], weights[name] / cost, limit) for name, cost in zip(names, costs, strict=True))
     equal = len(set(costs)) <= 1
     gap = 0.0 if equal or barred is None else max(0.0, best)
     gap += sum(_open_energy(spectrum, weights[name]) for name, spectrum in spectra.items())
@@ -96,5 +101,5 @@ def _open_energy(spectrum: Spectrum, weight: float) -> float:
 
 
 def _settled(spectrum: Spectrum, weight: float, limit: float) -> bool:
-    """Whether no singular value that was left out could have a gain over cost above `limit`."""
-    return spectrum.tail is None or weight * spectrum.tail.norm**2 / sum(spectrum.shape) <= limit
+    """Whether no singular value that was left out could have a gain over cost, `weight`·σ², above `limit`."""
+    return spectrum.tail is None or weight * spectrum.tail.norm**2 <= limit

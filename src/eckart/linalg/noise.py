@@ -79,10 +79,11 @@ def rounding_variance(weight: Matrix) -> RoundingVariance:
     for slab in matrix.slabs():
         power = slab.to(torch.float32).contiguous().view(torch.int32).bitwise_and(EXPONENT_BITS).view(torch.float32)
         # Below its smallest normal number a dtype's grid is even.
-        variance = (power.clamp_min(stored.tiny) * stored.eps).square() / 12
-        rows.append(variance.sum(1, dtype=torch.float64))
-        columns += variance.sum(0, dtype=torch.float64)
-    return RoundingVariance(torch.cat(rows), columns)
+        squares = power.clamp_min_(stored.tiny).square_()
+        rows.append(squares.sum(1).to(torch.float64))
+        columns += squares.sum(0)
+    unit = stored.eps**2 / 12
+    return RoundingVariance(torch.cat(rows) * unit, columns * unit)
 
 
 def zero_fraction(weight: Matrix) -> float:
