@@ -53,7 +53,23 @@ def extract(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write the difference TUNED − BASE as a PEFT adapter of the best factors of the chosen rank."""
+    """Write the difference TUNED − BASE as a PEFT adapter of the best factors of the chosen rank.
+
+    A killed run goes on where it was. With --eval, tell how much of the fine-tune's lower loss the adapter keeps.
+
+    \b
+    $ eckart extract base tuned -o adapter --rank 8 \\
+          --eval heldout.txt --modules-to-save norm
+    Adapter in adapter
+     module       n  shape     rank      relative error      least possible
+     ──────────────────────────────────────────────────────────────────────
+     o_proj      30  576×576      8    72.7% (63.2–81%)    72.7% (63.2–81%)
+     gate_proj   30  1536×576     8  88.7% (82.2–91.2%)  88.7% (82.2–91.2%)
+     …
+    Loss on 1,462 tokens: base 2.4988, fine-tune 2.1638, base with adapter
+    2.2482 nats per token.
+    Gain recovered: 74.8%
+    """  # noqa: D301
     from eckart import adapter as adapters
     from eckart.cli.evaluate import gain_of, read_text
     from eckart.cli.output import show, show_json
