@@ -4,8 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eckart.checkpoint import DifferenceMatrix, WeightMatrix, layout, matrices, open_checkpoint, select
+from eckart.checkpoint import DifferenceMatrix, WeightMatrix, layout, open_checkpoint, select
 from eckart.errors import NotFiniteError
+from eckart.linalg import slabs
 from eckart.linalg.slabs import RowSlabs
 
 
@@ -16,7 +17,7 @@ def dense(matrix) -> torch.Tensor:
 @pytest.fixture(autouse=True)
 def small_slabs(monkeypatch):
     """Slabs of a few rows, so that every matrix here has several."""
-    monkeypatch.setattr(matrices, "SLAB_BYTES", 256)
+    monkeypatch.setattr(slabs, "SLAB_BYTES", 256)
 
 
 STATE = {
@@ -94,7 +95,7 @@ def test_values_that_are_not_finite_are_counted_and_their_tensor_named(value, ki
 
 
 def test_a_quantised_real_weight_arrives_in_rows(smollm2, monkeypatch) -> None:
-    monkeypatch.setattr(matrices, "SLAB_BYTES", 200_000)
+    monkeypatch.setattr(slabs, "SLAB_BYTES", 200_000)
     checkpoint = open_checkpoint(smollm2)
     view = select(layout(checkpoint), ["layers.7.self_attn.q_proj"])[0]
     assert torch.equal(dense(WeightMatrix(checkpoint, view)), checkpoint.read(view.tensor))

@@ -9,7 +9,7 @@ from torch import Tensor
 from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.layout import MatrixView
 from eckart.errors import NotFiniteError
-from eckart.linalg.slabs import SLAB_BYTES
+from eckart.linalg.slabs import compute_dtype, rows_per_slab
 
 
 class WeightMatrix:
@@ -35,7 +35,7 @@ class WeightMatrix:
 
     def _upcast(self) -> Iterator[Tensor]:
         for rows in stored_rows(self.checkpoint, self.view):
-            yield rows.to(self.device).to(_compute_dtype(self.dtype))
+            yield rows.to(self.device).to(compute_dtype(self))
 
 
 class DifferenceMatrix:
@@ -79,7 +79,7 @@ def counterpart(base: Checkpoint, view: MatrixView) -> MatrixView:
 def stored_rows(checkpoint: Checkpoint, view: MatrixView) -> Iterator[Tensor]:
     """Row blocks of a matrix in the stored dtype, each at most SLAB_BYTES once it is float32."""
     rows, columns = view.stored_shape
-    step = max(1, SLAB_BYTES // (4 * columns))
+    step = rows_per_slab(columns)
     if view.kind == "expert":
         # An expert is one entry of the tensor's first dimension: read it once, hand it out in slabs.
         expert = view.first_row // rows
@@ -88,10 +88,6 @@ def stored_rows(checkpoint: Checkpoint, view: MatrixView) -> Iterator[Tensor]:
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         yield checkpoint.rows(view.tensor, start, stop).reshape(stop - start, columns)
-
-
-def _compute_dtype(stored: torch.dtype) -> torch.dtype:
-    return torch.float64 if stored == torch.float64 else torch.float32
 
 
 def _not_finite(checkpoint: Checkpoint, view: MatrixView) -> NotFiniteError:
