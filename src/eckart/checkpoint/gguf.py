@@ -127,7 +127,9 @@ class GgufCheckpoint:
                 rows = data.view(dtype).reshape(last - first, columns)
             else:
                 blocks = data.numpy().reshape(last - first, row_bytes)
-                rows = torch.from_numpy(dequantize(blocks, kind.type))
+                # A scale that is no number gives values that are none; whoever uses them counts and refuses them.
+                with np.errstate(all="ignore"):
+                    rows = torch.from_numpy(dequantize(blocks, kind.type))
             result[first - start : last - start] = rows
         return result
 
