@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from eckart.adapter import Adapter, AdapterLayer, Extraction, RankChoice, extract, load_adapter
+    from eckart.adapter import Adapter, AdapterLayer, AdapterResult, RankChoice, extract, load_adapter
     from eckart.analysis import Analysis, MatrixAnalysis, analyze
     from eckart.engine import Run
     from eckart.errors import EckartError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "eckart.adapter": ("Adapter", "AdapterLayer", "Extraction", "RankChoice", "extract", "load_adapter"),
+    "eckart.adapter": ("Adapter", "AdapterLayer", "AdapterResult", "RankChoice", "extract", "load_adapter"),
     "eckart.analysis": ("Analysis", "MatrixAnalysis", "analyze"),
     "eckart.engine": ("Run",),
     "eckart.errors": ("EckartError",),
@@ -43,7 +43,7 @@ __all__ = [
     "Allocation",
     "Analysis",
     "EckartError",
-    "Extraction",
+    "AdapterResult",
     "Interval",
     "LowRank",
     "MatrixAnalysis",

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from eckart.adapter import Adapter, AdapterLayer, Budget, RankChoice, Scope, extract, load_adapter
-from eckart.errors import FileFormatError, MismatchError, SourceError
+from eckart.errors import FileFormatError, MismatchError, NotFiniteError, SourceError
 
 from .conftest import save_pair
 
@@ -266,12 +266,28 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda config, tensors: config.update(rank_pattern={"(": 2}), "not a regex"),
         (lambda config, tensors: config.update(target_parameters=["x"]), "target_parameters"),
         (lambda config, tensors: tensors.pop(f"{FIRST}.lora_B.weight"), "q_proj: lora_B missing"),
-        (lambda config, tensors: tensors[f"{FIRST}.lora_A.weight"].fill_(float("nan")), "128 values are NaN"),
     ],
 )
 def test_a_config_that_disagrees_with_its_tensors_is_refused(llama_pair, tmp_path, change, said):
     with pytest.raises(FileFormatError, match=said):
         load_adapter(damaged(tmp_path, llama_pair, change))
+
+
+def test_a_layer_that_is_not_finite_is_met_when_it_is_read(llama_pair, tmp_path):
+    name = f"{FIRST}.lora_A.weight"
+    adapter = load_adapter(damaged(tmp_path, llama_pair, lambda config, tensors: tensors[name].fill_(float("nan"))))
+    with pytest.raises(NotFiniteError, match=rf"{name}: 128 values are NaN"):
+        list(adapter.values())
+
+
+def test_nothing_but_headers_is_read_for_the_size_of_an_adapter(llama_pair, tmp_path):
+    path = damaged(tmp_path, llama_pair, lambda config, tensors: None)
+    stored = load_file(path / "adapter_model.safetensors")
+    adapter = load_adapter(path)
+    (path / "adapter_model.safetensors").unlink()
+    assert adapter.params == sum(tensor.numel() for tensor in stored.values())
+    assert adapter.nbytes == sum(tensor.nbytes for tensor in stored.values())
+    assert all(layer.lora_A.is_meta for layer in adapter.outline().values())
 
 
 def test_a_folder_that_is_no_adapter_is_refused(llama_pair):

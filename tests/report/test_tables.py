@@ -13,7 +13,7 @@ from eckart.analysis import Analysis, analyze
 from eckart.checkpoint import LeftOut
 from eckart.evaluation import GainReport
 from eckart.linalg import Interval, RankBound
-from eckart.report import analysis_table, extraction_table
+from eckart.report import analysis_table, adapter_table
 from eckart.report.words import bytes_text, count_text, number_text, seconds_text
 
 
@@ -98,7 +98,7 @@ def pair(tmp_path: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tenso
 
 def test_an_extraction_shows_ranks_errors_and_size(pair) -> None:
     extraction = extract(*pair, rank=4)
-    lines = printed(extraction_table(extraction))
+    lines = printed(adapter_table(extraction))
     assert row(lines, "q_proj")[1:4] == ["20", "24×16", "4"]
     text = "\n".join(lines)
     assert f"{extraction.error:.2%}" in text
@@ -109,7 +109,7 @@ def test_an_extraction_shows_ranks_errors_and_size(pair) -> None:
 def test_an_extraction_with_a_budget_says_what_is_proved(pair) -> None:
     extraction = extract(*pair, rank=RankChoice.given(rank=None, energy=None, error=None, budget="2000"))
     assert extraction.guarantee is not None
-    assert extraction.guarantee.split()[0] in printed_narrow(extraction_table(extraction))
+    assert extraction.guarantee.split()[0] in printed_narrow(adapter_table(extraction))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_an_extraction_with_a_budget_says_what_is_proved(pair) -> None:
     ],
 )
 def test_an_extraction_says_what_gain_it_recovers(pair, gain: GainReport, said: str) -> None:
-    assert said in printed_narrow(extraction_table(extract(*pair, rank=2), gain))
+    assert said in printed_narrow(adapter_table(extract(*pair, rank=2), gain))
 
 
 @pytest.mark.parametrize(

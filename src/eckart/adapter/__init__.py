@@ -2,7 +2,7 @@
 
 from eckart.adapter.adapter import Adapter, AdapterLayer, load_adapter
 from eckart.adapter.extract import extract
-from eckart.adapter.extraction import Extraction, LayerRecord
+from eckart.adapter.result import AdapterResult, LayerRecord
 from eckart.adapter.factors import FactorOptions
 from eckart.adapter.rank_choice import DEFAULT_RANK, Budget, RankChoice
 from eckart.adapter.scope import Scope
@@ -12,7 +12,7 @@ __all__ = [
     "Adapter",
     "AdapterLayer",
     "Budget",
-    "Extraction",
+    "AdapterResult",
     "FactorOptions",
     "LayerRecord",
     "RankChoice",

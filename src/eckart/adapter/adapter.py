@@ -1,16 +1,19 @@
 """An adapter as a value: low-rank updates by module name, with what their files say of them."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from eckart.adapter.deferred import Deferred
 from eckart.linalg import LowRank
 
-LayerKind = Literal["linear", "conv1d", "embedding", "conv"]
+LayerKind = Literal["linear", "conv1d", "embedding", "conv", "expert"]
+AdapterFormat = Literal["peft", "kohya", "diffusers"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +25,8 @@ class AdapterLayer:
         lora_B: shape `(out_features, rank)`; of a convolution `(out, rank, 1, 1)`; of an embedding `(dimension, rank)`.
         alpha: numerator of the scale.
         rslora: the scale is alpha / √rank rather than alpha / rank.
-        kind: `conv1d` is GPT-2's Conv1D, whose weight lies as (in, out): `fan_in_fan_out` in PEFT.
+        kind: `conv1d` is GPT-2's Conv1D, whose weight lies as (in, out): `fan_in_fan_out` in PEFT; `expert` is one
+            expert of a fused tensor, named `experts.gate_up_proj[3]`.
         bias: shape `(out_features,)`, scaled like the product (PEFT's `lora_bias`).
         magnitude: DoRA's norm of each output, shape `(out_features,)`.
     """
@@ -46,23 +50,48 @@ class AdapterLayer:
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
     def low_rank(self) -> LowRank:
-        """The update as a product of matrices, scale included, in float32 or wider.
+        """The update as a product of matrices, scale included, in float64.
 
         Returns:
             `LowRank` of shape `(out_features, in_features)`; of a convolution `(out, in·k·k)`; of an embedding
             `(vocabulary, dimension)`, as its weight lies.
         """
-        dtype = torch.promote_types(self.lora_A.dtype, torch.float32)
-        A, B = self.lora_A.to(dtype).flatten(1), self.lora_B.to(dtype).flatten(1)
-        product = LowRank(A.T, B.T) if self.kind == "embedding" else LowRank(B, A)
-        return product * self.scaling
+        return self._product(torch.float64)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that are there, by the names of their fields."""
+        parts = {"lora_A": self.lora_A, "lora_B": self.lora_B, "bias": self.bias, "magnitude": self.magnitude}
+        return {part: tensor for part, tensor in parts.items() if tensor is not None}
+
+    def with_update(self, update: LowRank, *, dtype: torch.dtype | None = None) -> "AdapterLayer":
+        """The same module with another update, given as `low_rank` gives it: scaling, bias and magnitude stay.
+
+        Args:
+            update: in the orientation of `low_rank`; its balance between the factors is kept.
+            dtype: of the factors; None is that of the present ones.
+        """
+        rank, scale = update.rank, self.scaling
+        product = update * (1 / scale)
+        left, right = product.lora_B.to(dtype or self.lora_B.dtype), product.lora_A.to(dtype or self.lora_A.dtype)
+        if self.kind == "embedding":
+            left, right = right.T, left.T
+        elif self.kind == "conv":
+            left = left.reshape(*left.shape, *(1 for _ in self.lora_A.shape[2:]))
+            right = right.reshape(rank, *self.lora_A.shape[1:])
+        alpha = scale * (rank**0.5 if self.rslora else rank)
+        return replace(self, lora_A=right.contiguous(), lora_B=left.contiguous(), alpha=alpha)
 
     def delta(self) -> Tensor:
         """The dense update in the orientation of the module's own weight, float32 or wider."""
-        dense = self.low_rank().dense()
+        dense = self._product(torch.promote_types(self.lora_A.dtype, torch.float32)).dense()
         if self.kind == "conv":
             return dense.reshape(dense.shape[0], *self.lora_A.shape[1:])
         return dense.T if self.kind == "conv1d" else dense
+
+    def _product(self, dtype: torch.dtype) -> LowRank:
+        A, B = self.lora_A.to(dtype).flatten(1), self.lora_B.to(dtype).flatten(1)
+        product = LowRank(A.T, B.T) if self.kind == "embedding" else LowRank(B, A)
+        return product * self.scaling
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,18 +99,22 @@ class Adapter(Mapping[str, AdapterLayer]):
     """Updates by module name, and the tensors that an adapter replaces whole.
 
     Attributes:
-        layers: update of each module, in the order of the model.
-        modules_to_save: whole tensors by their name in the model, such as a norm's weight.
+        layers: update of each module, in the order of the model; of an adapter on disk read when it is looked up.
+        modules_to_save: whole tensors by their name in the model, such as a norm's weight; likewise.
         base_model: name or path of the model that the adapter belongs to.
         task_type: PEFT's task type, such as CAUSAL_LM.
         config: further fields of the file that the adapter came from, kept as they were.
+        format: of the files that it came from, and that `save` writes.
+        files: what it is read from; empty in memory.
     """
 
-    layers: dict[str, AdapterLayer]
-    modules_to_save: dict[str, Tensor] = field(default_factory=dict)
+    layers: Mapping[str, AdapterLayer]
+    modules_to_save: Mapping[str, Tensor] = field(default_factory=dict)
     base_model: str | None = None
     task_type: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    format: AdapterFormat = "peft"
+    files: tuple[Path, ...] = ()
 
     def __getitem__(self, module: str) -> AdapterLayer:
         return self.layers[module]
@@ -92,41 +125,69 @@ class Adapter(Mapping[str, AdapterLayer]):
     def __len__(self) -> int:
         return len(self.layers)
 
+    def outline(self) -> "Adapter":
+        """The same adapter with every tensor on the meta device: shapes and dtypes, for which nothing is read."""
+        layers = self.layers.outlines if isinstance(self.layers, Deferred) else _without_data(self.layers)
+        whole = self.modules_to_save
+        saved = whole.outlines if isinstance(whole, Deferred) else {name: t.to("meta") for name, t in whole.items()}
+        return replace(self, layers=layers, modules_to_save=saved)
+
     @property
     def params(self) -> int:
         """Numbers in the factors, biases and magnitudes, and in the tensors saved whole."""
-        return sum(tensor.numel() for tensor in self._tensors())
+        return sum(tensor.numel() for tensor in self.outline().tensors())
 
     @property
     def nbytes(self) -> int:
         """Bytes of the same."""
-        return sum(tensor.nbytes for tensor in self._tensors())
+        return sum(tensor.nbytes for tensor in self.outline().tensors())
 
-    def _tensors(self) -> Iterator[Tensor]:
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor, one layer after another."""
         for layer in self.values():
-            parts = (layer.lora_A, layer.lora_B, layer.bias, layer.magnitude)
-            yield from (part for part in parts if part is not None)
+            yield from layer.tensors().values()
         yield from self.modules_to_save.values()
 
+    def fingerprint(self) -> str:
+        """A hex digest that changes when any number of the adapter does; of files, when any of them does."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            status = file.stat()
+            digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        if not self.files:
+            for name, layer in self.items():
+                digest.update(f"{name}\0{layer.scaling}\0{layer.kind}\0".encode())
+            for tensor in self.tensors():
+                digest.update(f"{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
     def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write a PEFT folder, whole or not at all.
+        """Write the adapter in its format, whole or not at all; one layer at a time is in memory.
 
         Raises:
             OutputError: `path` exists and `force` is not given, or cannot be written.
-            MismatchError: the layers cannot share one PEFT config; the message says which.
+            MismatchError: the format cannot express the adapter; the message says why.
         """
-        from eckart.adapter.formats import peft
+        from eckart.adapter import formats
 
-        peft.write(self, Path(path), force=force)
+        formats.write(self, Path(path), force=force)
 
 
-def load_adapter(path: str | Path) -> Adapter:
-    """Read an adapter from its files: a PEFT folder.
+def _without_data(layers: Mapping[str, AdapterLayer]) -> dict[str, AdapterLayer]:
+    return {
+        name: replace(layer, **{part: tensor.to("meta") for part, tensor in layer.tensors().items()})
+        for name, layer in layers.items()
+    }
+
+
+def load_adapter(source: str | Path) -> Adapter:
+    """An adapter from its files or from the hub; headers are checked here, a layer is read when it is looked up.
 
     Raises:
-        SourceError: there is no adapter at `path`.
+        SourceError: there is no adapter at `source`.
         FileFormatError: config and tensors are damaged or disagree; every fault is listed.
     """
-    from eckart.adapter.formats import peft
+    from eckart.adapter import formats
 
-    return peft.read(Path(path))
+    return formats.read(source)

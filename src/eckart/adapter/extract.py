@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from eckart.adapter.adapter import Adapter, AdapterLayer, load_adapter
-from eckart.adapter.extraction import Extraction, LayerRecord
+from eckart.adapter.result import AdapterResult, LayerRecord
 from eckart.adapter.factors import FactorOptions, layer_of
 from eckart.adapter.pair import Pair, Rest
 from eckart.adapter.rank_choice import DEFAULT_RANK, RankChoice
@@ -38,7 +38,7 @@ def extract(
     options: FactorOptions = FULL_PRECISION,
     run: Run = HERE,
     force: bool = False,
-) -> Extraction:
+) -> AdapterResult:
     """The adapter that turns `base` into the best low-rank approximation of `tuned`.
 
     Args:
@@ -52,7 +52,7 @@ def extract(
         force: replace an existing output.
 
     Returns:
-        `Extraction`: the adapter, each layer's measured error and the least error possible, and what was left out.
+        `AdapterResult`: the adapter, each layer's measured error and the least error possible, and what was left out.
 
     Raises:
         MismatchError: the checkpoints do not belong together or do not differ, or a pattern matches nothing.
@@ -79,7 +79,7 @@ def extract(
             nbytes = sum(file.stat().st_size for file in target.iterdir())
             adapter = load_adapter(target)
     seconds = time.monotonic() - began
-    return Extraction(adapter, layers, [*dropped, *rest.left_out], target, nbytes, seconds, guarantee)
+    return AdapterResult("extract", adapter, layers, [*dropped, *rest.left_out], target, nbytes, seconds, guarantee)
 
 
 def _assemble(

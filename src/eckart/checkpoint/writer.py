@@ -4,7 +4,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from eckart.checkpoint.output import atomic_directory, check_output
 SHARD_BYTES = 5_000_000_000
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja")
 _NOT_COMPANIONS = ("*.index.json", "adapter_config.json")
+_METADATA = {"format": "pt"}  # which transformers asks for
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -79,10 +80,17 @@ def write_shards(
     for number, shard in enumerate(shards, start=1):
         single = len(shards) == 1
         name = "model.safetensors" if single else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        placed |= _write_header(folder / name, shard)
+        placed |= _write_header(folder / name, shard, _METADATA)
     _write_data(placed, tensors)
     if len(shards) > 1:
         _write_index(folder, placed)
+
+
+def write_tensors(
+    file: Path, specs: Sequence[TensorSpec], tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]
+) -> None:
+    """One safetensors file, into a folder that is there: for use in `atomic_directory` and `atomic_file`."""
+    _write_data(_write_header(file, specs, metadata), tensors)
 
 
 def copy_companions(source: Path, folder: Path) -> None:
@@ -113,9 +121,9 @@ def _shards(specs: Sequence[TensorSpec], shard_bytes: int) -> list[list[TensorSp
     return shards
 
 
-def _write_header(file: Path, specs: Sequence[TensorSpec]) -> dict[str, _Place]:
-    """Write a shard's header and return where its tensors go; wide dtypes first, so that all are aligned."""
-    table: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def _write_header(file: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> dict[str, _Place]:
+    """Write a file's header and return where its tensors go; wide dtypes first, so that all are aligned."""
+    table: dict[str, object] = {"__metadata__": dict(metadata)}
     begin = 0
     ordered = sorted(specs, key=lambda spec: -spec.dtype.itemsize)
     for spec in ordered:

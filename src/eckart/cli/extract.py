@@ -75,7 +75,7 @@ def extract(
     from eckart.cli.output import show, show_json
     from eckart.cli.progress import Bar
     from eckart.engine import Run
-    from eckart.report import extraction_table
+    from eckart.report import adapter_table
 
     text = read_text(evaluation) if evaluation else None
     extraction = adapters.extract(
@@ -92,4 +92,4 @@ def extract(
     if as_json:
         show_json(extraction.to_json() | {"eval": gain.to_json() if gain else None})
     else:
-        show(extraction_table(extraction, gain))
+        show(adapter_table(extraction, gain))

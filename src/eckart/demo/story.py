@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from eckart.adapter import Adapter, Extraction, extract
+from eckart.adapter import Adapter, AdapterResult, extract
 from eckart.analysis import Analysis, analyze
 from eckart.demo.corpus import language_reference
 from eckart.demo.package import MODEL, require_demo
@@ -48,7 +48,7 @@ StoryCallback = Callable[[Moment], None]
 class Chapter:
     """One adapter: how it was extracted and what it recovers."""
 
-    extraction: Extraction
+    extraction: AdapterResult
     gain: GainReport
     rank: int
 

@@ -2,13 +2,13 @@
 
 from eckart.report.figures import energy_figure, error_figure, save_figures, spectrum_figure
 from eckart.report.rank_map import rank_map
-from eckart.report.tables import analysis_table, extraction_table, left_out_lines
+from eckart.report.tables import analysis_table, adapter_table, left_out_lines
 
 __all__ = [
     "analysis_table",
     "energy_figure",
     "error_figure",
-    "extraction_table",
+    "adapter_table",
     "left_out_lines",
     "rank_map",
     "save_figures",

@@ -12,7 +12,7 @@ from eckart.report.grid import Column, grid, is_summarised
 from eckart.report.words import bytes_text, count_text, number_text, seconds_text
 
 if TYPE_CHECKING:
-    from eckart.adapter import Extraction, LayerRecord
+    from eckart.adapter import AdapterResult, LayerRecord
     from eckart.analysis import Analysis, MatrixAnalysis
     from eckart.checkpoint import LeftOut
     from eckart.evaluation import GainReport
@@ -47,7 +47,7 @@ def analysis_table(analysis: "Analysis") -> RenderableType:
     return Group(Text(name(analysis), style="bold"), table, *map(Text, notes), *left_out_lines(analysis.left_out))
 
 
-def extraction_table(extraction: "Extraction", gain: "GainReport | None" = None) -> RenderableType:
+def adapter_table(extraction: "AdapterResult", gain: "GainReport | None" = None) -> RenderableType:
     """Ranks and errors of an extracted adapter, its size, and what of the fine-tune's gain it recovers.
 
     Returns:

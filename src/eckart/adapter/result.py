@@ -1,4 +1,4 @@
-"""What an extraction found: per-layer ranks and errors, and what was left out and why."""
+"""An adapter that was made, with the rank and error of every layer, and what was left out and why."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +7,9 @@ from typing import Any
 from eckart.adapter.adapter import Adapter
 from eckart.checkpoint import LeftOut
 
-FORMAT = "eckart-extract/1"
-
-
 @dataclass(frozen=True)
 class LayerRecord:
-    """One extracted layer.
+    """What one layer keeps of the update that it was made from.
 
     Attributes:
         name: of the module.
@@ -32,10 +29,11 @@ class LayerRecord:
 
 
 @dataclass(frozen=True)
-class Extraction:
-    """An adapter taken from the difference of two checkpoints.
+class AdapterResult:
+    """An adapter made from a fine-tune or from other adapters.
 
     Attributes:
+        made_by: the command that made it, such as `extract`.
         adapter: the result; its tensors are read from `output` where it was written.
         layers: what each layer kept.
         left_out: tensors that are not in the adapter, and why.
@@ -45,6 +43,7 @@ class Extraction:
         guarantee: what is proved about a shared budget, None without one.
     """
 
+    made_by: str
     adapter: Adapter
     layers: list[LayerRecord]
     left_out: list[LeftOut]
@@ -64,9 +63,9 @@ class Extraction:
         return _share([layer.error_lower_bound for layer in self.layers], self.layers)
 
     def to_json(self) -> dict[str, Any]:
-        """The `eckart-extract/1` object."""
+        """The `eckart-extract/1` object, or that of another command."""
         return {
-            "format": FORMAT,
+            "format": f"eckart-{self.made_by}/1",
             "layers": [
                 {
                     "name": layer.name,
