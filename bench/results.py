@@ -108,7 +108,8 @@ def machine() -> dict[str, str | int]:
     if info.exists():
         names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = f"{len(names)} × {names[0]}" if names else cpu
-    versions = {name: metadata.version(name) for name in PACKAGES}
+    installed = {distribution.name for distribution in metadata.distributions()}
+    versions = {name: metadata.version(name) for name in PACKAGES if name in installed}
     return {"cpu": cpu, "threads": THREADS, "python": platform.python_version()} | versions
 
 

@@ -40,10 +40,10 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Adapter",
     "AdapterLayer",
+    "AdapterResult",
     "Allocation",
     "Analysis",
     "EckartError",
-    "AdapterResult",
     "Interval",
     "LowRank",
     "MatrixAnalysis",

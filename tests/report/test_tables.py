@@ -13,7 +13,7 @@ from eckart.analysis import Analysis, analyze
 from eckart.checkpoint import LeftOut
 from eckart.evaluation import GainReport
 from eckart.linalg import Interval, RankBound
-from eckart.report import analysis_table, adapter_table
+from eckart.report import adapter_table, analysis_table
 from eckart.report.words import bytes_text, count_text, number_text, seconds_text
 
 

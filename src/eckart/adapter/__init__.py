@@ -2,19 +2,22 @@
 
 from eckart.adapter.adapter import Adapter, AdapterLayer, load_adapter
 from eckart.adapter.extract import extract
-from eckart.adapter.result import AdapterResult, LayerRecord
 from eckart.adapter.factors import FactorOptions
+from eckart.adapter.preview import Match, Preview
 from eckart.adapter.rank_choice import DEFAULT_RANK, Budget, RankChoice
+from eckart.adapter.result import AdapterResult, LayerRecord
 from eckart.adapter.scope import Scope
 
 __all__ = [
     "DEFAULT_RANK",
     "Adapter",
     "AdapterLayer",
-    "Budget",
     "AdapterResult",
+    "Budget",
     "FactorOptions",
     "LayerRecord",
+    "Match",
+    "Preview",
     "RankChoice",
     "Scope",
     "extract",

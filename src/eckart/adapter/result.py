@@ -7,6 +7,7 @@ from typing import Any
 from eckart.adapter.adapter import Adapter
 from eckart.checkpoint import LeftOut
 
+
 @dataclass(frozen=True)
 class LayerRecord:
     """What one layer keeps of the update that it was made from.

@@ -5,18 +5,22 @@ from typing import Annotated
 
 import typer
 
-from eckart.cli.options import Device, Dtype, Exclude, Force, Json, NoResume, Seed, Target, Workers
+from eckart.cli.options import (
+    BudgetText,
+    Device,
+    Dtype,
+    Energy,
+    Error,
+    Exclude,
+    Force,
+    Json,
+    NoResume,
+    Rank,
+    Seed,
+    Target,
+    Workers,
+)
 
-Rank = Annotated[int | None, typer.Option("--rank", metavar="N", help="The same rank for every matrix. [default: 16]")]
-Energy = Annotated[
-    float | None, typer.Option("--energy", metavar="SHARE", help="Smallest ranks that keep this share of ‖ΔW‖².")
-]
-Error = Annotated[
-    float | None, typer.Option("--error", metavar="SHARE", help="Smallest ranks with a relative error below this.")
-]
-BudgetText = Annotated[
-    str | None, typer.Option("--budget", metavar="20MB|5M", help="Bytes or parameters, shared between matrices.")
-]
 Saved = Annotated[
     list[str] | None,
     typer.Option(
@@ -53,7 +57,7 @@ def extract(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write the difference TUNED − BASE as a PEFT adapter of the best factors of the chosen rank.
+    """Write TUNED − BASE as a PEFT adapter of the best factors of the chosen rank (16 by default).
 
     A killed run goes on where it was. With --eval, tell how much of the fine-tune's lower loss the adapter keeps.
 

@@ -31,3 +31,19 @@ Workers = Annotated[
     int | None,
     typer.Option("--workers", metavar="N", min=1, help="Matrices worked on at once; by default one a core."),
 ]
+Rank = Annotated[int | None, typer.Option("--rank", metavar="N", help="The same rank for every matrix.")]
+Energy = Annotated[
+    float | None, typer.Option("--energy", metavar="SHARE", help="Smallest ranks that keep this share of ‖ΔW‖².")
+]
+Error = Annotated[
+    float | None, typer.Option("--error", metavar="SHARE", help="Smallest ranks with a relative error below this.")
+]
+BudgetText = Annotated[
+    str | None, typer.Option("--budget", metavar="20MB|5M", help="Bytes or parameters, shared between matrices.")
+]
+Weights = Annotated[
+    str | None, typer.Option("--weights", metavar="A,B,…", help="Factor of each adapter, in their order. [default: 1]")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Tell what would match, be read and be written, from headers alone.")
+]

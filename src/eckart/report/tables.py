@@ -12,12 +12,13 @@ from eckart.report.grid import Column, grid, is_summarised
 from eckart.report.words import bytes_text, count_text, number_text, seconds_text
 
 if TYPE_CHECKING:
-    from eckart.adapter import AdapterResult, LayerRecord
+    from eckart.adapter import AdapterResult, LayerRecord, Match, Preview
     from eckart.analysis import Analysis, MatrixAnalysis
     from eckart.checkpoint import LeftOut
     from eckart.evaluation import GainReport
 
 SHOWN_LEFT_OUT = 4
+SHOWN_ADAPTERS = 4
 SUMMARY = "Each number is the median of a kind (lowest–highest)."
 
 
@@ -47,8 +48,8 @@ def analysis_table(analysis: "Analysis") -> RenderableType:
     return Group(Text(name(analysis), style="bold"), table, *map(Text, notes), *left_out_lines(analysis.left_out))
 
 
-def adapter_table(extraction: "AdapterResult", gain: "GainReport | None" = None) -> RenderableType:
-    """Ranks and errors of an extracted adapter, its size, and what of the fine-tune's gain it recovers.
+def adapter_table(result: "AdapterResult", gain: "GainReport | None" = None) -> RenderableType:
+    """Ranks and errors of an adapter that was made, its size, and what of the fine-tune's gain it recovers.
 
     Returns:
         a rich renderable of at most 80 columns.
@@ -58,22 +59,42 @@ def adapter_table(extraction: "AdapterResult", gain: "GainReport | None" = None)
         Column("relative error", lambda layer: layer.error, "share"),
         Column("least possible", lambda layer: layer.error_lower_bound, "share"),
     ]
-    where = f"Adapter in {extraction.output}" if extraction.output else "Adapter"
-    notes = [SUMMARY] if is_summarised(extraction.layers) else []
+    where = f"Adapter in {result.output}" if result.output else "Adapter"
+    notes = [SUMMARY] if is_summarised(result.layers) else []
     notes.append(
-        f"All layers together: relative error {extraction.error:.2%}; no adapter of these ranks has less than "
-        f"{extraction.error_lower_bound:.2%}."
+        f"All layers together: relative error {result.error:.2%}; no adapter of these ranks has less than "
+        f"{result.error_lower_bound:.2%}."
     )
-    if extraction.guarantee:
-        notes.append(extraction.guarantee)
+    if result.guarantee:
+        notes.append(result.guarantee)
     if gain is not None:
         notes.append(_gain_text(gain))
     notes.append(
-        f"{len(extraction.layers)} layers, {count_text(extraction.adapter.params)} parameters, "
-        f"{bytes_text(extraction.nbytes)}, {seconds_text(extraction.seconds)}"
+        f"{len(result.layers)} layers, {count_text(result.adapter.params)} parameters, "
+        f"{bytes_text(result.nbytes)}, {seconds_text(result.seconds)}"
     )
-    table = grid(extraction.layers, columns)
-    return Group(Text(where, style="bold"), table, *map(Text, notes), *left_out_lines(extraction.left_out))
+    table = grid(result.layers, columns)
+    return Group(Text(where, style="bold"), table, *map(Text, notes), *left_out_lines(result.left_out))
+
+
+def preview_table(preview: "Preview") -> RenderableType:
+    """What an operation would work on, read and write.
+
+    Returns:
+        a rich renderable of at most 80 columns.
+    """
+    count = max((len(match.ranks) for match in preview.matches), default=0)
+    columns: list[Column[Match]] = [
+        Column("rank" if count == 1 else f"rank of\nadapter {place + 1}", lambda match, place=place: match.ranks[place])
+        for place in range(min(count, SHOWN_ADAPTERS))
+    ]
+    notes = [SUMMARY] if is_summarised(preview.matches) else []
+    notes.append(
+        f"{len(preview.matches)} modules match; {bytes_text(preview.read_bytes)} would be read and "
+        f"{bytes_text(preview.written_bytes)} written. Nothing was."
+    )
+    head = Text(f"{preview.made_by}, dry run", style="bold")
+    return Group(head, grid(preview.matches, columns), *map(Text, notes), *left_out_lines(preview.left_out))
 
 
 def left_out_lines(left_out: Iterable["LeftOut"]) -> list[Text]:

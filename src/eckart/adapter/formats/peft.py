@@ -160,5 +160,3 @@ def _layer(module: str, tensors: Mapping[str, Tensor], config: PeftConfig) -> Ad
         bias=tensors.get("bias"),
         magnitude=None if magnitude is None else magnitude.flatten(),
     )
-
-
