@@ -63,7 +63,7 @@ class MatrixWork:
         if self.tuned.tensors[self.view.tensor].quantisation:
             return None
         if self.base is None:
-            return bulk_noise(weight, known)
+            return bulk_noise(matrix, known)
         if self.base.tensors[counterpart(self.base, self.view).tensor].quantisation:
             return None
         return difference_noise(matrix, known, weight, generator=generator)

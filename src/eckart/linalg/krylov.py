@@ -179,7 +179,7 @@ def block_size(rank: int) -> int:
 def resident(matrix: RowSlabs) -> RowSlabs:
     """The matrix held in memory in its `compute_dtype`, if that takes at most `RESIDENT_BYTES`."""
     size = matrix.shape[0] * matrix.shape[1] * compute_dtype(matrix).itemsize
-    return InMemory(materialize(matrix)) if size <= RESIDENT_BYTES else matrix
+    return InMemory(materialize(matrix), stored=matrix.dtype) if size <= RESIDENT_BYTES else matrix
 
 
 def triplets(basis: BlockKrylov, *, rank: int, fro_norm: float) -> PartialSVD:

@@ -39,24 +39,25 @@ class RowSlabs(Protocol):
 
 
 class InMemory:
-    """A matrix that lies in memory, seen as `RowSlabs`; a slab is a view, never a copy."""
+    """A matrix that lies in memory, seen as `RowSlabs`; a slab is a view, never a copy.
 
-    def __init__(self, weight: Tensor) -> None:
+    Args:
+        weight: the matrix.
+        stored: the dtype that it was read in, where `weight` is an upcast of it.
+    """
+
+    def __init__(self, weight: Tensor, *, stored: torch.dtype | None = None) -> None:
         if weight.ndim != 2 or not weight.is_floating_point():
             msg = f"weight must be a real floating-point matrix, got {weight.dtype} of shape {tuple(weight.shape)}"
             raise ValueError(msg)
         self.weight = weight.detach()
+        self.dtype = stored or weight.dtype
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
         rows, columns = self.weight.shape
         return rows, columns
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the tensor."""
-        return self.weight.dtype
 
     @property
     def device(self) -> torch.device:
@@ -66,7 +67,7 @@ class InMemory:
     def slabs(self) -> Iterator[Tensor]:
         """The whole matrix in blocks of at most `SLAB_BYTES`, or at once where no upcast will copy it."""
         rows, columns = self.shape
-        copied = self.dtype not in (torch.float32, torch.float64)
+        copied = self.weight.dtype not in (torch.float32, torch.float64)
         yield from self.weight.split(rows_per_slab(columns) if copied else max(rows, 1))
 
 

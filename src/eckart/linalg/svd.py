@@ -62,14 +62,15 @@ def gram(matrix: RowSlabs) -> Tensor:
         shape `(n, n)` with n the short side; only the upper triangle is filled, for `eigenvalues`.
     """
     if isinstance(matrix, InMemory) and matrix.shape[0] < matrix.shape[1]:
-        matrix = InMemory(matrix.weight.T)
+        matrix = InMemory(matrix.weight.T, stored=matrix.dtype)
     rows, columns = matrix.shape
-    side = min(rows, columns)
-    total = torch.zeros(side, side, dtype=torch.float64, device=matrix.device)
     if rows >= columns:
+        # The first product is the sum: filling and adding would wake torch's threads, which then spin beside BLAS's.
+        total = None
         for block in _row_blocks(matrix):
-            total += self_product(block)
-        return total
+            total = self_product(block) if total is None else total.add_(self_product(block))
+        return torch.zeros(columns, columns, dtype=torch.float64, device=matrix.device) if total is None else total
+    total = torch.zeros(rows, rows, dtype=torch.float64, device=matrix.device)
     start = 0
     for block in _row_blocks(matrix):
         other = 0
