@@ -11,8 +11,8 @@ from bench.options import Options
 from bench.results import markdown, save
 
 HERE = Path(__file__).parent
-DEFAULT = ("startup", "minimal_rank", "partial_svd", "extract", "analyze")
-ON_REQUEST = ("memory",)
+DEFAULT = ("startup", "minimal_rank", "partial_svd", "adapter_svd", "extract", "analyze", "resize", "merge")
+ON_REQUEST = ("memory", "merge_memory")
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ Takes minutes and 16 GB of disk, so it runs only when it is named.
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -63,20 +64,20 @@ def run(options: Options) -> list[Limit]:
     return [*rows, Limit("time a byte, largest against smallest", slowdown, SLOWDOWN, "×", f"{per_gb} s/GB")]
 
 
-def write_pair(folder: Path, layers: int) -> None:
+def write_pair(folder: Path, layers: int, names: Sequence[str] = ("base", "tuned")) -> None:
     """Two sharded bfloat16 checkpoints of Llama-3-8B's shapes, whose difference has rank 8 before rounding."""
     shutil.rmtree(folder, ignore_errors=True)
-    parts = {name: folder / name for name in ("base", "tuned")}
+    parts = {name: folder / name for name in names}
     index: dict[str, str] = {}
     for part in parts.values():
         part.mkdir(parents=True)
         (part / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": layers}))
     for layer in range(layers):
         file = f"model-{layer + 1:05}-of-{layers:05}.safetensors"
-        base, tuned = _layer(layer, torch.Generator().manual_seed(layer))
-        save_file(base, parts["base"] / file)
-        save_file(tuned, parts["tuned"] / file)
-        index |= dict.fromkeys(base, file)
+        sides = dict(zip(("base", "tuned"), _layer(layer, torch.Generator().manual_seed(layer)), strict=True))
+        for name, part in parts.items():
+            save_file(sides[name], part / file)
+        index |= dict.fromkeys(sides["base"], file)
     total = {"total_size": layers * LAYER_BYTES}
     for part in parts.values():
         (part / "model.safetensors.index.json").write_text(json.dumps({"metadata": total, "weight_map": index}))

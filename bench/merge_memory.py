@@ -1,0 +1,47 @@
+"""An adapter merged into a checkpoint far larger than its memory: peak memory, and time beside copying the files.
+
+Takes minutes and 32 GB of disk, so it runs only when it is named.
+"""
+
+import os
+import shutil
+import statistics
+
+import torch
+
+from bench.memory import LAYER_BYTES, PEAK_GB, write_pair
+from bench.options import Options, script
+from bench.resize import write_adapter
+from bench.results import Limit
+from bench.timing import run_process
+
+GIGABYTES = 16
+COPIES = 2.0  # times as long as copying may take
+
+
+def run(options: Options) -> list[Limit]:
+    """Both read from a cold or warm cache as it comes; they take turns, and the median of each counts."""
+    folder, adapter = options.work / "synthetic-merge", options.work / "llama-adapter"
+    try:
+        layers = round(GIGABYTES * 1e9 / LAYER_BYTES)
+        write_pair(folder, layers, ["base"])
+        write_adapter(adapter, torch.bfloat16)
+        copied, merged, peak = [], [], 0
+        for _ in range(options.repeats):
+            copied.append(run_process("cp", "-r", folder / "base", folder / "copy").seconds)
+            shutil.rmtree(folder / "copy")
+            os.sync()
+            done = run_process(script("eckart"), "merge", folder / "base", adapter, "-o", folder / "merged")
+            merged.append(done.seconds)
+            peak = max(peak, done.peak_rss_bytes or 0)
+            shutil.rmtree(folder / "merged")
+            os.sync()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(adapter, ignore_errors=True)
+    seconds, copying = statistics.median(merged), statistics.median(copied)
+    note = f"merging {seconds:.0f} s, cp -r {copying:.0f} s"
+    return [
+        Limit(f"peak memory of merge into {GIGABYTES} GB", peak / 1e9, PEAK_GB, "GB", f"{seconds:.0f} s"),
+        Limit("time of merge beside copying the files", seconds / copying, COPIES, "×", note),
+    ]

@@ -1,0 +1,16 @@
+"""PEFT as its users merge: load base and adapter, merge, save. Started as a process by `merge`."""
+
+import sys
+
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+
+def main() -> None:
+    base, adapter, output = sys.argv[1:]
+    model = AutoModelForCausalLM.from_pretrained(base)
+    PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(output)
+
+
+if __name__ == "__main__":
+    main()
