@@ -54,7 +54,6 @@ def atomic_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
     with _replacing(Path(path), force=force) as partial:
         partial.mkdir()
         yield partial
-        _sync(partial)
 
 
 @contextmanager
@@ -68,33 +67,48 @@ def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
         yield partial
 
 
-@contextmanager
-def _replacing(path: Path, *, force: bool) -> Iterator[Path]:
-    check_output(path, force=force)
-    beside = f".{path.name}.{secrets.token_hex(4)}"
-    partial, old = path.with_name(f"{beside}.partial"), path.with_name(f"{beside}.old")
+def publish(partial: Path, path: Path) -> None:
+    """Give a finished file or folder its name, in place of what has it; the disk then holds both.
+
+    Whether `path` may be replaced is for `check_output` to say.
+    """
+    old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
     try:
-        yield partial
-        if partial.is_file():
-            _sync(partial)
+        _sync(partial)
         # A folder cannot be renamed onto one that is not empty: the old one steps aside first.
         if path.is_dir():
             path.rename(old)
         partial.replace(path)
         _sync(path.absolute().parent)
-    except OSError as error:
-        _remove(partial)
-        if error.errno not in _WRITING_FAILED:
-            raise
-        msg = f"{path}: writing failed ({error.strerror}); nothing was left behind"
-        raise OutputError(msg) from error
-    except BaseException:
-        _remove(partial)
-        raise
     finally:
         if old.exists() and not path.exists():
             old.rename(path)
         _remove(old)
+
+
+@contextmanager
+def refusing_full_disk(path: Path, remedy: str) -> Iterator[None]:
+    """Turn a disk that is full or read-only into an OutputError that ends in `remedy`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _WRITING_FAILED:
+            raise
+        msg = f"{path}: writing failed ({error.strerror}); {remedy}"
+        raise OutputError(msg) from error
+
+
+@contextmanager
+def _replacing(path: Path, *, force: bool) -> Iterator[Path]:
+    check_output(path, force=force)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with refusing_full_disk(path, "nothing was left behind"):
+            yield partial
+            publish(partial, path)
+    except BaseException:
+        _remove(partial)
+        raise
 
 
 def _existing_fault(path: Path, *, force: bool) -> str | None:

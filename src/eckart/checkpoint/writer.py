@@ -1,10 +1,11 @@
-"""A checkpoint written as it is computed: headers first, tensors in any order, all or nothing."""
+"""A checkpoint written as it is computed: headers first, tensors in any order, whole or in blocks."""
 
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from eckart.checkpoint.header import DTYPES
 from eckart.checkpoint.output import atomic_directory, check_output
 
 SHARD_BYTES = 5_000_000_000
-_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja")
+_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
 _NOT_COMPANIONS = ("*.index.json", "adapter_config.json")
 _METADATA = {"format": "pt"}  # which transformers asks for
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -75,22 +76,44 @@ def write_shards(
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """The weight files of `write_checkpoint`, into a folder that is there: for use in `atomic_directory`."""
-    shards = _shards(specs, shard_bytes)
-    placed: dict[str, _Place] = {}
-    for number, shard in enumerate(shards, start=1):
-        single = len(shards) == 1
-        name = "model.safetensors" if single else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        placed |= _write_header(folder / name, shard, _METADATA)
-    _write_data(placed, tensors)
-    if len(shards) > 1:
-        _write_index(folder, placed)
+    shards = plan_shards(specs, shard_bytes)
+    with open_files(folder, shards) as files:
+        _write_whole(files, tensors)
+    write_index(folder, shards)
+
+
+def plan_shards(specs: Sequence[TensorSpec], shard_bytes: int = SHARD_BYTES) -> dict[str, list[TensorSpec]]:
+    """What each weight file holds, by the file's name; a tensor larger than `shard_bytes` has a file of its own."""
+    shards: list[list[TensorSpec]] = [[]]
+    filled = 0
+    for spec in specs:
+        if shards[-1] and filled + spec.nbytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(spec)
+        filled += spec.nbytes
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    return {f"model-{n:05}-of-{len(shards):05}.safetensors": shard for n, shard in enumerate(shards, start=1)}
+
+
+def write_index(folder: Path, shards: Mapping[str, Sequence[TensorSpec]]) -> None:
+    """The index of several weight files; one file needs none."""
+    if len(shards) == 1:
+        return
+    weight_map = {spec.name: file for file, specs in shards.items() for spec in specs}
+    total = sum(spec.nbytes for specs in shards.values() for spec in specs)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    stem = next(iter(shards)).partition("-0")[0]
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def write_tensors(
     file: Path, specs: Sequence[TensorSpec], tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]
 ) -> None:
     """One safetensors file, into a folder that is there: for use in `atomic_directory` and `atomic_file`."""
-    _write_data(_write_header(file, specs, metadata), tensors)
+    with open_files(file.parent, {file.name: specs}, metadata) as files:
+        _write_whole(files, tensors)
 
 
 def copy_companions(source: Path, folder: Path) -> None:
@@ -105,74 +128,102 @@ class _Place:
     """Where a tensor goes."""
 
     spec: TensorSpec
-    file: Path
+    descriptor: int
     offset: int
 
 
-def _shards(specs: Sequence[TensorSpec], shard_bytes: int) -> list[list[TensorSpec]]:
-    shards: list[list[TensorSpec]] = [[]]
-    filled = 0
-    for spec in specs:
-        if shards[-1] and filled + spec.nbytes > shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(spec)
-        filled += spec.nbytes
-    return shards
+class TensorFiles:
+    """Open weight files whose headers are written; their tensors come in any order, whole or in blocks.
+
+    Safe to write to from several threads: every block has its own place.
+
+    Attributes:
+        is_new: whether a file had to be made; otherwise all were there, in full size, from an interrupted run.
+    """
+
+    def __init__(self, places: Mapping[str, _Place], *, is_new: bool) -> None:
+        self.places = places
+        self.is_new = is_new
+
+    def write(self, name: str, values: Tensor, start: int = 0) -> None:
+        """Write consecutive values of a tensor.
+
+        Args:
+            name: of the tensor.
+            values: any shape, in the tensor's dtype.
+            start: place of the first of them in the flattened tensor.
+
+        Raises:
+            ValueError: they are not values of such a tensor.
+        """
+        place = self.places.get(name)
+        if place is None or values.dtype != place.spec.dtype or start + values.numel() > math.prod(place.spec.shape):
+            expected = place.spec if place else "no such tensor"
+            msg = f"{name}: {values.numel()} values from {start} on, {values.dtype}: expected {expected}"
+            raise ValueError(msg)
+        data = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        _write_at(place.descriptor, data, place.offset + start * values.dtype.itemsize)
 
 
-def _write_header(file: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> dict[str, _Place]:
-    """Write a file's header and return where its tensors go; wide dtypes first, so that all are aligned."""
+@contextmanager
+def open_files(
+    folder: Path, shards: Mapping[str, Sequence[TensorSpec]], metadata: Mapping[str, str] = _METADATA
+) -> Iterator[TensorFiles]:
+    """Weight files to fill, into a folder that is there; on the disk when the block ends well.
+
+    What an interrupted run with the same `shards` has filled stays as it is.
+    """
+    places: dict[str, _Place] = {}
+    descriptors: list[int] = []
+    is_new = False
+    try:
+        for name, specs in shards.items():
+            header, offsets = _header(specs, metadata)
+            size = len(header) + sum(spec.nbytes for spec in specs)
+            descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o666)
+            descriptors.append(descriptor)
+            is_new |= os.fstat(descriptor).st_size != size
+            _write_at(descriptor, memoryview(header), 0)
+            os.ftruncate(descriptor, size)
+            places |= {spec.name: _Place(spec, descriptor, offsets[spec.name]) for spec in specs}
+        yield TensorFiles(places, is_new=is_new)
+        for descriptor in descriptors:
+            os.fsync(descriptor)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
+    """A file's header, and where in the file each tensor goes; wide dtypes first, so that all are aligned."""
     table: dict[str, object] = {"__metadata__": dict(metadata)}
-    begin = 0
-    ordered = sorted(specs, key=lambda spec: -spec.dtype.itemsize)
-    for spec in ordered:
-        end = begin + spec.nbytes
+    begins, begin = {}, 0
+    for spec in sorted(specs, key=lambda spec: -spec.dtype.itemsize):
+        begins[spec.name], end = begin, begin + spec.nbytes
         table[spec.name] = {"dtype": _NAMES[spec.dtype], "shape": spec.shape, "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    file.write_bytes(len(text).to_bytes(8, "little") + text)
-    places, offset = {}, 8 + len(text)
-    for spec in ordered:
-        places[spec.name] = _Place(spec, file, offset)
-        offset += spec.nbytes
-    return places
+    return len(text).to_bytes(8, "little") + text, {name: 8 + len(text) + place for name, place in begins.items()}
 
 
-def _write_data(placed: dict[str, _Place], tensors: Iterable[tuple[str, Tensor]]) -> None:
-    files = {place.file for place in placed.values()}
-    left = dict(placed)
-    descriptors = {file: os.open(file, os.O_WRONLY) for file in files}
-    try:
-        for name, tensor in tensors:
-            place = left.pop(name, None)
-            if place is None or (tuple(tensor.shape), tensor.dtype) != (place.spec.shape, place.spec.dtype):
-                expected = place.spec if place else "no such tensor, or it came before"
-                msg = f"{name} of shape {tuple(tensor.shape)}, {tensor.dtype}: expected {expected}"
-                raise ValueError(msg)
-            _write_at(descriptors[place.file], tensor, place.offset)
-        if left:
-            msg = f"{len(left)} tensors never came, the first is {next(iter(left))}"
+def _write_whole(files: TensorFiles, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Write each tensor of the files once."""
+    left = {name: place.spec for name, place in files.places.items()}
+    for name, tensor in tensors:
+        spec = left.pop(name, None)
+        if spec is None or (tuple(tensor.shape), tensor.dtype) != (spec.shape, spec.dtype):
+            expected = spec or "no such tensor, or it came before"
+            msg = f"{name} of shape {tuple(tensor.shape)}, {tensor.dtype}: expected {expected}"
             raise ValueError(msg)
-        for descriptor in descriptors.values():
-            os.fsync(descriptor)
-    finally:
-        for descriptor in descriptors.values():
-            os.close(descriptor)
+        files.write(name, tensor)
+    if left:
+        msg = f"{len(left)} tensors never came, the first is {next(iter(left))}"
+        raise ValueError(msg)
 
 
-def _write_at(descriptor: int, tensor: Tensor, offset: int) -> None:
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
     done = 0
     # One call writes at most 2 GiB.
     while done < len(data):
         done += os.pwrite(descriptor, data[done:], offset + done)
-
-
-def _write_index(folder: Path, placed: dict[str, _Place]) -> None:
-    index = {
-        "metadata": {"total_size": sum(place.spec.nbytes for place in placed.values())},
-        "weight_map": {name: place.file.name for name, place in sorted(placed.items())},
-    }
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
