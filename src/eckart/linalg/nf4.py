@@ -1,0 +1,178 @@
+"""NF4: weights as 4-bit codes of a normal distribution's quantiles, with one scale for each block of values.
+
+Bit for bit what bitsandbytes computes on a CPU, in memory bounded by a chunk. Dettmers et al. (2023), "QLoRA".
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+NESTED_BLOCK = 256  # scales that share one second-level scale
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CODEBOOK = torch.tensor(
+    [
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+        0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+    ]
+)  # fmt: skip
+_CHUNK = 2**20  # values at a time: whole blocks, and whole bytes of codes
+_TINY = 1e-38  # the divisor of a block of zeros
+_GRID = 65535  # bitsandbytes' CPU kernel looks scales up on a grid of this many steps
+
+
+def _dynamic_map() -> Tensor:
+    """The signed 8-bit map of the scales: seven decades, each with twice as many steps as the one below."""
+    values = [0.0, 1.0]
+    for i in range(7):
+        edges = torch.linspace(0.1, 1, 2**i + 1)
+        steps = (10.0 ** (i - 6) * ((edges[:-1] + edges[1:]) / 2)).tolist()
+        values += [*steps, *(-step for step in steps)]
+    return torch.tensor(sorted(values))
+
+
+DYNAMIC_MAP = _dynamic_map()
+# Both values of each byte as the 8 bytes of one integer, so that a lookup copies them together.
+_PAIRS = torch.cartesian_prod(CODEBOOK, CODEBOOK).view(torch.int64).view(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Nf4Blocks:
+    """A quantised tensor, as bitsandbytes stores it.
+
+    Attributes:
+        codes: uint8, shape `(⌈n/2⌉, 1)`: two codes a byte in row-major order, the first in the high nibble.
+        absmax: scale of each block, float32; with double quantisation uint8, which the second level explains.
+        shape: of the weight.
+        dtype: that it was quantised from, and that `dequantize` returns.
+        block_size: values that share a scale.
+        nested_absmax: float32, a scale for each 256 of `absmax`; None without double quantisation.
+        nested_offset: float32 scalar, the mean of all scales, taken off before they were quantised.
+        nested_map: float32, shape `(256,)`: what the codes in `absmax` mean.
+    """
+
+    codes: Tensor
+    absmax: Tensor
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    block_size: int
+    nested_absmax: Tensor | None = None
+    nested_offset: Tensor | None = None
+    nested_map: Tensor = DYNAMIC_MAP
+
+    @property
+    def double(self) -> bool:
+        """Whether the scales are quantised too."""
+        return self.nested_absmax is not None
+
+    def scales(self) -> Tensor:
+        """Scale of each block, float32, shape `(blocks,)`."""
+        if self.nested_absmax is None or self.nested_offset is None:
+            return self.absmax
+        values = self.nested_map.to(self.absmax.device).index_select(0, self.absmax.int())
+        return _scaled(values, self.nested_absmax, NESTED_BLOCK) + self.nested_offset
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight again: code times scale in float32, then cast.
+
+        Args:
+            dtype: of the result; None is the dtype that was quantised.
+
+        Returns:
+            shape `self.shape`.
+        """
+        count, pairs, scales = math.prod(self.shape), _PAIRS.to(self.codes.device), self.scales()
+        result = torch.empty(count, dtype=dtype or self.dtype, device=self.codes.device)
+        for start, stop in _chunks(count):
+            packed = self.codes.view(-1)[start // 2 : -(-stop // 2)]
+            values = pairs.index_select(0, packed.int()).view(torch.float32)[: stop - start]
+            blocks = scales[start // self.block_size : -(-stop // self.block_size)]
+            result[start:stop] = _scaled(values, blocks, self.block_size)
+        return result.view(self.shape)
+
+
+def quantize(weight: Tensor | np.ndarray, *, block_size: int = 64, double: bool = False) -> Nf4Blocks:
+    """Quantise a weight to NF4.
+
+    Args:
+        weight: any shape, in row-major order; float32, bfloat16 or float16.
+        block_size: values that share a scale: 32, 64, 128, 256, 512, 1024, 2048 or 4096.
+        double: quantise the scales too, to 8 bits in blocks of 256.
+
+    Returns:
+        `Nf4Blocks`, about 0.5 bytes a value with `double`, 0.56 without, at the default block size.
+
+    Raises:
+        ValueError: another dtype or block size, no values, or one that is not finite.
+    """
+    tensor = torch.from_numpy(weight) if isinstance(weight, np.ndarray) else weight.detach()
+    if tensor.dtype not in DTYPES or tensor.numel() == 0:
+        msg = f"weight must hold float32, bfloat16 or float16 values, got {tensor.dtype} of shape {tuple(tensor.shape)}"
+        raise ValueError(msg)
+    if block_size not in BLOCK_SIZES:
+        msg = f"block_size must be one of {', '.join(map(str, BLOCK_SIZES))}, got {block_size}"
+        raise ValueError(msg)
+    flat = tensor.reshape(-1)
+    codes = torch.empty(-(-len(flat) // 2), dtype=torch.uint8, device=flat.device)
+    absmax = torch.empty(-(-len(flat) // block_size), device=flat.device)
+    for start, stop in _chunks(len(flat)):
+        scales = absmax[start // block_size : -(-stop // block_size)]
+        codes[start // 2 : -(-stop // 2)] = _codes(flat[start:stop].float(), scales, block_size)
+    if not torch.isfinite(absmax).all():
+        msg = f"weight holds {int((~torch.isfinite(tensor)).sum()):,} values that are NaN or Inf"
+        raise ValueError(msg)
+    plain = Nf4Blocks(codes[:, None], absmax, tuple(tensor.shape), tensor.dtype, block_size)
+    return _nested(plain) if double else plain
+
+
+def _chunks(count: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK))
+
+
+def _in_blocks(values: Tensor, size: int) -> Tensor:
+    """Values as rows of `size`, the last one filled up with zeros."""
+    left = -len(values) % size
+    return (torch.nn.functional.pad(values, (0, left)) if left else values).view(-1, size)
+
+
+def _scaled(values: Tensor, scales: Tensor, size: int) -> Tensor:
+    """Values, each block of `size` multiplied with its scale."""
+    return (_in_blocks(values, size) * scales[:, None]).view(-1)[: len(values)]
+
+
+def _codes(values: Tensor, absmax: Tensor, block_size: int) -> Tensor:
+    """Packed codes of a chunk; the scales are written to `absmax`."""
+    whole = len(values) // block_size * block_size
+    blocks, rest = values[:whole].view(-1, block_size), values[whole:]
+    absmax[: len(blocks)] = blocks.abs().amax(dim=1)
+    scaled = [(blocks * (1.0 / absmax[: len(blocks), None].clamp(min=_TINY))).view(-1)]
+    if len(rest):
+        # A last block that is not full is divided by its scale, which for zeros is not zero: as bitsandbytes does.
+        absmax[-1] = rest.abs().max().clamp(min=_TINY)
+        scaled += [rest / absmax[-1], rest.new_zeros(len(rest) % 2)]
+    bounds = (CODEBOOK[:-1] + CODEBOOK[1:]).to(values.device) / 2
+    nibbles = torch.bucketize(torch.cat(scaled), bounds, out_int32=True).to(torch.uint8)
+    return nibbles[::2] << 4 | nibbles[1::2]
+
+
+def _nested(blocks: Nf4Blocks) -> Nf4Blocks:
+    """The same blocks with 8-bit scales."""
+    offset = blocks.absmax.mean()
+    if not torch.isfinite(offset):
+        msg = f"the scales, up to {float(blocks.absmax.max()):.3g}, are too large to quantise: their mean overflows"
+        raise ValueError(msg)
+    centred = blocks.absmax - offset
+    groups = _in_blocks(centred, NESTED_BLOCK)
+    absmax = groups.abs().amax(dim=1)
+    # Equal scales leave zeros; bitsandbytes gives them code 0, which a second-level scale of zero makes good.
+    scaled = (groups * (1.0 / absmax[:, None])).nan_to_num(nan=-1.0).clamp(-1, 1)
+    on_grid = ((scaled + 1) * 0.5 * _GRID + 0.5).floor() / _GRID * 2 - 1
+    bounds = (DYNAMIC_MAP[:-1] + DYNAMIC_MAP[1:]).to(absmax.device) / 2
+    codes = torch.bucketize(on_grid.view(-1)[: len(centred)], bounds).to(torch.uint8)
+    nested = {"nested_absmax": absmax, "nested_offset": offset}
+    return Nf4Blocks(blocks.codes, codes, blocks.shape, blocks.dtype, blocks.block_size, **nested)
