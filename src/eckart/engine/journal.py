@@ -59,8 +59,7 @@ class Journal:
             if kept != header or not resume:
                 if kept is not None:
                     self.restarted = "inputs or options changed" if kept != header else "--no-resume"
-                for file in self.folder.glob("*.safetensors"):
-                    file.unlink()
+                self.forget()
                 head.write_text(json.dumps(header))
         except BlockingIOError:
             msg = f"{self.folder}: another run is writing {output}; wait for it, or choose another output"
@@ -90,6 +89,11 @@ class Journal:
             partial.unlink(missing_ok=True)
             msg = f"{self.folder}: {name} cannot be kept ({error}); free some space and run the same command again"
             raise OutputError(msg) from error
+
+    def forget(self) -> None:
+        """Throw away what was kept."""
+        for file in self.folder.glob("*.safetensors"):
+            file.unlink()
 
     def close(self) -> None:
         """Throw everything away: the output is complete."""

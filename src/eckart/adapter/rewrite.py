@@ -1,0 +1,197 @@
+"""A model folder written from another, tensor by tensor, some of them changed; a killed run goes on where it was.
+
+Files lie under `OUT.partial/model` until all tensors are in them. Each tensor that is finished is noted in the journal.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eckart.adapter.places import Term
+from eckart.adapter.update import Update
+from eckart.checkpoint import Checkpoint, MatrixView, TensorSpec, check_output, copy_companions
+from eckart.checkpoint.matrices import stored_rows
+from eckart.checkpoint.output import publish, refusing_full_disk
+from eckart.checkpoint.writer import TensorFiles, open_files, plan_shards, write_index
+from eckart.engine import Journal, Record, Run, Task, journal_of, run_kept
+from eckart.errors import NotFiniteError
+from eckart.linalg.slabs import SLAB_BYTES
+
+MODEL = "model"
+_STEMS = ("model", "diffusion_pytorch_model")  # of files that keep their names: libraries look for them
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """One tensor to write.
+
+    Attributes:
+        name: in the output.
+        source: of the tensor in the base that it comes from: another one where a tie is cut.
+        dtype: to write.
+        views: the matrices in it, one after another; a tensor that is none is seen as one.
+        terms: what changes each matrix, by its name; empty for a copy.
+    """
+
+    name: str
+    source: str
+    dtype: torch.dtype
+    views: tuple[MatrixView, ...]
+    terms: Mapping[str, Sequence[Term]]
+
+    @property
+    def spec(self) -> TensorSpec:
+        """What the file's header says of it."""
+        return TensorSpec(self.name, self.views[0].tensor_shape, self.dtype)
+
+
+Updates = Callable[[Rewritten, MatrixView, Callable[[], Iterator[Tensor]]], Update]
+
+
+def as_view(name: str, shape: tuple[int, ...]) -> MatrixView:
+    """Any tensor as one matrix of its entries."""
+    rows = shape[0] if shape else 1
+    return MatrixView(name, name, name, "parameter", (rows, prod(shape[1:])), 0, False, shape)
+
+
+def shards_of(base: Checkpoint, tensors: Sequence[Rewritten]) -> dict[str, list[TensorSpec]]:
+    """The files of the output: those of the base, or files of 5 GB where it is no folder of safetensors."""
+    names = list(dict.fromkeys(base.tensors[tensor.source].file.name for tensor in tensors))
+    keep = all(name.endswith(".safetensors") for name in names) and (len(names) > 1 or names[0].startswith(_STEMS))
+    if not keep:
+        return plan_shards([tensor.spec for tensor in tensors])
+    shards: dict[str, list[TensorSpec]] = {name: [] for name in names}
+    for tensor in tensors:
+        shards[base.tensors[tensor.source].file.name].append(tensor.spec)
+    return shards
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """Tensors of a base on their way into a folder.
+
+    Attributes:
+        base: what is read.
+        tensors: every tensor of the output.
+        updates: reads what changes a matrix, given the tensor, the matrix and how to read its rows.
+        config: of the output; {} for none.
+    """
+
+    base: Checkpoint
+    tensors: Sequence[Rewritten]
+    updates: Updates
+    config: Mapping[str, Any]
+
+    def write(
+        self, output: Path, fingerprint: str, run: Run, *, stage: str, force: bool = False
+    ) -> dict[str, dict[str, Any]]:
+        """Write the folder, whole or not at all.
+
+        Returns:
+            what was noted of each tensor.
+
+        Raises:
+            OutputError: it must not, or cannot, be written.
+            NotFiniteError: a changed matrix holds NaN or Inf, or what its dtype cannot hold.
+        """
+        shards = shards_of(self.base, self.tensors)
+        folder = output.with_name(f"{output.name}.partial") / MODEL
+        needed = sum(spec.nbytes for specs in shards.values() for spec in specs) - _allocated(folder)
+        check_output(output, needed, force=force, inputs=[self.base.folder])
+        remedy = "free some space and run the same command again: it goes on where it stopped"
+        with journal_of(output, fingerprint, run) as journal, refusing_full_disk(output, remedy):
+            assert journal is not None
+            records = self._fill(folder, shards, journal, run, stage)
+            write_index(folder, shards)
+            if self.base.folder and has_companions(self.base):
+                copy_companions(self.base.folder, folder)
+            if self.config:
+                (folder / "config.json").write_text(json.dumps(self.config, indent=2, default=str) + "\n")
+            check_output(output, force=force)
+            publish(folder, output)
+        return {name: record.facts for name, record in records.items()}
+
+    def _fill(
+        self, folder: Path, shards: Mapping[str, Sequence[TensorSpec]], journal: Journal, run: Run, stage: str
+    ) -> dict[str, Record]:
+        if journal.restarted:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
+        with open_files(folder, shards) as files:
+            if files.is_new:
+                journal.forget()
+            tasks = [self._task(tensor, files) for tensor in self.tensors]
+            return run_kept(tasks, stage=stage, run=run, journal=journal)
+
+    def _task(self, tensor: Rewritten, files: TensorFiles) -> Task[Record]:
+        nbytes = self.base.tensors[tensor.source].nbytes
+        held = 4 * SLAB_BYTES
+        if tensor.views[0].kind == "expert":
+            held += 4 * prod(tensor.views[0].stored_shape)
+        return Task(tensor.name, nbytes, held, lambda: self._write_tensor(tensor, files))
+
+    def _write_tensor(self, tensor: Rewritten, files: TensorFiles) -> Record:
+        for view in tensor.views:
+            read = partial(self.stored, view)
+            update = self.updates(tensor, view, read) if view.name in tensor.terms else None
+            row = view.first_row
+            for stored in read():
+                if update is None:
+                    rows = _converted(tensor, stored)
+                else:
+                    slab = update.apply(stored.to(update.dtype), row - view.first_row)
+                    rows = self._rounded(tensor, view, slab)
+                files.write(tensor.name, rows, row * view.stored_shape[1])
+                row += len(stored)
+        return Record({"changed": bool(tensor.terms)})
+
+    def stored(self, view: MatrixView) -> Iterator[Tensor]:
+        """Rows of a matrix as the base stores them."""
+        if not view.tensor_shape:
+            return iter([self.base.read(view.tensor).reshape(1, 1)])
+        return stored_rows(self.base, view)
+
+    def _rounded(self, tensor: Rewritten, view: MatrixView, slab: Tensor) -> Tensor:
+        """Changed rows in the dtype to write, which must be able to hold them."""
+        limit = torch.finfo(tensor.dtype).max
+        # A NaN among them makes both NaN, which no comparison is true of.
+        least, most = torch.aminmax(slab) if slab.numel() else (0, 0)
+        if -limit <= least and most <= limit:
+            return slab.to(tensor.dtype)
+        bad = sum(int((~torch.isfinite(rows)).sum()) for rows in self.stored(view))
+        if bad:
+            msg = f"{self.base.source}: {view.name} holds {bad:,} values that are NaN or Inf; mend the checkpoint"
+        elif torch.isfinite(slab).all():
+            name = str(tensor.dtype).removeprefix("torch.")
+            msg = f"{tensor.name}: a value becomes {float(slab.abs().max()):.4g}, more than {name} holds; "
+            msg += "write another with --dtype bfloat16 or float32"
+        else:
+            msg = f"{tensor.name}: the result is not finite; DoRA cannot divide by the norm of an output that is zero"
+        raise NotFiniteError(msg)
+
+
+def has_companions(base: Checkpoint) -> bool:
+    """Whether config and tokenizer lie beside the weights: anything might lie beside a lone file."""
+    return base.folder is not None and (base.folder / "config.json").is_file()
+
+
+def _converted(tensor: Rewritten, stored: Tensor) -> Tensor:
+    """Rows that nothing changes, in the dtype to write."""
+    rows = stored.to(tensor.dtype)
+    if rows.dtype != stored.dtype and not torch.equal(torch.isfinite(rows), torch.isfinite(stored)):
+        msg = f"{tensor.name}: a value of {float(stored.abs().max()):.4g} is more than --dtype {tensor.dtype} holds"
+        raise NotFiniteError(msg.replace("torch.", ""))
+    return rows
+
+
+def _allocated(folder: Path) -> int:
+    """Bytes on the disk that an interrupted run has filled."""
+    return sum(file.stat().st_blocks * 512 for file in folder.glob("*.safetensors"))
