@@ -17,7 +17,7 @@ class TensorInfo:
         dtype: the dtype that reading returns.
         nbytes: bytes in the file (of a quantised tensor, its blocks).
         file: the file that holds it.
-        quantisation: the GGUF type's name when the tensor is dequantised on reading, else None.
+        quantisation: the GGUF type's name, or nf4, when the tensor is dequantised on reading, else None.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Checkpoint(Protocol):
     folder: Path | None
 
     def read(self, name: str) -> Tensor:
-        """The whole tensor in its stored dtype; a GGUF-quantised one arrives in float32."""
+        """The whole tensor in the dtype that `tensors` states: the stored one, or what it is dequantised to."""
         ...
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:

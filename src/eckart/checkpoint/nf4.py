@@ -1,0 +1,91 @@
+"""A checkpoint with weights that bitsandbytes keeps in NF4, read as the tensors that they stand for."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo, check_rows
+from eckart.checkpoint.nf4_scheme import Nf4Scheme, own_name, read_schemes, state_of
+from eckart.linalg.nf4 import NESTED_BLOCK, Nf4Blocks
+
+
+class Nf4Checkpoint:
+    """A checkpoint whose NF4 weights have the shape and dtype that they stand for, and are dequantised on reading.
+
+    Attributes:
+        stored: the same checkpoint as it lies in its files, with codes and scales as tensors.
+        schemes: how each quantised weight is stored, by its name.
+
+    Raises:
+        FileFormatError: parts of quantised weights are missing, damaged or disagree; every fault is listed.
+    """
+
+    def __init__(self, stored: Checkpoint) -> None:
+        self.source, self.config, self.kinds, self.folder = stored.source, stored.config, stored.kinds, stored.folder
+        self.stored = stored
+        self.schemes: Mapping[str, Nf4Scheme] = read_schemes(stored)
+        parts = {name: [spec.name for spec in scheme.specs()] for name, scheme in self.schemes.items()}
+        hidden = {part for names in parts.values() for part in names[1:]}
+        self.tied: Mapping[str, str] = {name: own for name, own in stored.tied.items() if name not in hidden}
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: self._info(self.schemes[name], parts[name]) if name in parts else info
+            for name, info in stored.tensors.items()
+            if name not in hidden
+        }
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor; a quantised one in the dtype that it was quantised from."""
+        return self.blocks(name).dequantize() if name in self.schemes else self.stored.read(name)
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Entries `start` to `stop` of the first dimension, reading the blocks that hold them."""
+        if name not in self.schemes:
+            return self.stored.rows(name, start, stop)
+        scheme, info = self.schemes[name], self.tensors[name]
+        check_rows(info, start, stop)
+        row, count = math.prod(info.shape[1:]), math.prod(info.shape)
+        if start == stop:
+            return torch.empty((0, *info.shape[1:]), dtype=info.dtype)
+        # Scales quantised together are read together.
+        group = scheme.block_size * (NESTED_BLOCK if scheme.double else 1)
+        first, last = start * row // group * group, min(-(-stop * row // group) * group, count)
+        values = self._blocks(scheme, first, last).dequantize()
+        return values[start * row - first : stop * row - first].view(stop - start, *info.shape[1:])
+
+    def blocks(self, name: str) -> Nf4Blocks:
+        """A quantised weight as it is stored."""
+        scheme = self.schemes[name]
+        return replace(self._blocks(scheme, 0, math.prod(scheme.shape)), shape=scheme.shape)
+
+    def fingerprint(self) -> str:
+        """That of the stored checkpoint."""
+        return self.stored.fingerprint()
+
+    def _info(self, scheme: Nf4Scheme, parts: list[str]) -> TensorInfo:
+        infos = [self.stored.tensors[part] for part in parts if part in self.stored.tensors]
+        nbytes = sum(info.nbytes for info in infos)
+        return TensorInfo(scheme.name, scheme.shape, scheme.dtype, nbytes, infos[0].file, "nf4")
+
+    def _blocks(self, scheme: Nf4Scheme, first: int, last: int) -> Nf4Blocks:
+        """Values `first` to `last` of the flattened weight; both lie between groups of blocks, or at its end."""
+        name, item = scheme.name, scheme.storage.itemsize
+        codes = self.stored.rows(name, first // 2 // item, -(-last // 2) // item)
+        begin, end = first // scheme.block_size, -(-last // scheme.block_size)
+        blocks = Nf4Blocks(
+            codes.view(torch.uint8).reshape(-1, 1),
+            self.stored.rows(f"{name}.absmax", begin, end),
+            (last - first,),
+            scheme.dtype,
+            scheme.block_size,
+        )
+        if not scheme.double:
+            return blocks
+        return replace(
+            blocks,
+            nested_absmax=self.stored.rows(f"{name}.nested_absmax", begin // NESTED_BLOCK, -(-end // NESTED_BLOCK)),
+            nested_offset=torch.tensor(state_of(self.stored, name)["nested_offset"]),
+            nested_map=self.stored.read(own_name(self.stored, f"{name}.nested_quant_map")),
+        )

@@ -1,0 +1,186 @@
+"""How bitsandbytes stores a weight in NF4: the tensors beside it, checked when they are read, and to be written.
+
+Beside `X.weight`, which holds the codes, lie its scales, its maps and a JSON text with the shape and the dtype.
+Source: bitsandbytes' `QuantState.as_dict(packed=True)`.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eckart.checkpoint.checkpoint import Checkpoint
+from eckart.checkpoint.writer import TensorSpec
+from eckart.errors import FileFormatError
+from eckart.linalg.nf4 import BLOCK_SIZES, CODEBOOK, DTYPES, DYNAMIC_MAP, NESTED_BLOCK, Nf4Blocks
+
+STATE = ".quant_state.bitsandbytes__nf4"
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+_NESTED = {"nested_blocksize": NESTED_BLOCK, "nested_dtype": "float32"}
+_OFFSET_WIDTH = 24  # no number takes more characters
+_STATE_LIMIT_BYTES = 2**16
+_MAP_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Nf4Scheme:
+    """How one weight is stored in NF4.
+
+    Attributes:
+        name: of the weight, and of the tensor that holds its codes.
+        shape: of the weight.
+        dtype: that the weight was quantised from and is dequantised to.
+        block_size: values that share a scale.
+        double: whether the scales are quantised too.
+        storage: the dtype whose numbers the bytes of the codes are stored as.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    block_size: int = 64
+    double: bool = False
+    storage: torch.dtype = torch.uint8
+
+    def specs(self) -> list[TensorSpec]:
+        """The tensors that store the weight, in bitsandbytes' order; the codes come first."""
+        count = math.prod(self.shape)
+        blocks = -(-count // self.block_size)
+        parts: list[tuple[str, int, torch.dtype]] = [
+            (".absmax", blocks, torch.uint8 if self.double else torch.float32),
+            (".quant_map", len(CODEBOOK), torch.float32),
+        ]
+        if self.double:
+            parts.append((".nested_absmax", -(-blocks // NESTED_BLOCK), torch.float32))
+            parts.append((".nested_quant_map", len(DYNAMIC_MAP), torch.float32))
+        parts.append((STATE, len(self._state(0.0)), torch.uint8))
+        codes = TensorSpec(self.name, (-(-count // 2) // self.storage.itemsize, 1), self.storage)
+        return [codes, *(TensorSpec(f"{self.name}{end}", (size,), dtype) for end, size, dtype in parts)]
+
+    def tensors(self, blocks: Nf4Blocks) -> Iterator[tuple[str, Tensor]]:
+        """What `specs` announces, with the values of a quantised weight."""
+        yield self.name, blocks.codes.view(-1).view(self.storage)[:, None]
+        yield f"{self.name}.absmax", blocks.absmax
+        yield f"{self.name}.quant_map", CODEBOOK
+        if blocks.nested_absmax is not None and blocks.nested_offset is not None:
+            yield f"{self.name}.nested_absmax", blocks.nested_absmax
+            yield f"{self.name}.nested_quant_map", blocks.nested_map
+        offset = 0.0 if blocks.nested_offset is None else blocks.nested_offset.item()
+        yield f"{self.name}{STATE}", torch.frombuffer(bytearray(self._state(offset)), dtype=torch.uint8)
+
+    def _state(self, offset: float) -> bytes:
+        """The JSON text; spaces make it as long for any offset, because headers are written before values."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        state = {"quant_type": "nf4", "blocksize": self.block_size, "dtype": dtype, "shape": list(self.shape)}
+        if not self.double:
+            return json.dumps(state).encode()
+        text = json.dumps(state | _NESTED | {"nested_offset": offset})
+        return (text + " " * (_OFFSET_WIDTH - len(json.dumps(offset)))).encode()
+
+
+def holds_nf4(stored: Checkpoint) -> bool:
+    """Whether any tensor is a weight in NF4."""
+    return any(name.endswith(STATE) for name in stored.tensors)
+
+
+def read_schemes(stored: Checkpoint) -> dict[str, Nf4Scheme]:
+    """How each NF4 weight of a checkpoint is stored, by its name.
+
+    Raises:
+        FileFormatError: parts of weights are missing, damaged or disagree; every fault is listed.
+    """
+    schemes, faults = {}, []
+    for state in stored.tensors:
+        if state.endswith(STATE):
+            name = state.removesuffix(STATE)
+            try:
+                schemes[name] = _scheme(stored, name)
+            except ValueError as fault:
+                faults.append(f"{name}: {fault}")
+    if faults:
+        msg = f"{stored.source}: NF4 weights that cannot be read"
+        raise FileFormatError.of(msg, faults)
+    return schemes
+
+
+def _scheme(stored: Checkpoint, name: str) -> Nf4Scheme:
+    """How a weight is stored, checked against every tensor that it is made of; ValueError says what does not fit."""
+    state = state_of(stored, name)
+    codes = stored.tensors.get(name)
+    if codes is None:
+        msg = "the codes are missing"
+        raise ValueError(msg)
+    double = any(field in state for field in (*_NESTED, "nested_offset"))
+    shape = tuple(state["shape"])
+    scheme = Nf4Scheme(name, shape, _DTYPES[state["dtype"]], state["blocksize"], double, codes.dtype)
+    faults = []
+    if codes.nbytes != -(-math.prod(shape) // 2) or len(codes.shape) != 2 or codes.shape[1] != 1:
+        faults.append(f"codes of shape {codes.shape}, {codes.dtype}, do not hold a weight of shape {shape}")
+    for spec in scheme.specs()[1:-1]:
+        found = stored.tensors.get(own_name(stored, spec.name))
+        if found is None or (found.shape, found.dtype) != (spec.shape, spec.dtype):
+            what = f"{found.shape}, {found.dtype}" if found else "missing"
+            faults.append(f"{spec.name.removeprefix(name)[1:]} is {what}, expected {spec.shape}, {spec.dtype}")
+    if not faults:
+        faults = _map_faults(stored, scheme)
+    if faults:
+        raise ValueError("; ".join(faults))
+    return scheme
+
+
+def own_name(stored: Checkpoint, name: str) -> str:
+    """The tensor that holds a part: in a live model all weights share one map."""
+    return stored.tied.get(name, name)
+
+
+def _map_faults(stored: Checkpoint, scheme: Nf4Scheme) -> list[str]:
+    faults, codebook = [], stored.read(own_name(stored, f"{scheme.name}.quant_map")).cpu()
+    if not torch.allclose(codebook, CODEBOOK, rtol=0, atol=_MAP_TOLERANCE):
+        faults.append("quant_map is not that of NF4")
+    if scheme.double:
+        steps = stored.read(own_name(stored, f"{scheme.name}.nested_quant_map"))
+        if not (steps.diff() > 0).all() or not steps.abs().max() <= 1:
+            faults.append("nested_quant_map does not ascend from -1 to 1")
+    return faults
+
+
+def state_of(stored: Checkpoint, name: str) -> dict[str, Any]:
+    """The JSON beside a weight; ValueError if it is not one that bitsandbytes writes."""
+    info = stored.tensors[f"{name}{STATE}"]
+    if info.dtype != torch.uint8 or info.nbytes > _STATE_LIMIT_BYTES:
+        msg = f"the quantisation state is {info.shape}, {info.dtype}, expected the bytes of a short text"
+        raise ValueError(msg)
+    try:
+        state = json.loads(stored.read(info.name).cpu().numpy().tobytes())
+    except (ValueError, RecursionError) as error:
+        msg = f"the quantisation state is not JSON ({error})"
+        raise ValueError(msg) from None
+    if not isinstance(state, dict):
+        msg = "the quantisation state is not a JSON object"
+        raise ValueError(msg)
+    faults = [f"{field} is {str(state.get(field))[:60]}, expected {expected}" for field, expected in _unfit(state)]
+    if faults:
+        raise ValueError("; ".join(faults))
+    return state
+
+
+def _unfit(state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Fields of a state that do not hold what they must, and what that is."""
+    shape, offset = state.get("shape"), state.get("nested_offset")
+    sizes = shape if isinstance(shape, list) else []
+    if state.get("quant_type") != "nf4":
+        yield "quant_type", "nf4"
+    if type(state.get("blocksize")) is not int or state["blocksize"] not in BLOCK_SIZES:
+        yield "blocksize", f"one of {BLOCK_SIZES}"
+    if not isinstance(state.get("dtype"), str) or state["dtype"] not in _DTYPES:
+        yield "dtype", " or ".join(_DTYPES)
+    if not 1 <= len(sizes) <= 8 or not all(type(size) is int and 0 < size < 2**48 for size in sizes):
+        yield "shape", "1 to 8 positive sizes"
+    if any(field in state for field in (*_NESTED, "nested_offset")):
+        yield from ((field, str(value)) for field, value in _NESTED.items() if state.get(field) != value)
+        if not isinstance(offset, float) or not math.isfinite(offset):
+            yield "nested_offset", "a finite number"
