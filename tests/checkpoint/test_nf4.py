@@ -50,7 +50,9 @@ def by_bitsandbytes(tensors, name):
     """The weight as bitsandbytes dequantises what lies in the file."""
     parts = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
     state = bitsandbytes.QuantState.from_dict(parts, device=torch.device("cpu"))
-    return bitsandbytes.dequantize_4bit(tensors[name], state)
+    # As one row: the AVX-512 kernel of bitsandbytes 0.50 takes wrong scales where a row ends inside a block.
+    shape, state.shape = state.shape, torch.Size([state.shape.numel()])
+    return bitsandbytes.dequantize_4bit(tensors[name], state).view(shape)
 
 
 @pytest.mark.filterwarnings("ignore")
