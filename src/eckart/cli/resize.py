@@ -1,0 +1,71 @@
+"""`eckart resize`: the best adapter of another rank."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eckart.cli.options import (
+    BudgetText,
+    DryRun,
+    Energy,
+    Error,
+    Exclude,
+    Force,
+    Json,
+    NoResume,
+    Rank,
+    Seed,
+    Target,
+    Workers,
+)
+
+KeptDtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="float32|bfloat16|float16",
+        help="Of the written factors; by default that of each layer.",
+    ),
+]
+
+
+def resize(
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="The adapter to resize.")],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Adapter to write.")],
+    rank: Rank = None,
+    energy: Energy = None,
+    error: Error = None,
+    budget: BudgetText = None,
+    target: Target = None,
+    exclude: Exclude = None,
+    dtype: KeptDtype = None,
+    workers: Workers = None,
+    seed: Seed = 0,
+    no_resume: NoResume = False,
+    dry_run: DryRun = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Write the best adapter of the chosen rank, energy, error or budget, with the error of every layer."""
+    from eckart.adapter import Budget, FactorOptions, RankChoice
+    from eckart.adapter.resize import plan_resize
+    from eckart.adapter.resize import resize as resized
+    from eckart.cli.output import show, show_json
+    from eckart.cli.progress import Bar
+    from eckart.engine import Run
+    from eckart.report import adapter_table, preview_table
+
+    choice = RankChoice(rank, energy, error, Budget.parse(budget) if budget is not None else None)
+    options = {
+        "target": target or (),
+        "exclude": exclude or (),
+        "dtype": FactorOptions.named(dtype).dtype if dtype else None,
+    }
+    if dry_run:
+        preview = plan_resize(adapter, rank=choice, **options).preview()
+        return show_json(preview.to_json()) if as_json else show(preview_table(preview))
+    run = Run(device="cpu", workers=workers, seed=seed, resume=not no_resume, progress=Bar())
+    result = resized(adapter, rank=choice, output=output, run=run, force=force, **options)
+    return show_json(result.to_json()) if as_json else show(adapter_table(result))
