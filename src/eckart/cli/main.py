@@ -14,8 +14,10 @@ import typer
 
 from eckart import __version__
 from eckart.cli.analyze import analyze
+from eckart.cli.combine import combine
 from eckart.cli.demo import demo
 from eckart.cli.extract import extract
+from eckart.cli.resize import resize
 from eckart.errors import EckartError
 
 REFUSED, INTERRUPTED = 1, 130
@@ -97,5 +99,5 @@ def _say(message: str) -> None:
     sys.stderr.write(f"{message}\n")
 
 
-for _command in (analyze, extract, demo):
+for _command in (analyze, extract, resize, combine, demo):
     app.command()(guarded(_command))
