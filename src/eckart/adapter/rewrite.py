@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from eckart.adapter.places import Term
+from eckart.adapter.requantise import Requantised
 from eckart.adapter.update import Update
-from eckart.checkpoint import Checkpoint, MatrixView, TensorSpec, check_output, copy_companions
+from eckart.checkpoint import Checkpoint, MatrixView, TensorInfo, TensorSpec, check_output, copy_companions
 from eckart.checkpoint.matrices import stored_rows
+from eckart.checkpoint.nf4_scheme import Nf4Scheme
 from eckart.checkpoint.output import publish, refusing_full_disk
 from eckart.checkpoint.writer import TensorFiles, open_files, plan_shards, write_index
 from eckart.engine import Journal, Record, Run, Task, journal_of, run_kept
@@ -35,22 +37,37 @@ class Rewritten:
 
     Attributes:
         name: in the output.
-        source: of the tensor in the base that it comes from: another one where a tie is cut.
+        base: what it is read from.
+        source: its name there: another one where a tie is cut.
         dtype: to write.
         views: the matrices in it, one after another; a tensor that is none is seen as one.
         terms: what changes each matrix, by its name; empty for a copy.
+        scheme: how to quantise it; None for plain values.
     """
 
     name: str
+    base: Checkpoint
     source: str
     dtype: torch.dtype
     views: tuple[MatrixView, ...]
     terms: Mapping[str, Sequence[Term]]
+    scheme: Nf4Scheme | None = None
 
     @property
-    def spec(self) -> TensorSpec:
-        """What the file's header says of it."""
-        return TensorSpec(self.name, self.views[0].tensor_shape, self.dtype)
+    def info(self) -> TensorInfo:
+        """What is read."""
+        return self.base.tensors[self.source]
+
+    @property
+    def specs(self) -> list[TensorSpec]:
+        """What the file's header says of it: several tensors where it is quantised."""
+        if self.scheme is not None:
+            return self.scheme.specs()
+        return [TensorSpec(self.name, self.views[0].tensor_shape, self.dtype)]
+
+    def stored(self, view: MatrixView) -> Iterator[Tensor]:
+        """Rows of one of its matrices as the base stores them."""
+        return rows_of(self.base, view)
 
 
 Updates = Callable[[Rewritten, MatrixView, Callable[[], Iterator[Tensor]]], Update]
@@ -62,15 +79,22 @@ def as_view(name: str, shape: tuple[int, ...]) -> MatrixView:
     return MatrixView(name, name, name, "parameter", (rows, prod(shape[1:])), 0, False, shape)
 
 
-def shards_of(base: Checkpoint, tensors: Sequence[Rewritten]) -> dict[str, list[TensorSpec]]:
+def rows_of(checkpoint: Checkpoint, view: MatrixView) -> Iterator[Tensor]:
+    """Row blocks in the stored dtype, also of a scalar."""
+    if not view.tensor_shape:
+        return iter([checkpoint.read(view.tensor).reshape(1, 1)])
+    return stored_rows(checkpoint, view)
+
+
+def shards_of(tensors: Sequence[Rewritten]) -> dict[str, list[TensorSpec]]:
     """The files of the output: those of the base, or files of 5 GB where it is no folder of safetensors."""
-    names = list(dict.fromkeys(base.tensors[tensor.source].file.name for tensor in tensors))
+    names = list(dict.fromkeys(tensor.info.file.name for tensor in tensors))
     keep = all(name.endswith(".safetensors") for name in names) and (len(names) > 1 or names[0].startswith(_STEMS))
     if not keep:
-        return plan_shards([tensor.spec for tensor in tensors])
+        return plan_shards([spec for tensor in tensors for spec in tensor.specs])
     shards: dict[str, list[TensorSpec]] = {name: [] for name in names}
     for tensor in tensors:
-        shards[base.tensors[tensor.source].file.name].append(tensor.spec)
+        shards[tensor.info.file.name] += tensor.specs
     return shards
 
 
@@ -79,7 +103,7 @@ class Rewriting:
     """Tensors of a base on their way into a folder.
 
     Attributes:
-        base: what is read.
+        base: whose companions come along.
         tensors: every tensor of the output.
         updates: reads what changes a matrix, given the tensor, the matrix and how to read its rows.
         config: of the output; {} for none.
@@ -102,7 +126,7 @@ class Rewriting:
             OutputError: it must not, or cannot, be written.
             NotFiniteError: a changed matrix holds NaN or Inf, or what its dtype cannot hold.
         """
-        shards = shards_of(self.base, self.tensors)
+        shards = shards_of(self.tensors)
         folder = output.with_name(f"{output.name}.partial") / MODEL
         needed = sum(spec.nbytes for specs in shards.values() for spec in specs) - _allocated(folder)
         check_output(output, needed, force=force, inputs=[self.base.folder])
@@ -132,41 +156,45 @@ class Rewriting:
             return run_kept(tasks, stage=stage, run=run, journal=journal)
 
     def _task(self, tensor: Rewritten, files: TensorFiles) -> Task[Record]:
-        nbytes = self.base.tensors[tensor.source].nbytes
+        values = prod(tensor.views[0].stored_shape)
         held = 4 * SLAB_BYTES
-        if tensor.views[0].kind == "expert":
-            held += 4 * prod(tensor.views[0].stored_shape)
-        return Task(tensor.name, nbytes, held, lambda: self._write_tensor(tensor, files))
+        if tensor.scheme is not None:
+            held += 2 * values
+        elif tensor.views[0].kind == "expert":
+            held += 4 * values
+        return Task(tensor.name, tensor.info.nbytes, held, lambda: self._write_tensor(tensor, files))
 
     def _write_tensor(self, tensor: Rewritten, files: TensorFiles) -> Record:
+        requantised = Requantised(tensor.scheme) if tensor.scheme else None
         for view in tensor.views:
-            read = partial(self.stored, view)
+            read = partial(tensor.stored, view)
             update = self.updates(tensor, view, read) if view.name in tensor.terms else None
-            row = view.first_row
+            row = 0
             for stored in read():
                 if update is None:
                     rows = _converted(tensor, stored)
                 else:
-                    slab = update.apply(stored.to(update.dtype), row - view.first_row)
-                    rows = self._rounded(tensor, view, slab)
-                files.write(tensor.name, rows, row * view.stored_shape[1])
+                    rows = update.apply(stored.to(update.dtype), row)
+                    self._check(tensor, view, rows)
+                if requantised is not None:
+                    requantised.add(stored, rows)
+                else:
+                    files.write(tensor.name, rows.to(tensor.dtype), (view.first_row + row) * view.stored_shape[1])
                 row += len(stored)
-        return Record({"changed": bool(tensor.terms)})
+        if requantised is None:
+            return Record({})
+        for name, values in requantised.tensors():
+            files.write(name, values)
+        return Record(requantised.facts())
 
-    def stored(self, view: MatrixView) -> Iterator[Tensor]:
-        """Rows of a matrix as the base stores them."""
-        if not view.tensor_shape:
-            return iter([self.base.read(view.tensor).reshape(1, 1)])
-        return stored_rows(self.base, view)
-
-    def _rounded(self, tensor: Rewritten, view: MatrixView, slab: Tensor) -> Tensor:
-        """Changed rows in the dtype to write, which must be able to hold them."""
+    def _check(self, tensor: Rewritten, view: MatrixView, slab: Tensor) -> None:
+        """Refuse changed rows that the dtype to write cannot hold, and find out whose fault it is."""
         limit = torch.finfo(tensor.dtype).max
         # A NaN among them makes both NaN, which no comparison is true of.
         least, most = torch.aminmax(slab) if slab.numel() else (0, 0)
         if -limit <= least and most <= limit:
-            return slab.to(tensor.dtype)
-        bad = sum(int((~torch.isfinite(rows)).sum()) for rows in self.stored(view))
+            return
+        bad = sum(int((~torch.isfinite(rows)).sum()) for rows in tensor.stored(view))
         if bad:
             msg = f"{self.base.source}: {view.name} holds {bad:,} values that are NaN or Inf; mend the checkpoint"
         elif torch.isfinite(slab).all():

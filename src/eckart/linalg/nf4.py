@@ -127,7 +127,7 @@ def quantize(weight: Tensor | np.ndarray, *, block_size: int = 64, double: bool 
         msg = f"weight holds {int((~torch.isfinite(tensor)).sum()):,} values that are NaN or Inf"
         raise ValueError(msg)
     plain = Nf4Blocks(codes[:, None], absmax, tuple(tensor.shape), tensor.dtype, block_size)
-    return _nested(plain) if double else plain
+    return nested(plain) if double else plain
 
 
 def _chunks(count: int) -> Iterator[tuple[int, int]]:
@@ -160,8 +160,12 @@ def _codes(values: Tensor, absmax: Tensor, block_size: int) -> Tensor:
     return nibbles[::2] << 4 | nibbles[1::2]
 
 
-def _nested(blocks: Nf4Blocks) -> Nf4Blocks:
-    """The same blocks with 8-bit scales."""
+def nested(blocks: Nf4Blocks) -> Nf4Blocks:
+    """The same blocks with 8-bit scales: double quantisation.
+
+    Raises:
+        ValueError: the scales are too large.
+    """
     offset = blocks.absmax.mean()
     if not torch.isfinite(offset):
         msg = f"the scales, up to {float(blocks.absmax.max()):.3g}, are too large to quantise: their mean overflows"

@@ -1,0 +1,68 @@
+"""What a merge or an unmerge wrote, as a few lines for a terminal."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from eckart.report.tables import left_out_lines
+from eckart.report.words import bytes_text, number_text, seconds_text
+
+if TYPE_CHECKING:
+    from eckart.adapter.merge import MergeResult
+    from eckart.adapter.unmerge import UnmergeResult
+
+
+def merge_table(result: "MergeResult") -> RenderableType:
+    """Where the model is, what changed, and what quantising it again cost.
+
+    Returns:
+        a rich renderable.
+    """
+    lines = [_counts(result)]
+    if result.untied:
+        lines.append("The output layer now has its own weight: it no longer shares the embedding's.")
+    if result.requantisation_error is not None:
+        cost = f"Quantised again to NF4: error {result.requantisation_error:.2%} of the merged weights"
+        if result.update_error is not None:
+            cost += f", {_times(result.update_error)} the update itself"
+        lines.append(f"{cost}; --dtype bfloat16 writes plain weights without it.")
+    return _lines(f"Model in {result.output}", lines, result)
+
+
+def unmerge_table(result: "UnmergeResult") -> RenderableType:
+    """Where the model is, and how exactly it is restored.
+
+    Returns:
+        a rich renderable.
+    """
+    lines = [
+        _counts(result),
+        f"Merging again gives {_share(result.bit_equal)} of the changed entries back bit for bit.",
+    ]
+    if result.base_equal is not None and result.max_ulps is not None:
+        lines.append(
+            f"{_share(result.base_equal)} equal the base bit for bit; the largest difference is "
+            f"{result.max_ulps:.3g} of a unit in the last place."
+        )
+    return _lines(f"Model in {result.output}", lines, result)
+
+
+def _counts(result: "MergeResult | UnmergeResult") -> str:
+    return (
+        f"{result.changed} of {result.tensors} tensors changed, {bytes_text(result.nbytes)}, "
+        f"{seconds_text(result.seconds)}"
+    )
+
+
+def _share(share: float) -> str:
+    """In percent; one that is not whole never reads as 100%."""
+    return "100%" if share == 1 else f"{min(share, 0.9999):.2%}"
+
+
+def _times(share: float) -> str:
+    return f"{share:.1%} of" if share < 1 else f"{number_text(share)} times"
+
+
+def _lines(head: str, lines: list[str], result: "MergeResult | UnmergeResult") -> Group:
+    return Group(Text(head, style="bold"), *map(Text, lines), *left_out_lines(result.left_out))
