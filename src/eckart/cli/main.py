@@ -15,9 +15,13 @@ import typer
 from eckart import __version__
 from eckart.cli.analyze import analyze
 from eckart.cli.combine import combine
+from eckart.cli.compare import compare
+from eckart.cli.convert import convert
 from eckart.cli.demo import demo
 from eckart.cli.extract import extract
+from eckart.cli.merge import merge
 from eckart.cli.resize import resize
+from eckart.cli.unmerge import unmerge
 from eckart.errors import EckartError
 
 REFUSED, INTERRUPTED = 1, 130
@@ -99,5 +103,5 @@ def _say(message: str) -> None:
     sys.stderr.write(f"{message}\n")
 
 
-for _command in (analyze, extract, resize, combine, demo):
+for _command in (analyze, extract, resize, combine, convert, demo, merge, unmerge):
     app.command()(guarded(_command))
