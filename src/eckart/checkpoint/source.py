@@ -17,7 +17,7 @@ SOURCE_MAY_BE = (
 )
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_STEMS = ("model", "diffusion_pytorch_model", "adapter_model")
+_STEMS = ("model", "diffusion_pytorch_model", "adapter_model", "pytorch_lora_weights")
 _JSON_LIMIT_BYTES = 64 * 2**20
 
 

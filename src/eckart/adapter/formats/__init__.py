@@ -3,17 +3,35 @@
 from pathlib import Path
 
 from eckart.adapter.adapter import Adapter
-from eckart.adapter.formats import peft
+from eckart.adapter.formats import diffusers, kohya, peft
+from eckart.adapter.formats.peft_config import CONFIG
+from eckart.checkpoint import Checkpoint, locate, open_checkpoint
+from eckart.errors import SourceError
+
+_FORMATS = {"peft": peft, "kohya": kohya, "diffusers": diffusers}
 
 
-def read(source: str | Path) -> Adapter:
-    """The adapter in the files of a SOURCE.
+def read(source: str | Path, base: str | Path | Checkpoint | None = None) -> Adapter:
+    """The adapter in the files of a SOURCE, whatever its format.
+
+    A folder with `adapter_config.json` is PEFT's. A folder of such folders, named like the components of a pipeline, is
+    one adapter in diffusers' naming. Any other file is diffusers' or kohya's by the names of its tensors.
+
+    Args:
+        source: folder, .safetensors file or hub name.
+        base: the model; kohya's flattened names are then turned into its module names.
 
     Raises:
         SourceError: there is no adapter at `source`.
         FileFormatError: config and tensors are damaged or disagree; every fault is listed.
+        MismatchError: names that `base` does not tell.
     """
-    return peft.read(Path(source))
+    adapter = _read(source)
+    if base is None or adapter.format != "kohya":
+        return adapter
+    from eckart.adapter.naming import named
+
+    return named(adapter, base)
 
 
 def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
@@ -23,4 +41,28 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
         OutputError: `path` exists and `force` is not given, or cannot be written.
         MismatchError: the format cannot express the adapter; the message says why.
     """
-    peft.write(adapter, path, force=force)
+    _FORMATS[adapter.format].write(adapter, path, force=force)
+
+
+def _read(source: str | Path) -> Adapter:
+    path = Path(source).expanduser()
+    if (path / CONFIG).is_file():
+        return peft.read(path)
+    folders = {part: path / part for part in diffusers.COMPONENTS if (path / part / CONFIG).is_file()}
+    if folders:
+        return diffusers.joined({part: peft.read(folder) for part, folder in folders.items()})
+    files = locate(source)
+    file = files.weights[0]
+    if (files.folder / CONFIG).is_file() and file.name == peft.WEIGHTS:
+        return peft.read(files.folder)
+    keys = [] if files.is_gguf or len(files.weights) > 1 else list(open_checkpoint(file).tensors)
+    lora = [key for key in keys if "lora_" in key or ".lora." in key]
+    if any(diffusers.component(key) or diffusers.component_of([key]) for key in lora):
+        return diffusers.read(file)
+    if lora:
+        return kohya.read(file)
+    msg = (
+        f"{source}: not a PEFT adapter, which is a folder with {CONFIG} and {peft.WEIGHTS}, nor a .safetensors file "
+        "with LoRA tensors named as diffusers or kohya's sd-scripts name them"
+    )
+    raise SourceError(msg)
