@@ -10,7 +10,15 @@ from pathlib import Path
 
 from eckart.errors import OutputError
 
-_RESULTS = ("*.safetensors", "config.json", "adapter_config.json", "analysis.json", "report.html")
+_RESULTS = (
+    "*.safetensors",
+    "config.json",
+    "adapter_config.json",
+    "comparison.json",
+    "*/adapter_config.json",
+    "analysis.json",
+    "report.html",
+)
 _WRITING_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 

@@ -103,5 +103,5 @@ def _say(message: str) -> None:
     sys.stderr.write(f"{message}\n")
 
 
-for _command in (analyze, extract, resize, combine, convert, demo, merge, unmerge):
+for _command in (analyze, extract, resize, combine, compare, convert, demo, merge, unmerge):
     app.command()(guarded(_command))

@@ -1,0 +1,31 @@
+"""An adapter in another format as a table for a terminal of 80 columns."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from eckart.report.grid import Column, grid, is_summarised
+from eckart.report.tables import SUMMARY, left_out_lines
+from eckart.report.words import bytes_text
+
+if TYPE_CHECKING:
+    from eckart.adapter.convert import ConvertedLayer, ConvertResult
+
+
+def conversion_table(result: "ConvertResult") -> RenderableType:
+    """The layers of the result, an example of their new names, and what was left out.
+
+    Returns:
+        a rich renderable of at most 80 columns.
+    """
+    columns: list[Column[ConvertedLayer]] = [Column("rank", lambda layer: layer.rank)]
+    layers = result.layers
+    where = f" in {result.output}" if result.output else ""
+    notes = [SUMMARY] if is_summarised(layers) else []
+    if result.renamed:
+        old, new = result.renamed[0]
+        notes.append(f"{len(result.renamed)} names changed, such as {old} → {new}")
+    notes.append(f"{len(layers)} layers, {bytes_text(result.nbytes)}; every update as it was.")
+    head = Text(f"Adapter{where}, from {result.origin} to {result.to}", style="bold")
+    return Group(head, grid(layers, columns), *map(Text, notes), *left_out_lines(result.left_out))
