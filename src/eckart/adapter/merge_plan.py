@@ -158,9 +158,8 @@ def plan_merge(
         for name in (stored, *(absent for absent, owner in checkpoint.tied.items() if owner == stored)):
             if name == stored or name not in tied:
                 tensors += _outputs(checkpoint, name, stored, changes.get(name, {}), matrices.get(stored), dtype=dtype)
-    return MergePlan(
-        checkpoint, loaded, factors, tensors, left_out, _matches(changes, outlines, places.views, checkpoint)
-    )
+    matches = _matches(changes, outlines, places.views, checkpoint)
+    return MergePlan(checkpoint, loaded, factors, tensors, left_out, matches, dtype)
 
 
 def _outputs(
