@@ -1,0 +1,101 @@
+"""`eckart combine` as a user meets it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from eckart.adapter import Adapter, AdapterLayer, load_adapter
+from eckart.cli.main import app
+
+
+def eckart(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def write(folder: Path, *names: str, seed: int = 0, shape: tuple[int, int] = (40, 24)) -> Path:
+    generator = torch.Generator().manual_seed(seed)
+    layers = {
+        name: AdapterLayer(
+            torch.randn(4, shape[1], generator=generator), torch.randn(shape[0], 4, generator=generator), 8.0
+        )
+        for name in names
+    }
+    Adapter(layers).save(folder)
+    return folder
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Path, Path]:
+    return write(tmp_path / "one", "a.q_proj", "b.q_proj"), write(tmp_path / "two", "b.q_proj", "c.q_proj", seed=1)
+
+
+def test_a_weighted_sum_is_written_and_told(two, tmp_path):
+    ended = eckart("combine", *two, "-o", tmp_path / "out", "--weights", "-0.5,2")
+    assert ended.exit_code == 0, ended.stderr
+    assert "3 layers" in ended.stdout
+    one, other = map(load_adapter, two)
+    found = load_adapter(tmp_path / "out")["b.q_proj"]
+    expected = -0.5 * one["b.q_proj"].delta() + 2 * other["b.q_proj"].delta()
+    torch.testing.assert_close(found.delta(), expected)
+    assert found.rank == 8
+
+
+def test_json_holds_the_fields_scripts_rely_on(two, tmp_path):
+    out = tmp_path / "out"
+    ended = eckart("combine", *two, "-o", out, "--method", "ties", "--density", 0.3, "--rank", 2, "--json")
+    result = json.loads(ended.stdout)
+    assert result["format"] == "eckart-combine/1"
+    assert [layer["name"] for layer in result["layers"]] == ["a.q_proj", "b.q_proj", "c.q_proj"]
+    assert {layer["rank"] for layer in result["layers"]} == {2}
+    assert all(0 < layer["error_lower_bound"] <= layer["error"] < 1 for layer in result["layers"])
+    assert result["bytes"] == sum(file.stat().st_size for file in out.iterdir())
+
+
+def test_a_dry_run_tells_the_ranks_and_writes_nothing(two, tmp_path):
+    options = ("-o", tmp_path / "out", "--dry-run")
+    assert "3 modules match" in eckart("combine", *two, *options).stdout
+    preview = json.loads(eckart("combine", *two, *options, "--json").stdout)
+    assert preview["format"] == "eckart-combine-preview/1"
+    assert [match["ranks"] for match in preview["matches"]] == [[4, 0], [4, 4], [0, 4]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--weights", "1"], "1 weights for 2 adapters"),
+        (["--weights", "1,nan"], "weight 2 is nan"),
+        (["--weights", "a,b"], "--weights a,b"),
+        (["--weights", "0,0"], "every weight is zero"),
+        (["--method", "svd"], "expected sum, ties, dare, magnitude"),
+        (["--method", "ties", "--density", 1.5], "(0, 1]"),
+        (["--density", 0.5], "prunes nothing"),
+        (["--rank", 2, "--error", 0.1], "exactly one way"),
+        (["--base", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_options_are_refused_and_nothing_is_written(two, tmp_path, options, said):
+    ended = eckart("combine", *two, "-o", tmp_path / "out", *options)
+    assert ended.exit_code == 1
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_shapes_that_differ_are_all_named(tmp_path):
+    one, other = write(tmp_path / "one", "a", "b"), write(tmp_path / "two", "a", "b", shape=(40, 25))
+    ended = eckart("combine", one, other, "-o", tmp_path / "out")
+    assert ended.exit_code == 1
+    assert all(
+        f"{name}: the shapes differ: (40, 24) in adapter 1, (40, 25) in adapter 2" in ended.stderr for name in "ab"
+    )
+
+
+def test_an_adapter_less_itself_is_refused(two, tmp_path):
+    ended = eckart("combine", two[0], two[0], "-o", tmp_path / "out", "--weights", "1,-1")
+    assert ended.exit_code == 1
+    assert "its updates cancel" in ended.stderr
+    assert not (tmp_path / "out").exists()
