@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from eckart.adapter import Adapter, AdapterLayer, Budget, RankChoice, Scope, extract, load_adapter
+from eckart.adapter.formats.peft_config import KNOWN_FIELDS, unknown_fields
+from eckart.adapter.formats.peft_patterns import first_match
 from eckart.errors import FileFormatError, MismatchError, NotFiniteError, SourceError
 
 from .conftest import save_pair
@@ -224,6 +226,89 @@ def test_adapters_that_peft_wrote_are_read_and_written_back_the_same(llama_pair,
             torch.testing.assert_close(layer.delta(), expected, rtol=1e-5, atol=1e-6)
 
 
+class Dreams(Pixels):
+    """Pixels with a table of styles."""
+
+    def __init__(self):
+        super().__init__()
+        self.styles = nn.Embedding(7, 24)
+        self.conv3 = nn.Conv1d(24, 5, 3)
+
+    def forward(self, pixels):
+        hidden = self.conv2(self.conv1(pixels).relu()).relu().mean(2)
+        return SimpleNamespace(logits=self.head(hidden.mean(2) + self.styles.weight[0]), more=self.conv3(hidden))
+
+
+def test_dora_of_convolutions_and_embeddings_has_the_shapes_that_peft_loads(tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    torch.manual_seed(0)
+    base, inputs = Dreams().eval(), {"pixels": torch.randn(2, 3, 12, 19)}
+    targets = ["conv1", "conv2", "conv3", "head", "styles"]
+    config = LoraConfig(r=3, use_dora=True, init_lora_weights=False, target_modules=targets)
+    model = get_peft_model(copy.deepcopy(base), config).eval()
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if "magnitude" in name:
+                tensor.mul_(1 + 0.3 * torch.rand(tensor.shape))
+    model.save_pretrained(tmp_path / "theirs")
+    adapter = load_adapter(tmp_path / "theirs")
+    assert {name: tuple(layer.magnitude.shape) for name, layer in adapter.items()} == {
+        "conv1": (16,), "conv2": (24,), "conv3": (5,), "head": (10,), "styles": (24,),
+    }  # fmt: skip
+    adapter.save(tmp_path / "ours")
+    theirs, ours = (load_file(tmp_path / who / "adapter_model.safetensors") for who in ("theirs", "ours"))
+    assert {name: t.shape for name, t in theirs.items()} == {name: t.shape for name, t in ours.items()}
+    again = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "ours").eval()
+    with torch.no_grad():
+        expected, found = model(**inputs), again(**inputs)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=0)
+    torch.testing.assert_close(found.more, expected.more, rtol=0, atol=0)
+
+
+def test_the_fields_that_peft_knows_are_known_and_others_are_named(llama_pair, tmp_path):
+    from dataclasses import fields
+
+    from peft import LoraConfig
+
+    assert {field.name for field in fields(LoraConfig)} <= KNOWN_FIELDS
+    path = damaged(tmp_path, llama_pair, lambda config, tensors: config.update(lora_of_tomorrow=1, revision="main"))
+    adapter = load_adapter(path)
+    assert adapter.config["lora_of_tomorrow"] == 1
+    assert unknown_fields(adapter.config) == ["lora_of_tomorrow"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "q_proj",
+        r".*\.0\..*v_proj",
+        r"^model\.layers\.(0|1|2|3|4|5|6|7|8|9|10)\.self_attn\.(q|k|v|o)_proj",
+        r".*\.layers\.\d+\..*proj",
+        r"(?:model\.)?layers\.[0-9]{1,2}\.mlp\.\w+",
+    ],
+)
+def test_patterns_that_people_write_are_matched_as_peft_matches_them(key):
+    from peft.utils.other import get_pattern_key
+
+    for name in (
+        f"model.layers.{i}.{m}" for i in (0, 5, 10) for m in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up")
+    ):
+        assert first_match({key: 1}, name, 0) == (get_pattern_key([key], name) == key and key != name)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "(a+)+b", "(a|a)*b", "(.*)*", "((a?){9}){9}", r"(\w+\.?)+x", "a?" * 40 + "a" * 40, "(a|aa)" * 40,
+        ".*" * 8 + "b", "(?x: # [\n (a+)+ ] )", "a" * 2000, r"\[(a+)+]b", "[]](a+)+b", "[^]](a+)+b", "(" * 400 + "a" + ")" * 400 + "*b",
+    ],
+)  # fmt: skip
+def test_a_regex_that_could_take_minutes_is_not_tried(key):
+    with pytest.raises(ValueError, match=r"minutes|not a regex"):
+        first_match({key: 1}, "model.layers.0." + "a" * 60, 0)
+
+
 def test_mixed_scaling_rules_are_written_so_that_every_scale_survives(llama_pair, tmp_path):
     def layer(rank, alpha, rslora):
         return AdapterLayer(torch.randn(rank, 64), torch.randn(64, rank), alpha, rslora=rslora)
@@ -264,7 +349,17 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda config, tensors: config.update(r=0), "greater than or equal to 1"),
         (lambda config, tensors: config.update(peft_type="IA3"), "only LORA"),
         (lambda config, tensors: config.update(rank_pattern={"(": 2}), "not a regex"),
-        (lambda config, tensors: config.update(target_parameters=["x"]), "target_parameters"),
+        (lambda config, tensors: config.update(use_dora=True), "use_dora is True .* magnitude is missing"),
+        (lambda config, tensors: config.update(lora_bias=True), "lora_bias is True .* bias is missing"),
+        (
+            lambda config, tensors: tensors.update({f"{FIRST}.lora_magnitude_vector": torch.ones(64)}),
+            "use_dora is False .* magnitude is there",
+        ),
+        (lambda config, tensors: tensors.update({f"{FIRST}.lora_B.bias": torch.ones(64)}), "lora_bias is False"),
+        (lambda config, tensors: config.update(init_lora_weights="pissa_niter_4"), "path_initial_model"),
+        (lambda config, tensors: config.update(use_qalora=True), "use_qalora: a variant of LoRA"),
+        (lambda config, tensors: config.update(rank_pattern={r"(\w+)*\d": 2}), "could take minutes to match"),
+        (lambda config, tensors: config.update(alpha_pattern={".*" * 9 + "x": 2}), "could take minutes to match"),
         (lambda config, tensors: tensors.pop(f"{FIRST}.lora_B.weight"), "q_proj: lora_B missing"),
     ],
 )

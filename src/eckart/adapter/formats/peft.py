@@ -6,16 +6,19 @@ Names carry `base_model.model.` before the module. Source: PEFT's `utils/save_an
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from eckart.adapter.adapter import Adapter, AdapterLayer, LayerKind
 from eckart.adapter.deferred import Deferred
-from eckart.adapter.formats.peft_config import CONFIG, PeftConfig, config_of, first_match, is_trained_bias, read_config
-from eckart.checkpoint import Checkpoint, TensorSpec, atomic_directory, open_checkpoint, write_tensors
-from eckart.errors import FileFormatError, NotFiniteError, SourceError
+from eckart.adapter.formats.peft_config import CONFIG, PeftConfig, config_of, is_trained_bias, read_config
+from eckart.adapter.formats.peft_experts import Stack, expert_of, parameters_of, stack_of, stacks_of, wrapper_names
+from eckart.adapter.formats.peft_patterns import first_match
+from eckart.adapter.formats.stored import outline, read_finite
+from eckart.checkpoint import TensorSpec, atomic_directory, open_checkpoint, write_tensors
+from eckart.errors import FileFormatError, SourceError
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -50,7 +53,7 @@ def read(path: Path) -> Adapter:
         raise SourceError(msg)
     config = read_config(path / CONFIG)
     stored = open_checkpoint(path / WEIGHTS)
-    names: dict[str, dict[str, str]] = {}
+    modules: dict[str, dict[str, str]] = {}
     whole: dict[str, str] = {}
     for name in stored.tensors:
         module = name.removeprefix(PREFIX)
@@ -58,26 +61,43 @@ def read(path: Path) -> Adapter:
         if end is None:
             whole[module.replace(".base_layer.", ".")] = name
         else:
-            names.setdefault(module.removesuffix(end), {})[_PARTS[end]] = name
-    outlines, faults = {}, []
-    for module, parts in names.items():
+            modules.setdefault(module.removesuffix(end), {})[_PARTS[end]] = name
+    shapes = {module: {part: outline(stored, name) for part, name in own.items()} for module, own in modules.items()}
+    parameters, faults = parameters_of(shapes, config)
+    outlines: dict[str, AdapterLayer] = {}
+    sources: dict[str, tuple[str, Stack, int]] = {}
+    for module, tensors in shapes.items():
         try:
-            outlines[module] = _layer(module, {part: _outline(stored, name) for part, name in parts.items()}, config)
+            if module in parameters:
+                found = stack_of(parameters[module], tensors, config)
+                outlines |= dict.fromkeys(found.names(), found.outline)
+                sources |= {name: (module, found, index) for index, name in enumerate(found.names())}
+            else:
+                outlines[module] = _layer(module, tensors, config)
         except ValueError as fault:
             faults.append(f"{module}: {fault}")
     if faults or not outlines:
         msg = f"{path}: config and tensors do not make an adapter"
         raise FileFormatError.of(msg, faults or ["no LoRA tensors"])
 
-    def read_layer(module: str) -> AdapterLayer:
-        tensors = {_FIELDS.get(part, part): _read(stored, name) for part, name in names[module].items()}
+    # The experts of a parameter lie in each other's bytes, and are asked for one after another.
+    @lru_cache(maxsize=2)
+    def read_stack(module: str) -> tuple[Tensor, Tensor]:
+        A, B = (read_finite(stored, modules[module][part]) for part in ("lora_A", "lora_B"))
+        return A, B
+
+    def read_layer(name: str) -> AdapterLayer:
+        if name in sources:
+            module, found, index = sources[name]
+            return found.expert(index, *read_stack(module))
+        tensors = {_FIELDS.get(part, part): read_finite(stored, own) for part, own in modules[name].items()}
         if "magnitude" in tensors:
             tensors["magnitude"] = tensors["magnitude"].flatten()
-        return replace(outlines[module], **tensors)
+        return replace(outlines[name], **tensors)
 
     return Adapter(
         Deferred(outlines, read_layer),
-        Deferred({name: _outline(stored, own) for name, own in whole.items()}, lambda name: _read(stored, whole[name])),
+        Deferred({n: outline(stored, own) for n, own in whole.items()}, lambda name: read_finite(stored, whole[name])),
         config.base_model_name_or_path,
         config.task_type,
         dict(config.model_extra or {}),
@@ -92,37 +112,34 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
         OutputError: `path` exists and `force` is not given, or cannot be written.
         MismatchError: layers that one PEFT config cannot describe.
     """
-    outline = adapter.outline()
-    config = config_of(outline)
-    specs = [TensorSpec(name, tuple(tensor.shape), tensor.dtype) for name, tensor in _named(outline)]
+    outlines, stacks = stacks_of(adapter.outline())
+    config = config_of(outlines)
+    specs = [TensorSpec(name, tuple(tensor.shape), tensor.dtype) for name, tensor in _named(adapter.outline(), stacks)]
     with atomic_directory(path, force=force) as folder:
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        write_tensors(folder / WEIGHTS, specs, _named(adapter), {"format": "pt"})
+        write_tensors(folder / WEIGHTS, specs, _named(adapter, stacks), {"format": "pt"})
 
 
-def _named(adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor under its name in the file, one layer after another."""
+def _named(adapter: Adapter, stacks: Mapping[str, Stack]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor under its name in the file, one layer, or one parameter's experts, after another."""
     for name, tensor in adapter.modules_to_save.items():
         yield f"{PREFIX}{_stored_name(name, adapter)}", tensor
-    for module, layer in adapter.items():
+    experts: dict[str, list[tuple[int, str]]] = {parameter: [] for parameter in stacks}
+    for module in adapter:
+        place = expert_of(module)
+        if place and place[0] in stacks:
+            experts[place[0]].append((place[1], module))
+            continue
+        layer = adapter[module]
         names = _EMBEDDING_NAMES if layer.kind == "embedding" else _NAMES
         for part, tensor in layer.tensors().items():
-            yield f"{PREFIX}{module}.{names[part]}", tensor
-
-
-def _outline(stored: Checkpoint, name: str) -> Tensor:
-    info = stored.tensors[name]
-    return torch.empty(info.shape, dtype=info.dtype, device="meta")
-
-
-def _read(stored: Checkpoint, name: str) -> Tensor:
-    """A tensor of the file; NotFiniteError if it holds NaN or Inf."""
-    tensor = stored.read(name)
-    bad = int((~torch.isfinite(tensor)).sum())
-    if bad:
-        msg = f"{stored.source}: {name}: {bad:,} values are NaN or Inf"
-        raise NotFiniteError(msg)
-    return tensor
+            conv_magnitude = part == "magnitude" and layer.kind == "conv"
+            shaped = tensor.view(1, -1, *(1 for _ in layer.lora_A.shape[2:])) if conv_magnitude else tensor
+            yield f"{PREFIX}{module}.{names[part]}", shaped
+    for parameter, module in wrapper_names(stacks).items():
+        A, B = stacks[parameter].stacked([(index, adapter[name]) for index, name in experts[parameter]])
+        yield f"{PREFIX}{module}.lora_A.weight", A
+        yield f"{PREFIX}{module}.lora_B.weight", B
 
 
 def _stored_name(name: str, adapter: Adapter) -> str:
@@ -151,6 +168,11 @@ def _layer(module: str, tensors: Mapping[str, Tensor], config: PeftConfig) -> Ad
     flat: LayerKind = "conv1d" if config.fan_in_fan_out else "linear"
     kind: LayerKind = "embedding" if embedding else "conv" if A.ndim > 2 else flat
     magnitude = tensors.get("magnitude")
+    for field, part in (("use_dora", "magnitude"), ("lora_bias", "bias")):
+        said, there = getattr(config, field), part in tensors
+        if said != there:
+            msg = f"{field} is {said} by {CONFIG}, but the {part} is {'there' if there else 'missing'}"
+            raise ValueError(msg)
     return AdapterLayer(
         A,
         B,

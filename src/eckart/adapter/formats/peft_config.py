@@ -13,15 +13,34 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eckart.adapter.adapter import Adapter
+from eckart.adapter.formats.peft_patterns import matches_whole
 from eckart.errors import FileFormatError, MismatchError
 
 CONFIG = "adapter_config.json"
 _MAX_CONFIG_BYTES = 16 * 2**20
 _REFUSED = {
-    "target_parameters": "adapters of expert tensors (target_parameters) are not read yet",
     "megatron_config": "Megatron adapters are not read",
     "layer_replication": "replicated layers (layer_replication) are not read",
+    "trainable_token_indices": "adapters of single tokens (trainable_token_indices) are not read",
+    **dict.fromkeys(
+        ("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "use_qalora"),
+        "a variant of LoRA that is no fixed low-rank update of each weight",
+    ),
 }
+# These change the base when PEFT loads the adapter: the tensors are an update of what is left of it.
+_BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# The fields of PEFT 0.21's LoraConfig.
+KNOWN_FIELDS = frozenset(
+    {
+        "alora_invocation_tokens", "alpha_pattern", "arrow_config", "auto_mapping", "base_model_name_or_path", "bias",
+        "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode",
+        "init_lora_weights", "kasa_config", "layer_replication", "layers_pattern", "layers_to_transform",
+        "loftq_config", "lora_alpha", "lora_bias", "lora_dropout", "lora_ga_config", "megatron_config",
+        "megatron_core", "modules_to_save", "monteclora_config", "peft_type", "peft_version", "qalora_group_size",
+        "r", "rank_pattern", "revision", "runtime_config", "target_modules", "target_parameters", "task_type",
+        "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora", "use_rslora", "velora_config",
+    }
+)  # fmt: skip
 
 
 class PeftConfig(BaseModel):
@@ -34,7 +53,10 @@ class PeftConfig(BaseModel):
     lora_alpha: float = 8
     use_rslora: bool = False
     use_dora: bool = False
+    lora_bias: bool = False
     fan_in_fan_out: bool = False
+    target_modules: list[str] | str | None = None
+    target_parameters: list[str] | None = None
     rank_pattern: dict[str, int] = Field(default_factory=dict)
     alpha_pattern: dict[str, float] = Field(default_factory=dict)
     base_model_name_or_path: str | None = None
@@ -57,7 +79,12 @@ def read_config(file: Path) -> PeftConfig:
         msg = f"{file}: not a PEFT config"
         raise FileFormatError.of(msg, faults) from error
     extra = config.model_extra or {}
-    faults = [reason for field, reason in _REFUSED.items() if extra.get(field)]
+    faults = [f"{field}: {reason}" for field, reason in _REFUSED.items() if extra.get(field)]
+    if str(extra.get("init_lora_weights")).lower().startswith(_BASE_CHANGING):
+        faults.append(
+            f"init_lora_weights is {extra['init_lora_weights']!r}: the update is of what PEFT leaves of the base; save "
+            "the adapter once more with PEFT's path_initial_model_for_weight_conversion"
+        )
     if config.peft_type != "LORA":
         faults.append(f"peft_type is {config.peft_type}, only LORA adapters are read")
     if faults:
@@ -68,6 +95,9 @@ def read_config(file: Path) -> PeftConfig:
 
 def config_of(adapter: Adapter) -> dict[str, Any]:
     """The `adapter_config.json` that describes an adapter, with no more fields than PEFT needs.
+
+    Args:
+        adapter: in PEFT's terms, where all experts of a parameter are one layer; outlines do.
 
     Raises:
         MismatchError: layers that one PEFT config cannot describe.
@@ -101,12 +131,13 @@ def config_of(adapter: Adapter) -> dict[str, Any]:
         "lora_alpha": _plain(alpha),
         "rank_pattern": _pattern(ranks, rank),
         "alpha_pattern": {name: _plain(value) for name, value in _pattern(alphas, alpha).items()},
-        "target_modules": list(adapter),
+        "target_modules": [name for name, layer in adapter.items() if layer.kind != "expert"],
         "lora_dropout": 0.0,
         "bias": bias,
         "fan_in_fan_out": any(layer.kind == "conv1d" for layer in layers),
     }
     optional = {
+        "target_parameters": [name for name, layer in adapter.items() if layer.kind == "expert"],
         "modules_to_save": saved or None,
         "use_rslora": rslora,
         "use_dora": layers[0].magnitude is not None,
@@ -120,13 +151,17 @@ def is_trained_bias(name: str, adapter: Adapter) -> bool:
     return name.endswith(".bias") and adapter.config.get("bias", "none") != "none"
 
 
-def first_match(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first key that PEFT would match with the module's name."""
-    try:
-        return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module)), default)
-    except re.error as error:
-        msg = f"a rank_pattern or alpha_pattern key is not a regex ({error})"
-        raise ValueError(msg) from error
+def unknown_fields(config: Mapping[str, Any]) -> list[str]:
+    """Fields of an adapter's config that neither PEFT 0.21 nor eckart knows: they may change what the tensors mean."""
+    return sorted(set(config) - KNOWN_FIELDS)
+
+
+def is_module_target(module: str, config: PeftConfig) -> bool:
+    """Whether the config targets a module itself, rather than a parameter in it."""
+    targets = config.target_modules or []
+    if isinstance(targets, str):
+        return matches_whole(targets, module)
+    return any(f".{module}".endswith(f".{target}") for target in targets)
 
 
 def _pattern(values: Mapping[str, Any], common: Any) -> dict[str, Any]:
