@@ -1,5 +1,6 @@
 """Adapters as files: which format a file has, and its reader and writer."""
 
+import re
 from pathlib import Path
 
 from eckart.adapter.adapter import Adapter
@@ -56,7 +57,7 @@ def _read(source: str | Path) -> Adapter:
     if (files.folder / CONFIG).is_file() and file.name == peft.WEIGHTS:
         return peft.read(files.folder)
     keys = [] if files.is_gguf or len(files.weights) > 1 else list(open_checkpoint(file).tensors)
-    lora = [key for key in keys if "lora_" in key or ".lora." in key]
+    lora = [key for key in keys if re.search("lora[._]", key)]
     if any(diffusers.component(key) or diffusers.component_of([key]) for key in lora):
         return diffusers.read(file)
     if lora:

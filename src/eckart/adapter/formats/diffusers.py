@@ -64,9 +64,9 @@ def read(path: Path) -> Adapter:
     """
     stored = open_checkpoint(path)
     (file,) = {info.file for info in stored.tensors.values()}
-    names, faults = _parts(list(stored.tensors))
+    names, whole, faults = _parts(list(stored.tensors))
     texts = header_texts(file)
-    configs, found = _configs(texts.pop(_METADATA, "{}"), component_of(names))
+    configs, found = _configs(texts.pop(_METADATA, "{}"), whole)
     faults += found
     outlines = {}
     for module, parts in names.items():
@@ -178,8 +178,8 @@ def module_and_part(key: str) -> tuple[str, str] | None:
     return module, _PARTS[end]
 
 
-def _parts(keys: list[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """The tensor of each part of each module, and the tensors that are no part of an adapter."""
+def _parts(keys: list[str]) -> tuple[dict[str, dict[str, str]], str | None, list[str]]:
+    """The tensor of each part of each module, the component if no name tells one, and tensors of no adapter."""
     read = {key: module_and_part(key) for key in keys}
     modules = {found[0]: None for found in read.values() if found}
     # Files saved by a model rather than by a pipeline lack the component.
@@ -194,7 +194,7 @@ def _parts(keys: list[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
             faults.append(f"{key}: begins with none of the components {', '.join(COMPONENTS)}")
         elif names.setdefault(module, {}).setdefault(found[1], key) != key:
             faults.append(f"{key}: {names[module][found[1]]} is the same part of {module}")
-    return names, faults
+    return names, guessed, faults
 
 
 def _configs(text: str, whole: str | None) -> tuple[dict[str, PeftConfig], list[str]]:
@@ -206,10 +206,14 @@ def _configs(text: str, whole: str | None) -> tuple[dict[str, PeftConfig], list[
     if not isinstance(fields, dict):
         return {}, [f"{_METADATA} is {type(fields).__name__}, expected an object"]
     described: dict[str, dict[str, Any]] = {}
+    faults = []
     for name, value in fields.items():
-        part = component(name) or whole or ""
-        described.setdefault(part, {})[name.removeprefix(f"{part}.")] = value
-    configs, faults = {}, []
+        part = component(name) or whole
+        if part is None:
+            faults.append(f"{_METADATA}: {name} begins with none of the components {', '.join(COMPONENTS)}")
+        else:
+            described.setdefault(part, {})[name.removeprefix(f"{part}.")] = value
+    configs = {}
     for part, values in described.items():
         try:
             configs[part] = PeftConfig.model_validate(values | {"peft_type": "LORA"})
