@@ -1,0 +1,257 @@
+"""Is this checkpoint that base with these adapters baked in? Every tensor of both is met once, in slabs of rows."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from eckart.adapter.adapter import Adapter
+from eckart.adapter.merge_check import MergeCheck, MergedMatrix
+from eckart.adapter.places import Places, Term, find_places
+from eckart.adapter.preview import Match, Preview
+from eckart.adapter.rewrite import as_view
+from eckart.adapter.sides import Source, name_of, open_side
+from eckart.adapter.update import Update, update_of
+from eckart.adapter.weights import checked_weights
+from eckart.checkpoint import Checkpoint, LeftOut, MatrixView, open_checkpoint
+from eckart.checkpoint.layout import is_buffer
+from eckart.checkpoint.matrices import stored_rows
+from eckart.engine import Run, Task, run_tasks
+from eckart.errors import OptionError
+from eckart.linalg.slabs import SLAB_BYTES
+
+HERE = Run()
+
+
+def check_merge(
+    base: Source,
+    adapters: Source | Sequence[Source],
+    merged: Source,
+    *,
+    weights: Sequence[float] | None = None,
+    run: Run = HERE,
+) -> MergeCheck:
+    """Whether `merged` equals `base` + Σ wᵢ·Δᵢ of the adapters, tensor by tensor.
+
+    Args:
+        base: what the adapters are for.
+        adapters: one or several.
+        merged: what is claimed to hold them.
+        weights: that they were merged with; all 1 by default.
+        run: workers, memory and progress.
+
+    Returns:
+        `MergeCheck`: a verdict; of every changed matrix its distance from the claim, and the weight of the update that
+        fits it best; and every tensor that the claim leaves alone and that changed.
+
+    Raises:
+        SourceError, FileFormatError: a source cannot be read.
+        MismatchError: keys of the adapters without a place in the base; all at once.
+        OptionError: weights that are not one for each adapter, or a source of the wrong sort.
+    """
+    return plan_merge_check(base, adapters, merged, weights=weights, run=run).compare()
+
+
+def plan_merge_check(
+    base: Source,
+    adapters: Source | Sequence[Source],
+    merged: Source,
+    *,
+    weights: Sequence[float] | None = None,
+    run: Run = HERE,
+) -> "MergeClaim":
+    """The checked work of `check_merge`, from headers alone: `.preview()` tells of it, `.compare()` does it."""
+    run.check()
+    sources = list(adapters) if isinstance(adapters, Sequence) and not isinstance(adapters, str) else [adapters]
+    sides = [open_side(source) for source in sources]
+    opened = [side for side in sides if isinstance(side, Adapter)]
+    if len(opened) < len(sides) or isinstance(base, Adapter) or isinstance(merged, Adapter):
+        msg = "a merge is checked with two checkpoints, the base and the merged one, and adapters; got another sort"
+        raise OptionError(msg)
+    found = open_checkpoint(base)
+    places = find_places(found, [adapter.outline() for adapter in opened])
+    given = checked_weights(weights, len(opened))
+    return MergeClaim(found, open_checkpoint(merged), opened, tuple(map(name_of, sources)), given, places, run)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One matrix of a tensor, or a tensor that is none, in both checkpoints; untouched without terms."""
+
+    name: str
+    base: MatrixView
+    merged: MatrixView
+    terms: Sequence[Term]
+
+
+@dataclass(frozen=True)
+class MergeClaim:
+    """A claim whose adapters were found to fit the base.
+
+    Attributes:
+        base, merged: the checkpoints.
+        adapters, names, weights: what is claimed to be baked in, and how the user names it.
+        places: what of the base each key changes.
+        run: how the work is run.
+    """
+
+    base: Checkpoint
+    merged: Checkpoint
+    adapters: list[Adapter]
+    names: tuple[str, ...]
+    weights: tuple[float, ...]
+    places: Places
+    run: Run
+
+    @property
+    def inputs(self) -> list[Path | None]:
+        """What is read, and so must not be replaced."""
+        files = [file for adapter in self.adapters for file in adapter.files]
+        return [*files, self.base.folder, self.merged.folder]
+
+    def preview(self) -> Preview:
+        """What would be read and checked; nothing is read for it."""
+        parts, faults, left_out = self._parts()
+        outlines = [adapter.outline() for adapter in self.adapters]
+
+        def ranks(part: _Part) -> tuple[int, ...]:
+            found = {
+                term.adapter: outlines[term.adapter][term.key].rank for term in part.terms if term.part == "update"
+            }
+            return tuple(found.get(number, 0) for number in range(len(outlines)))
+
+        matches = [Match(part.name, part.base.shape, ranks(part)) for part in parts if part.terms]
+        differing = [LeftOut(fault.partition(":")[0], fault.partition(": ")[2]) for fault in faults]
+        return Preview("compare", matches, [*differing, *left_out], sum(map(self._nbytes, parts)), 0)
+
+    def compare(self) -> MergeCheck:
+        """Read both checkpoints once and tell whether the claim holds."""
+        began = time.monotonic()
+        parts, faults, left_out = self._parts()
+        tasks = [
+            Task(part.name, self._nbytes(part), 24 * SLAB_BYTES, lambda part=part: self._check(part)) for part in parts
+        ]
+        found = {task.name: result for task, result in run_tasks(tasks, stage="Checking", run=self.run)}
+        results = [(part.name, found[part.name]) for part in parts]
+        return MergeCheck(
+            merged=self.merged.source,
+            base=self.base.source,
+            adapters=self.names,
+            weights=self.weights,
+            matrices=[result for _, result in results if isinstance(result, MergedMatrix)],
+            altered=[name for name, result in results if result is False],
+            faults=faults,
+            not_checked=left_out,
+            unchanged=sum(result is True for _, result in results),
+            seconds=time.monotonic() - began,
+        )
+
+    def _parts(self) -> tuple[list[_Part], list[str], list[LeftOut]]:
+        """Everything to check, what keeps the checkpoints from being compared, and what cannot be checked."""
+        parts, faults, left_out = [], [], []
+        changes = self.places.changes
+        by_tensor: dict[str, dict[str, MatrixView]] = {}
+        for view in self.places.views.values():
+            by_tensor.setdefault(view.tensor, {})[view.name] = view
+        for name in dict.fromkeys([*self.base.tensors, *self.merged.tensors, *changes]):
+            old, new = (side.tensors.get(side.tied.get(name, name)) for side in (self.base, self.merged))
+            known = old or new
+            if known is None or is_buffer(known):
+                continue
+            if old is None or new is None:
+                faults.append(f"{name}: only in {self.merged.source if old is None else self.base.source}")
+            elif old.shape != new.shape:
+                faults.append(f"{name}: {old.shape} in the base, {new.shape} in the merged checkpoint")
+            elif new.quantisation and name in changes:
+                left_out.append(LeftOut(name, f"stored as {new.quantisation}: its rounding hides the update"))
+            else:
+                terms = changes.get(name, {})
+                views = list(by_tensor.get(old.name, {}).values()) if terms else []
+                for view in views or [as_view(old.name, old.shape)]:
+                    label = name if old.name != name or view.name not in self.places.views else view.name
+                    own = terms.get(view.name, terms.get(name, ()))
+                    parts.append(_Part(label, view, replace(view, tensor=new.name), own))
+        return parts, faults, left_out
+
+    def _nbytes(self, part: _Part) -> int:
+        sizes = [side.tensors[view.tensor].dtype.itemsize for side, view in self._sides(part)]
+        return math.prod(part.base.stored_shape) * sum(sizes)
+
+    def _sides(self, part: _Part) -> list[tuple[Checkpoint, MatrixView]]:
+        return [(self.base, part.base), (self.merged, part.merged)]
+
+    def _rows(self, part: _Part) -> Iterator[tuple[Tensor, Tensor]]:
+        """Row blocks of the base and of the merged checkpoint, as they are stored."""
+        if not part.base.tensor_shape:
+            old, new = (side.read(view.tensor).reshape(1, 1) for side, view in self._sides(part))
+            return iter([(old, new)])
+        return zip(*(stored_rows(side, view) for side, view in self._sides(part)), strict=True)
+
+    def _check(self, part: _Part) -> MergedMatrix | bool:
+        """Measures of a changed matrix; of another whether it is as it was, up to the dtype it is stored in."""
+        if not part.terms:
+            return all(_same(old, new) for old, new in self._rows(part))
+        update = update_of(
+            *(part.terms, self.adapters, self.weights),
+            dtype=torch.float64,
+            view=part.base,
+            slabs=lambda: (old.to(torch.float64) for old, _ in self._rows(part)),
+        )
+        start, equal, ulps, sums = 0, True, 0.0, torch.zeros(4, dtype=torch.float64)
+        for old, new in self._rows(part):
+            for base, merged in zip(old.split(_rows_at_once(old)), new.split(_rows_at_once(old)), strict=True):
+                same, distance, part_sums = _measure(update, base.to(torch.float64), merged, start)
+                equal, ulps, sums = equal and same, max(ulps, distance), sums + part_sums
+                start += len(base)
+        return MergedMatrix(
+            *(part.name, part.base.shape, equal, ulps, self._roundings(part, update)),
+            *sums.tolist(),
+        )
+
+    def _roundings(self, part: _Part, update: Update) -> int:
+        """Ulps that a merge may leave: a few where the dtype is also what products and norms are computed in."""
+        narrow = self.merged.tensors[part.merged.tensor].dtype.itemsize < 4
+        return (2 if narrow else 4) * len(part.terms) + (2 if narrow else 8) * len(update.dora)
+
+
+def _rows_at_once(slab: Tensor) -> int:
+    """Rows of which a dozen float64 copies fill a slab or two."""
+    return max(1, 2**18 // max(1, slab.shape[1]))
+
+
+def _same(old: Tensor, new: Tensor) -> bool:
+    """Whether rows are equal once the base's are in the merged dtype; NaN equals NaN where nothing was changed."""
+    return torch.equal(old.to(new.dtype), new) or torch.allclose(old.to(new), new, rtol=0, atol=0, equal_nan=True)
+
+
+def _measure(update: Update, base: Tensor, stored: Tensor, start: int) -> tuple[bool, float, Tensor]:
+    """Whether rows are what the claim makes of them; else how far off; and ‖gained‖², ‖Δ‖², ⟨gained, Δ⟩, rounding²."""
+    delta = update.change(base, start).add_(base, alpha=update.keep - 1)
+    expected, merged = base + delta, stored.to(torch.float64)
+    gained = merged - base
+    largest = torch.stack([base.abs(), merged.abs(), expected.abs()]).amax(0)
+    # A sum that cancels keeps the rounding of its terms.
+    stop = start + len(base)
+    if update.products is not None:
+        left, right = update.products
+        largest = torch.maximum(largest, left[start:stop].abs() @ right.abs())
+    for layer in update.dora:
+        terms = base.abs() + layer.left[start:stop].abs() @ layer.right.abs()
+        gains = layer.gains if layer.by_column else layer.gains[start:stop, None]
+        largest = torch.maximum(largest, terms * gains.abs())
+    ulp = _ulp(largest, stored.dtype)
+    distance = float(((merged - expected).abs() / ulp).amax()) if ulp.numel() else 0.0
+    sums = [(gained * gained).sum(), (delta * delta).sum(), (gained * delta).sum(), ulp.square().sum() / 12]
+    same = torch.equal(expected.to(stored.dtype), stored)
+    return same, distance if math.isfinite(distance) else math.inf, torch.stack(sums)
+
+
+def _ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Distance of neighbouring numbers of a dtype at the size of each value."""
+    info = torch.finfo(dtype)
+    exponent = torch.frexp(values.clamp_min(info.tiny)).exponent
+    return torch.ldexp(torch.full_like(values, info.eps), exponent - 1)

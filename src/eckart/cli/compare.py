@@ -1,0 +1,56 @@
+"""`eckart compare`: how two adapters or checkpoints lie to each other, and whether an adapter is baked in."""
+
+from typing import Annotated
+
+import typer
+
+from eckart.cli.options import Device, DryRun, Exclude, Force, Json, Output, Seed, Target, Workers
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="An adapter or a checkpoint.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another of the same sort.")],
+    *,
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="BASE", help="What both were made from: counts intruder dimensions.")
+    ] = None,
+    output: Output = None,
+    directions: Annotated[
+        int, typer.Option("--directions", metavar="N", min=1, help="Leading directions whose overlap is told.")
+    ] = 16,
+    target: Target = None,
+    exclude: Exclude = None,
+    device: Device = "auto",
+    workers: Workers = None,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Compare two adapters, or two checkpoints: norms, cosine, shared directions beside chance, per matrix.
+
+    With -o, write comparison.json and figures.
+    """
+    from eckart.adapter.compare import plan_comparison
+    from eckart.adapter.comparison import Comparison
+    from eckart.checkpoint import check_output
+    from eckart.cli.output import show, show_json
+    from eckart.cli.progress import Bar
+    from eckart.engine import Run
+    from eckart.report import preview_table
+    from eckart.report.comparison import comparison_table, merge_check_table
+    from eckart.report.comparison_figures import save_comparison
+
+    run = Run(device=device, workers=workers, seed=seed, progress=Bar())
+    plan = plan_comparison(a, b, base=base, directions=directions, target=target or (), exclude=exclude or (), run=run)
+    if dry_run:
+        preview = plan.preview()
+        return show_json(preview.to_json()) if as_json else show(preview_table(preview))
+    if output:
+        check_output(output, force=force, inputs=plan.inputs)
+    result = plan.compare()
+    if output:
+        save_comparison(result, output, force=force)
+    if as_json:
+        return show_json(result.to_json())
+    return show(comparison_table(result) if isinstance(result, Comparison) else merge_check_table(result))

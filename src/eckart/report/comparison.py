@@ -1,0 +1,128 @@
+"""Comparisons as tables for a terminal of 80 columns: two adapters or checkpoints, or a merge that was checked."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from eckart.report.grid import Column, grid, is_summarised
+from eckart.report.tables import SUMMARY, left_out_lines
+from eckart.report.words import number_text, seconds_text
+
+if TYPE_CHECKING:
+    from eckart.adapter.comparison import Alignment, Comparison, MatrixComparison
+    from eckart.adapter.merge_check import MergeCheck, MergedMatrix
+
+LISTED = 8  # names of what differs
+OF = {"adapters": "updates", "checkpoints": "weights", "updates": "updates of the base"}
+
+
+def comparison_table(comparison: "Comparison") -> RenderableType:
+    """Cosine and overlap of each pair of matrices beside chance, and of all together.
+
+    Returns:
+        a rich renderable of at most 80 columns.
+    """
+
+    def share(alignment: "Alignment | None", *, by_chance: bool = False) -> float | None:
+        return alignment and (alignment.chance if by_chance else alignment.shared)
+
+    def count(matrix: "MatrixComparison", side: int) -> int | None:
+        return len(matrix.intruders[side].found) if matrix.intruders else None
+
+    ratio: Column[MatrixComparison] = Column(
+        "\n‖B‖/‖A‖", lambda m: m.norm_b / m.norm_a if m.norm_a > 0 else None, "size"
+    )
+    counts: list[Column[MatrixComparison]] = [
+        Column("intruders\nin A", lambda m: count(m, 0)),
+        Column("\nin B", lambda m: count(m, 1)),
+    ]
+    columns: list[Column[MatrixComparison]] = [
+        Column("\ncosine", lambda m: m.cosine, "size"),
+        Column("outputs\nφ", lambda m: share(m.outputs), "size"),
+        Column("by\nchance", lambda m: share(m.outputs, by_chance=True), "size"),
+        Column("inputs\nφ", lambda m: share(m.inputs), "size"),
+        Column("by\nchance", lambda m: share(m.inputs, by_chance=True), "size"),
+        *(counts if any(matrix.intruders for matrix in comparison.matrices) else [ratio]),
+    ]
+    matrices = comparison.matrices
+    notes = [SUMMARY] if is_summarised(matrices) else []
+    notes.append(
+        f"All together: cosine {number_text(comparison.cosine)}, ‖A‖ {comparison.norm_a:.4g}, "
+        f"‖B‖ {comparison.norm_b:.4g}, ‖A − B‖ {comparison.norm_difference:.4g}."
+    )
+    most = max((len(m.outputs.overlap.phi) for m in matrices if m.outputs), default=0)
+    if most:
+        notes.append(f"φ: how much of the leading directions (up to {most}) lie in the other's; 1 is all.")
+    notes += [text for text in (_intruder_text(comparison), _unpaired_text(comparison)) if text]
+    notes.append(f"{len(matrices)} matrices, {seconds_text(comparison.seconds)}")
+    head = Text(f"A: {comparison.a}\nB: {comparison.b}", style="bold")
+    if comparison.base:
+        head.append(f"\nbase: {comparison.base}")
+    head.append(f"\n{OF[comparison.kind]} compared", style="not bold")
+    return Group(head, grid(matrices, columns), *map(Text, notes), *left_out_lines(comparison.left_out))
+
+
+def merge_check_table(check: "MergeCheck") -> RenderableType:
+    """The verdict on a claimed merge, and the measures of what it should have changed.
+
+    Returns:
+        a rich renderable of at most 80 columns.
+    """
+    columns: list[Column[MergedMatrix]] = [
+        Column("off by\nulps", lambda m: m.ulps, "size"),
+        Column("relative error\nof the update", lambda m: m.error, "size"),
+        Column("best\nweight", lambda m: m.weight, "size"),
+    ]
+    notes = [SUMMARY] if is_summarised(check.matrices) else []
+    verdicts = [matrix.verdict for matrix in check.matrices]
+    notes.append(
+        f"{len(verdicts)} changed matrices: {verdicts.count('equal')} equal bit for bit, "
+        f"{verdicts.count('rounding')} within rounding, {verdicts.count('differs')} neither. "
+        f"{check.unchanged} other tensors are the base's; {seconds_text(check.seconds)}."
+    )
+    for what, names in (("changed though no adapter is for it", check.altered), ("", check.faults)):
+        notes += [f"{name}{': ' if what else ''}{what}" for name in names[:LISTED]]
+        if len(names) > LISTED:
+            notes.append(f"and {len(names) - LISTED} more")
+    head = Text(f"Verdict: {verdict_text(check)}", style="bold")
+    return Group(head, grid(check.matrices, columns), *map(Text, notes), *left_out_lines(check.not_checked))
+
+
+def verdict_text(check: "MergeCheck") -> str:
+    """The verdict as a sentence."""
+    parts = [
+        adapter if weight == 1 else f"{number_text(weight)} × {adapter}"
+        for adapter, weight in zip(check.adapters, check.weights, strict=True)
+    ]
+    claim = f"{check.base} + {' + '.join(parts)}"
+    sentence = {
+        "equal": f"{check.merged} is {claim}, bit for bit",
+        "rounding": f"{check.merged} is {claim}, within the rounding of a merge",
+        "other weight": f"{check.merged} is not {claim}: it fits with weight {number_text(check.weight)}",
+        "not merged": f"{check.merged} is not {claim}: the adapter is not in it, it fits with weight 0",
+        "differs": f"{check.merged} is not {claim}",
+    }[check.verdict]
+    return f"{sentence}, as far as was checked." if check.not_checked else f"{sentence}."
+
+
+def _intruder_text(comparison: "Comparison") -> str | None:
+    both = [matrix.intruders for matrix in comparison.matrices if matrix.intruders]
+    if not both:
+        return None
+    proved = [sum(len(pair[side].found) for pair in both) for side in (0, 1)]
+    open_ = sum(len(found.undecided) for pair in both for found in pair)
+    asked = sum(len(pair[0].lower) for pair in both)
+    undecided = f"; {open_} more are undecided" if open_ else "; every other is proved to be none"
+    return (
+        f"Intruder dimensions, of the {asked} leading directions of base + A and of base + B: {proved[0]} and "
+        f"{proved[1]} have |cos| below {both[0][0].threshold:g} with every direction of the base, proved{undecided}."
+    )
+
+
+def _unpaired_text(comparison: "Comparison") -> str | None:
+    counts = [sum(item.side == side for item in comparison.unpaired) for side in ("a", "b")]
+    if not any(counts):
+        return None
+    example = comparison.unpaired[0].name
+    return f"Only in A: {counts[0]}, only in B: {counts[1]}, such as {example}; they count as zero in the other."

@@ -1,0 +1,156 @@
+"""Figures of a comparison: cosine and overlap over layers and module kinds, and φ(i, j) beside chance; and as files."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from eckart.adapter.comparison import Comparison
+from eckart.analysis.places import forward_order, places
+from eckart.checkpoint import atomic_directory
+from eckart.report import style
+from eckart.report.words import number_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from eckart.adapter.comparison import Alignment, MatrixComparison
+    from eckart.adapter.merge_check import MergeCheck
+
+MOST_LABELLED_COLUMNS = 16  # more leave no room for numbers in the cells
+RESULT = "comparison.json"
+
+
+def alignment_map(comparison: Comparison) -> "Figure":
+    """Heat maps of the cosine, and of the overlap φ of outputs over chance: layers across, module kinds down.
+
+    Where several matrices share a cell (the experts of a layer) it shows their mean.
+    """
+    where = places(matrix.name for matrix in comparison.matrices)
+    kinds = forward_order(place.kind for place in where.values())
+    layers = sorted({place.layer for place in where.values()}, key=lambda layer: -1 if layer is None else layer)
+
+    def cells(read: Callable[["MatrixComparison"], float | None]) -> Tensor:
+        total, count = torch.zeros(len(kinds), len(layers)), torch.zeros(len(kinds), len(layers))
+        for matrix in comparison.matrices:
+            value, place = read(matrix), where[matrix.name]
+            if value is not None:
+                total[kinds.index(place.kind), layers.index(place.layer)] += value
+                count[kinds.index(place.kind), layers.index(place.layer)] += 1
+        return total / count
+
+    figure = style.new_figure(height_inches=min(10.0, max(3.6, 2.4 + 0.5 * len(kinds))))
+    upper, lower = figure.subplots(2, 1)
+    cosines = cells(lambda matrix: matrix.cosine)
+    largest = max(0.01, float(cosines.nan_to_num().abs().max()))
+    image = _paint(upper, cosines, cmap="RdBu", limits=(-largest, largest))
+    _bar(figure, upper, image, "cosine")
+    phi = cells(lambda matrix: matrix.outputs and matrix.outputs.shared)
+    image = _paint(lower, phi, cmap="YlGnBu", limits=(0, 1))
+    _bar(figure, lower, image, "φ of outputs")
+    for axes in (upper, lower):
+        step = max(1, len(layers) // 20)
+        axes.set_yticks(range(len(kinds)), kinds)
+        names = ["–" if layer is None else str(layer) for layer in layers]
+        axes.set_xticks(range(0, len(layers), step), names[::step])
+    lower.set_xlabel("layer (–: outside the layers)" if None in layers else "layer", color=style.INK)
+    chances = sorted(matrix.outputs.chance for matrix in comparison.matrices if matrix.outputs)
+    chance = f"φ is {number_text(chances[0])}–{number_text(chances[-1])} by chance" if chances else "no direction"
+    finding = f"All together: cosine {number_text(comparison.cosine)}"
+    style.headline(figure, finding, f"{_names(comparison)}: {chance}")
+    return figure
+
+
+def overlap_map(comparison: Comparison) -> "Figure":
+    """Maps of φ(i, j), the mean over matrices, beside what chance gives: outputs above, inputs below.
+
+    Only matrices whose singular vectors span as many directions as any are in the mean.
+
+    Raises:
+        ValueError: no pair of matrices has a direction on both sides.
+    """
+    spaces = {
+        "outputs": [matrix.outputs for matrix in comparison.matrices if matrix.outputs],
+        "inputs": [matrix.inputs for matrix in comparison.matrices if matrix.inputs],
+    }
+    if not spaces["outputs"]:
+        msg = f"nothing to draw: {_names(comparison)} have no matrix with directions on both sides"
+        raise ValueError(msg)
+    figure = style.new_figure(height_inches=7.6)
+    panels = figure.subplots(2, 2)
+    image, shares = None, []
+    for row, (label, alignments) in zip(panels, spaces.items(), strict=True):
+        phi, chance, count = _mean_overlap(alignments)
+        shares.append(f"{label} {number_text(float(phi[-1, -1]))} (chance {number_text(float(chance[-1, -1]))})")
+        titles = (f"{label}: φ(i, j), mean of {count}", f"{label}: by chance")
+        for axes, values, title in zip(row, (phi, chance), titles, strict=True):
+            image = _paint(axes, values, cmap="YlGnBu", limits=(0, 1), square=True)
+            for ticks, size in ((axes.set_xticks, values.shape[1]), (axes.set_yticks, values.shape[0])):
+                step = max(1, size // 8)
+                ticks(range(0, size, step), [str(place + 1) for place in range(0, size, step)])
+            axes.set_title(title, loc="left", fontsize=10, color=style.INK)
+            axes.set_xlabel("leading j of B", color=style.INK)
+            axes.set_ylabel("leading i of A", color=style.INK)
+    bar = figure.colorbar(image, ax=panels, pad=0.02, fraction=0.03)  # type: ignore[arg-type]
+    bar.set_label("share in common", color=style.INK)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    detail = f"{_names(comparison)}: of singular vectors, so that no gauge of the factors shows"
+    style.headline(figure, f"Shared leading directions: {', '.join(shares)}", detail)
+    return figure
+
+
+def save_comparison(result: "Comparison | MergeCheck", folder: str | Path, *, force: bool = False) -> None:
+    """Write `comparison.json`, and of a comparison with something to draw `alignment.png` and `overlap.png`.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        OutputError: `folder` exists and `force` is not given, or cannot be written.
+    """
+    with atomic_directory(Path(folder), force=force) as partial:
+        (partial / RESULT).write_text(json.dumps(result.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+        if isinstance(result, Comparison) and any(matrix.outputs for matrix in result.matrices):
+            alignment_map(result).savefig(partial / "alignment.png")
+            overlap_map(result).savefig(partial / "overlap.png")
+
+
+def _mean_overlap(alignments: "Sequence[Alignment]") -> tuple[Tensor, Tensor, int]:
+    """φ and chance, means over the alignments of the most directions, and of how many that is."""
+    shape = max((tuple(alignment.overlap.phi.shape) for alignment in alignments), key=lambda shape: (min(shape), shape))
+    kept = [alignment.overlap for alignment in alignments if tuple(alignment.overlap.phi.shape) == shape]
+    return (
+        torch.stack([overlap.phi for overlap in kept]).mean(0),
+        torch.stack([overlap.chance for overlap in kept]).mean(0),
+        len(kept),
+    )
+
+
+def _paint(axes: "Axes", values: Tensor, *, cmap: str, limits: tuple[float, float], square: bool = False) -> object:
+    """Coloured cells, with their numbers where there is room; cells without a matrix stay white."""
+    image = axes.imshow(values.numpy(), cmap=cmap, aspect="equal" if square else "auto", vmin=limits[0], vmax=limits[1])
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize=9, colors=style.INK)
+    axes.set_xticks([column - 0.5 for column in range(1, values.shape[1])], minor=True)
+    axes.set_yticks([row - 0.5 for row in range(1, values.shape[0])], minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.2)
+    axes.tick_params(which="minor", length=0)
+    if values.shape[1] <= MOST_LABELLED_COLUMNS and not square:
+        for row, column in (~values.isnan()).nonzero().tolist():
+            value = float(values[row, column])
+            colour = "white" if abs(value) > 0.6 * limits[1] else style.INK
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+    return image
+
+
+def _bar(figure: "Figure", axes: "Axes", image: object, label: str) -> None:
+    bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03)  # type: ignore[arg-type]
+    bar.set_label(label, color=style.INK)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.ax.tick_params(labelsize=8, colors=style.SOFT)
+
+
+def _names(comparison: Comparison) -> str:
+    return f"A: {comparison.a}, B: {comparison.b}"
