@@ -301,7 +301,8 @@ def test_patterns_that_people_write_are_matched_as_peft_matches_them(key):
     "key",
     [
         "(a+)+b", "(a|a)*b", "(.*)*", "((a?){9}){9}", r"(\w+\.?)+x", "a?" * 40 + "a" * 40, "(a|aa)" * 40,
-        ".*" * 8 + "b", "(?x: # [\n (a+)+ ] )", "a" * 2000, r"\[(a+)+]b", "[]](a+)+b", "[^]](a+)+b", "(" * 400 + "a" + ")" * 400 + "*b",
+        ".*" * 8 + "b", "(?x: # [\n (a+)+ ] )", "a" * 2000, r"\[(a+)+]b", "[]](a+)+b", "[^]](a+)+b",
+        "(" * 400 + "a" + ")" * 400 + "*b",
     ],
 )  # fmt: skip
 def test_a_regex_that_could_take_minutes_is_not_tried(key):
@@ -361,6 +362,10 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda config, tensors: config.update(rank_pattern={r"(\w+)*\d": 2}), "could take minutes to match"),
         (lambda config, tensors: config.update(alpha_pattern={".*" * 9 + "x": 2}), "could take minutes to match"),
         (lambda config, tensors: tensors.pop(f"{FIRST}.lora_B.weight"), "q_proj: lora_B missing"),
+        (
+            lambda config, tensors: tensors.update({f"{FIRST}.lora_embedding_{p}": torch.ones(2, 2) for p in "AB"}),
+            "q_proj: factors of an embedding and of a matrix",
+        ),
     ],
 )
 def test_a_config_that_disagrees_with_its_tensors_is_refused(llama_pair, tmp_path, change, said):

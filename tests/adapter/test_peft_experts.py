@@ -184,7 +184,15 @@ def square(config, tensors):
             lambda config, tensors: tensors.update({f"{OUTER}B.bias": torch.ones(32)}),
             "experts: a parameter's adapter is lora_A and lora_B, got .*bias",
         ),
-        (lambda config, tensors: tensors.update({f"{OUTER}A.weight": torch.ones(12, 0)}), r"lora_A is \(12, 0\)"),
+        (
+            lambda config, tensors: tensors.update({f"{OUTER}A.weight": torch.ones(12, 0)}),
+            "shapes and names do not tell",
+        ),
+        (
+            lambda config, tensors: tensors.update({f"{OUTER}A.weight": torch.ones(())}),
+            "lora_A and lora_B are not there",
+        ),
+        (lambda config, tensors: tensors.pop(f"{INNER}B.weight"), "lora_A and lora_B are not there"),
     ],
 )
 def test_experts_that_cannot_be_told_are_refused_by_name(change, said, tmp_path):

@@ -4,7 +4,7 @@ Names carry `base_model.model.` before the module. Source: PEFT's `utils/save_an
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -53,25 +53,17 @@ def read(path: Path) -> Adapter:
         raise SourceError(msg)
     config = read_config(path / CONFIG)
     stored = open_checkpoint(path / WEIGHTS)
-    modules: dict[str, dict[str, str]] = {}
-    whole: dict[str, str] = {}
-    for name in stored.tensors:
-        module = name.removeprefix(PREFIX)
-        end = next((end for end in _PARTS if module.endswith(end)), None)
-        if end is None:
-            whole[module.replace(".base_layer.", ".")] = name
-        else:
-            modules.setdefault(module.removesuffix(end), {})[_PARTS[end]] = name
+    modules, whole = _sorted_names(stored.tensors)
     shapes = {module: {part: outline(stored, name) for part, name in own.items()} for module, own in modules.items()}
     parameters, faults = parameters_of(shapes, config)
     outlines: dict[str, AdapterLayer] = {}
-    sources: dict[str, tuple[str, Stack, int]] = {}
+    experts: dict[str, tuple[str, Stack, int]] = {}
     for module, tensors in shapes.items():
         try:
             if module in parameters:
-                found = stack_of(parameters[module], tensors, config)
-                outlines |= dict.fromkeys(found.names(), found.outline)
-                sources |= {name: (module, found, index) for index, name in enumerate(found.names())}
+                stack = stack_of(parameters[module], tensors, config)
+                outlines |= dict.fromkeys(stack.names(), stack.outline)
+                experts |= {name: (module, stack, index) for index, name in enumerate(stack.names())}
             else:
                 outlines[module] = _layer(module, tensors, config)
         except ValueError as fault:
@@ -80,17 +72,17 @@ def read(path: Path) -> Adapter:
         msg = f"{path}: config and tensors do not make an adapter"
         raise FileFormatError.of(msg, faults or ["no LoRA tensors"])
 
+    def read_module(module: str) -> dict[str, Tensor]:
+        return {_FIELDS.get(part, part): read_finite(stored, name) for part, name in modules[module].items()}
+
     # The experts of a parameter lie in each other's bytes, and are asked for one after another.
-    @lru_cache(maxsize=2)
-    def read_stack(module: str) -> tuple[Tensor, Tensor]:
-        A, B = (read_finite(stored, modules[module][part]) for part in ("lora_A", "lora_B"))
-        return A, B
+    read_stack = lru_cache(maxsize=2)(read_module)
 
     def read_layer(name: str) -> AdapterLayer:
-        if name in sources:
-            module, found, index = sources[name]
-            return found.expert(index, *read_stack(module))
-        tensors = {_FIELDS.get(part, part): read_finite(stored, own) for part, own in modules[name].items()}
+        if name in experts:
+            module, stack, index = experts[name]
+            return stack.expert(index, read_stack(module))
+        tensors = read_module(name)
         if "magnitude" in tensors:
             tensors["magnitude"] = tensors["magnitude"].flatten()
         return replace(outlines[name], **tensors)
@@ -118,6 +110,20 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
     with atomic_directory(path, force=force) as folder:
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         write_tensors(folder / WEIGHTS, specs, _named(adapter, stacks), {"format": "pt"})
+
+
+def _sorted_names(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Tensors of a file: those of each module by part, and those saved whole by their names in the model."""
+    modules: dict[str, dict[str, str]] = {}
+    whole = {}
+    for name in names:
+        module = name.removeprefix(PREFIX)
+        end = next((end for end in _PARTS if module.endswith(end)), None)
+        if end is None:
+            whole[module.replace(".base_layer.", ".")] = name
+        else:
+            modules.setdefault(module.removesuffix(end), {})[_PARTS[end]] = name
+    return modules, whole
 
 
 def _named(adapter: Adapter, stacks: Mapping[str, Stack]) -> Iterator[tuple[str, Tensor]]:
@@ -156,6 +162,9 @@ def _layer(module: str, tensors: Mapping[str, Tensor], config: PeftConfig) -> Ad
     missing = [name for name in names if name not in tensors]
     if missing:
         msg = f"{' and '.join(missing)} missing"
+        raise ValueError(msg)
+    if embedding and ("lora_A" in tensors or "lora_B" in tensors):
+        msg = "factors of an embedding and of a matrix in one module"
         raise ValueError(msg)
     A, B = (tensors[name] for name in names)
     rank = first_match(config.rank_pattern, module, config.r)

@@ -40,9 +40,9 @@ class Stack:
         """A layer's name for each expert."""
         return [f"{self.parameter}[{expert}]" for expert in range(self.count)]
 
-    def expert(self, index: int, A: Tensor, B: Tensor) -> AdapterLayer:
-        """One expert's update, of the stacked factors."""
-        rank = self.outline.rank
+    def expert(self, index: int, factors: Mapping[str, Tensor]) -> AdapterLayer:
+        """One expert's update, of the stacked lora_A and lora_B."""
+        rank, A, B = self.outline.rank, factors["lora_A"], factors["lora_B"]
         lora_B = B.view(len(B), rank, self.count)[:, :, index]
         return replace(self.outline, lora_A=A[index * rank : (index + 1) * rank], lora_B=lora_B.contiguous())
 
@@ -181,7 +181,10 @@ def _in_order(leaves: list[str], levels: list[Mapping[str, Tensor]]) -> list[str
         raise ValueError(msg)
     if len(leaves) == 1:
         return leaves
-    inner, outer = ((level["lora_A"].shape[-1], len(level["lora_B"])) for level in levels)
+    if not all(part in level and level[part].ndim == 2 for level in levels for part in ("lora_A", "lora_B")):
+        msg = "matrices lora_A and lora_B are not there for each parameter"
+        raise ValueError(msg)
+    inner, outer = ((level["lora_A"].shape[1], len(level["lora_B"])) for level in levels)
     up, down = sorted(leaves, key=_leads_back)
     if _widens(inner, outer) == _widens(outer, inner) or _leads_back(up) or not _leads_back(down):
         msg = f"shapes and names do not tell {up} from {down}: (in, out) is {inner} inside and {outer} outside"
