@@ -187,6 +187,24 @@ def test_ranks_are_chosen_from_the_spectra_of_the_combination(choice, mixture):
         assert [record.rank for record in found.layers] == [7, 0]
 
 
+@pytest.mark.parametrize("mixture", [Mixture(), MAGNITUDE])
+def test_an_expert_that_cancels_is_zero_beside_the_others_and_gone_without_them(tmp_path, mixture):
+    shapes = {"gate_up_proj": (48, 18), "down_proj": (18, 24)}
+    names = [(f"mlp.experts.{part}[{e}]", shape) for part, shape in shapes.items() for e in range(3)]
+    first = Adapter({name: drawn("expert", seed=i, shape=shape) for i, (name, shape) in enumerate(names)})
+    cancelled = {name for name in first if "down" in name or name.endswith("[1]")}
+    second = Adapter(
+        {n: replace(layer, lora_B=-layer.lora_B if n in cancelled else layer.lora_B) for n, layer in first.items()}
+    )
+    found = combine([first, second], mixture=mixture, output=tmp_path / "out")
+    assert {item.name for item in found.left_out} == {name for name in first if "down" in name}
+    again = load_adapter(tmp_path / "out")
+    assert {name for name in again if dense(again[name]).any()} == first.keys() - cancelled
+    assert {layer.rank for layer in again.values()} == {6 if mixture == MAGNITUDE else 12}
+    with pytest.raises(MismatchError, match="no layer is left"):
+        combine([first, first], weights=[1, -1], mixture=mixture)
+
+
 # Pruning.
 
 
@@ -302,6 +320,25 @@ def test_dora_enters_a_sum_as_what_it_makes_of_the_base(model, name, weight):
     assert cut.adapter[name].rank == 4
     best = float(torch.linalg.svdvals(expected)[4:].norm() / expected.norm())
     assert cut.layers[0].error == pytest.approx(best, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_dora_is_what_peft_makes_of_it(llama_pair, tmp_path):
+    from peft import PeftModel
+    from transformers import LlamaForCausalLM
+
+    base = LlamaForCausalLM.from_pretrained(llama_pair / "base")
+    weights = {name: tensor.double() for name, tensor in base.state_dict().items()}
+    plain = extract(llama_pair / "base", llama_pair / "tuned", rank=8).adapter
+    norms = {name: weights[f"{name}.weight"].norm(dim=1).float() for name in plain}
+    layers = {name: replace(layer, magnitude=1.1 * norms[name]) for name, layer in plain.items()}
+    replace(plain, layers=layers).save(tmp_path / "dora")
+    merged = PeftModel.from_pretrained(base, tmp_path / "dora").merge_and_unload().state_dict()
+    found = combine([tmp_path / "dora", plain], weights=[-0.5, 1], base=llama_pair / "base", rank=64).adapter
+    for name, layer in plain.items():
+        key = f"{name}.weight"
+        expected = dense(layer) - 0.5 * (merged[key].double() - weights[key])
+        torch.testing.assert_close(dense(found[name]), expected, rtol=0, atol=2e-6 * float(weights[key].abs().max()))
 
 
 def test_dora_needs_its_base_unless_it_stays_alone(model):

@@ -23,7 +23,7 @@ from eckart.adapter.factors import FactorOptions, factor
 from eckart.adapter.making import record_of, record_of_none
 from eckart.adapter.pair import BUDGET_RANK
 from eckart.adapter.rank_choice import RankChoice
-from eckart.adapter.ranks import choose, rule_of
+from eckart.adapter.ranks import choose, parameter_of, rule_of
 from eckart.adapter.update import update_of
 from eckart.checkpoint import WeightMatrix
 from eckart.engine import Record, Run, Task, run_tasks
@@ -103,9 +103,9 @@ class Combining:
         known = known_spectrum(target)
         norm = known.fro_norm
         if rank == 0 or (norm == 0 and len(layers) > 1):
-            if stacked.bias is None and stacked.magnitude is None:
-                return record_of_none(_why_none(norm, layers), norm)
             made = fresh(stacked, 1, generator)
+            if stacked.bias is None and stacked.magnitude is None:
+                return record_of_none(_why_none(norm, layers), norm, made if _is_spare(name, norm) else None)
         else:
             limit = min(rank or stacked.rank, stacked.rank)
             if limit < stacked.rank or (stacked.rank > known.max_rank and len(layers) > 1):
@@ -129,9 +129,10 @@ class Combining:
         made = factor(as_slabs(update), RankChoice(rank=limit), options, generator)
         shell = _unscaled(_stacked(layers, plan.dtype))
         if not made.tensors:
+            zero = fresh(shell, 1, generator)
             if shell.bias is None:
-                return record_of_none(_why_none(0.0, layers), 0.0)
-            return record_of(fresh(shell, 1, generator), error=0.0, error_lower_bound=0.0, fro_norm=0.0)
+                return record_of_none(_why_none(0.0, layers), 0.0, zero if _is_spare(name, 0.0) else None)
+            return record_of(zero, error=0.0, error_lower_bound=0.0, fro_norm=0.0)
         layer = shell.with_update(LowRank(made.tensors["left"], made.tensors["right"]), dtype=options.dtype)
         check_finite(name, layer, written=True)
         error, least = made.facts["error"], made.facts["error_lower_bound"]
@@ -206,6 +207,11 @@ def _formed(layer: AdapterLayer) -> Tensor:
     product = layer.low_rank()
     dtype = torch.promote_types(layer.lora_A.dtype, torch.float32)
     return LowRank(product.lora_B.to(dtype), product.lora_A.to(dtype)).dense()
+
+
+def _is_spare(name: str, norm: float) -> bool:
+    """Whether a zero update has to be written beside those of other experts."""
+    return norm == 0 and parameter_of(name) != name
 
 
 def _why_none(norm: float, layers: Weighted) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import eckart
 from eckart.adapter.adapter import Adapter, AdapterLayer, load_adapter
 from eckart.adapter.deferred import Deferred
+from eckart.adapter.ranks import parameter_of
 from eckart.adapter.result import AdapterResult, LayerRecord
 from eckart.checkpoint import LeftOut, check_output
 from eckart.engine import Journal, Record, Run, Task, journal_of, run_kept
@@ -24,8 +25,17 @@ def record_of(layer: AdapterLayer, *, error: float, error_lower_bound: float, fr
     return Record({"layer": told, "kept": kept}, layer.tensors())
 
 
-def record_of_none(reason: str, fro_norm: float) -> Record:
-    """What is kept of a layer that is left out; one whose update was not zero counts as rank 0."""
+def record_of_none(reason: str, fro_norm: float, spare: AdapterLayer | None = None) -> Record:
+    """What is kept of a layer that is left out; one whose update was not zero counts as rank 0.
+
+    Args:
+        reason: to leave it out.
+        fro_norm: of its update.
+        spare: of an expert whose update is zero: what it is written as where another expert of its parameter stays.
+    """
+    if spare is not None:
+        record = record_of(spare, error=0.0, error_lower_bound=0.0, fro_norm=fro_norm)
+        return Record(record.facts | {"reason": reason}, record.tensors)
     kept = {"rank": 0, "error": 1.0, "error_lower_bound": 1.0, "fro_norm": fro_norm}
     return Record({"reason": reason, "kept": kept})
 
@@ -86,16 +96,21 @@ class Making:
         with journal_of(self.output, digest, self.run) as journal:
             records = run_kept(tasks, stage=self.made_by.capitalize(), run=self.run, journal=journal)
             records = {name: records[name] for name in shapes}
-            dropped = [LeftOut(name, record.facts["reason"]) for name, record in records.items() if not record.tensors]
-            if len(dropped) == len(records):
+            stay = {parameter_of(name) for name, record in records.items() if "reason" not in record.facts}
+            dropped = [
+                LeftOut(name, record.facts["reason"])
+                for name, record in records.items()
+                if parameter_of(name) not in stay
+            ]
+            if not stay:
                 msg = f"{self.made_by}: no layer is left, so there is no adapter to write"
                 raise MismatchError.of(msg, [f"{item.name}: {item.reason}" for item in dropped])
+            made = {name: _layer(record) for name, record in records.items() if parameter_of(name) in stay}
             told = [
                 LayerRecord(name, shapes[name], **record.facts["kept"])
                 for name, record in records.items()
-                if record.tensors or record.facts["kept"]["fro_norm"]
+                if name in made or record.facts["kept"]["fro_norm"]
             ]
-            made = {name: _layer(record) for name, record in records.items() if record.tensors}
             adapter = replace(self.frame, layers=_kept(made, journal) if journal else made, files=())
             del records, made  # which would keep every file that is read in memory
             nbytes = adapter.nbytes
