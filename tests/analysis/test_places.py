@@ -33,6 +33,15 @@ ARCHITECTURES = {
         "model.layers.3.mlp.experts.5.w1": (3, "w1"),
         "model.layers.3.mlp.experts.6.w1": (3, "w1"),
     },
+    "kohya's names have _ for every dot": {
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q": (4, "to_q"),
+        "lora_unet_output_blocks_4_1_transformer_blocks_0_attn1_to_out_0": (4, "to_out.0"),
+        "lora_te1_text_model_encoder_layers_11_mlp_fc1": (11, "mlp_fc1"),
+    },
+    "a number alone is no kind": {
+        "transformer.transformer_blocks.0.attn.to_out.0": (0, "to_out.0"),
+        "transformer.transformer_blocks.0.ff.net.2": (0, "net.2"),
+    },
     "a plain Sequential has no layers": {"0": (None, "0"), "2": (None, "2")},
 }
 

@@ -123,7 +123,9 @@ def convert(
     output: str | Path | None = None,
     force: bool = False,
 ) -> ConvertResult:
-    """An adapter in another format, with every update as it was.
+    """An adapter in another format, with every scale and update as it was.
+
+    Only where parts of several scales become one layer (kohya's qkv of FLUX) are they rounded, once, in float32.
 
     Args:
         adapter: the adapter, or where it lies.

@@ -5,6 +5,7 @@ fused layer go where. Nothing of their arithmetic is used: they fold alpha into 
 """
 
 import functools
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -197,11 +198,14 @@ def _spans(rows: list[int], total: int) -> Rows:
 
 @functools.cache
 def _converters() -> ModuleType:
+    # diffusers imports what it finds, and bitsandbytes, if there, warns of kernels that nothing here runs.
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         from diffusers.loaders import lora_conversion_utils
     except ImportError as error:
-        extra = "diffusers"
-        raise MissingExtraError.for_extra(
-            extra, "telling what kohya's names mean without the model (--base)"
-        ) from error
+        purpose = "telling kohya's names from those of Stable Diffusion and FLUX without --base"
+        raise MissingExtraError.for_extra(extra="diffusers", purpose=purpose) from error
+    finally:
+        logging.disable(disabled)
     return lora_conversion_utils

@@ -11,6 +11,7 @@ _FORWARD = (
     *("embed", "wte", "wpe", "q_proj", "query", "k_proj", "key", "v_proj", "value", "o_proj", "out_proj"),
     *("gate_proj", "up_proj", "down_proj"),
 )
+_FLATTENED = re.compile(r"(?<=\d)_|_(?=\d+(?:_|$))")  # beside a number, where kohya's names have _ for every dot
 _INDEX = re.compile(r"(?:^|(?<=\.))\d+(?=\.)")
 
 
@@ -86,6 +87,7 @@ def forward_order(kinds: Iterable[str]) -> list[str]:
 def _split(name: str) -> tuple[str, int | None, str]:
     """The stack before the layer's number, that number, and the path below it with its own numbers hidden."""
     plain = _EXPERT.sub("", name)
+    plain = plain if "." in plain else _FLATTENED.sub(".", plain)
     found = _INDEX.search(plain)
     if found is None:
         return "", None, plain
@@ -99,7 +101,7 @@ def _shortest_suffixes(paths: Sequence[str]) -> dict[str, str]:
     labels: dict[str, str] = {}
     for path, parts in components.items():
         others = [other for other in components.values() if other != parts]
-        length = 1
+        length = 2 if parts[-1].isdigit() and len(parts) > 1 else 1  # to_out.0
         while length < len(parts) and any(other[-length:] == parts[-length:] for other in others):
             length += 1
         labels[path] = ".".join(parts[-length:])

@@ -25,7 +25,7 @@ def conversion_table(result: "ConvertResult") -> RenderableType:
     notes = [SUMMARY] if is_summarised(layers) else []
     if result.renamed:
         old, new = result.renamed[0]
-        notes.append(f"{len(result.renamed)} names changed, such as {old} → {new}")
-    notes.append(f"{len(layers)} layers, {bytes_text(result.nbytes)}; every update as it was.")
+        notes.append(f"{len(result.renamed)} names changed, such as\n  {old} →\n  {new}")
+    notes.append(f"{len(layers)} layers, {bytes_text(result.nbytes)}")
     head = Text(f"Adapter{where}, from {result.origin} to {result.to}", style="bold")
     return Group(head, grid(layers, columns), *map(Text, notes), *left_out_lines(result.left_out))

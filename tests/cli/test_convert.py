@@ -1,0 +1,79 @@
+"""`eckart convert` as a user meets it."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner, Result
+
+from eckart.cli.main import app
+
+MODULE = "mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+
+
+def eckart(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def kohya(tmp_path):
+    """A file of Stable Diffusion 1 with one layer."""
+    tensors = {
+        f"lora_unet_{MODULE}.lora_down.weight": torch.randn(4, 6),
+        f"lora_unet_{MODULE}.lora_up.weight": torch.randn(8, 4),
+        f"lora_unet_{MODULE}.alpha": torch.tensor(2.0),
+    }
+    save_file(tensors, tmp_path / "style.safetensors")
+    return tmp_path / "style.safetensors"
+
+
+def test_the_table_tells_the_new_names(kohya, tmp_path):
+    ended = eckart("convert", kohya, "-o", tmp_path / "out", "--to", "diffusers")
+    assert ended.exit_code == 0, ended.stderr
+    for part in ("from kohya to diffusers", "1 names changed", "rank", "8×6"):
+        assert part in ended.stdout
+    assert all(len(line) <= 80 for line in ended.stdout.splitlines())
+
+
+def test_json_holds_the_fields_scripts_rely_on(kohya, tmp_path):
+    ended = eckart("convert", kohya, "-o", tmp_path / "out", "--to", "peft", "--json")
+    result = json.loads(ended.stdout)
+    new = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    assert result == {
+        "format": "eckart-convert/1",
+        "from": "kohya",
+        "to": "peft",
+        "layers": [{"name": new.removeprefix("unet."), "shape": [8, 6], "rank": 4}],
+        "renamed": [[f"lora_unet_{MODULE}", new]],
+        "left_out": [],
+        "bytes": sum(file.stat().st_size for file in (tmp_path / "out").iterdir()),
+        "output": str(tmp_path / "out"),
+    }
+
+
+def test_a_dry_run_writes_nothing(kohya, tmp_path):
+    ended = eckart("convert", kohya, "-o", tmp_path / "out", "--to", "peft", "--dry-run")
+    assert "1 modules match" in ended.stdout
+    ended = eckart("convert", kohya, "-o", tmp_path / "out", "--to", "peft", "--dry-run", "--json")
+    assert json.loads(ended.stdout)["format"] == "eckart-convert-preview/1"
+    assert list(tmp_path.iterdir()) == [kohya]
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "said"),
+    [
+        ({}, ["--to", "onnx"], "peft, kohya, diffusers"),
+        ({}, ["--to", "peft", "--base", "nowhere"], "nowhere"),
+        ({"lora_unet_joint_blocks_0_x.lora_down.weight": torch.ones(2, 2)}, ["--to", "peft"], "lora_up missing"),
+        ({f"lora_unet_{MODULE}.dora_scale": torch.ones(1, 6)}, ["--to", "peft"], "only norms of outputs"),
+        ({f"lora_unet_{MODULE}.lora_up.weight": torch.full((8, 4), torch.nan)}, ["--to", "peft"], "32 values are NaN"),
+    ],
+)
+def test_refusals_end_with_one_message_and_leave_nothing(kohya, tmp_path, change, options, said):
+    save_file(load_file(kohya) | change, kohya)
+    ended = eckart("convert", kohya, "-o", tmp_path / "out", *options)
+    assert ended.exit_code == 1
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert list(tmp_path.iterdir()) == [kohya]
