@@ -2,15 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
-
 import eckart
-from eckart.adapter import Adapter, AdapterLayer, load_adapter
+from eckart.adapter import Adapter, AdapterLayer
 from eckart.adapter.scope import changed
+from eckart.adapter.sides import Source, name_of, open_side
 from eckart.analysis.matrix import MatrixAnalysis
 from eckart.analysis.result import Kind
 from eckart.analysis.work import MatrixWork, dtype_name
@@ -26,8 +25,6 @@ from eckart.checkpoint import (
 )
 from eckart.engine import Record, Run, Task
 from eckart.errors import MismatchError, OptionError
-
-Source = str | Path | Mapping[str, Tensor] | nn.Module | Adapter
 
 
 @dataclass(frozen=True)
@@ -83,17 +80,13 @@ def subject(source: Source, base: Source | None, choice: Choice, run: Run) -> Su
         MismatchError: `source` and `base` are not of one model or are equal, or a pattern matches nothing.
         OptionError: an adapter is given together with a base.
     """
-    if isinstance(source, Adapter):
-        return _of_adapter(source, "<adapter>", base, choice)
     if isinstance(base, Adapter):
         msg = "an adapter cannot be subtracted; give the checkpoint that SOURCE was fine-tuned from as base"
         raise OptionError(msg)
-    tuned = open_checkpoint(source)
-    if tuned.folder and (tuned.folder / "adapter_config.json").is_file() and _holds_factors(tuned):
-        return _of_adapter(load_adapter(tuned.folder), tuned.source, base, choice)
-    if base is None:
-        return _of_checkpoints(tuned, None, choice, run)
-    return _of_checkpoints(tuned, open_checkpoint(base), choice, run)
+    opened = open_side(source)
+    if isinstance(opened, Adapter):
+        return _of_adapter(opened, name_of(source), base, choice)
+    return _of_checkpoints(opened, None if base is None else open_checkpoint(base), choice, run)
 
 
 def _of_checkpoints(tuned: Checkpoint, base: Checkpoint | None, choice: Choice, run: Run) -> Subject:
@@ -126,23 +119,25 @@ def _of_adapter(adapter: Adapter, source: str, base: Source | None, choice: Choi
     if base is not None:
         msg = f"{source} is an adapter, an update already: analyse it without a base"
         raise OptionError(msg)
-    left_out = [LeftOut(name, "kept whole by the adapter, not as factors") for name in adapter.modules_to_save]
-    for name, layer in adapter.items():
+    outline = adapter.outline()
+    left_out = [LeftOut(name, "kept whole by the adapter, not as factors") for name in outline.modules_to_save]
+    for name, layer in outline.items():
         if layer.bias is not None:
             left_out.append(LeftOut(f"{name}.bias", "bias"))
         if layer.magnitude is not None:
             left_out.append(LeftOut(f"{name}.magnitude", "DoRA magnitude: the spectrum is that of the factors"))
-    found = Layout([_view(name, layer) for name, layer in adapter.items()], left_out)
+    found = Layout([_view(name, layer) for name, layer in outline.items()], left_out)
     views, left_out = choice.of(found)
-    tasks = [_adapter_task(view.name, adapter[view.name]) for view in views]
-    return Subject("adapter", source, None, tasks, left_out, _digest([source], choice.full, 0), [])
+    tasks = [_adapter_task(view.name, adapter, outline[view.name]) for view in views]
+    fingerprint = _digest([adapter.fingerprint()], choice.full, 0)
+    return Subject("adapter", source, None, tasks, left_out, fingerprint, [*adapter.files])
 
 
-def _adapter_task(name: str, layer: AdapterLayer) -> Task[Record]:
-    """The exact spectrum of scaling · lora_B · lora_A, which is never multiplied out."""
+def _adapter_task(name: str, adapter: Adapter, layer: AdapterLayer) -> Task[Record]:
+    """The exact spectrum of scaling · lora_B · lora_A, which is never multiplied out; `layer` is its outline."""
 
     def analyze() -> Record:
-        update = layer.low_rank()
+        update = adapter[name].low_rank()
         found = MatrixAnalysis(name, update.shape, dtype_name(layer.lora_A.dtype), update.spectrum())
         return Record(found.to_json())
 
@@ -154,10 +149,6 @@ def _view(name: str, layer: AdapterLayer) -> MatrixView:
     """An adapter's layer as the matrix that it updates, so that patterns choose it by the same rules."""
     shape = layer.low_rank().shape
     return MatrixView(name, name, name, layer.kind, shape, 0, False, shape)
-
-
-def _holds_factors(checkpoint: Checkpoint) -> bool:
-    return any(".lora_" in name for name in checkpoint.tensors)
 
 
 def _digest(inputs: Sequence[str], full: bool, seed: int) -> str:
