@@ -218,10 +218,13 @@ def every_kind(folder):
     return base, [load_adapter(folder / "adapter"), Adapter({"transformer.wte": wte})]
 
 
-def test_slabs_of_any_size_give_the_same_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("limit", "size"), [("eckart.linalg.slabs.SLAB_BYTES", 2048), ("eckart.adapter.rewrite.NORM_CHUNK", 512)]
+)
+def test_slabs_of_any_size_give_the_same_file(tmp_path, monkeypatch, limit, size):
     base, adapters = every_kind(tmp_path)
     merge(base, adapters, tmp_path / "whole")
-    monkeypatch.setattr("eckart.linalg.slabs.SLAB_BYTES", 2048)
+    monkeypatch.setattr(limit, size)
     rows = []
     whole = Update.apply
     monkeypatch.setattr(Update, "apply", lambda self, slab, start: rows.append(len(slab)) or whole(self, slab, start))

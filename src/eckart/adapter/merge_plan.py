@@ -15,7 +15,7 @@ import eckart
 from eckart.adapter.adapter import Adapter, load_adapter
 from eckart.adapter.places import Term, find_places, stored_factors
 from eckart.adapter.preview import Match, Preview
-from eckart.adapter.rewrite import Rewriting, Rewritten, as_view, has_companions, shards_of
+from eckart.adapter.rewrite import Rewriting, Rewritten, as_view, has_companions, in_cache, shards_of
 from eckart.adapter.update import Update, update_of
 from eckart.adapter.weights import checked_weights
 from eckart.checkpoint import Checkpoint, LeftOut, MatrixView, open_checkpoint
@@ -98,7 +98,7 @@ class MergePlan:
         """What changes one matrix, whose rows `slabs` reads."""
         dtype = torch.float64 if tensor.info.dtype == torch.float64 else torch.float32
         terms = tensor.terms[view.name]
-        upcast = lambda: (rows.to(dtype) for rows in slabs())  # noqa: E731
+        upcast = lambda: (part.to(dtype) for rows in slabs() for part in in_cache(rows))  # noqa: E731
         return update_of(terms, self.adapters, self.weights, dtype=dtype, view=view, slabs=upcast)
 
     def _config(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from eckart.checkpoint.output import publish, refusing_full_disk
 from eckart.checkpoint.writer import TensorFiles, open_files, plan_shards, write_index
 from eckart.engine import Journal, Record, Run, Task, journal_of, run_kept
 from eckart.errors import NotFiniteError
-from eckart.linalg.slabs import SLAB_BYTES
+from eckart.linalg.slabs import NORM_CHUNK, SLAB_BYTES
 
 MODEL = "model"
 _STEMS = ("model", "diffusion_pytorch_model")  # of files that keep their names: libraries look for them
@@ -84,6 +84,11 @@ def rows_of(checkpoint: Checkpoint, view: MatrixView) -> Iterator[Tensor]:
     if not view.tensor_shape:
         return iter([checkpoint.read(view.tensor).reshape(1, 1)])
     return stored_rows(checkpoint, view)
+
+
+def in_cache(rows: Tensor) -> tuple[Tensor, ...]:
+    """Rows in parts that stay in the processor's cache from one step of a computation to the next."""
+    return rows.split(max(1, NORM_CHUNK // max(rows.shape[1], 1)))
 
 
 def shards_of(tensors: Sequence[Rewritten]) -> dict[str, list[TensorSpec]]:
@@ -174,18 +179,28 @@ class Rewriting:
                 if update is None:
                     rows = _converted(tensor, stored)
                 else:
-                    rows = update.apply(stored.to(update.dtype), row)
-                    self._check(tensor, view, rows)
+                    rows = self._changed(tensor, view, update, stored, row)
                 if requantised is not None:
                     requantised.add(stored, rows)
                 else:
-                    files.write(tensor.name, rows.to(tensor.dtype), (view.first_row + row) * view.stored_shape[1])
+                    files.write(tensor.name, rows, (view.first_row + row) * view.stored_shape[1])
                 row += len(stored)
         if requantised is None:
             return Record({})
         for name, values in requantised.tensors():
             files.write(name, values)
         return Record(requantised.facts())
+
+    def _changed(self, tensor: Rewritten, view: MatrixView, update: Update, stored: Tensor, row: int) -> Tensor:
+        """Rows from `row` on, changed, in the dtype to write; those to be quantised are not rounded before."""
+        rows = torch.empty(stored.shape, dtype=update.dtype if tensor.scheme else tensor.dtype)
+        done = 0
+        for part in in_cache(stored):
+            changed = update.apply(part.to(update.dtype), row + done)
+            self._check(tensor, view, changed)
+            rows[done : done + len(part)] = changed
+            done += len(part)
+        return rows
 
     def _check(self, tensor: Rewritten, view: MatrixView, slab: Tensor) -> None:
         """Refuse changed rows that the dtype to write cannot hold, and find out whose fault it is."""

@@ -14,7 +14,7 @@ from eckart.adapter.adapter import Adapter
 from eckart.adapter.deferred import Deferred
 from eckart.adapter.merge_plan import Adapters, MergePlan, Source, plan_merge
 from eckart.adapter.places import Term
-from eckart.adapter.rewrite import Rewritten, rows_of
+from eckart.adapter.rewrite import Rewritten, in_cache, rows_of
 from eckart.checkpoint import Checkpoint, LeftOut, MatrixView, open_checkpoint
 from eckart.checkpoint.nf4 import Nf4Checkpoint
 from eckart.engine import Run, Task, run_tasks
@@ -203,7 +203,8 @@ def _compare(again: MergePlan, tensor: Rewritten, merged: Checkpoint, base: Chec
             continue
         update, row = again.update(tensor, view, partial(tensor.stored, view)), 0
         others = [_rows_in(other, tensor, view) for other in (merged, base or merged)]
-        for restored, was, original in zip(tensor.stored(view), *others, strict=True):
+        slabs = zip(tensor.stored(view), *others, strict=True)
+        for restored, was, original in (parts for slab in slabs for parts in zip(*map(in_cache, slab), strict=True)):
             remade = update.apply(restored.to(update.dtype), row)
             counts.entries += restored.numel()
             counts.again += int((remade.to(was.dtype) == was).sum())
