@@ -10,9 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from eckart.adapter import Adapter, AdapterLayer, Budget, RankChoice, Scope, extract, load_adapter
-from eckart.adapter.formats.peft_config import KNOWN_FIELDS, unknown_fields
-from eckart.adapter.formats.peft_patterns import first_match
-from eckart.errors import FileFormatError, MismatchError, NotFiniteError, SourceError
+from eckart.errors import MismatchError
 
 from .conftest import save_pair
 
@@ -266,50 +264,6 @@ def test_dora_of_convolutions_and_embeddings_has_the_shapes_that_peft_loads(tmp_
     torch.testing.assert_close(found.more, expected.more, rtol=0, atol=0)
 
 
-def test_the_fields_that_peft_knows_are_known_and_others_are_named(llama_pair, tmp_path):
-    from dataclasses import fields
-
-    from peft import LoraConfig
-
-    assert {field.name for field in fields(LoraConfig)} <= KNOWN_FIELDS
-    path = damaged(tmp_path, llama_pair, lambda config, tensors: config.update(lora_of_tomorrow=1, revision="main"))
-    adapter = load_adapter(path)
-    assert adapter.config["lora_of_tomorrow"] == 1
-    assert unknown_fields(adapter.config) == ["lora_of_tomorrow"]
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        "q_proj",
-        r".*\.0\..*v_proj",
-        r"^model\.layers\.(0|1|2|3|4|5|6|7|8|9|10)\.self_attn\.(q|k|v|o)_proj",
-        r".*\.layers\.\d+\..*proj",
-        r"(?:model\.)?layers\.[0-9]{1,2}\.mlp\.\w+",
-    ],
-)
-def test_patterns_that_people_write_are_matched_as_peft_matches_them(key):
-    from peft.utils.other import get_pattern_key
-
-    for name in (
-        f"model.layers.{i}.{m}" for i in (0, 5, 10) for m in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up")
-    ):
-        assert first_match({key: 1}, name, 0) == (get_pattern_key([key], name) == key and key != name)
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        "(a+)+b", "(a|a)*b", "(.*)*", "((a?){9}){9}", r"(\w+\.?)+x", "a?" * 40 + "a" * 40, "(a|aa)" * 40,
-        ".*" * 8 + "b", "(?x: # [\n (a+)+ ] )", "a" * 2000, r"\[(a+)+]b", "[]](a+)+b", "[^]](a+)+b",
-        "(" * 400 + "a" + ")" * 400 + "*b",
-    ],
-)  # fmt: skip
-def test_a_regex_that_could_take_minutes_is_not_tried(key):
-    with pytest.raises(ValueError, match=r"minutes|not a regex"):
-        first_match({key: 1}, "model.layers.0." + "a" * 60, 0)
-
-
 def test_mixed_scaling_rules_are_written_so_that_every_scale_survives(llama_pair, tmp_path):
     def layer(rank, alpha, rslora):
         return AdapterLayer(torch.randn(rank, 64), torch.randn(64, rank), alpha, rslora=rslora)
@@ -328,68 +282,3 @@ def test_dora_and_plain_layers_do_not_mix(tmp_path):
     with pytest.raises(MismatchError, match=r"a\.plain"):
         Adapter({"a.plain": plain, "a.dora": dora}).save(tmp_path / "a")
     assert not (tmp_path / "a").exists()
-
-
-def damaged(tmp_path, llama_pair, change):
-    extract(llama_pair / "base", llama_pair / "tuned", rank=2, output=tmp_path / "a")
-    file, weights = tmp_path / "a/adapter_config.json", tmp_path / "a/adapter_model.safetensors"
-    config, tensors = json.loads(file.read_text()), load_file(weights)
-    change(config, tensors)
-    file.write_text(json.dumps(config))
-    save_file(tensors, weights)
-    return tmp_path / "a"
-
-
-FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda config, tensors: config.update(r=3), r"rank is 3 .* lora_A is \(2, 64\)"),
-        (lambda config, tensors: config.update(r=0), "greater than or equal to 1"),
-        (lambda config, tensors: config.update(peft_type="IA3"), "only LORA"),
-        (lambda config, tensors: config.update(rank_pattern={"(": 2}), "not a regex"),
-        (lambda config, tensors: config.update(use_dora=True), "use_dora is True .* magnitude is missing"),
-        (lambda config, tensors: config.update(lora_bias=True), "lora_bias is True .* bias is missing"),
-        (
-            lambda config, tensors: tensors.update({f"{FIRST}.lora_magnitude_vector": torch.ones(64)}),
-            "use_dora is False .* magnitude is there",
-        ),
-        (lambda config, tensors: tensors.update({f"{FIRST}.lora_B.bias": torch.ones(64)}), "lora_bias is False"),
-        (lambda config, tensors: config.update(init_lora_weights="pissa_niter_4"), "path_initial_model"),
-        (lambda config, tensors: config.update(use_qalora=True), "use_qalora: a variant of LoRA"),
-        (lambda config, tensors: config.update(rank_pattern={r"(\w+)*\d": 2}), "could take minutes to match"),
-        (lambda config, tensors: config.update(alpha_pattern={".*" * 9 + "x": 2}), "could take minutes to match"),
-        (lambda config, tensors: tensors.pop(f"{FIRST}.lora_B.weight"), "q_proj: lora_B missing"),
-        (
-            lambda config, tensors: tensors.update({f"{FIRST}.lora_embedding_{p}": torch.ones(2, 2) for p in "AB"}),
-            "q_proj: factors of an embedding and of a matrix",
-        ),
-    ],
-)
-def test_a_config_that_disagrees_with_its_tensors_is_refused(llama_pair, tmp_path, change, said):
-    with pytest.raises(FileFormatError, match=said):
-        load_adapter(damaged(tmp_path, llama_pair, change))
-
-
-def test_a_layer_that_is_not_finite_is_met_when_it_is_read(llama_pair, tmp_path):
-    name = f"{FIRST}.lora_A.weight"
-    adapter = load_adapter(damaged(tmp_path, llama_pair, lambda config, tensors: tensors[name].fill_(float("nan"))))
-    with pytest.raises(NotFiniteError, match=rf"{name}: 128 values are NaN"):
-        list(adapter.values())
-
-
-def test_nothing_but_headers_is_read_for_the_size_of_an_adapter(llama_pair, tmp_path):
-    path = damaged(tmp_path, llama_pair, lambda config, tensors: None)
-    stored = load_file(path / "adapter_model.safetensors")
-    adapter = load_adapter(path)
-    (path / "adapter_model.safetensors").unlink()
-    assert adapter.params == sum(tensor.numel() for tensor in stored.values())
-    assert adapter.nbytes == sum(tensor.nbytes for tensor in stored.values())
-    assert all(layer.lora_A.is_meta for layer in adapter.outline().values())
-
-
-def test_a_folder_that_is_no_adapter_is_refused(llama_pair):
-    with pytest.raises(SourceError, match="not a PEFT adapter"):
-        load_adapter(llama_pair / "base")
