@@ -79,6 +79,12 @@ def test_a_sum_cut_to_a_rank_is_its_best_approximation(pair, rank):
     assert found.adapter["q"].rank <= rank
 
 
+def test_ranks_that_add_up_to_more_than_a_side_become_the_rank_of_the_sum():
+    first, second = drawn(rank=20), drawn(rank=20, alpha=5)
+    assert combined(first, second).adapter["q"].rank == 20
+    assert combined(first, drawn(rank=20, seed=1)).adapter["q"].rank == 30
+
+
 def test_factors_of_one_scale_are_stacked_bit_for_bit():
     first, second = drawn(dtype=torch.bfloat16), drawn(seed=1, dtype=torch.bfloat16)
     found = combined(first, second, weights=[0.3, -0.3]).adapter["q"]

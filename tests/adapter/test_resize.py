@@ -168,6 +168,21 @@ def test_layers_that_hold_more_than_an_update_get_a_rank_whatever_the_budget():
     assert [record.rank for record in found.layers] == [3, 1, 1]
 
 
+def test_a_rank_that_is_given_is_not_counted_as_still_to_be_earned():
+    steep, flat = drawn(dora=True), drawn(seed=1, dora=True)
+    steep = replace(steep, lora_B=steep.lora_B * torch.logspace(3, -22, 6))
+    found = resize(adapter_of(q=steep, k=flat), rank=RankChoice(budget=Budget(2 * 40 + 3 * 70, in_bytes=False)))
+    assert [record.rank for record in found.layers] == [1, 2]
+
+
+@pytest.mark.parametrize("alpha", [6e-8, 6e8])
+def test_both_factors_of_a_cut_share_the_scale(alpha):
+    found = resize(adapter_of(q=drawn(alpha=alpha)), rank=3, dtype=torch.float16)
+    layer = found.adapter["q"]
+    torch.testing.assert_close(layer.lora_B.double().norm(dim=0), layer.lora_A.double().norm(dim=1), rtol=1e-3, atol=0)
+    assert found.layers[0].error == pytest.approx(found.layers[0].error_lower_bound, rel=1e-3)
+
+
 @pytest.mark.parametrize("fields", [{}, {"bias": torch.ones(40)}, {"dora": True}])
 def test_a_zero_update_is_kept_by_a_rank_and_left_out_otherwise_unless_it_holds_more(fields):
     zero = replace(drawn(**fields), lora_B=torch.zeros(40, 6))
