@@ -1,0 +1,38 @@
+"""Adapters of fused experts, merged into files that hold one module for each expert, against the real PEFT."""
+
+import pytest
+import torch
+
+from eckart.adapter import load_adapter
+from eckart.adapter.expert_modules import with_expert_modules
+from eckart.checkpoint import open_checkpoint
+
+from .test_peft_experts import BOTH, logits, moe, peft_folder
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize(("kind", "parameters"), [("mixtral", BOTH), ("qwen3", BOTH), ("qwen3", BOTH[:1])])
+def test_the_files_changed_module_by_module_compute_what_peft_computes(kind, parameters, tmp_path):
+    from safetensors.torch import save_file
+
+    theirs = logits(peft_folder(kind, tmp_path / "a", parameters))
+    moe(kind).save_pretrained(tmp_path / "base")
+    base = open_checkpoint(tmp_path / "base")
+    adapter = with_expert_modules(load_adapter(tmp_path / "a"), base.tensors)
+    assert all(f"{name}.weight" in base.tensors for name in adapter)
+    assert len(adapter) == 2 * (1 + 4 * (len(parameters) + 1))
+    merged = {name: base.read(name) for name in base.tensors}
+    for name, layer in adapter.items():
+        assert layer.lora_B.shape == adapter.outline()[name].lora_B.shape
+        merged[f"{name}.weight"] = merged[f"{name}.weight"] + layer.delta()
+    save_file(merged, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
+    ours = logits(type(moe(kind)).from_pretrained(tmp_path / "base").eval())
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
+
+
+def test_an_adapter_that_fits_is_left_as_it_is(tmp_path):
+    peft_folder("gpt_oss", tmp_path / "a", BOTH)
+    adapter, names = load_adapter(tmp_path / "a"), [name for name, _ in moe("gpt_oss").named_parameters()]
+    assert with_expert_modules(adapter, names) is adapter
+    assert with_expert_modules(adapter, []) is adapter
