@@ -11,6 +11,7 @@ from torch import Tensor
 from eckart.adapter import Adapter, AdapterLayer, load_adapter
 from eckart.adapter.claimed_merge import check_merge, plan_merge_check
 from eckart.adapter.merge import merge
+from eckart.adapter.merge_check import MergeCheck
 from eckart.errors import MismatchError, OptionError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -54,6 +55,13 @@ def merged_by_hand(base: dict[str, Tensor], *adapters: Adapter, weight: float = 
     return result
 
 
+def assert_fits(check: MergeCheck, weight: float) -> None:
+    """One weight explains everything, and it is this one, as closely as the dtype can tell."""
+    assert check.weight is not None
+    assert check.weight.lower <= weight <= check.weight.upper
+    assert check.weight.upper - check.weight.lower < 0.04 * max(1.0, abs(weight))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_merge_rounded_once_is_equal_bit_for_bit(dtype):
     base, given = base_weights(DTYPES[dtype]), adapter()
@@ -61,7 +69,7 @@ def test_a_merge_rounded_once_is_equal_bit_for_bit(dtype):
     assert check.verdict == "equal"
     assert check.holds
     assert {matrix.verdict for matrix in check.matrices} == {"equal"}
-    assert check.weight == pytest.approx(1, abs=1e-3)
+    assert_fits(check, 1)
     assert check.unchanged == 1
 
 
@@ -92,7 +100,7 @@ def test_a_wrong_scale_is_told(dtype, weight):
     check = check_merge(base, given, merged_by_hand(base, given, weight=weight))
     assert check.verdict == "other weight"
     assert not check.holds
-    assert check.weight == pytest.approx(weight, rel=1e-2)
+    assert_fits(check, weight)
     assert check_merge(base, given, merged_by_hand(base, given, weight=weight), weights=[weight]).holds
 
 
@@ -101,7 +109,29 @@ def test_a_base_that_nothing_was_merged_into_is_told(dtype):
     base = base_weights(DTYPES[dtype])
     check = check_merge(base, adapter(), base)
     assert check.verdict == "not merged"
-    assert check.weight == 0
+    assert_fits(check, 0)
+
+
+@pytest.mark.parametrize("claimed", [1.0, 0.8, 0.0])
+def test_an_update_of_the_size_of_the_rounding_is_still_told_from_none(claimed):
+    """Most entries of this bfloat16 merge are the base's own: the update is half a unit in their last place."""
+    base = base_weights(torch.bfloat16)
+    given = adapter()
+    small = replace(given, layers={name: replace(layer, alpha=layer.alpha / 150) for name, layer in given.items()})
+    merged = merged_by_hand(base, small, weight=claimed)
+    kept = [float((merged[f"{name}.weight"] == base[f"{name}.weight"]).float().mean()) for name in small]
+    assert min(kept) > 0.3
+    check = check_merge(base, small, merged)
+    assert check.verdict == {1.0: "equal", 0.8: "other weight", 0.0: "not merged"}[claimed]
+
+
+def test_an_update_that_rounding_swallows_is_equal_to_none():
+    base, given = base_weights(torch.bfloat16), adapter()
+    tiny = replace(given, layers={name: replace(layer, alpha=1e-9) for name, layer in given.items()})
+    assert check_merge(base, tiny, base).verdict == "equal"
+    nudged = {name: value.clone() for name, value in base.items()}
+    nudged[f"{TARGET}.weight"][0, 0] *= 1 + 2**-7
+    assert check_merge(base, tiny, nudged).verdict == "differs"
 
 
 def test_another_adapter_is_not_a_wrong_scale():
@@ -247,7 +277,7 @@ def test_a_merge_by_peft_is_confirmed(model, dtype, dora, tmp_path: Path):
     check = check_merge(fresh(), load_adapter(tmp_path / "adapter"), adapted.merge_and_unload())
     assert check.holds
     assert len(check.matrices) == (2 if model == "llama" else 3)
-    assert check.weight == pytest.approx(1, abs=1e-2)
+    assert_fits(check, 1)
 
 
 def test_an_adapter_without_a_place_and_wrong_sorts_are_refused():

@@ -41,6 +41,13 @@ UPDATES = {
 }
 
 
+@pytest.fixture
+def partial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have small matrices go the way of large ones: leading directions and Lanczos weights before everything."""
+    monkeypatch.setattr("eckart.linalg.intruders.PARTIAL_SIDE", 0)
+
+
+@pytest.mark.usefixtures("partial")
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_direction_is_decided_as_all_singular_vectors_decide_it(shape, update):
@@ -75,6 +82,24 @@ def test_a_direction_outside_the_column_space_of_a_tall_base_is_an_intruder():
     assert float(found.upper[0]) < 0.05
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_small_matrices_are_decided_by_all_singular_vectors_at_once(shape):
+    base = random_base(shape)
+    tuned = base + 0.4 * random_base(shape, 5)
+    found, cosines = intruders(base, tuned), dense_cosines(base, tuned)
+    torch.testing.assert_close(found.lower, cosines, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.upper, cosines, rtol=0, atol=1e-4)
+
+
+def test_an_intruder_of_a_large_matrix_is_proved_without_its_singular_vectors(monkeypatch):
+    monkeypatch.setattr("eckart.linalg.intruders.PARTIAL_SIDE", 0)
+    monkeypatch.setattr("eckart.linalg.intruders.WHOLE_SIDE", 0)
+    base = random_base((600, 800))
+    found = intruders(base, base + random_update(base, 3.0), generator=seeded())
+    assert found.found == [0]
+
+
+@pytest.mark.usefixtures("partial")
 @pytest.mark.parametrize("angle", [55.0, 65.0])
 def test_the_threshold_is_a_cosine(angle):
     """The only large tuned direction lies at this angle to the base's only large one; the others lie further off."""
@@ -90,6 +115,7 @@ def test_the_threshold_is_a_cosine(angle):
     assert found.found == ([0] if angle > 60 else [])
 
 
+@pytest.mark.usefixtures("partial")
 @pytest.mark.parametrize("shape", [(50, 50), (520, 520)])
 def test_tied_directions_of_the_base_are_left_undecided_rather_than_guessed(shape):
     base = torch.eye(*shape)
@@ -97,6 +123,7 @@ def test_tied_directions_of_the_base_are_left_undecided_rather_than_guessed(shap
     assert intruders(base, tuned, top=1, generator=seeded()).found == []
 
 
+@pytest.mark.usefixtures("partial")
 def test_a_matrix_is_met_in_slabs_and_a_seed_repeats():
     base = planted(torch.linspace(4, 0.1, 300), (300, 420)).float()
     tuned = base + random_update(base, 2.0)

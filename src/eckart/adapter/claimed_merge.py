@@ -11,11 +11,12 @@ from torch import Tensor
 
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.merge_check import MergeCheck, MergedMatrix
+from eckart.adapter.merge_measure import Measure
 from eckart.adapter.places import Places, Term, find_places
 from eckart.adapter.preview import Match, Preview
 from eckart.adapter.rewrite import as_view
 from eckart.adapter.sides import Source, name_of, open_side
-from eckart.adapter.update import Update, update_of
+from eckart.adapter.update import update_of
 from eckart.adapter.weights import checked_weights
 from eckart.checkpoint import Checkpoint, LeftOut, MatrixView, open_checkpoint
 from eckart.checkpoint.layout import is_buffer
@@ -201,21 +202,12 @@ class MergeClaim:
             view=part.base,
             slabs=lambda: (old.to(torch.float64) for old, _ in self._rows(part)),
         )
-        start, equal, ulps, sums = 0, True, 0.0, torch.zeros(4, dtype=torch.float64)
+        measure, start = Measure(update, len(part.terms)), 0
         for old, new in self._rows(part):
             for base, merged in zip(old.split(_rows_at_once(old)), new.split(_rows_at_once(old)), strict=True):
-                same, distance, part_sums = _measure(update, base.to(torch.float64), merged, start)
-                equal, ulps, sums = equal and same, max(ulps, distance), sums + part_sums
+                measure.take(base.to(torch.float64), merged, start)
                 start += len(base)
-        return MergedMatrix(
-            *(part.name, part.base.shape, equal, ulps, self._roundings(part, update)),
-            *sums.tolist(),
-        )
-
-    def _roundings(self, part: _Part, update: Update) -> int:
-        """Ulps that a merge may leave: a few where the dtype is also what products and norms are computed in."""
-        narrow = self.merged.tensors[part.merged.tensor].dtype.itemsize < 4
-        return (2 if narrow else 4) * len(part.terms) + (2 if narrow else 8) * len(update.dora)
+        return measure.result(part.name, part.base.shape)
 
 
 def _rows_at_once(slab: Tensor) -> int:
@@ -226,32 +218,3 @@ def _rows_at_once(slab: Tensor) -> int:
 def _same(old: Tensor, new: Tensor) -> bool:
     """Whether rows are equal once the base's are in the merged dtype; NaN equals NaN where nothing was changed."""
     return torch.equal(old.to(new.dtype), new) or torch.allclose(old.to(new), new, rtol=0, atol=0, equal_nan=True)
-
-
-def _measure(update: Update, base: Tensor, stored: Tensor, start: int) -> tuple[bool, float, Tensor]:
-    """Whether rows are what the claim makes of them; else how far off; and ‖gained‖², ‖Δ‖², ⟨gained, Δ⟩, rounding²."""
-    delta = update.change(base, start).add_(base, alpha=update.keep - 1)
-    expected, merged = base + delta, stored.to(torch.float64)
-    gained = merged - base
-    largest = torch.stack([base.abs(), merged.abs(), expected.abs()]).amax(0)
-    # A sum that cancels keeps the rounding of its terms.
-    stop = start + len(base)
-    if update.products is not None:
-        left, right = update.products
-        largest = torch.maximum(largest, left[start:stop].abs() @ right.abs())
-    for layer in update.dora:
-        terms = base.abs() + layer.left[start:stop].abs() @ layer.right.abs()
-        gains = layer.gains if layer.by_column else layer.gains[start:stop, None]
-        largest = torch.maximum(largest, terms * gains.abs())
-    ulp = _ulp(largest, stored.dtype)
-    distance = float(((merged - expected).abs() / ulp).amax()) if ulp.numel() else 0.0
-    sums = [(gained * gained).sum(), (delta * delta).sum(), (gained * delta).sum(), ulp.square().sum() / 12]
-    same = torch.equal(expected.to(stored.dtype), stored)
-    return same, distance if math.isfinite(distance) else math.inf, torch.stack(sums)
-
-
-def _ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Distance of neighbouring numbers of a dtype at the size of each value."""
-    info = torch.finfo(dtype)
-    exponent = torch.frexp(values.clamp_min(info.tiny)).exponent
-    return torch.ldexp(torch.full_like(values, info.eps), exponent - 1)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from eckart.checkpoint import LeftOut
+from eckart.linalg import Interval
 
-Verdict = Literal["equal", "rounding", "other weight", "not merged", "differs"]
-SLACK = 4.0  # times the energy of one rounding a value: what is left beside an update that fits
-CANCELLED = 1e-14  # of the energies: what their difference is trusted to
+Verdict = Literal["equal", "rounding", "other weight", "not merged", "undecided", "differs"]
 
 
 @dataclass(frozen=True)
@@ -20,56 +19,44 @@ class MergedMatrix:
         name: of the matrix, or of a tensor that is none.
         shape: `(out_features, in_features)`; of a tensor that is no matrix its entries and what each holds.
         equal: the merged values are the claim's, rounded once from float64.
-        ulps: largest distance from the claim, in units of the last place of the merged dtype at the largest of the
+        ulps: largest distance from the claim, in units in the last place of the merged dtype at the largest of the
             terms that were added; infinite where a value is not finite.
-        roundings: distance in ulps that merging in the stored dtype, term by term, may leave.
-        gained: ‖merged − base‖².
-        update: ‖Δ‖² of the claim.
-        inner: ⟨merged − base, Δ⟩.
-        floor: energy that one rounding a value would leave.
+        error: ‖(merged − base) − Δ‖ / ‖Δ‖, the rounding of the merged values in it; None where Δ is zero.
+        lowest, highest: every weight w between them explains all values as base + w·Δ with the rounding of a merge;
+            none does where `lowest` is above `highest`.
     """
 
     name: str
     shape: tuple[int, int]
     equal: bool
     ulps: float
-    roundings: int
-    gained: float
-    update: float
-    inner: float
-    floor: float
-
-    @property
-    def error(self) -> float | None:
-        """‖(merged − base) − Δ‖ / ‖Δ‖; None where the claim changes nothing."""
-        return math.sqrt(self.left_by(1.0) / self.update) if self.update > 0 else None
-
-    @property
-    def weight(self) -> float | None:
-        """The factor of Δ that fits best: 1 for a true claim, ½ where the scale was halved."""
-        return self.inner / self.update if self.update > 0 else None
+    error: float | None
+    lowest: float
+    highest: float
 
     @property
     def verdict(self) -> Literal["equal", "rounding", "differs"]:
-        """Equal bit for bit, within the roundings of a merge, or neither."""
+        """Equal bit for bit, within the rounding of a merge, or neither."""
         if self.equal:
             return "equal"
-        return "rounding" if self.ulps <= self.roundings else "differs"
+        return "rounding" if self.lowest <= 1 <= self.highest else "differs"
 
-    def left_by(self, weight: float) -> float:
-        """‖(merged − base) − weight·Δ‖²."""
-        return max(0.0, self.gained - 2 * weight * self.inner + weight**2 * self.update)
-
-    def fits(self, weight: float) -> bool:
-        """Whether rounding alone explains what that weight leaves."""
-        allowed = SLACK * self.roundings * self.floor + CANCELLED * (self.gained + weight**2 * self.update)
-        return self.left_by(weight) <= allowed
+    @property
+    def weight(self) -> Interval | None:
+        """The weights that explain every value; None where no single one does, or any would."""
+        return interval(self.lowest, self.highest)
 
     def to_json(self) -> dict[str, Any]:
         """The entry of `comparison.json`; null for what is not finite."""
-        numbers = {"ulps": self.ulps, "error": self.error, "weight": self.weight}
+        numbers = {"ulps": self.ulps, "error": self.error}
         finite = {key: value if value is not None and math.isfinite(value) else None for key, value in numbers.items()}
-        return {"name": self.name, "shape": list(self.shape), "verdict": self.verdict, **finite}
+        weight = self.weight and {"lower": self.weight.lower, "upper": self.weight.upper}
+        return {"name": self.name, "shape": list(self.shape), "verdict": self.verdict, **finite, "weight": weight}
+
+
+def interval(lowest: float, highest: float) -> Interval | None:
+    """The interval, where it is one and is finite."""
+    return Interval(lowest, highest) if -math.inf < lowest <= highest < math.inf else None
 
 
 @dataclass(frozen=True)
@@ -100,25 +87,35 @@ class MergeCheck:
     seconds: float
 
     @property
-    def weight(self) -> float | None:
-        """The factor of the claimed updates that fits all matrices together best."""
-        total = sum(matrix.update for matrix in self.matrices)
-        weight = sum(matrix.inner for matrix in self.matrices) / total if total > 0 else None
-        return weight if weight is not None and math.isfinite(weight) else None
+    def limits(self) -> tuple[float, float]:
+        """The lowest and the highest weight that explain every matrix."""
+        lowest = max((matrix.lowest for matrix in self.matrices), default=-math.inf)
+        return lowest, min((matrix.highest for matrix in self.matrices), default=math.inf)
+
+    @property
+    def weight(self) -> Interval | None:
+        """The factors of the claimed updates that explain every value of every matrix; None where none does."""
+        return interval(*self.limits)
 
     @property
     def verdict(self) -> Verdict:
-        """`equal` and `rounding` confirm the claim; `other weight` holds for `weight`; `not merged` is the base."""
+        """What the checkpoint is.
+
+        `equal` and `rounding` confirm the claim. `other weight`: the update is in it, times `weight`. `not merged`: it
+        is the base. `undecided`: the update is so small that rounding hides whether it is in it. `differs`: no weight
+        explains it, or something else changed too.
+        """
         if self.altered or self.faults:
             return "differs"
-        verdicts = {matrix.verdict for matrix in self.matrices}
-        if "differs" not in verdicts:
-            return "rounding" if "rounding" in verdicts else "equal"
-        if all(matrix.gained == 0 for matrix in self.matrices):
-            return "not merged"
-        weight = self.weight
-        fits = weight is not None and all(matrix.fits(weight) for matrix in self.matrices)
-        return "other weight" if fits else "differs"
+        if all(matrix.equal for matrix in self.matrices):
+            return "equal"
+        lowest, highest = self.limits
+        if lowest > highest:
+            return "differs"
+        claimed, none = lowest <= 1 <= highest, lowest <= 0 <= highest
+        if claimed:
+            return "undecided" if none else "rounding"
+        return "not merged" if none else "other weight"
 
     @property
     def holds(self) -> bool:
@@ -136,7 +133,7 @@ class MergeCheck:
             "weights": list(self.weights),
             "verdict": self.verdict,
             "holds": self.holds,
-            "weight": self.weight,
+            "weight": self.weight and {"lower": self.weight.lower, "upper": self.weight.upper},
             "matrices": [matrix.to_json() for matrix in self.matrices],
             "altered": list(self.altered),
             "faults": list(self.faults),

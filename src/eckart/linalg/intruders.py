@@ -30,6 +30,7 @@ from eckart.linalg.truncated import truncated_svd
 
 TOP, THRESHOLD = 10, 0.5  # the paper's
 DETERMINED = 0.1  # a vector that may be off by more than this takes part as one of the unknown rest
+PARTIAL_SIDE = 1024  # short side up to which all singular vectors take less time than the limits that spare them
 WHOLE_SIDE = 4096  # short side up to which all singular vectors are computed where nothing less decides
 LANCZOS_STEPS = 32
 EIGEN_ROUNDING = 1e-13  # of the largest eigenvalue: what a float64 Gram matrix and its eigensolver are trusted to
@@ -146,7 +147,10 @@ def _from_known(cosines: Tensor, uncertainty: Tensor, *, complete: bool) -> tupl
 
 def _partial_ranks(matrix: RowSlabs, top: int) -> list[int]:
     """Numbers of leading vectors that are much cheaper than all of them."""
-    return [rank for rank in (4 * top, 16 * top) if CERTIFIED_STEPS * block_size(rank) <= min(matrix.shape) // 2]
+    side = min(matrix.shape)
+    if side <= PARTIAL_SIDE:
+        return []
+    return [rank for rank in (4 * top, 16 * top) if CERTIFIED_STEPS * block_size(rank) <= side // 2]
 
 
 def _leading(matrix: RowSlabs, top: int, generator: torch.Generator | None) -> _Vectors:

@@ -72,7 +72,7 @@ def merge_check_table(check: "MergeCheck") -> RenderableType:
     columns: list[Column[MergedMatrix]] = [
         Column("off by\nulps", lambda m: m.ulps, "size"),
         Column("relative error\nof the update", lambda m: m.error, "size"),
-        Column("best\nweight", lambda m: m.weight, "size"),
+        Column("weight\nthat fits", lambda m: m.weight, "size"),
     ]
     notes = [SUMMARY] if is_summarised(check.matrices) else []
     verdicts = [matrix.verdict for matrix in check.matrices]
@@ -95,12 +95,14 @@ def verdict_text(check: "MergeCheck") -> str:
         adapter if weight == 1 else f"{number_text(weight)} × {adapter}"
         for adapter, weight in zip(check.adapters, check.weights, strict=True)
     ]
+    weight = check.weight and (check.weight.lower + check.weight.upper) / 2
     claim = f"{check.base} + {' + '.join(parts)}"
     sentence = {
         "equal": f"{check.merged} is {claim}, bit for bit",
         "rounding": f"{check.merged} is {claim}, within the rounding of a merge",
-        "other weight": f"{check.merged} is not {claim}: it fits with weight {number_text(check.weight)}",
-        "not merged": f"{check.merged} is not {claim}: the adapter is not in it, it fits with weight 0",
+        "other weight": f"{check.merged} is not {claim}: it fits with weight {number_text(weight)}",
+        "not merged": f"{check.merged} is not {claim}: the adapter is not in it",
+        "undecided": f"{check.merged} may be {claim}: the update is too small beside the rounding to tell",
         "differs": f"{check.merged} is not {claim}",
     }[check.verdict]
     return f"{sentence}, as far as was checked." if check.not_checked else f"{sentence}."
