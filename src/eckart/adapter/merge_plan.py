@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import eckart
 from eckart.adapter.adapter import Adapter, load_adapter
+from eckart.adapter.expert_modules import with_expert_modules
 from eckart.adapter.places import Term, find_places, stored_factors
 from eckart.adapter.preview import Match, Preview
 from eckart.adapter.rewrite import Rewriting, Rewritten, as_view, has_companions, in_cache, shards_of
@@ -139,6 +140,7 @@ def plan_merge(
         msg = "no adapter was given; expected at least one"
         raise OptionError(msg)
     loaded = tuple(item if isinstance(item, Adapter) else load_adapter(item) for item in given)
+    loaded = tuple(with_expert_modules(adapter, checkpoint.tensors) for adapter in loaded)
     factors = checked_weights(weights, len(loaded))
     outlines = [adapter.outline() for adapter in loaded]
     places = find_places(checkpoint, outlines)
