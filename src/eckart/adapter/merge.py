@@ -72,7 +72,7 @@ def merge(
     Rows are upcast to float32 (float64 where stored so), changed by the product of the factors, and rounded once.
     A DoRA layer is renormalised for each output; a tensor that an adapter saves whole replaces the base's, or is mixed
     with it by its weight. An adapter on only one of a tied embedding and output layer gives each its own weight.
-    Tensors that no adapter changes are copied as they are.
+    Tensors that no adapter changes are copied as they are, whatever they hold.
 
     Args:
         base: SOURCE text, state dict or module.
@@ -98,10 +98,10 @@ def merge(
     facts = plan.write(Path(output), run, force=force)
     return MergeResult(
         Path(output),
-        len(plan.tensors),
+        plan.count,
         len(plan.changed),
         plan.nbytes,
-        plan.untied,
+        bool(plan.untied),
         plan.left_out,
         time.monotonic() - began,
         *errors_of(list(facts.values())),

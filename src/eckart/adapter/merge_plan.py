@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,14 @@ class MergePlan:
     made_by: str = "merge"
 
     @property
-    def untied(self) -> bool:
-        """Whether a tensor is written that the base shares with another."""
-        return any(tensor.name in self.base.tied for tensor in self.tensors)
+    def untied(self) -> list[str]:
+        """Tensors that the base shares with others and the output has for itself."""
+        return [tensor.name for tensor in self.tensors if tensor.name in self.base.tied]
+
+    @property
+    def count(self) -> int:
+        """Tensors of the output, each quantised weight counted once."""
+        return len(self.base.tensors) + len(self.untied)
 
     @property
     def changed(self) -> list[Rewritten]:
@@ -80,6 +85,7 @@ class MergePlan:
         """A digest of everything that the output depends on."""
         facts = {
             "version": eckart.__version__,
+            "boot": _boot(),
             "made_by": self.made_by,
             "base": self.base.fingerprint(),
             "adapters": [adapter.fingerprint() for adapter in self.adapters],
@@ -177,14 +183,21 @@ def _outputs(
     info = base.tensors[stored]
     scheme = base.schemes.get(stored) if isinstance(base, Nf4Checkpoint) and dtype is None else None
     if isinstance(base, Nf4Checkpoint) and scheme is not None and not terms:
-        parts = {spec.name: base.stored.tensors[own_name(base.stored, spec.name)] for spec in scheme.specs()}
+        parts = [base.stored.tensors[own_name(base.stored, spec.name)] for spec in scheme.specs()]
         return [
-            Rewritten(part, base.stored, held.name, held.dtype, (as_view(held.name, held.shape),), {})
-            for part, held in parts.items()
+            Rewritten(spec.name, base.stored, held.name, held.dtype, (as_view(held.name, held.shape),), {})
+            for spec, held in zip(replace(scheme, name=name).specs(), parts, strict=True)
         ]
+    scheme = replace(scheme, name=name) if scheme else None
     to = dtype if dtype and info.dtype.is_floating_point else info.dtype
     seen = tuple(views) if views and terms else (as_view(stored, info.shape),)
     return [Rewritten(name, base, stored, to, seen, terms, scheme)]
+
+
+def _boot() -> str:
+    """What changes when the machine restarts, which may have lost values that were not on the disk yet."""
+    file = Path("/proc/sys/kernel/random/boot_id")
+    return file.read_text() if file.exists() else ""
 
 
 def _still_tied(

@@ -4,7 +4,6 @@ Files lie under `OUT.partial/model` until all tensors are in them. Each tensor t
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -80,10 +79,10 @@ def as_view(name: str, shape: tuple[int, ...]) -> MatrixView:
 
 
 def rows_of(checkpoint: Checkpoint, view: MatrixView) -> Iterator[Tensor]:
-    """Row blocks in the stored dtype, also of a scalar."""
+    """Row blocks in the stored dtype, also of a scalar, in the main memory."""
     if not view.tensor_shape:
-        return iter([checkpoint.read(view.tensor).reshape(1, 1)])
-    return stored_rows(checkpoint, view)
+        return iter([checkpoint.read(view.tensor).reshape(1, 1).cpu()])
+    return (rows.cpu() for rows in stored_rows(checkpoint, view))
 
 
 def in_cache(rows: Tensor) -> tuple[Tensor, ...]:
@@ -151,9 +150,10 @@ class Rewriting:
     def _fill(
         self, folder: Path, shards: Mapping[str, Sequence[TensorSpec]], journal: Journal, run: Run, stage: str
     ) -> dict[str, Record]:
-        if journal.restarted:
-            shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(exist_ok=True)
+        for file in folder.iterdir():
+            if journal.restarted or file.name not in shards:
+                file.unlink()
         with open_files(folder, shards) as files:
             if files.is_new:
                 journal.forget()
@@ -217,7 +217,7 @@ class Rewriting:
             msg = f"{tensor.name}: a value becomes {float(slab.abs().max()):.4g}, more than {name} holds; "
             msg += "write another with --dtype bfloat16 or float32"
         else:
-            msg = f"{tensor.name}: the result is not finite; DoRA cannot divide by the norm of an output that is zero"
+            msg = f"{tensor.name}: the result is not finite, for the adapter's scale is not, or a norm of DoRA is zero"
         raise NotFiniteError(msg)
 
 

@@ -136,7 +136,7 @@ def unmerge(
     entries = sum(counts.entries for counts in found) or 1
     return UnmergeResult(
         Path(output),
-        len(plan.tensors),
+        plan.count,
         len(plan.changed),
         plan.nbytes,
         sum(counts.again for counts in found) / entries,

@@ -5,7 +5,7 @@ saved whole Δ = saved − W. The last two take their share of the base away: wh
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -109,14 +109,16 @@ def update_of(
     for term in terms:
         weight, adapter = weights[term.adapter], adapters[term.adapter]
         if term.part == "whole":
-            saved = adapter.modules_to_save[term.key]
+            saved = adapter.modules_to_save[term.key].detach().cpu()
             check_finite(term.key, saved)
             result.whole.append((weight, saved.reshape(len(saved) if saved.ndim else 1, -1)))
             result.keep -= weight
             continue
         layer = adapter[term.key]
-        for part, tensor in layer.tensors().items():
+        tensors = {part: tensor.detach().cpu() for part, tensor in layer.tensors().items()}
+        for part, tensor in tensors.items():
             check_finite(f"{term.key}.{part}", tensor)
+        layer = replace(layer, **tensors)
         if term.part == "bias" and layer.bias is not None:
             result.whole.append((weight * layer.scaling, layer.bias[:, None]))
             continue
