@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from eckart.linalg import Interval
 from eckart.report.grid import Column, grid, is_summarised
 from eckart.report.tables import SUMMARY, left_out_lines
 from eckart.report.words import number_text, seconds_text
@@ -34,8 +35,8 @@ def comparison_table(comparison: "Comparison") -> RenderableType:
         "\n‖B‖/‖A‖", lambda m: m.norm_b / m.norm_a if m.norm_a > 0 else None, "size"
     )
     counts: list[Column[MatrixComparison]] = [
-        Column("intruders\nin A", lambda m: count(m, 0)),
-        Column("\nin B", lambda m: count(m, 1)),
+        Column("intr.\nA", lambda m: count(m, 0), "size"),
+        Column("\nB", lambda m: count(m, 1), "size"),
     ]
     columns: list[Column[MatrixComparison]] = [
         Column("\ncosine", lambda m: m.cosine, "size"),
@@ -72,7 +73,7 @@ def merge_check_table(check: "MergeCheck") -> RenderableType:
     columns: list[Column[MergedMatrix]] = [
         Column("off by\nulps", lambda m: m.ulps, "size"),
         Column("relative error\nof the update", lambda m: m.error, "size"),
-        Column("weight\nthat fits", lambda m: m.weight, "size"),
+        Column("weight\nthat fits", lambda m: m.weight and _middle(m.weight), "size"),
     ]
     notes = [SUMMARY] if is_summarised(check.matrices) else []
     verdicts = [matrix.verdict for matrix in check.matrices]
@@ -95,7 +96,7 @@ def verdict_text(check: "MergeCheck") -> str:
         adapter if weight == 1 else f"{number_text(weight)} × {adapter}"
         for adapter, weight in zip(check.adapters, check.weights, strict=True)
     ]
-    weight = check.weight and (check.weight.lower + check.weight.upper) / 2
+    weight = check.weight and _middle(check.weight)
     claim = f"{check.base} + {' + '.join(parts)}"
     sentence = {
         "equal": f"{check.merged} is {claim}, bit for bit",
@@ -106,6 +107,10 @@ def verdict_text(check: "MergeCheck") -> str:
         "differs": f"{check.merged} is not {claim}",
     }[check.verdict]
     return f"{sentence}, as far as was checked." if check.not_checked else f"{sentence}."
+
+
+def _middle(weights: Interval) -> float:
+    return (weights.lower + weights.upper) / 2
 
 
 def _intruder_text(comparison: "Comparison") -> str | None:
