@@ -185,6 +185,20 @@ def test_an_update_that_is_zero_so_far_keeps_the_ranks_of_its_other_parts():
     assert {name.rpartition(".")[2]: part.rank for name, part in parts.items()} == {"to_q": 2}
 
 
+def test_a_part_whose_bias_alone_changes_is_kept():
+    whole = replace(layer((96, 8), rank=6, alpha=3), bias=torch.arange(96.0))
+    whole.lora_B[32:] = 0
+    parts = convert(Adapter({"lora_unet_double_blocks_0_img_attn_qkv": whole}, format="kohya"), "diffusers").adapter
+    changes = torch.cat([part.bias * part.scaling for part in parts.values()])
+    torch.testing.assert_close(changes, whole.bias * whole.scaling)
+
+
+def test_an_update_for_an_embedding_is_refused(tmp_path):
+    save_file({"embed_tokens.weight": torch.zeros(8, 6)}, tmp_path / "base.safetensors")
+    there = Adapter({"lora_te_embed_tokens": layer((8, 6))}, format="kohya")
+    refused(there, "peft", ["this is an embedding"], base=tmp_path / "base.safetensors")
+
+
 def test_dora_is_cut_and_joined_by_outputs():
     names = [f"transformer.transformer_blocks.0.attn.{name}" for name in ("to_q", "to_k", "to_v")]
     plain = adapter(narrow(of(flux(), names)), scale=1.0)
@@ -290,6 +304,23 @@ def test_a_pipeline_as_the_base_tells_its_names_without_diffusers(tmp_path, monk
     found = convert(path, "diffusers", base=tmp_path / "base").adapter
     assert set(found) == set(shapes)
     assert found["unet.down_blocks.0.attentions.0.proj_in"].lora_A.shape == (2, 8, 1, 1)
+
+
+def test_an_adapter_is_read_under_the_own_names_of_a_base_that_is_one_component(tmp_path):
+    from eckart.adapter import formats
+
+    save_file({"mid_block.attentions.0.proj_in.weight": torch.zeros(8, 6)}, tmp_path / "unet.safetensors")
+    there = Adapter({"unet.mid_block.attentions.0.proj_in": layer((8, 6))}, format="diffusers")
+    there.save(tmp_path / "diffusers.safetensors")
+    convert(there, "kohya", output=tmp_path / "kohya.safetensors")
+    for form in ("diffusers", "kohya"):
+        found = formats.read(tmp_path / f"{form}.safetensors", tmp_path / "unet.safetensors")
+        assert found.format == "peft"
+        assert_same_updates(found, {"mid_block.attentions.0.proj_in": there["unet.mid_block.attentions.0.proj_in"]})
+    more = replace(there, layers={**there.layers, "text_encoder.text_model.encoder.layers.0.mlp.fc1": layer((8, 6))})
+    more.save(tmp_path / "more.safetensors")
+    with pytest.raises(MismatchError, match=r"text_encoder.*no such module"):
+        formats.read(tmp_path / "more.safetensors", tmp_path / "unet.safetensors")
 
 
 def test_without_diffusers_the_error_names_the_extra(tmp_path, monkeypatch):

@@ -143,6 +143,7 @@ SELF = "text_encoder.text_model.encoder.layers.0.self_attn"
         (Q.replace(".to_q", ".processor.to_q"), "_lora.down.weight", Q),
         (Q.replace(".to_q", ".processor.to_out"), "_lora.down.weight", Q.replace("to_q", "to_out.0")),
         (f"{SELF}.to_out", "_lora.down.weight", f"{SELF}.out_proj"),
+        (f"{SELF}.q_proj".replace("text_model.", ""), "lora_A.weight", f"{SELF}.q_proj"),
         (f"{SELF}.q_proj", "lora_linear_layer.down.weight", f"{SELF}.q_proj"),
         (Q.removeprefix("unet."), "lora_A.weight", Q),
     ],
@@ -152,6 +153,12 @@ def test_names_of_old_versions_are_read_as_those_of_today(module, down, expected
     (name, one), *others = load_adapter(write(tmp_path, factors(module, down, up))).items()
     assert (name, others) == (expected, [])
     assert one.scaling == 1
+
+
+def test_an_anchored_pattern_holds_for_the_name_in_the_file(tmp_path):
+    metadata = {"text_encoder.r": 3, "text_encoder.alpha_pattern": {r"^encoder\.layers\.0\.self_attn\.q_proj": 6}}
+    (one,) = load_adapter(write(tmp_path, factors(f"{SELF}.q_proj".replace("text_model.", "")), **metadata)).values()
+    assert one.scaling == 2
 
 
 def test_alphas_beside_the_factors_are_read(tmp_path):

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from eckart.adapter.adapter import Adapter, AdapterFormat, load_adapter
+from eckart.adapter.base_names import Base, Model
 from eckart.adapter.formats import diffusers, kohya
+from eckart.adapter.formats.components import component_of, components
 from eckart.adapter.formats.peft_config import config_of
-from eckart.adapter.naming import Base, Model, Renaming, to_component, to_kohya, to_modules
+from eckart.adapter.naming import Renaming, to_component, to_kohya, to_modules
 from eckart.adapter.preview import Match, Preview
 from eckart.checkpoint import LeftOut, atomic_directory, check_output
 from eckart.errors import MismatchError, OptionError
@@ -159,7 +161,7 @@ def plan_conversion(adapter: Adapter | str | Path, to: AdapterFormat, *, base: B
     if source.format == "kohya" and (to != "kohya" or model):
         steps.append(to_modules(source, model))
         found = steps[-1].of(source, format="diffusers" if steps[-1].is_pipeline else "peft", config={})
-    elif source.format == "peft" and to != "peft" and (part := diffusers.component_of(source)):
+    elif source.format == "peft" and to != "peft" and (part := component_of(source)):
         steps.append(to_component(source, part))
         whole = {f"{part}.{name}": tensor for name, tensor in source.outline().modules_to_save.items()}
         found = steps[-1].of(source, format="diffusers", config={}, modules_to_save=whole)
@@ -172,9 +174,10 @@ def plan_conversion(adapter: Adapter | str | Path, to: AdapterFormat, *, base: B
     if faults:
         msg = f"this adapter cannot be converted to {to}"
         raise MismatchError.of(msg, faults)
-    if to == "kohya":
-        found = source if source.format == "kohya" else steps[-1].of(found, format="kohya", config={})
-        steps = [] if source.format == "kohya" else steps
+    if to == source.format == "kohya":
+        found, steps = source, []
+    elif to == "kohya":
+        found = steps[-1].of(found, format="kohya", config={})
     left_out = [item for step in steps for item in step.left_out]
     return Conversion(source, to, _targets(found, to, base), _renamed(steps), left_out)
 
@@ -205,7 +208,7 @@ def _targets(found: Adapter, to: AdapterFormat, base: Base | None) -> dict[str, 
     if to != "peft" or found.format == "peft":
         named = str(base) if isinstance(base, str | Path) else None
         return {"": replace(found, base_model=found.base_model or named)}
-    parts = diffusers.components(found)
+    parts = components(found)
     return {"": next(iter(parts.values()))} if len(parts) == 1 else parts
 
 

@@ -37,13 +37,11 @@ def cuts_of(layer: AdapterLayer, parts: Sequence[Part]) -> list[Cut]:
     rank, count = layer.rank, len(parts)
     if rank % count == 0:
         blocks = torch.arange(rank) // (rank // count)
-        if all(not bool(columns[blocks != place].any()) for place, columns in enumerate(used)) and any(
-            map(bool, map(torch.any, used))
-        ):
+        if not any(bool(columns[blocks != place].any()) for place, columns in enumerate(used)):
             # Trained apart by kohya: each has its share of the rank, also where a column is still zero.
             used = [blocks == place if bool(columns.any()) else columns for place, columns in enumerate(used)]
-    if layer.magnitude is not None:
-        # DoRA rescales a module even where its update is zero: no part may go.
+    if layer.magnitude is not None or layer.bias is not None:
+        # A module is rescaled, or its bias changed, even where its update is zero: no part may go.
         used = [columns if bool(columns.any()) else torch.arange(rank) == 0 for columns in used]
     return [Cut(own, tuple(columns.nonzero().flatten().tolist())) for own, columns in zip(runs, used, strict=True)]
 

@@ -4,30 +4,19 @@ Underscores cannot be turned back by themselves: `to_out_0` may be `to_out.0` or
 flattened and compared; without one, diffusers' converters know Stable Diffusion and FLUX.
 """
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from pathlib import Path
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
+from eckart.adapter.base_names import Base, Model, flattened
 from eckart.adapter.deferred import Deferred
-from eckart.adapter.formats import diffusers
+from eckart.adapter.formats.components import components
 from eckart.adapter.fused import cut_out, cuts_of, fuse, is_whole
 from eckart.adapter.pipeline_names import Part, Table, kohya_names, parts_of
-from eckart.checkpoint import Checkpoint, LeftOut, MatrixView, layout, open_checkpoint
+from eckart.checkpoint import LeftOut, MatrixView
 from eckart.errors import MismatchError
-
-Base = str | Path | Checkpoint
-_PREFIX = re.compile(r"lora_[a-z]+\d?_")
-_PREFIXES = {
-    "unet": ("lora_unet_",),
-    "transformer": ("lora_unet_", "lora_transformer_"),
-    "text_encoder": ("lora_te_", "lora_te1_"),
-    "text_encoder_2": ("lora_te2_", "lora_te3_"),
-    "text_encoder_3": ("lora_te3_",),
-}
 
 
 @dataclass(frozen=True)
@@ -37,69 +26,6 @@ class Move:
     new: str
     old: tuple[str, ...]
     make: Callable[..., AdapterLayer]
-
-
-@dataclass(frozen=True)
-class Model:
-    """The matrices of a base by module name, which in a pipeline begins with the component."""
-
-    source: str
-    views: Mapping[str, MatrixView]
-    is_pipeline: bool
-
-    @classmethod
-    def of(cls, base: Base) -> "Model":
-        """The model in a checkpoint, in a pipeline's folder, or in the folder of one of its components.
-
-        Raises:
-            SourceError: nothing readable is there.
-            FileFormatError: files are malformed.
-        """
-        if not isinstance(base, str | Path):
-            return cls._single(base)
-        folders = {part: Path(base).expanduser() / part for part in diffusers.COMPONENTS}
-        views: dict[str, MatrixView] = {}
-        for part, folder in folders.items():
-            if folder.is_dir():
-                views |= {_in_component(part, name): view for name, view in _views(open_checkpoint(folder)).items()}
-        return cls(str(base), views, is_pipeline=True) if views else cls._single(open_checkpoint(base))
-
-    @classmethod
-    def _single(cls, checkpoint: Checkpoint) -> "Model":
-        views = _views(checkpoint)
-        part = diffusers.component_of(views)
-        named = {f"{part}.{name}" if part else name: view for name, view in views.items()}
-        return cls(checkpoint.source, named, is_pipeline=part is not None)
-
-    def names(self, flattened: Iterable[str]) -> dict[str, list[str]]:
-        """The modules that each flattened name may be."""
-        prefixes = {found[0] for name in flattened if (found := _PREFIX.match(name))}
-        table: dict[str, list[str]] = {}
-        for module in self.views:
-            part, _, own = module.partition(".")
-            if self.is_pipeline:
-                forms = {prefix + _flat(own) for prefix in _PREFIXES.get(part, ())}
-            else:
-                forms = {
-                    prefix + _flat(name) for prefix in prefixes for name in (module, module.removeprefix("model."))
-                }
-            for form in forms:
-                table.setdefault(form, []).append(module)
-        return table
-
-    def misfits(self, adapter: Adapter) -> list[str]:
-        """Layers, of an outline, that the model has no module for, or one of another shape."""
-        faults = []
-        for name, layer in adapter.items():
-            view = self.views.get(name)
-            shape = (layer.lora_B.shape[0], prod(layer.lora_A.shape[1:]))
-            if layer.kind == "embedding":
-                shape = (shape[1], shape[0])
-            if view is None:
-                faults.append(f"{name}: {self.source} has no such module")
-            elif view.shape != shape:
-                faults.append(f"{name}: the update is {shape}, its weight in {self.source} {view.shape}")
-        return faults
 
 
 @dataclass(frozen=True)
@@ -127,21 +53,27 @@ class Renaming:
         return replace(adapter, layers=layers, **changes)
 
 
-def named(adapter: Adapter, base: Base | None = None) -> Adapter:
-    """A kohya adapter under the names of the model's modules: PEFT's format, of a pipeline diffusers'.
+def named(adapter: Adapter, base: Base) -> Adapter:
+    """An adapter in kohya's or diffusers' names under the module names of its base.
+
+    A base that is a whole pipeline has its components in front, and the adapter stays in diffusers' format; under the
+    names of a single model it is in PEFT's.
 
     Raises:
-        MismatchError: names that nothing tells or that mean several modules, or shapes that are not the model's.
-        MissingExtraError: without `base`, when diffusers is not installed.
+        MismatchError: names that the base does not tell or that mean several modules, or shapes that are not its own.
+        MissingExtraError: names that only diffusers tells, when it is not installed.
     """
-    model = None if base is None else Model.of(base)
-    renaming = to_modules(adapter, model)
-    result = renaming.of(adapter, config={}, format="diffusers" if renaming.is_pipeline else "peft")
-    faults = [*renaming.faults, *(model.misfits(result.outline()) if model else ())]
+    model = Model.of(base)
+    faults: list[str] = []
+    if adapter.format == "kohya":
+        renaming = to_modules(adapter, model)
+        faults += renaming.faults
+        adapter = renaming.of(adapter, config={}, format="diffusers" if model.is_pipeline else "peft")
+    faults += model.misfits(adapter.outline())
     if faults:
-        msg = "names of this adapter cannot be told" if model is None else f"the adapter is not one of {model.source}"
+        msg = f"the adapter does not fit {model.source}"
         raise MismatchError.of(msg, faults)
-    return result
+    return components(adapter)[model.component] if model.component else adapter
 
 
 def to_modules(adapter: Adapter, model: Model | None) -> Renaming:
@@ -150,7 +82,7 @@ def to_modules(adapter: Adapter, model: Model | None) -> Renaming:
     Raises:
         MissingExtraError: `model` does not tell every name, and diffusers is not installed.
     """
-    candidates = model.names(adapter) if model else {}
+    candidates = model.modules(adapter) if model else {}
     table: Table = {name: (Part(found[0]),) for name in adapter if len(found := candidates.get(name, ())) == 1}
     faults = [
         f"{name}: may be {' or '.join(candidates[name])}" for name in adapter if len(candidates.get(name, ())) > 1
@@ -197,7 +129,7 @@ def to_kohya(adapter: Adapter) -> Renaming:
         unknown = "neither Stable Diffusion nor FLUX, whose kohya names are known, has such a module"
         faults += [f"{name}: {unknown}" for name in adapter if name not in known]
     else:
-        pairs = [(f"lora_te_{_flat(name.removeprefix('model.'))}", name) for name in adapter]
+        pairs = [(f"lora_te_{flattened(name.removeprefix('model.'))}", name) for name in adapter]
         table, faults = {flat: (Part(name),) for flat, name in pairs}, _twice(pairs)
     outlines = adapter.outline()
     moves = []
@@ -215,21 +147,6 @@ def to_kohya(adapter: Adapter) -> Renaming:
 def to_component(adapter: Adapter, part: str) -> Renaming:
     """From a component's own module names to those of the pipeline."""
     return Renaming([Move(f"{part}.{name}", (name,), _shaped) for name in adapter], [], is_pipeline=True)
-
-
-def _views(checkpoint: Checkpoint) -> dict[str, MatrixView]:
-    matrices = layout(checkpoint).matrices
-    return {name: view for view in matrices for name in (view.name, *view.tied_modules)}
-
-
-def _in_component(part: str, name: str) -> str:
-    """A module's name in the pipeline; CLIP's encoders have lost their text_model, which adapters keep."""
-    lost = part.startswith("text_encoder") and name.startswith("encoder.layers.")
-    return f"{part}.text_model.{name}" if lost else f"{part}.{name}"
-
-
-def _flat(module: str) -> str:
-    return module.replace(".", "_")
 
 
 def _twice(pairs: Sequence[tuple[str, str]]) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.formats import diffusers, kohya, peft
+from eckart.adapter.formats.components import COMPONENTS, component, component_of, joined
 from eckart.adapter.formats.peft_config import CONFIG
 from eckart.checkpoint import Checkpoint, locate, open_checkpoint
 from eckart.errors import SourceError
@@ -20,15 +21,15 @@ def read(source: str | Path, base: str | Path | Checkpoint | None = None) -> Ada
 
     Args:
         source: folder, .safetensors file or hub name.
-        base: the model; kohya's flattened names are then turned into its module names.
+        base: the model; names in kohya's or diffusers' form are then turned into its own.
 
     Raises:
         SourceError: there is no adapter at `source`.
         FileFormatError: config and tensors are damaged or disagree; every fault is listed.
-        MismatchError: names that `base` does not tell.
+        MismatchError: names that `base` does not tell, or shapes that are not its own.
     """
     adapter = _read(source)
-    if base is None or adapter.format != "kohya":
+    if base is None or adapter.format == "peft":
         return adapter
     from eckart.adapter.naming import named
 
@@ -49,16 +50,16 @@ def _read(source: str | Path) -> Adapter:
     path = Path(source).expanduser()
     if (path / CONFIG).is_file():
         return peft.read(path)
-    folders = {part: path / part for part in diffusers.COMPONENTS if (path / part / CONFIG).is_file()}
+    folders = {part: path / part for part in COMPONENTS if (path / part / CONFIG).is_file()}
     if folders:
-        return diffusers.joined({part: peft.read(folder) for part, folder in folders.items()})
+        return joined({part: peft.read(folder) for part, folder in folders.items()})
     files = locate(source)
     file = files.weights[0]
     if (files.folder / CONFIG).is_file() and file.name == peft.WEIGHTS:
         return peft.read(files.folder)
     keys = [] if files.is_gguf or len(files.weights) > 1 else list(open_checkpoint(file).tensors)
     lora = [key for key in keys if re.search("lora[._]", key)]
-    if any(diffusers.component(key) or diffusers.component_of([key]) for key in lora):
+    if any(component(key) or component_of([key]) for key in lora):
         return diffusers.read(file)
     if lora:
         return kohya.read(file)

@@ -5,8 +5,7 @@ Without it alpha is the rank. Sources: diffusers' `loaders/lora_base.py`, `utils
 """
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.adapter.deferred import Deferred
+from eckart.adapter.formats.components import COMPONENTS, canonical, component, component_of, components
 from eckart.adapter.formats.peft_config import PeftConfig, config_of
 from eckart.adapter.formats.peft_patterns import first_match
 from eckart.adapter.formats.stored import factor_fault, header_texts, outline, read_alpha, read_finite
@@ -23,10 +23,6 @@ from eckart.checkpoint import Checkpoint, TensorSpec, atomic_directory, atomic_f
 from eckart.errors import FileFormatError, MismatchError
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
-COMPONENTS = (
-    *("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3"),
-    *("connectors", "prior"),
-)
 _METADATA = "lora_adapter_metadata"
 _PARTS = {
     ".lora_A.weight": "lora_A",
@@ -48,11 +44,6 @@ _NAMES = {
     "lora_B": "lora_B.weight",
     "bias": "lora_B.bias",
     "magnitude": "lora_magnitude_vector",
-}
-_OF_COMPONENT = {
-    "unet": re.compile(r"(down_blocks|mid_block|up_blocks)\."),
-    "transformer": re.compile(r"(single_)?transformer_blocks\.\d+\."),
-    "text_encoder": re.compile(r"text_model\.encoder\.layers\.\d+\."),
 }
 
 
@@ -111,43 +102,6 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
             write_tensors(folder / WEIGHTS, specs, _named(adapter), texts)
 
 
-def component(module: str) -> str | None:
-    """The component that a module's name begins with, or None."""
-    first, dot, _ = module.partition(".")
-    return first if dot and first in COMPONENTS else None
-
-
-def components(adapter: Adapter) -> dict[str, Adapter]:
-    """The adapter of each component, under the component's own module names."""
-    found: dict[str, list[str]] = {}
-    for module in adapter:
-        found.setdefault(component(module) or "", []).append(module)
-    return {part: _within(adapter, part, modules) for part, modules in found.items()}
-
-
-def joined(parts: Mapping[str, Adapter]) -> Adapter:
-    """Adapters of components, under their own module names, as one adapter of the pipeline."""
-    homes = {f"{part}.{module}": (part, module) for part, adapter in parts.items() for module in adapter}
-    outlines = {part: adapter.outline() for part, adapter in parts.items()}
-    layers = {name: outlines[part][module] for name, (part, module) in homes.items()}
-    saved = {
-        f"{part}.{name}": tensor for part, adapter in parts.items() for name, tensor in adapter.modules_to_save.items()
-    }
-    return Adapter(
-        Deferred(layers, lambda name: parts[homes[name][0]][homes[name][1]]),
-        saved,
-        format="diffusers",
-        files=tuple(file for adapter in parts.values() for file in adapter.files),
-    )
-
-
-def component_of(modules: Iterable[str]) -> str | None:
-    """The component that module names without one belong to, by the blocks that only it has."""
-    names = list(modules)
-    found = {part for part, blocks in _OF_COMPONENT.items() if any(map(blocks.match, names))}
-    return found.pop() if len(found) == 1 else None
-
-
 def refusals(adapter: Adapter) -> list[str]:
     """What of an adapter the format has no place for, each with the reason."""
     reasons = {
@@ -187,7 +141,7 @@ def _parts(keys: list[str]) -> tuple[dict[str, dict[str, str]], str | None, list
     names: dict[str, dict[str, str]] = {}
     faults = []
     for key, found in read.items():
-        module = f"{guessed}.{found[0]}" if found and guessed else found[0] if found else ""
+        module = canonical(f"{guessed}.{found[0]}" if guessed else found[0]) if found else ""
         if found is None:
             faults.append(f"{key}: no part of a LoRA in diffusers' format")
         elif component(module) is None:
@@ -234,7 +188,8 @@ def _outline(
     A, B = tensors["lora_A"], tensors["lora_B"]
     if fault := factor_fault(A, B):
         raise ValueError(fault)
-    part, _, own = module.partition(".")
+    part = module.partition(".")[0]
+    own = (module_and_part(parts["lora_A"]) or (module,))[0].removeprefix(f"{part}.")
     config, rank, alpha = configs.get(part), A.shape[0], None
     if config is not None:
         alpha = float(first_match(config.alpha_pattern, own, config.lora_alpha))
@@ -256,13 +211,6 @@ def _outline(
     rslora = bool(config and config.use_rslora)
     kind = "conv" if A.ndim > 2 else "linear"
     return AdapterLayer(A, B, float(rank) if alpha is None else alpha, rslora=rslora, kind=kind, **vectors)
-
-
-def _within(adapter: Adapter, part: str, modules: list[str]) -> Adapter:
-    whole = {module.removeprefix(f"{part}."): module for module in modules}
-    outlines = adapter.outline()
-    layers = Deferred({own: outlines[name] for own, name in whole.items()}, lambda own: adapter[whole[own]])
-    return Adapter(layers, base_model=adapter.base_model, task_type=adapter.task_type, files=adapter.files)
 
 
 def _named(adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
