@@ -146,8 +146,6 @@ def _place_whole(number: int, adapter: Adapter, base: Checkpoint, places: Places
             faults.append(f"{name}: saved whole as {tuple(value.shape)}, the base's is {info.shape}")
         elif not info.dtype.is_floating_point:
             faults.append(f"{name}: {info.dtype} in the base, which nothing can be added to")
-        elif any(term.adapter == number and adapter[term.key].magnitude is not None for term in terms):
-            faults.append(f"{name}: the adapter saves it whole and renormalises it (DoRA), which is not merged")
         elif stored in by_tensor and places.views[by_tensor[stored]].kind == "expert":
             faults.append(f"{name}: expert tensors cannot be replaced whole")
         else:

@@ -20,19 +20,33 @@ Slabs = Callable[[], Iterator[Tensor]]
 
 @dataclass
 class _Dora:
-    """W' of one DoRA layer: the factors of its update with the scale in them, and what each output is multiplied by."""
+    """W' of one DoRA layer.
+
+    Attributes:
+        weight: of the adapter.
+        left: with `right` the factors of the update, the scale in them.
+        own: the weight that the adapter saves whole and updates, as PEFT does with embeddings; None is the base's.
+        by_column: whether an output is a column.
+        gains: what each output is multiplied by.
+    """
 
     weight: float
     left: Tensor
     right: Tensor
-    gains: Tensor
+    own: Tensor | None
     by_column: bool
+    gains: Tensor = field(default_factory=lambda: torch.ones(()))
+
+    def moved(self, slab: Tensor, start: int) -> Tensor:
+        """W + ΔW of some rows."""
+        stop = start + len(slab)
+        base = slab if self.own is None else self.own[start:stop].to(slab.dtype)
+        return (self.left[start:stop] @ self.right).add_(base)
 
     def rows(self, slab: Tensor, start: int) -> Tensor:
         """W' of some rows."""
-        stop = start + len(slab)
-        moved = (self.left[start:stop] @ self.right).add_(slab)
-        return moved.mul_(self.gains if self.by_column else self.gains[start:stop, None])
+        gains = self.gains if self.by_column else self.gains[start : start + len(slab), None]
+        return self.moved(slab, start).mul_(gains)
 
 
 @dataclass
@@ -106,19 +120,11 @@ def update_of(
         NotFiniteError: a tensor of an adapter holds NaN or Inf.
     """
     result, lefts, rights = Update(dtype), [], []
+    saved = {term.adapter: _saved(adapters[term.adapter], term.key) for term in terms if term.part == "whole"}
     for term in terms:
-        weight, adapter = weights[term.adapter], adapters[term.adapter]
         if term.part == "whole":
-            saved = adapter.modules_to_save[term.key].detach().cpu()
-            check_finite(term.key, saved)
-            result.whole.append((weight, saved.reshape(len(saved) if saved.ndim else 1, -1)))
-            result.keep -= weight
             continue
-        layer = adapter[term.key]
-        tensors = {part: tensor.detach().cpu() for part, tensor in layer.tensors().items()}
-        for part, tensor in tensors.items():
-            check_finite(f"{term.key}.{part}", tensor)
-        layer = replace(layer, **tensors)
+        weight, layer = weights[term.adapter], _checked(adapters[term.adapter], term.key)
         if term.part == "bias" and layer.bias is not None:
             result.whole.append((weight * layer.scaling, layer.bias[:, None]))
             continue
@@ -127,34 +133,52 @@ def update_of(
             lefts.append(left * (weight * layer.scaling))
             rights.append(right)
         else:
-            result.dora.append(_dora(layer, view, weight, (left * layer.scaling, right), slabs))
+            own = saved.pop(term.adapter, None)
+            dora = _Dora(weight, left * layer.scaling, right, own, outputs_are_columns(layer, view))
+            dora.gains = (layer.magnitude.to(torch.float64) / _norms(dora, slabs)).to(dtype)
+            result.dora.append(dora)
             result.keep -= weight
+    for number, tensor in saved.items():
+        result.whole.append((weights[number], tensor))
+        result.keep -= weights[number]
     if lefts:
         result.products = torch.cat(lefts, dim=1), torch.cat(rights)
     return result
 
 
-def check_finite(name: str, tensor: Tensor) -> None:
-    """Raise NotFiniteError if a tensor of an adapter holds NaN or Inf."""
+def _saved(adapter: Adapter, name: str) -> Tensor:
+    """A tensor that an adapter saves whole, as a matrix of its entries."""
+    tensor = adapter.modules_to_save[name].detach().cpu()
+    _check_finite(name, tensor)
+    return tensor.reshape(len(tensor) if tensor.ndim else 1, -1)
+
+
+def _checked(adapter: Adapter, module: str) -> AdapterLayer:
+    """A layer of finite numbers, in the main memory."""
+    layer = adapter[module]
+    tensors = {part: tensor.detach().cpu() for part, tensor in layer.tensors().items()}
+    for part, tensor in tensors.items():
+        _check_finite(f"{module}.{part}", tensor)
+    return replace(layer, **tensors)
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
     # NaN and Inf survive a sum, which is one pass without a mask; a sum that overflowed proves nothing.
     if not torch.isfinite(tensor.sum(dtype=torch.float32)) and (bad := int((~torch.isfinite(tensor)).sum())):
         msg = f"the adapter's {name} holds {bad:,} values that are NaN or Inf"
         raise NotFiniteError(msg)
 
 
-def _dora(layer: AdapterLayer, view: MatrixView, weight: float, factors: tuple[Tensor, Tensor], slabs: Slabs) -> _Dora:
-    """A DoRA layer, with the norms of W + ΔW from one pass over the base."""
-    left, right = factors
-    by_column, start = outputs_are_columns(layer, view), 0
-    squares = torch.zeros(right.shape[1] if by_column else left.shape[0], dtype=torch.float64)
+def _norms(dora: _Dora, slabs: Slabs) -> Tensor:
+    """‖W + ΔW‖ of each output, in float64, from one pass over the base."""
+    squares = torch.zeros(dora.right.shape[1] if dora.by_column else dora.left.shape[0], dtype=torch.float64)
+    start = 0
     for slab in slabs():
-        stop = start + len(slab)
-        moved = (left[start:stop] @ right).add_(slab)
-        if by_column:
-            squares += torch.linalg.vector_norm(moved, dim=0, dtype=torch.float64).square_()
+        moved = dora.moved(slab, start)
+        part = torch.linalg.vector_norm(moved, dim=0 if dora.by_column else 1, dtype=torch.float64).square_()
+        if dora.by_column:
+            squares += part
         else:
-            squares[start:stop] = torch.linalg.vector_norm(moved, dim=1, dtype=torch.float64).square_()
-        start = stop
-    assert layer.magnitude is not None
-    gains = layer.magnitude.to(torch.float64).flatten() / squares.sqrt_()
-    return _Dora(weight, left, right, gains.to(left.dtype), by_column)
+            squares[start : start + len(slab)] = part
+        start += len(slab)
+    return squares.sqrt_()
