@@ -2,18 +2,19 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from eckart.adapter.adapter import Adapter, AdapterLayer
+from eckart.adapter.adapter import Adapter
 from eckart.adapter.comparison import Comparison, MatrixComparison, Unpaired, align, cosine, directions_of
+from eckart.adapter.pick import pick
 from eckart.adapter.places import Term, find_places
 from eckart.adapter.preview import Match, Preview
 from eckart.adapter.update import Update, update_of
 from eckart.adapter.updated import UpdatedMatrix, intruders_of
-from eckart.checkpoint import Checkpoint, Layout, LeftOut, MatrixView, WeightMatrix, select
+from eckart.checkpoint import Checkpoint, LeftOut, MatrixView, WeightMatrix
 from eckart.engine import Run, Task, run_tasks
 from eckart.errors import MismatchError
 from eckart.linalg import LowRank
@@ -88,33 +89,9 @@ class AdapterPair:
         """
         outlines = [adapter.outline() for adapter in adapters]
         layers = {name: layer for outline in reversed(outlines) for name, layer in outline.items()}
-        everything = Layout([_view(name, layer) for name, layer in layers.items()], [])
-        chosen = everything.matrices
-        if any(patterns):
-            chosen = select(everything, patterns[0] or [".*"], patterns[1])
-        taken = {view.name for view in chosen}
-        left_out = [LeftOut(name, "not targeted") for name in layers if name not in taken]
-        both = [name for name in outlines[0] if name in taken and name in outlines[1].layers]
-        faults = {}
-        for name in both:
-            first, second = (outline[name].low_rank().shape for outline in outlines)
-            if first != second:
-                faults[name] = f"its update is {first} in A and {second} in B"
-        if both and len(faults) == len(both):
-            msg = f"{names[0]} and {names[1]} are adapters of different bases"
-            raise MismatchError.of(msg, [f"{name}: {fault}" for name, fault in faults.items()])
-        shared = [name for name in both if name not in faults]
-        alone = [name for outline in outlines for name in outline if name in taken and name not in both]
-        if not shared:
-            example = [next((name for name in outline if name in taken), "none") for outline in outlines]
-            msg = (
-                f"{names[0]} and {names[1]} adapt no module in common (such as {example[0]} and {example[1]}): "
-                "there is nothing to compare; check that both are of one model and name its modules alike"
-            )
-            raise MismatchError(msg)
-        left_out += [LeftOut(name, fault) for name, fault in faults.items()]
-        for outline in outlines:
-            left_out += _beside_factors(outline, taken)
+        taken = pick(replace(outlines[0], layers=layers), *patterns)
+        shared, alone, left_out = _paired(outlines, names, set(taken))
+        left_out += [LeftOut(name, "not targeted") for name in layers if name not in taken]
         places = {}
         if base is not None:
             found = find_places(base, outlines)
@@ -192,6 +169,33 @@ class AdapterPair:
         return update_of(terms, self.adapters, (1.0, 1.0), dtype=dtype, view=weight.view, slabs=weight.slabs)
 
 
+def _paired(
+    outlines: Sequence[Adapter], names: tuple[str, str], taken: set[str]
+) -> tuple[list[str], list[str], list[LeftOut]]:
+    """Modules that both adapt in one shape, those that one adapts, and what is not compared."""
+    both = [name for name in outlines[0] if name in taken and name in outlines[1].layers]
+    alone = [name for outline in outlines for name in outline if name in taken and name not in both]
+    if not both:
+        example = [next((name for name in outline if name in taken), "none") for outline in outlines]
+        msg = (
+            f"{names[0]} and {names[1]} adapt no module in common (such as {example[0]} and {example[1]}): "
+            "there is nothing to compare; check that both are of one model and name its modules alike"
+        )
+        raise MismatchError(msg)
+    faults = {}
+    for name in both:
+        first, second = (outline[name].low_rank().shape for outline in outlines)
+        if first != second:
+            faults[name] = f"its update is {first} in A and {second} in B"
+    if len(faults) == len(both):
+        msg = f"{names[0]} and {names[1]} are adapters of different bases"
+        raise MismatchError.of(msg, [f"{name}: {fault}" for name, fault in faults.items()])
+    left_out = [LeftOut(name, fault) for name, fault in faults.items()]
+    for outline in outlines:
+        left_out += _beside_factors(outline, taken)
+    return [name for name in both if name not in faults], alone, left_out
+
+
 def _beside_factors(outline: Adapter, taken: set[str]) -> list[LeftOut]:
     """What an adapter changes beside its low-rank updates, which a comparison of those does not show."""
     found = [LeftOut(name, "kept whole by the adapter, not as factors") for name in outline.modules_to_save]
@@ -201,9 +205,3 @@ def _beside_factors(outline: Adapter, taken: set[str]) -> list[LeftOut]:
         if name in taken and layer.magnitude is not None:
             found.append(LeftOut(f"{name}.magnitude", "DoRA magnitude: only the factors are compared"))
     return found
-
-
-def _view(name: str, layer: AdapterLayer) -> MatrixView:
-    """An adapter's layer as the matrix that it updates, so that patterns choose it by the same rules."""
-    shape = layer.low_rank().shape
-    return MatrixView(name, name.partition("[")[0], name, layer.kind, shape, 0, False, shape)

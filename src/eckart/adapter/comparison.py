@@ -193,6 +193,7 @@ def align(first: Tensor, second: Tensor, *, directions: int) -> Alignment | None
     """Angles between the spans of two orthonormal bases, and the overlap of their leading columns."""
     if not (first.shape[1] and second.shape[1]):
         return None
+    first, second = first.cpu(), second.cpu()
     return Alignment(principal_angles(first, second), overlap(first[:, :directions], second[:, :directions]))
 
 
