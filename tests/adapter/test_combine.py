@@ -294,8 +294,10 @@ class Model(nn.Module):
     """A module of every kind that DoRA knows."""
 
     def __init__(self):
+        from transformers.pytorch_utils import Conv1D
+
         super().__init__()
-        self.linear, self.conv = nn.Linear(30, 40), nn.Conv2d(3, 20, 3)
+        self.linear, self.conv, self.conv1d = nn.Linear(30, 40), nn.Conv2d(3, 20, 3), Conv1D(30, 40)
         self.embedding, self.norm = nn.Embedding(50, 24), nn.LayerNorm(7)
 
 
@@ -308,12 +310,13 @@ def model():
 def moved(model, name, layer):
     """W′ − W by the definition of DoRA."""
     weight = model.get_submodule(name).weight.detach().double().flatten(1)
+    weight = weight.T if layer.kind == "conv1d" else weight
     total, axis = weight + dense(layer), 0 if layer.kind == "embedding" else 1
     gain = layer.magnitude.double() / total.norm(dim=axis)
     return total * (gain if axis == 0 else gain[:, None]) - weight
 
 
-@pytest.mark.parametrize("name", ["linear", "conv", "embedding"])
+@pytest.mark.parametrize("name", ["linear", "conv", "conv1d", "embedding"])
 @pytest.mark.parametrize("weight", [1.0, 0.5])
 def test_dora_enters_a_sum_as_what_it_makes_of_the_base(model, name, weight):
     dora, plain = drawn(name, 4, dora=True), drawn(name, 3, 1)
@@ -489,6 +492,22 @@ def test_an_interrupted_combination_goes_on_where_it_was(tmp_path, monkeypatch):
     found = combine(paths, rank=5, output=output, run=Run(workers=1)).adapter
     assert len(done) == 2
     assert list(found) == list(expected)
+    assert all(same(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("options", [{"weights": [1, 0.5]}, {"rank": 4}, {"dtype": torch.bfloat16}, {"mixture": TIES}])
+def test_an_interrupted_combination_starts_over_where_anything_else_is_asked(tmp_path, monkeypatch, options):
+    adapters = [adapter_of(a=drawn(), b=drawn(seed=1)), adapter_of(a=drawn(seed=2), b=drawn(seed=3))]
+    expected = combine(adapters, **options).adapter
+
+    def stopped(*_, **__):
+        raise RuntimeError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Adapter, "save", stopped)
+        with pytest.raises(RuntimeError):
+            combine(adapters, output=tmp_path / "out")
+    found = combine(adapters, output=tmp_path / "out", **options).adapter
     assert all(same(found[name], expected[name]) for name in expected)
 
 

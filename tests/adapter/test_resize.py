@@ -303,6 +303,28 @@ def test_an_interrupted_resize_goes_on_where_it_was(tmp_path, monkeypatch):
     assert not (tmp_path / "out.partial").exists()
 
 
+@pytest.mark.parametrize("options", [{"rank": 2}, {"rank": 3, "dtype": torch.bfloat16}, {"rank": 3, "target": ["k"]}])
+def test_an_interrupted_resize_starts_over_where_anything_else_is_asked(tmp_path, monkeypatch, options):
+    adapter = adapter_of(q=drawn(), k=drawn(seed=1))
+    expected = resize(adapter, **options).adapter
+
+    def stopped(*_, **__):
+        raise RuntimeError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Adapter, "save", stopped)
+        with pytest.raises(RuntimeError):
+            resize(adapter, rank=3, output=tmp_path / "out")
+    found = resize(adapter, output=tmp_path / "out", **options).adapter
+    assert all(same(found[name], expected[name]) for name in expected)
+
+
+def test_a_result_in_memory_is_not_mistaken_for_the_files_it_came_from(tmp_path):
+    adapter_of(q=drawn()).save(tmp_path / "a")
+    prints = {resize(tmp_path / "a", rank=rank).adapter.fingerprint() for rank in (2, 3)}
+    assert len(prints | {load_adapter(tmp_path / "a").fingerprint()}) == 3
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("rank", [3, 12, RankChoice(energy=0.8)])
 @pytest.mark.parametrize("dora", [False, True])
