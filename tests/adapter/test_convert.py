@@ -286,6 +286,31 @@ def test_a_pipeline_becomes_one_peft_folder_for_each_component(tmp_path):
     assert set(alone) == {name for name in there if name.startswith("unet.")}
 
 
+def test_tensors_saved_whole_stay_with_their_component(tmp_path):
+    norm = torch.randn(8)
+    for part, module in (
+        ("unet", "mid_block.attentions.0.proj_in"),
+        ("text_encoder", "text_model.encoder.layers.0.mlp.fc1"),
+    ):
+        saved = {"conv_norm_out.weight": norm} if part == "unet" else {}
+        (tmp_path / "a").mkdir(exist_ok=True)
+        Adapter({module: layer((8, 6))}, saved).save(tmp_path / "a" / part)
+    convert(tmp_path / "a", "peft", output=tmp_path / "b")
+    assert torch.equal(load_adapter(tmp_path / "b/unet").modules_to_save["conv_norm_out.weight"], norm)
+    assert not load_adapter(tmp_path / "b/text_encoder").modules_to_save
+    refused(tmp_path / "a", "diffusers", ["unet.conv_norm_out.weight: a tensor saved whole"])
+    biased = tmp_path / "a/unet/adapter_config.json"
+    biased.write_text(biased.read_text().replace('"bias": "none"', '"bias": "all"'))
+    refused(tmp_path / "a", "peft", ["unet: its biases are trained"])
+
+
+def test_an_adapter_of_one_component_fits_its_base_in_every_format(tmp_path):
+    save_file({"mid_block.attentions.0.proj_in.weight": torch.zeros(8, 6)}, tmp_path / "base.safetensors")
+    there = Adapter({"mid_block.attentions.0.proj_in": layer((8, 6))})
+    for to in ("peft", "kohya", "diffusers"):
+        convert(there, to, base=tmp_path / "base.safetensors")
+
+
 def test_a_pipeline_as_the_base_tells_its_names_without_diffusers(tmp_path, monkeypatch):
     shapes = {
         "unet.down_blocks.0.attentions.0.proj_in": (8, 8, 1, 1),

@@ -82,7 +82,7 @@ class Model:
         """Layers, of an outline, that the model has no module for, or one of another shape."""
         faults = []
         for name, layer in adapter.items():
-            view = self.views.get(name)
+            view = self.views.get(name) or self.views.get(f"{self.component}.{name}")
             shape = (layer.lora_B.shape[0], prod(layer.lora_A.shape[1:]))
             if layer.kind == "embedding":
                 shape = (shape[1], shape[0])

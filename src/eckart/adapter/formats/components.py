@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.deferred import Deferred
+from eckart.errors import MismatchError
 
 COMPONENTS = (
     *("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3"),
@@ -32,16 +33,29 @@ def components(adapter: Adapter) -> dict[str, Adapter]:
 
 
 def joined(parts: Mapping[str, Adapter]) -> Adapter:
-    """Adapters of components, under their own module names, as one adapter of the pipeline."""
-    homes = {canonical(f"{part}.{module}"): (part, module) for part, adapter in parts.items() for module in adapter}
+    """Adapters of components, under their own module names, as one adapter of the pipeline.
+
+    Raises:
+        MismatchError: biases that PEFT trained in place, of which only its own config tells.
+    """
+    faults = [
+        f"{part}: its biases are trained" for part, it in parts.items() if it.config.get("bias", "none") != "none"
+    ]
+    if faults:
+        msg = "these components cannot be one adapter; give each folder alone"
+        raise MismatchError.of(msg, faults)
     outlines = {part: adapter.outline() for part, adapter in parts.items()}
-    layers = {name: outlines[part][module] for name, (part, module) in homes.items()}
-    saved = {
-        f"{part}.{name}": tensor for part, adapter in parts.items() for name, tensor in adapter.modules_to_save.items()
-    }
+    layers = {canonical(f"{part}.{name}"): (part, name) for part, adapter in parts.items() for name in adapter}
+    saved = {f"{part}.{name}": (part, name) for part, adapter in parts.items() for name in adapter.modules_to_save}
     return Adapter(
-        Deferred(layers, lambda name: parts[homes[name][0]][homes[name][1]]),
-        saved,
+        Deferred(
+            {new: outlines[part][name] for new, (part, name) in layers.items()},
+            lambda new: parts[layers[new][0]][layers[new][1]],
+        ),
+        Deferred(
+            {new: outlines[part].modules_to_save[name] for new, (part, name) in saved.items()},
+            lambda new: parts[saved[new][0]].modules_to_save[saved[new][1]],
+        ),
         format="diffusers",
         files=tuple(file for adapter in parts.values() for file in adapter.files),
     )
@@ -60,7 +74,18 @@ def canonical(module: str) -> str:
 
 
 def _within(adapter: Adapter, part: str, modules: list[str]) -> Adapter:
-    whole = {module.removeprefix(f"{part}."): module for module in modules}
-    outlines = adapter.outline()
-    layers = Deferred({own: outlines[name] for own, name in whole.items()}, lambda own: adapter[whole[own]])
-    return Adapter(layers, base_model=adapter.base_model, task_type=adapter.task_type, files=adapter.files)
+    outline = adapter.outline()
+    layers = {name.removeprefix(f"{part}."): name for name in modules}
+    saved = {
+        name.removeprefix(f"{part}."): name for name in adapter.modules_to_save if component(name) == (part or None)
+    }
+    return Adapter(
+        Deferred({own: outline[name] for own, name in layers.items()}, lambda own: adapter[layers[own]]),
+        Deferred(
+            {own: outline.modules_to_save[name] for own, name in saved.items()},
+            lambda own: adapter.modules_to_save[saved[own]],
+        ),
+        base_model=adapter.base_model,
+        task_type=adapter.task_type,
+        files=adapter.files,
+    )
