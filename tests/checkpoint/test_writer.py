@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from eckart.checkpoint import TensorSpec, open_checkpoint, write_checkpoint
 from eckart.checkpoint.header import DTYPES
+from eckart.checkpoint.writer import open_files
 from eckart.errors import OutputError
 
 
@@ -113,6 +114,33 @@ def test_writing_that_comes_in_pieces_is_finished(tmp_path, monkeypatch) -> None
     write_checkpoint(tmp_path / "out", specs_of(STATE), STATE.items())
     found = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in STATE.items())
+
+
+def test_blocks_come_in_any_order_and_in_several_runs(tmp_path) -> None:
+    values = {"a": torch.arange(12.0).view(4, 3), "b": torch.arange(5).to(torch.bfloat16)}
+    shards = {f"{name}.safetensors": specs_of({name: tensor}) for name, tensor in values.items()}
+    with open_files(tmp_path, shards) as files:
+        assert files.is_new
+        files.write("a", values["a"][2:], start=6)
+    with open_files(tmp_path, shards) as files:
+        assert not files.is_new
+        files.write("a", values["a"][:2])
+        files.write("b", values["b"])
+    found = {name: load_file(tmp_path / f"{name}.safetensors")[name] for name in values}
+    assert all(torch.equal(found[name], tensor) for name, tensor in values.items())
+    (tmp_path / "b.safetensors").write_bytes(b"cut short")
+    with open_files(tmp_path, shards) as files:
+        assert files.is_new
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "start"), [("z", torch.ones(1), 0), ("a", torch.ones(1).half(), 0), ("a", torch.ones(2), 11)]
+)
+def test_a_block_that_has_no_place_is_not_written(name, values, start, tmp_path) -> None:
+    spec = TensorSpec("a", (4, 3), torch.float32)
+    with open_files(tmp_path, {"model.safetensors": [spec]}) as files, pytest.raises(ValueError, match="expected"):
+        files.write(name, values, start)
+    assert not load_file(tmp_path / "model.safetensors")["a"].any()
 
 
 def test_the_source_of_the_companions_is_not_overwritten(tiny_folder) -> None:

@@ -20,7 +20,7 @@ BakedDtype = Annotated[
 
 def merge(
     base: Annotated[str, typer.Argument(metavar="BASE", help="The model to merge into.")],
-    adapters: Annotated[list[str], typer.Argument(metavar="ADAPTER...", help="Adapters to bake in.")],
+    adapters: Annotated[list[str], typer.Argument(metavar="ADAPTER", help="Adapters to bake in.")],
     *,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Model folder to write.")],
     weights: Weights = None,
@@ -37,6 +37,16 @@ def merge(
 
     \b
     $ eckart merge base adapter -o merged
+    Model in merged
+    210 of 272 tensors changed, 269 MB, 1.5 s
+
+    \b
+    $ eckart merge base-nf4 adapter -o merged-nf4
+    Model in merged-nf4
+    210 of 272 tensors changed, 112 MB, 2.8 s
+    Quantised again to NF4, with an error of 1.79% of the merged weights and
+    1.09 times the update: most of what was merged is lost. --dtype bfloat16
+    writes plain weights without this error.
     """  # noqa: D301
     from eckart.adapter import FactorOptions
     from eckart.adapter.merge import merge as merged

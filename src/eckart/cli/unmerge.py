@@ -11,7 +11,7 @@ from eckart.cli.options import DryRun, Force, Json, NoResume, Weights, Workers
 
 def unmerge(
     merged: Annotated[str, typer.Argument(metavar="MERGED", help="The model that the adapters were merged into.")],
-    adapters: Annotated[list[str], typer.Argument(metavar="ADAPTER...", help="Adapters to take out.")],
+    adapters: Annotated[list[str], typer.Argument(metavar="ADAPTER", help="Adapters to take out.")],
     *,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Model folder to write.")],
     base: Annotated[
@@ -30,6 +30,11 @@ def unmerge(
 
     \b
     $ eckart unmerge merged adapter -o restored --base base
+    Model in restored
+    210 of 272 tensors changed, 269 MB, 1.2 s
+    Merging again gives 99.99% of the changed entries back bit for bit.
+    97.88% equal the base bit for bit; the others differ by at most 1 units in
+    the last place.
     """  # noqa: D301
     from eckart.adapter import FactorOptions
     from eckart.adapter.unmerge import plan_unmerge

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from eckart.adapter.merge import MergeResult
     from eckart.adapter.unmerge import UnmergeResult
 
+MOST = 0.5  # share of an update that may be lost before the reader is told so
+
 
 def merge_table(result: "MergeResult") -> RenderableType:
     """Where the model is, what changed, and what quantising it again cost.
@@ -23,10 +25,11 @@ def merge_table(result: "MergeResult") -> RenderableType:
     if result.untied:
         lines.append("The output layer now has its own weight: it no longer shares the embedding's.")
     if result.requantisation_error is not None:
-        cost = f"Quantised again to NF4: error {result.requantisation_error:.2%} of the merged weights"
+        cost = f"Quantised again to NF4, with an error of {result.requantisation_error:.2%} of the merged weights"
         if result.update_error is not None:
-            cost += f", {_times(result.update_error)} the update itself"
-        lines.append(f"{cost}; --dtype bfloat16 writes plain weights without it.")
+            cost += f" and {_times(result.update_error)} the update"
+            cost += ": most of what was merged is lost" if result.update_error > MOST else ""
+        lines.append(f"{cost}. --dtype bfloat16 writes plain weights without this error.")
     return _lines(f"Model in {result.output}", lines, result)
 
 
@@ -42,8 +45,8 @@ def unmerge_table(result: "UnmergeResult") -> RenderableType:
     ]
     if result.base_equal is not None and result.max_ulps is not None:
         lines.append(
-            f"{_share(result.base_equal)} equal the base bit for bit; the largest difference is "
-            f"{result.max_ulps:.3g} of a unit in the last place."
+            f"{_share(result.base_equal)} equal the base bit for bit; the others differ by at most "
+            f"{result.max_ulps:.3g} units in the last place."
         )
     return _lines(f"Model in {result.output}", lines, result)
 
