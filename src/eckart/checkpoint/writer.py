@@ -123,12 +123,23 @@ def copy_companions(source: Path, folder: Path) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
+class _File:
+    """A file open for writing until nobody refers to it: a thread that an interruption left behind may still write."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where a tensor goes."""
 
     spec: TensorSpec
-    descriptor: int
+    file: _File
     offset: int
 
 
@@ -162,7 +173,7 @@ class TensorFiles:
             msg = f"{name}: {values.numel()} values from {start} on, {values.dtype}: expected {expected}"
             raise ValueError(msg)
         data = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        _write_at(place.descriptor, data, place.offset + start * values.dtype.itemsize)
+        _write_at(place.file.descriptor, data, place.offset + start * values.dtype.itemsize)
 
 
 @contextmanager
@@ -174,24 +185,20 @@ def open_files(
     What an interrupted run with the same `shards` has filled stays as it is.
     """
     places: dict[str, _Place] = {}
-    descriptors: list[int] = []
+    files: list[_File] = []
     is_new = False
-    try:
-        for name, specs in shards.items():
-            header, offsets = _header(specs, metadata)
-            size = len(header) + sum(spec.nbytes for spec in specs)
-            descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o666)
-            descriptors.append(descriptor)
-            is_new |= os.fstat(descriptor).st_size != size
-            _write_at(descriptor, memoryview(header), 0)
-            os.ftruncate(descriptor, size)
-            places |= {spec.name: _Place(spec, descriptor, offsets[spec.name]) for spec in specs}
-        yield TensorFiles(places, is_new=is_new)
-        for descriptor in descriptors:
-            os.fsync(descriptor)
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
+    for name, specs in shards.items():
+        header, offsets = _header(specs, metadata)
+        size = len(header) + sum(spec.nbytes for spec in specs)
+        file = _File(folder / name)
+        files.append(file)
+        is_new |= os.fstat(file.descriptor).st_size != size
+        _write_at(file.descriptor, memoryview(header), 0)
+        os.ftruncate(file.descriptor, size)
+        places |= {spec.name: _Place(spec, file, offsets[spec.name]) for spec in specs}
+    yield TensorFiles(places, is_new=is_new)
+    for file in files:
+        os.fsync(file.descriptor)
 
 
 def _header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
