@@ -1,6 +1,6 @@
-"""The SVD of a rank-64 adapter of a 4096×4096 weight, and the same resized to rank 16, beside those of the product."""
+"""The SVD of a rank-64 adapter of a 4096×4096 weight, and two of rank 32 combined at rank 16, beside dense SVDs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,9 +22,11 @@ def run(options: Options) -> list[Comparison]:
     """A dense SVD takes half a minute and the same time whatever it meets: each runs once."""
     B, A = factors()
     exact = spectra({"product": lambda: B.double() @ A.double()}, options.work / "adapter-svd.pt")["product"]
-    layer, model = eckart_layer(B, A), peft_model(B, A)
+    halves = [(B[:, part], A[part]) for part in (slice(0, RANK // 2), slice(RANK // 2, RANK))]
+    layer, pair, model = eckart_layer(B, A), [eckart_layer(*half) for half in halves], peft_model(halves)
     decomposed = _runs(lambda: layer.low_rank().svd()[1], QUICK_REPEATS)
-    resized = _runs(lambda: layer.with_update(layer.low_rank().truncate(NEW_RANK)), QUICK_REPEATS)
+    ways = {"from factors": eckart_truncated, "eckart.combine, its error measured": eckart_combined}
+    combined = {way: _runs(lambda call=call: call(pair), QUICK_REPEATS) for way, call in ways.items()}
     peers: list[tuple[str, Callable[[], Any], int, float]] = [
         ("torch.linalg.svd of the product, as sd-scripts (dense)", lambda: torch.linalg.svd(B @ A)[1], 1, DENSE_RATIO),
         (
@@ -42,16 +44,16 @@ def run(options: Options) -> list[Comparison]:
         task = f"SVD of an adapter, rank {RANK}, {SIZE}×{SIZE}"
         met = theirs.seconds >= least * ours.seconds
         rows.append(Comparison(task, peer, ours, theirs, f"≥ {least:g}×", met, VALUES))
-    runs = _runs(lambda: peft_resized(model), 1)
-    updates = resized[-1].value.delta(), model.base_model.model[0].get_delta_weight("resized").detach()
-    ours, theirs = (
-        Side.of(each, error=excess(update, B, A, exact)) for each, update in zip((resized, runs), updates, strict=True)
-    )
+    runs = _runs(lambda: peft_combined(model), 1)
     peer = 'PEFT add_weighted_adapter(combination_type="svd")'
-    return [
-        *rows,
-        _row(f"resize an adapter from rank {RANK} to {NEW_RANK}", peer, ours, theirs, DENSE_RATIO, TRUNCATION),
-    ]
+    update = model.base_model.model[0].get_delta_weight("combined").detach()
+    theirs = Side.of(runs, error=excess(update, B, A, exact))
+    for way, least in zip(ways, (DENSE_RATIO, 1.0), strict=True):
+        ours = Side.of(combined[way], error=excess(combined[way][-1].value.delta(), B, A, exact))
+        task = f"combine two adapters of rank {RANK // 2} at rank {NEW_RANK}, {SIZE}×{SIZE}, {way}"
+        met = theirs.seconds >= least * ours.seconds
+        rows.append(Comparison(task, peer, ours, theirs, f"≥ {least:g}×", met, TRUNCATION))
+    return rows
 
 
 def factors() -> tuple[Tensor, Tensor]:
@@ -65,22 +67,38 @@ def factors() -> tuple[Tensor, Tensor]:
 def eckart_layer(B: Tensor, A: Tensor) -> Any:
     from eckart.adapter import AdapterLayer
 
-    return AdapterLayer(A, B, alpha=RANK)
+    return AdapterLayer(A, B, alpha=len(A))
 
 
-def peft_model(B: Tensor, A: Tensor) -> Any:
+def eckart_truncated(pair: Sequence[Any]) -> Any:
+    one, two = pair
+    return one.with_update((one.low_rank() + two.low_rank()).truncate(NEW_RANK))
+
+
+def eckart_combined(pair: Sequence[Any]) -> Any:
+    from eckart.adapter import Adapter, combine
+
+    adapters = [Adapter({"0": layer}) for layer in pair]
+    return combine(adapters, rank=NEW_RANK).adapter["0"]
+
+
+def peft_model(halves: Sequence[tuple[Tensor, Tensor]]) -> Any:
+    """PEFT takes a single adapter over as it is: only of several does it take an SVD."""
     from peft import LoraConfig, get_peft_model
 
     model = nn.Sequential(nn.Linear(SIZE, SIZE, bias=False))
-    adapted = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["0"]))
-    layer = adapted.base_model.model[0]
-    layer.lora_A["default"].weight.data.copy_(A)
-    layer.lora_B["default"].weight.data.copy_(B)
+    config = LoraConfig(r=RANK // 2, lora_alpha=RANK // 2, target_modules=["0"])
+    adapted = get_peft_model(model, config, adapter_name="0")
+    adapted.add_adapter("1", config)
+    layer: Any = adapted.base_model.model[0]
+    for name, (B, A) in zip(("0", "1"), halves, strict=True):
+        layer.lora_A[name].weight.data.copy_(A)
+        layer.lora_B[name].weight.data.copy_(B)
     return adapted
 
 
-def peft_resized(model: Any) -> None:
-    model.add_weighted_adapter(["default"], [1.0], "resized", combination_type="svd", svd_rank=NEW_RANK)
+def peft_combined(model: Any) -> None:
+    model.add_weighted_adapter(["0", "1"], [1.0, 1.0], "combined", combination_type="svd", svd_rank=NEW_RANK)
 
 
 def value_error(values: Tensor, exact: Tensor) -> float:

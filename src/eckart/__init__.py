@@ -7,7 +7,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from eckart.adapter import Adapter, AdapterLayer, AdapterResult, RankChoice, extract, load_adapter
+    from eckart.adapter import (
+        Adapter,
+        AdapterLayer,
+        AdapterResult,
+        Comparison,
+        ConvertResult,
+        MergeCheck,
+        MergeResult,
+        Mixture,
+        RankChoice,
+        UnmergeResult,
+        check_merge,
+        combine,
+        compare,
+        convert,
+        extract,
+        load_adapter,
+        merge,
+        resize,
+        unmerge,
+    )
     from eckart.analysis import Analysis, MatrixAnalysis, analyze
     from eckart.engine import Run
     from eckart.errors import EckartError
@@ -26,7 +46,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "eckart.adapter": ("Adapter", "AdapterLayer", "AdapterResult", "RankChoice", "extract", "load_adapter"),
+    "eckart.adapter": (
+        *("Adapter", "AdapterLayer", "AdapterResult", "Comparison", "ConvertResult", "MergeCheck", "MergeResult"),
+        *("Mixture", "RankChoice", "UnmergeResult", "check_merge", "combine", "compare", "convert", "extract"),
+        *("load_adapter", "merge", "resize", "unmerge"),
+    ),
     "eckart.analysis": ("Analysis", "MatrixAnalysis", "analyze"),
     "eckart.engine": ("Run",),
     "eckart.errors": ("EckartError",),
@@ -43,22 +67,35 @@ __all__ = [
     "AdapterResult",
     "Allocation",
     "Analysis",
+    "Comparison",
+    "ConvertResult",
     "EckartError",
     "Interval",
     "LowRank",
     "MatrixAnalysis",
+    "MergeCheck",
+    "MergeResult",
+    "Mixture",
     "RankBound",
     "RankChoice",
     "Run",
     "Spectrum",
+    "UnmergeResult",
     "__version__",
     "allocate",
     "analyze",
+    "check_merge",
+    "combine",
+    "compare",
+    "convert",
     "extract",
     "factorize",
     "load_adapter",
+    "merge",
     "minimal_rank",
+    "resize",
     "spectrum",
+    "unmerge",
 ]
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from eckart.adapter import Adapter, AdapterLayer, load_adapter
-from eckart.adapter.claimed_merge import check_merge, plan_merge_check
-from eckart.adapter.merge import merge
-from eckart.adapter.merge_check import MergeCheck
+from eckart.adapter.comparison.claimed_merge import check_merge, plan_merge_check
+from eckart.adapter.comparison.merge_check import MergeCheck
+from eckart.adapter.merging.merge import merge
 from eckart.errors import MismatchError, OptionError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}

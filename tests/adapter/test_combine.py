@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-import eckart.adapter.combining as combining_module
+import eckart.adapter.combination.work as combining_module
 from eckart.adapter import Adapter, AdapterLayer, Budget, RankChoice, extract, load_adapter
-from eckart.adapter.combine import combine, plan_combine
-from eckart.adapter.mixture import Mixture, dropped
+from eckart.adapter.combination.combine import combine, plan_combine
+from eckart.adapter.combination.mixture import Mixture, dropped
 from eckart.adapter.weights import parse_weights
 from eckart.engine import Run
 from eckart.errors import MismatchError, NotFiniteError, OptionError, OutputError

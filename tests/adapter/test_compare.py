@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from eckart.adapter import Adapter, AdapterLayer
-from eckart.adapter.compare import compare, plan_comparison
-from eckart.adapter.compare_adapters import compare_updates
-from eckart.adapter.comparison import Comparison
+from eckart.adapter.comparison.adapters import compare_updates
+from eckart.adapter.comparison.compare import compare, plan_comparison
+from eckart.adapter.comparison.result import Comparison
 from eckart.errors import MismatchError, OptionError
 from eckart.linalg import LowRank
 

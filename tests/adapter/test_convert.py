@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eckart.adapter import Adapter, load_adapter
-from eckart.adapter.convert import convert, plan_conversion
-from eckart.adapter.pipeline_names import kohya_names, parts_of
+from eckart.adapter.conversion.convert import convert, plan_conversion
+from eckart.adapter.conversion.pipeline_names import kohya_names, parts_of
 from eckart.errors import MismatchError, MissingExtraError, OptionError, OutputError
 
 from .pipelines import adapter, assert_same_updates, clip, flux, kohya_file, layer, narrow, unet
@@ -349,7 +349,7 @@ def test_an_adapter_is_read_under_the_own_names_of_a_base_that_is_one_component(
 
 
 def test_without_diffusers_the_error_names_the_extra(tmp_path, monkeypatch):
-    from eckart.adapter import pipeline_names
+    from eckart.adapter.conversion import pipeline_names
 
     pipeline_names._converters.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "diffusers.loaders", None)

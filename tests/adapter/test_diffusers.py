@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from eckart.adapter import Adapter, load_adapter
-from eckart.adapter.convert import convert
+from eckart.adapter.conversion.convert import convert
 from eckart.errors import FileFormatError, MismatchError, OutputError
 
 from .pipelines import adapter, assert_same_updates, layer, shapes_in

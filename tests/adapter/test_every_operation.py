@@ -9,16 +9,23 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from eckart.adapter import Adapter, AdapterLayer, load_adapter
-from eckart.adapter.combine import combine
-from eckart.adapter.convert import convert
-from eckart.adapter.merge import merge
-from eckart.adapter.resize import resize
-from eckart.adapter.unmerge import unmerge
+from eckart.adapter.combination.combine import combine
+from eckart.adapter.conversion.convert import convert
+from eckart.adapter.merging.merge import merge
+from eckart.adapter.merging.unmerge import unmerge
+from eckart.adapter.resizing.resize import resize
 from eckart.checkpoint import open_checkpoint
 from eckart.errors import MismatchError
 
 CASES = 200
-SHAPES = {"tall": (24, 10), "wide": (9, 30), "square": (16, 16), "c_attn": (36, 12), "words": (31, 8), "pixels": (10, 27)}
+SHAPES = {
+    "tall": (24, 10),
+    "wide": (9, 30),
+    "square": (16, 16),
+    "c_attn": (36, 12),
+    "words": (31, 8),
+    "pixels": (10, 27),
+}
 KINDS = {"c_attn": "conv1d", "words": "embedding", "pixels": "conv"}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ALPHAS = [0.5, 1.0, 7.0, 16.0, 64.0]
@@ -175,8 +182,8 @@ def test_files_of_every_format_keep_every_scale(seed, base, tmp_path):
     if not linear.layers:
         pytest.skip("only kinds that kohya has no names for")
     linear.save(written)
-    convert(written, "kohya", base=open_checkpoint(base), output=tmp_path / "kohya.safetensors")
-    convert(tmp_path / "kohya.safetensors", "peft", base=open_checkpoint(base), output=tmp_path / "back")
+    convert(written, "kohya", base=base, output=tmp_path / "kohya.safetensors")
+    convert(tmp_path / "kohya.safetensors", "peft", base=base, output=tmp_path / "back")
     back = load_adapter(tmp_path / "back")
     assert back.keys() == linear.keys()
     for name, layer in linear.items():

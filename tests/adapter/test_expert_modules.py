@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from eckart.adapter import load_adapter
-from eckart.adapter.expert_modules import with_expert_modules
-from eckart.adapter.merge import merge
+from eckart.adapter.merging.expert_modules import with_expert_modules
+from eckart.adapter.merging.merge import merge
 from eckart.checkpoint import open_checkpoint
 
 from .test_peft_experts import BOTH, logits, moe, peft_folder

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import eckart.adapter.pair as pair_module
+import eckart.adapter.extraction.pair as pair_module
 from eckart.adapter import Budget, FactorOptions, RankChoice, Scope, extract, load_adapter
 from eckart.engine import Run
 from eckart.errors import MismatchError, NotFiniteError, OptionError, OutputError

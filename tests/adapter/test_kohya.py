@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from eckart.adapter import Adapter, load_adapter
-from eckart.adapter.resize import resize
+from eckart.adapter.resizing.resize import resize
 from eckart.errors import FileFormatError, MismatchError, NotFiniteError, OutputError, SourceError
 
 from .pipelines import layer

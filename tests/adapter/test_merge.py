@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eckart.adapter import Adapter, AdapterLayer, load_adapter
-from eckart.adapter.merge import merge
-from eckart.adapter.merge_plan import plan_merge
-from eckart.adapter.update import Update
+from eckart.adapter.merging.merge import merge
+from eckart.adapter.merging.plan import plan_merge
+from eckart.adapter.merging.update import Update
 from eckart.checkpoint import open_checkpoint
 from eckart.engine import Run, Silent
 from eckart.errors import MismatchError, NotFiniteError, OptionError, OutputError
@@ -250,7 +250,7 @@ def every_kind(folder):
 
 
 @pytest.mark.parametrize(
-    ("limit", "size"), [("eckart.linalg.slabs.SLAB_BYTES", 2048), ("eckart.adapter.rewrite.NORM_CHUNK", 512)]
+    ("limit", "size"), [("eckart.linalg.slabs.SLAB_BYTES", 2048), ("eckart.adapter.merging.rewrite.NORM_CHUNK", 512)]
 )
 def test_slabs_of_any_size_give_the_same_file(tmp_path, monkeypatch, limit, size):
     base, adapters = every_kind(tmp_path)
@@ -414,8 +414,8 @@ class Notes(Silent):
 KILLED = """
 import sys, time
 from pathlib import Path
-import eckart.adapter.rewrite as rewrite
-from eckart.adapter.merge import merge
+import eckart.adapter.merging.rewrite as rewrite
+from eckart.adapter.merging.merge import merge
 from eckart.engine import Run
 
 whole = rewrite.Rewriting._write_tensor

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eckart.adapter import Adapter
-from eckart.adapter.merge import merge
+from eckart.adapter.merging.merge import merge
 from eckart.checkpoint import open_checkpoint
 from eckart.checkpoint.nf4_scheme import Nf4Scheme
 from eckart.linalg import nf4

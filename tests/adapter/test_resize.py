@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-import eckart.adapter.resize as resize_module
+import eckart.adapter.resizing.resize as resize_module
 from eckart.adapter import Adapter, Budget, FactorOptions, RankChoice, extract, load_adapter
-from eckart.adapter.cut import alpha_for
-from eckart.adapter.resize import plan_resize, resize
+from eckart.adapter.resizing.cut import alpha_for
+from eckart.adapter.resizing.resize import plan_resize, resize
 from eckart.engine import Run
 from eckart.errors import MismatchError, NotFiniteError, OptionError, OutputError
 

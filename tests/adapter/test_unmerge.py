@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from eckart.adapter import Adapter
-from eckart.adapter.merge import merge
-from eckart.adapter.unmerge import unmerge
+from eckart.adapter.merging.merge import merge
+from eckart.adapter.merging.unmerge import unmerge
 from eckart.errors import MismatchError, OptionError
 
 from .test_merge import adapted, generator, gpt2, layer, llama, save, tensors_in

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eckart.linalg.intruders import Intruders, intruders
+from eckart.linalg.intruder import Intruders, intruders
 
 from .planting import Streamed, orthonormal, planted, seeded
 
@@ -44,7 +44,7 @@ UPDATES = {
 @pytest.fixture
 def partial(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have small matrices go the way of large ones: leading directions and Lanczos weights before everything."""
-    monkeypatch.setattr("eckart.linalg.intruders.PARTIAL_SIDE", 0)
+    monkeypatch.setattr("eckart.linalg.intruder.PARTIAL_SIDE", 0)
 
 
 @pytest.mark.usefixtures("partial")
@@ -92,8 +92,8 @@ def test_small_matrices_are_decided_by_all_singular_vectors_at_once(shape):
 
 
 def test_an_intruder_of_a_large_matrix_is_proved_without_its_singular_vectors(monkeypatch):
-    monkeypatch.setattr("eckart.linalg.intruders.PARTIAL_SIDE", 0)
-    monkeypatch.setattr("eckart.linalg.intruders.WHOLE_SIDE", 0)
+    monkeypatch.setattr("eckart.linalg.intruder.PARTIAL_SIDE", 0)
+    monkeypatch.setattr("eckart.linalg.intruder.WHOLE_SIDE", 0)
     base = random_base((600, 800))
     found = intruders(base, base + random_update(base, 3.0), generator=seeded())
     assert found.found == [0]

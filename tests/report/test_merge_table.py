@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from eckart.adapter.merge import MergeResult
-from eckart.adapter.unmerge import UnmergeResult
+from eckart.adapter.merging.merge import MergeResult
+from eckart.adapter.merging.unmerge import UnmergeResult
 from eckart.checkpoint import LeftOut
-from eckart.report.merge_table import merge_table, unmerge_table
+from eckart.report.merging import merge_table, unmerge_table
 
 
 def text(table) -> str:

@@ -136,6 +136,7 @@ def test_an_extraction_says_what_gain_it_recovers(pair, gain: GainReport, said: 
         (seconds_text(12_240), "3.4 h"),
         (count_text(576), "576"),
         (count_text(134_515_008), "135 M"),
+        (count_text(999_600), "1 M"),
         (count_text(8_030_000_000), "8.03 B"),
         (number_text(None), "–"),
         (number_text(12), "12"),

@@ -11,6 +11,7 @@ from typing import Any
 import eckart
 from eckart.adapter.adapter import Adapter, AdapterLayer, load_adapter
 from eckart.adapter.deferred import Deferred
+from eckart.adapter.formats import check_name
 from eckart.adapter.ranks import parameter_of
 from eckart.adapter.result import AdapterResult, LayerRecord
 from eckart.checkpoint import LeftOut, check_output
@@ -67,6 +68,7 @@ class Making:
         """
         self.run.check()
         if self.output is not None:
+            check_name(self.frame, self.output)
             check_output(self.output, needed_bytes, force=self.force, inputs=inputs)
 
     def make(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import eckart
 from eckart.adapter import Adapter, AdapterLayer
-from eckart.adapter.scope import changed
+from eckart.adapter.extraction.scope import changed
 from eckart.adapter.sides import Source, name_of, open_side
 from eckart.analysis.matrix import MatrixAnalysis
 from eckart.analysis.result import Kind

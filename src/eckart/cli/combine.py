@@ -68,9 +68,9 @@ def combine(
     less than 35.44%.
     """  # noqa: D301
     from eckart.adapter import FactorOptions, RankChoice
-    from eckart.adapter.combine import combine as combined
-    from eckart.adapter.combine import plan_combine
-    from eckart.adapter.mixture import Mixture
+    from eckart.adapter.combination.combine import combine as combined
+    from eckart.adapter.combination.combine import plan_combine
+    from eckart.adapter.combination.mixture import Mixture
     from eckart.adapter.weights import parse_weights
     from eckart.cli.output import show, show_json
     from eckart.cli.progress import Bar

@@ -45,10 +45,9 @@ def convert(
       transformer.transformer_blocks.0.attn.to_out.0
     266 layers, 19.7 MB
     """  # noqa: D301
-    from eckart.adapter.convert import plan_conversion
+    from eckart.adapter.conversion.convert import plan_conversion
     from eckart.cli.output import show, show_json
-    from eckart.report import preview_table
-    from eckart.report.conversion import conversion_table
+    from eckart.report import conversion_table, preview_table
 
     plan = plan_conversion(adapter, to, base=base)  # type: ignore[arg-type]  # checked there
     if dry_run:

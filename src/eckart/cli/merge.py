@@ -49,8 +49,8 @@ def merge(
     writes plain weights without this error.
     """  # noqa: D301
     from eckart.adapter import FactorOptions
-    from eckart.adapter.merge import merge as merged
-    from eckart.adapter.merge_plan import plan_merge
+    from eckart.adapter.merging.merge import merge as merged
+    from eckart.adapter.merging.plan import plan_merge
     from eckart.adapter.weights import parse_weights
     from eckart.cli.output import show, show_json
     from eckart.cli.progress import Bar
@@ -62,7 +62,7 @@ def merge(
 
         preview = plan_merge(base, adapters, **options).preview()
         return show_json(preview.to_json()) if as_json else show(preview_table(preview))
-    from eckart.report.merge_table import merge_table
+    from eckart.report import merge_table
 
     run = Run(device="cpu", workers=workers, resume=not no_resume, progress=Bar())
     result = merged(base, adapters, output, run=run, force=force, **options)

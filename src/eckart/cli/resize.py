@@ -64,8 +64,8 @@ def resize(
     less than 53.28%.
     """  # noqa: D301
     from eckart.adapter import Budget, FactorOptions, RankChoice
-    from eckart.adapter.resize import plan_resize
-    from eckart.adapter.resize import resize as resized
+    from eckart.adapter.resizing.resize import plan_resize
+    from eckart.adapter.resizing.resize import resize as resized
     from eckart.cli.output import show, show_json
     from eckart.cli.progress import Bar
     from eckart.engine import Run

@@ -37,8 +37,8 @@ def unmerge(
     the last place.
     """  # noqa: D301
     from eckart.adapter import FactorOptions
-    from eckart.adapter.unmerge import plan_unmerge
-    from eckart.adapter.unmerge import unmerge as unmerged
+    from eckart.adapter.merging.unmerge import plan_unmerge
+    from eckart.adapter.merging.unmerge import unmerge as unmerged
     from eckart.adapter.weights import parse_weights
     from eckart.cli.output import show, show_json
     from eckart.cli.progress import Bar
@@ -50,7 +50,7 @@ def unmerge(
 
         preview = plan_unmerge(merged, adapters, base=base, weights=factors, dtype=plain).preview()
         return show_json(preview.to_json()) if as_json else show(preview_table(preview))
-    from eckart.report.merge_table import unmerge_table
+    from eckart.report import unmerge_table
 
     run = Run(device="cpu", workers=workers, resume=not no_resume, progress=Bar())
     result = unmerged(merged, adapters, output, base=base, weights=factors, dtype=plain, run=run, force=force)

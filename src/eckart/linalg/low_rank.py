@@ -14,6 +14,10 @@ from eckart.linalg.spectrum import Spectrum
 from eckart.linalg.truncated import truncated_svd
 
 
+# A singular value above this share of ‖B‖‖A‖ can be divided by: its vectors are then orthonormal to about 1e-13.
+QUOTIENT_FLOOR = 1e-3
+
+
 @dataclass(frozen=True, eq=False)
 class LowRank:
     """The matrix `lora_B @ lora_A`.
@@ -57,13 +61,7 @@ class LowRank:
             `(U, S, Vh)` in float64, shapes `(out, k)`, `(k,)`, `(k, in)` with k = min(rank, out, in). Error
             ε₆₄·‖B‖‖A‖, which where factors cancel is more than ε₆₄ of the product.
         """
-        left, right = self.lora_B.to(torch.float64), self.lora_A.to(torch.float64)
-        if self.rank > min(self.shape):
-            return torch.linalg.svd(left @ right, full_matrices=False)
-        QB, RB = torch.linalg.qr(left)
-        QA, RA = torch.linalg.qr(right.T)
-        U, S, Vh = torch.linalg.svd(RB @ RA.T)
-        return QB @ U, S, Vh @ QA.T
+        return self._leading(min(self.rank, *self.shape))
 
     def spectrum(self) -> Spectrum:
         """The complete spectrum: beyond the rank of the product every singular value is zero."""
@@ -88,8 +86,7 @@ class LowRank:
         if rank < 1:
             msg = f"rank must be at least 1, got {rank}"
             raise ValueError(msg)
-        U, S, Vh = self.svd()
-        return LowRank.from_svd(U[:, :rank], S[:rank], Vh[:rank])
+        return LowRank.from_svd(*self._leading(min(rank, self.rank, *self.shape)))
 
     def inner(self, other: "LowRank") -> float:
         """⟨self, other⟩ = tr(selfᵀ·other), from the factors."""
@@ -126,10 +123,33 @@ class LowRank:
         """Exact difference, as stacked factors."""
         return self + -other
 
+    def _leading(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The leading singular triplets, from triangular factors R alone where that is as good.
+
+        B·A = Q_B·(R_B·R_Aᵀ)·Q_Aᵀ, and with the SVD U·S·Vh of the core Q_B·U is B·(R_Aᵀ·Vhᵀ·S⁻¹): one product rather than
+        the forming of Q_B. It loses ε₆₄·‖B‖‖A‖/σ, so the smallest σ asked for decides.
+        """
+        left, right = self.lora_B.detach().to(torch.float64), self.lora_A.detach().to(torch.float64)
+        if self.rank > min(self.shape):
+            U, S, Vh = torch.linalg.svd(left @ right, full_matrices=False)
+            return U[:, :count], S[:count], Vh[:count]
+        RB, RA = (torch.linalg.qr(columns, mode="r").R for columns in (left, right.T))
+        U, S, Vh = torch.linalg.svd(RB @ RA.T)
+        U, S, Vh = U[:, :count], S[:count], Vh[:count]
+        if count and float(S[-1]) > QUOTIENT_FLOOR * _norm_limit(RB) * _norm_limit(RA):
+            return left @ (RA.T @ Vh.T / S), S, (U.T / S[:, None] @ RB) @ right
+        return torch.linalg.qr(left).Q @ U, S, Vh @ torch.linalg.qr(right.T).Q.T
+
     def _check_same_shape(self, other: "LowRank") -> None:
         if self.shape != other.shape:
             msg = f"both products must have one shape, got {self.shape} and {other.shape}"
             raise ValueError(msg)
+
+
+def _norm_limit(matrix: Tensor) -> float:
+    """An upper limit of the spectral norm, √(‖M‖₁·‖M‖∞)."""
+    sizes = matrix.abs()
+    return float(sizes.sum(0).max() * sizes.sum(1).max()) ** 0.5
 
 
 def factorize(weight: Matrix, *, rank: int, generator: torch.Generator | None = None) -> LowRank:

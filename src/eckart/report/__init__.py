@@ -1,17 +1,29 @@
 """Results for readers: tables for a terminal, figures for a page."""
 
+from eckart.report.comparison import comparison_table, merge_check_table
+from eckart.report.comparison_figures import alignment_map, overlap_map, save_comparison
+from eckart.report.conversion import conversion_table
 from eckart.report.figures import energy_figure, error_figure, save_figures, spectrum_figure
+from eckart.report.merging import merge_table, unmerge_table
 from eckart.report.rank_map import rank_map
 from eckart.report.tables import adapter_table, analysis_table, left_out_lines, preview_table
 
 __all__ = [
     "adapter_table",
+    "alignment_map",
     "analysis_table",
+    "comparison_table",
+    "conversion_table",
     "energy_figure",
     "error_figure",
     "left_out_lines",
+    "merge_check_table",
+    "merge_table",
+    "overlap_map",
     "preview_table",
     "rank_map",
+    "save_comparison",
     "save_figures",
     "spectrum_figure",
+    "unmerge_table",
 ]

@@ -11,8 +11,8 @@ from eckart.report.tables import SUMMARY, left_out_lines
 from eckart.report.words import number_text, seconds_text
 
 if TYPE_CHECKING:
-    from eckart.adapter.comparison import Alignment, Comparison, MatrixComparison
-    from eckart.adapter.merge_check import MergeCheck, MergedMatrix
+    from eckart.adapter.comparison.merge_check import MergeCheck, MergedMatrix
+    from eckart.adapter.comparison.result import Alignment, Comparison, MatrixComparison
 
 LISTED = 8  # names of what differs
 OF = {"adapters": "updates", "checkpoints": "weights", "updates": "updates of the base"}

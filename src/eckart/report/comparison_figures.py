@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from eckart.adapter.comparison import Comparison
+from eckart.adapter.comparison.result import Comparison
 from eckart.analysis.places import forward_order, places
 from eckart.checkpoint import atomic_directory
 from eckart.report import style
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from eckart.adapter.comparison import Alignment, MatrixComparison
-    from eckart.adapter.merge_check import MergeCheck
+    from eckart.adapter.comparison.merge_check import MergeCheck
+    from eckart.adapter.comparison.result import Alignment, MatrixComparison
 
 MOST_LABELLED_COLUMNS = 16  # more leave no room for numbers in the cells
 RESULT = "comparison.json"

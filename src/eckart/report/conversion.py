@@ -10,7 +10,7 @@ from eckart.report.tables import SUMMARY, left_out_lines
 from eckart.report.words import bytes_text
 
 if TYPE_CHECKING:
-    from eckart.adapter.convert import ConvertedLayer, ConvertResult
+    from eckart.adapter.conversion.convert import ConvertedLayer, ConvertResult
 
 
 def conversion_table(result: "ConvertResult") -> RenderableType:

@@ -26,7 +26,7 @@ def seconds_text(seconds: float) -> str:
 def count_text(count: int) -> str:
     """A number of parameters: `576`, `135 M`, `8.03 B`."""
     for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if count >= size:
+        if count >= 0.9995 * size:  # which three digits round to one of this unit
             return f"{count / size:.3g} {unit}"
     return str(count)
 

@@ -31,7 +31,7 @@ def read(source: str | Path, base: str | Path | Checkpoint | None = None) -> Ada
     adapter = _read(source)
     if base is None or adapter.format == "peft":
         return adapter
-    from eckart.adapter.naming import named
+    from eckart.adapter.conversion.naming import named
 
     return named(adapter, base)
 
@@ -44,6 +44,16 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
         MismatchError: the format cannot express the adapter; the message says why.
     """
     _FORMATS[adapter.format].write(adapter, path, force=force)
+
+
+def check_name(adapter: Adapter, path: Path) -> None:
+    """Refuse, before any work, a name that the adapter's format cannot be written under.
+
+    Raises:
+        OutputError: the message says what to name it.
+    """
+    if adapter.format == "kohya":
+        kohya.check_name(path)
 
 
 def _read(source: str | Path) -> Adapter:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from eckart.adapter.adapter import AdapterLayer
-from eckart.adapter.pipeline_names import WHOLE, Part, Rows
+from eckart.adapter.conversion.pipeline_names import WHOLE, Part, Rows
 
 _SAME = 1e-14  # relative: alpha over rank, and back, is not the same to the last bit
 

@@ -18,7 +18,7 @@ from eckart.checkpoint.naming import matches
 from eckart.errors import MismatchError
 
 _WITHOUT_LORA = {
-    "expert": "expert tensors: PEFT adapts them as parameters, which is not written yet",
+    "expert": "expert tensors are analysed, not extracted",
     "parameter": "a bare parameter: PEFT adapts modules",
 }
 COMPARED_BYTES = 2**23  # read at a time to see whether a tensor changed

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from torch import Tensor, nn
+
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.formats.components import COMPONENTS, canonical, component_of
 from eckart.checkpoint import Checkpoint, MatrixView, layout, open_checkpoint
 
-Base = str | Path | Checkpoint
+Base = str | Path | Mapping[str, Tensor] | nn.Module | Checkpoint
 _PREFIX = re.compile(r"lora_[a-z]+\d?_")
 _PREFIXES = {
     "unet": ("lora_unet_",),
@@ -45,7 +47,9 @@ class Model:
             SourceError: nothing readable is there.
             FileFormatError: files are malformed.
         """
-        if not isinstance(base, str | Path):
+        if isinstance(base, (Mapping, nn.Module)):
+            return cls._single(open_checkpoint(base))
+        if not isinstance(base, (str, Path)):
             return cls._single(base)
         folders = {part: Path(base).expanduser() / part for part in COMPONENTS}
         views: dict[str, MatrixView] = {}

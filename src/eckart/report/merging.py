@@ -9,8 +9,8 @@ from eckart.report.tables import left_out_lines
 from eckart.report.words import bytes_text, number_text, seconds_text
 
 if TYPE_CHECKING:
-    from eckart.adapter.merge import MergeResult
-    from eckart.adapter.unmerge import UnmergeResult
+    from eckart.adapter.merging.merge import MergeResult
+    from eckart.adapter.merging.unmerge import UnmergeResult
 
 MOST = 0.5  # share of an update that may be lost before the reader is told so
 
@@ -45,8 +45,8 @@ def unmerge_table(result: "UnmergeResult") -> RenderableType:
     ]
     if result.base_equal is not None and result.max_ulps is not None:
         lines.append(
-            f"{_share(result.base_equal)} equal the base bit for bit; the others differ by at most "
-            f"{result.max_ulps:.3g} units in the last place."
+            f"{_share(result.base_equal)} equal the base bit for bit; the largest difference from it is "
+            f"{result.max_ulps:.3g} × a unit in the last place."
         )
     return _lines(f"Model in {result.output}", lines, result)
 

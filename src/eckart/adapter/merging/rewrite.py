@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eckart.adapter.places import Term
-from eckart.adapter.requantise import Requantised
-from eckart.adapter.update import Update
+from eckart.adapter.merging.places import Term
+from eckart.adapter.merging.requantise import Requantised
+from eckart.adapter.merging.update import Update
 from eckart.checkpoint import Checkpoint, MatrixView, TensorInfo, TensorSpec, check_output, copy_companions
 from eckart.checkpoint.matrices import stored_rows
 from eckart.checkpoint.nf4_scheme import Nf4Scheme

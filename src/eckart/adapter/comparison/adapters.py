@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from eckart.adapter.adapter import Adapter
-from eckart.adapter.comparison import Comparison, MatrixComparison, Unpaired, align, cosine, directions_of
+from eckart.adapter.comparison.result import Comparison, MatrixComparison, Unpaired, align, cosine, directions_of
+from eckart.adapter.comparison.updated import UpdatedMatrix, intruders_of
+from eckart.adapter.merging.places import Term, find_places
+from eckart.adapter.merging.update import Update, update_of
 from eckart.adapter.pick import pick
-from eckart.adapter.places import Term, find_places
 from eckart.adapter.preview import Match, Preview
-from eckart.adapter.update import Update, update_of
-from eckart.adapter.updated import UpdatedMatrix, intruders_of
 from eckart.checkpoint import Checkpoint, LeftOut, MatrixView, WeightMatrix
 from eckart.engine import Run, Task, run_tasks
 from eckart.errors import MismatchError

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from eckart.checkpoint import LeftOut
 from eckart.linalg import Overlap, overlap, principal_angles
-from eckart.linalg.intruders import Intruders
+from eckart.linalg.intruder import Intruders
 
 Kind = Literal["adapters", "checkpoints", "updates"]
 DIRECTIONS = 16  # leading directions whose overlap is told

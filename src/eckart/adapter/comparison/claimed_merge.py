@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from eckart.adapter.adapter import Adapter
-from eckart.adapter.merge_check import MergeCheck, MergedMatrix
-from eckart.adapter.merge_measure import Measure
-from eckart.adapter.places import Places, Term, find_places
+from eckart.adapter.comparison.merge_check import MergeCheck, MergedMatrix
+from eckart.adapter.comparison.merge_measure import Measure
+from eckart.adapter.merging.places import Places, Term, find_places
+from eckart.adapter.merging.rewrite import as_view
+from eckart.adapter.merging.update import update_of
 from eckart.adapter.preview import Match, Preview
-from eckart.adapter.rewrite import as_view
 from eckart.adapter.sides import Source, name_of, open_side
-from eckart.adapter.update import update_of
 from eckart.adapter.weights import checked_weights
 from eckart.checkpoint import Checkpoint, LeftOut, MatrixView, open_checkpoint
 from eckart.checkpoint.layout import is_buffer

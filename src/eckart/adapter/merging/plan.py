@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 import eckart
 from eckart.adapter.adapter import Adapter, load_adapter
-from eckart.adapter.expert_modules import with_expert_modules
-from eckart.adapter.places import Term, find_places, stored_factors
+from eckart.adapter.merging.expert_modules import with_expert_modules
+from eckart.adapter.merging.places import Term, find_places, stored_factors
+from eckart.adapter.merging.rewrite import Rewriting, Rewritten, as_view, has_companions, in_cache, shards_of
+from eckart.adapter.merging.update import Update, update_of
 from eckart.adapter.preview import Match, Preview
-from eckart.adapter.rewrite import Rewriting, Rewritten, as_view, has_companions, in_cache, shards_of
-from eckart.adapter.update import Update, update_of
 from eckart.adapter.weights import checked_weights
 from eckart.checkpoint import Checkpoint, LeftOut, MatrixView, open_checkpoint
 from eckart.checkpoint.nf4 import Nf4Checkpoint

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
-from eckart.adapter.places import Term, outputs_are_columns, stored_factors
+from eckart.adapter.merging.places import Term, outputs_are_columns, stored_factors
 from eckart.checkpoint import MatrixView
 from eckart.errors import NotFiniteError
 

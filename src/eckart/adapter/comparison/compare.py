@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from eckart.adapter.adapter import Adapter
-from eckart.adapter.claimed_merge import MergeClaim, plan_merge_check
-from eckart.adapter.compare_adapters import AdapterPair
-from eckart.adapter.compare_checkpoints import CheckpointPair
-from eckart.adapter.comparison import DIRECTIONS, Comparison
-from eckart.adapter.merge_check import MergeCheck
+from eckart.adapter.comparison.adapters import AdapterPair
+from eckart.adapter.comparison.checkpoints import CheckpointPair
+from eckart.adapter.comparison.claimed_merge import MergeClaim, plan_merge_check
+from eckart.adapter.comparison.merge_check import MergeCheck
+from eckart.adapter.comparison.result import DIRECTIONS, Comparison
 from eckart.adapter.sides import Side, Source, name_of, open_side
 from eckart.checkpoint import Checkpoint
 from eckart.engine import Run

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from eckart.adapter.adapter import Adapter, AdapterFormat, load_adapter
-from eckart.adapter.base_names import Base, Model
+from eckart.adapter.conversion.base_names import Base, Model
+from eckart.adapter.conversion.naming import Renaming, to_component, to_kohya, to_modules
 from eckart.adapter.formats import diffusers, kohya
 from eckart.adapter.formats.components import component_of, components
 from eckart.adapter.formats.peft_config import config_of
-from eckart.adapter.naming import Renaming, to_component, to_kohya, to_modules
 from eckart.adapter.preview import Match, Preview
 from eckart.checkpoint import LeftOut, atomic_directory, check_output
 from eckart.errors import MismatchError, OptionError

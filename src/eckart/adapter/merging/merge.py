@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from eckart.adapter.merge_plan import Adapters, Source, plan_merge
-from eckart.adapter.requantise import errors_of
+from eckart.adapter.merging.plan import Adapters, Source, plan_merge
+from eckart.adapter.merging.requantise import errors_of
 from eckart.checkpoint import LeftOut
 from eckart.engine import Run
 

@@ -9,12 +9,12 @@ from typing import TypeVar
 import torch
 
 from eckart.adapter.adapter import Adapter, AdapterLayer, load_adapter
-from eckart.adapter.cut import at_rank, check_finite, known_spectrum, least_error, measured_error
 from eckart.adapter.making import Making, record_of, record_of_none
 from eckart.adapter.pick import pick, shapes_of
 from eckart.adapter.preview import Match, Preview
 from eckart.adapter.rank_choice import RankChoice
 from eckart.adapter.ranks import Costs, choose
+from eckart.adapter.resizing.cut import at_rank, check_finite, known_spectrum, least_error, measured_error
 from eckart.adapter.result import AdapterResult
 from eckart.checkpoint import LeftOut
 from eckart.engine import Record, Run, Task, run_tasks

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
+from eckart.adapter.combination.mixture import Mixture
 from eckart.adapter.deferred import Deferred
-from eckart.adapter.mixture import Mixture
+from eckart.adapter.merging.places import Term, find_places
 from eckart.adapter.pick import shapes_of
-from eckart.adapter.places import Term, find_places
 from eckart.adapter.preview import Match, Preview
 from eckart.adapter.rank_choice import RankChoice
 from eckart.adapter.ranks import Costs

@@ -8,11 +8,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from eckart.adapter.adapter import Adapter, AdapterLayer, load_adapter
-from eckart.adapter.factors import FactorOptions, layer_of
-from eckart.adapter.pair import Pair, Rest
+from eckart.adapter.extraction.factors import FactorOptions, layer_of
+from eckart.adapter.extraction.pair import Pair, Rest
+from eckart.adapter.extraction.scope import Scope, plan
 from eckart.adapter.rank_choice import DEFAULT_RANK, RankChoice
 from eckart.adapter.result import AdapterResult, LayerRecord
-from eckart.adapter.scope import Scope, plan
 from eckart.checkpoint import Checkpoint, LeftOut, MatrixView, check_output, open_checkpoint
 from eckart.engine import Record, Run, journal_of
 

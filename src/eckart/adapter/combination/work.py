@@ -8,8 +8,14 @@ import torch
 from torch import Tensor
 
 from eckart.adapter.adapter import AdapterLayer
-from eckart.adapter.combination import CombinePlan, widest
-from eckart.adapter.cut import (
+from eckart.adapter.combination.plan import CombinePlan, widest
+from eckart.adapter.extraction.factors import FactorOptions, factor
+from eckart.adapter.extraction.pair import BUDGET_RANK
+from eckart.adapter.making import record_of, record_of_none
+from eckart.adapter.merging.update import update_of
+from eckart.adapter.rank_choice import RankChoice
+from eckart.adapter.ranks import choose, parameter_of, rule_of
+from eckart.adapter.resizing.cut import (
     alpha_for,
     at_rank,
     cast,
@@ -19,12 +25,6 @@ from eckart.adapter.cut import (
     least_error,
     measured_error,
 )
-from eckart.adapter.factors import FactorOptions, factor
-from eckart.adapter.making import record_of, record_of_none
-from eckart.adapter.pair import BUDGET_RANK
-from eckart.adapter.rank_choice import RankChoice
-from eckart.adapter.ranks import choose, parameter_of, rule_of
-from eckart.adapter.update import update_of
 from eckart.checkpoint import WeightMatrix
 from eckart.engine import Record, Run, Task, run_tasks
 from eckart.linalg import LowRank, Spectrum, as_slabs, partial_spectrum, spectrum, spectrum_for

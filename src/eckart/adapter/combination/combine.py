@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from eckart.adapter.adapter import Adapter, load_adapter
-from eckart.adapter.combination import CombinePlan
-from eckart.adapter.combining import Combining
+from eckart.adapter.combination.mixture import Mixture
+from eckart.adapter.combination.plan import CombinePlan
+from eckart.adapter.combination.work import Combining
 from eckart.adapter.making import Making
-from eckart.adapter.mixture import Mixture
 from eckart.adapter.rank_choice import RankChoice
 from eckart.adapter.result import AdapterResult
 from eckart.adapter.weights import checked_weights

@@ -10,11 +10,11 @@ from functools import partial
 from math import prod
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
-from eckart.adapter.base_names import Base, Model, flattened
+from eckart.adapter.conversion.base_names import Base, Model, flattened
+from eckart.adapter.conversion.fused import cut_out, cuts_of, fuse, is_whole
+from eckart.adapter.conversion.pipeline_names import Part, Table, kohya_names, parts_of
 from eckart.adapter.deferred import Deferred
 from eckart.adapter.formats.components import components
-from eckart.adapter.fused import cut_out, cuts_of, fuse, is_whole
-from eckart.adapter.pipeline_names import Part, Table, kohya_names, parts_of
 from eckart.checkpoint import LeftOut, MatrixView
 from eckart.errors import MismatchError
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from eckart.adapter.comparison import Comparison, MatrixComparison, align, cosine, directions_of
+from eckart.adapter.comparison.result import Comparison, MatrixComparison, align, cosine, directions_of
+from eckart.adapter.comparison.updated import intruders_of
 from eckart.adapter.preview import Match, Preview
-from eckart.adapter.updated import intruders_of
 from eckart.checkpoint import (
     Checkpoint,
     DifferenceMatrix,

@@ -6,12 +6,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from eckart.adapter.comparison import MatrixComparison
-from eckart.adapter.update import Update
+from eckart.adapter.comparison.result import MatrixComparison
+from eckart.adapter.merging.update import Update
 from eckart.checkpoint import WeightMatrix
 from eckart.engine import Run
 from eckart.linalg import InMemory, RowSlabs
-from eckart.linalg.intruders import intruders
+from eckart.linalg.intruder import intruders
 from eckart.linalg.slabs import materialize
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import eckart
-from eckart.adapter.factors import FactorOptions, factor
+from eckart.adapter.extraction.factors import FactorOptions, factor
+from eckart.adapter.extraction.scope import Plan, changed
 from eckart.adapter.rank_choice import Budget, RankChoice
-from eckart.adapter.scope import Plan, changed
 from eckart.checkpoint import Checkpoint, DifferenceMatrix, LeftOut, MatrixView
 from eckart.engine import Journal, Record, Run, Task, run_kept, run_tasks
 from eckart.errors import MismatchError, NotFiniteError, OptionError

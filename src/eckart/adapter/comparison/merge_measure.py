@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eckart.adapter.merge_check import MergedMatrix
-from eckart.adapter.update import Update
+from eckart.adapter.comparison.merge_check import MergedMatrix
+from eckart.adapter.merging.update import Update
 
 # Roundings of a product, in units of its last place: a narrow dtype's are made in float32 and rounded to it once or
 # twice; a wide dtype is also what products, and DoRA's norms, are summed up in.

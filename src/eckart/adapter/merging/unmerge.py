@@ -12,9 +12,9 @@ from torch import Tensor
 
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.deferred import Deferred
-from eckart.adapter.merge_plan import Adapters, MergePlan, Source, plan_merge
-from eckart.adapter.places import Term
-from eckart.adapter.rewrite import Rewritten, in_cache, rows_of
+from eckart.adapter.merging.places import Term
+from eckart.adapter.merging.plan import Adapters, MergePlan, Source, plan_merge
+from eckart.adapter.merging.rewrite import Rewritten, in_cache, rows_of
 from eckart.checkpoint import Checkpoint, LeftOut, MatrixView, open_checkpoint
 from eckart.checkpoint.nf4 import Nf4Checkpoint
 from eckart.engine import Run, Task, run_tasks

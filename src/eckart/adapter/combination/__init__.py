@@ -1,0 +1,1 @@
+"""Several adapters as one: exact sums, and what pruning makes of them."""

@@ -1,0 +1,1 @@
+"""Adapters baked into a base and taken out again, streamed."""
