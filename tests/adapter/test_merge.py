@@ -501,3 +501,21 @@ def test_an_output_that_exists_is_replaced_only_by_force_and_inputs_never(tmp_pa
     with pytest.raises(OutputError, match="inputs are never changed"):
         merge(base, adapter, base, force=True)
     assert {path.name for path in tmp_path.iterdir()} == {"base", "out"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_rounding_to_the_stored_dtype_costs_is_told_beside_the_update(dtype, tmp_path):
+    weight = torch.randn(40, 30, generator=generator()).to(dtype)
+    added = layer(40, 30, alpha=0.01)
+    result = merge({"a.weight": weight, "b.weight": weight.float()}, Adapter({"a": added}), tmp_path / "merged")
+    stored = tensors_in(tmp_path / "merged")["a.weight"].double()
+    exact = weight.double() + added.low_rank().dense()
+    expected = float((stored - exact).norm() / (exact - weight.double()).norm())
+    assert expected > 0.01
+    assert result.update_error == pytest.approx(expected, rel=1e-3)
+    assert result.requantisation_error is None
+
+
+def test_a_merge_that_rounds_nothing_costs_nothing(tmp_path):
+    result = merge({"a.weight": torch.ones(4, 3)}, Adapter({"a": layer(4, 3)}), tmp_path / "merged")
+    assert result.update_error is None

@@ -140,6 +140,19 @@ def test_a_product_is_found_again_under_any_change_of_gauge():
     torch.testing.assert_close(dense(moved.truncate(3)), dense(product.truncate(3)), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("spread", [0, -2, -4, -8, -13])
+def test_singular_vectors_are_orthonormal_however_far_the_factors_spread(spread):
+    generator = torch.Generator().manual_seed(1)
+    B = torch.randn(300, 24, generator=generator, dtype=torch.float64) * torch.logspace(0, spread, 24).double()
+    A = torch.randn(24, 200, generator=generator, dtype=torch.float64)
+    U, S, Vh = LowRank(B, A).svd()
+    identity = torch.eye(24, dtype=torch.float64)
+    assert float((U.T @ U - identity).abs().max()) < 2e-13
+    assert float((Vh @ Vh.T - identity).abs().max()) < 2e-13
+    assert float(((U * S) @ Vh - B @ A).norm() / S[0]) < 1e-13
+    assert float((S - torch.linalg.svdvals(B @ A)[:24]).abs().max() / S[0]) < 1e-12
+
+
 def test_the_spectrum_of_factors_is_that_of_the_matrix_they_make():
     product = drawn((60, 50, 7))
     whole = spectrum(dense(product))

@@ -13,7 +13,6 @@ from eckart.linalg.slabs import Matrix
 from eckart.linalg.spectrum import Spectrum
 from eckart.linalg.truncated import truncated_svd
 
-
 # A singular value above this share of ‖B‖‖A‖ can be divided by: its vectors are then orthonormal to about 1e-13.
 QUOTIENT_FLOOR = 1e-3
 
@@ -126,8 +125,8 @@ class LowRank:
     def _leading(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """The leading singular triplets, from triangular factors R alone where that is as good.
 
-        B·A = Q_B·(R_B·R_Aᵀ)·Q_Aᵀ, and with the SVD U·S·Vh of the core Q_B·U is B·(R_Aᵀ·Vhᵀ·S⁻¹): one product rather than
-        the forming of Q_B. It loses ε₆₄·‖B‖‖A‖/σ, so the smallest σ asked for decides.
+        B·A = Q_B·(R_B·R_Aᵀ)·Q_Aᵀ, and with the SVD U·S·Vh of the core Q_B·U is B·(R_Aᵀ·Vhᵀ·S⁻¹): one product, where
+        Q_B itself takes two. It loses ε₆₄·‖B‖‖A‖/σ, so the smallest σ asked for decides.
         """
         left, right = self.lora_B.detach().to(torch.float64), self.lora_A.detach().to(torch.float64)
         if self.rank > min(self.shape):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from eckart.adapter.merging.merge import MergeResult
     from eckart.adapter.merging.unmerge import UnmergeResult
 
+TOLD = 0.01  # share of an update that rounding may cost before the reader is told so
 MOST = 0.5  # share of an update that may be lost before the reader is told so
 
 
@@ -30,6 +31,11 @@ def merge_table(result: "MergeResult") -> RenderableType:
             cost += f" and {_times(result.update_error)} the update"
             cost += ": most of what was merged is lost" if result.update_error > MOST else ""
         lines.append(f"{cost}. --dtype bfloat16 writes plain weights without this error.")
+    elif result.update_error is not None and result.update_error > TOLD:
+        lines.append(
+            f"Rounding to the stored dtype costs {_times(result.update_error)} the update's norm; "
+            "--dtype float32 keeps all of it."
+        )
     return _lines(f"Model in {result.output}", lines, result)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from eckart.adapter.merging.cost import errors_of
 from eckart.adapter.merging.plan import Adapters, Source, plan_merge
-from eckart.adapter.merging.requantise import errors_of
 from eckart.checkpoint import LeftOut
 from eckart.engine import Run
 
@@ -29,7 +29,8 @@ class MergeResult:
         left_out: what is not in the output, and why.
         seconds: wall time.
         requantisation_error: ‖requantised − merged‖_F / ‖merged‖_F of a quantised base; None of any other.
-        update_error: the same difference as a share of ‖merged − base‖_F.
+        update_error: what rounding or quantising the changed weights cost, as a share of ‖merged − base‖_F; None where
+            they were not rounded.
     """
 
     output: Path

@@ -4,8 +4,7 @@ For each block of values x with codes c the sums Σc², Σcx, Σx² are kept: �
 for the scales of double quantisation, which are known only when all rows are there.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -68,13 +67,3 @@ class Requantised:
             torch.cat(self._codes), torch.cat(self._absmax), scheme.shape, scheme.dtype, scheme.block_size
         )
         return nf4.nested(blocks) if scheme.double else blocks
-
-
-def errors_of(facts: Sequence[Mapping[str, float]]) -> tuple[float | None, float | None]:
-    """‖requantised − merged‖ of all weights, as a share of ‖merged‖ and of ‖merged − base‖; None where undefined."""
-    total = {key: sum(fact.get(key, 0.0) for fact in facts) for key in ("error", "merged", "update")}
-
-    def share(of: str) -> float | None:
-        return math.sqrt(total["error"] / total[of]) if total[of] else None
-
-    return share("merged"), share("update")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eckart.adapter.merging.cost import Cost
 from eckart.adapter.merging.places import Term
 from eckart.adapter.merging.requantise import Requantised
 from eckart.adapter.merging.update import Update
@@ -170,7 +171,7 @@ class Rewriting:
         return Task(tensor.name, tensor.info.nbytes, held, lambda: self._write_tensor(tensor, files))
 
     def _write_tensor(self, tensor: Rewritten, files: TensorFiles) -> Record:
-        requantised = Requantised(tensor.scheme) if tensor.scheme else None
+        requantised, cost = Requantised(tensor.scheme) if tensor.scheme else None, Cost()
         for view in tensor.views:
             read = partial(tensor.stored, view)
             update = self.updates(tensor, view, read) if view.name in tensor.terms else None
@@ -179,26 +180,31 @@ class Rewriting:
                 if update is None:
                     rows = _converted(tensor, stored)
                 else:
-                    rows = self._changed(tensor, view, update, stored, row)
+                    rows = self._changed(tensor, view, update, stored=stored, row=row, cost=cost)
                 if requantised is not None:
                     requantised.add(stored, rows)
                 else:
                     files.write(tensor.name, rows, (view.first_row + row) * view.stored_shape[1])
                 row += len(stored)
         if requantised is None:
-            return Record({})
+            return Record(cost.facts())
         for name, values in requantised.tensors():
             files.write(name, values)
         return Record(requantised.facts())
 
-    def _changed(self, tensor: Rewritten, view: MatrixView, update: Update, stored: Tensor, row: int) -> Tensor:
+    def _changed(
+        self, tensor: Rewritten, view: MatrixView, update: Update, *, stored: Tensor, row: int, cost: Cost
+    ) -> Tensor:
         """Rows from `row` on, changed, in the dtype to write; those to be quantised are not rounded before."""
         rows = torch.empty(stored.shape, dtype=update.dtype if tensor.scheme else tensor.dtype)
         done = 0
         for part in in_cache(stored):
-            changed = update.apply(part.to(update.dtype), row + done)
+            before = part.to(update.dtype)
+            changed = update.apply(before, row + done)
             self._check(tensor, view, changed)
             rows[done : done + len(part)] = changed
+            if rows.dtype != changed.dtype:
+                cost.add(before, changed, rows[done : done + len(part)])
             done += len(part)
         return rows
 
