@@ -26,7 +26,7 @@ def merged(**options) -> MergeResult:
     ("result", "said", "unsaid"),
     [
         (merged(), "2 of 9 tensors changed, 1 MB", "NF4"),
-        (merged(update_error=0.64), "costs 64.0% of the update's norm; --dtype float32", "NF4"),
+        (merged(update_error=0.64), "an error of 64.0% of the update, as any merge", "NF4"),
         (merged(update_error=0.001), "2 of 9 tensors changed", "Rounding"),
         (merged(untied=True), "no longer shares the embedding's", "NF4"),
         (merged(requantisation_error=0.08, update_error=0.2), "8.00% of the merged weights and 20.0% of", "lost"),

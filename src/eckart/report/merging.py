@@ -33,8 +33,8 @@ def merge_table(result: "MergeResult") -> RenderableType:
         lines.append(f"{cost}. --dtype bfloat16 writes plain weights without this error.")
     elif result.update_error is not None and result.update_error > TOLD:
         lines.append(
-            f"Rounding to the stored dtype costs {_times(result.update_error)} the update's norm; "
-            "--dtype float32 keeps all of it."
+            f"Rounding to the stored dtype makes an error of {_times(result.update_error)} the update, "
+            "as any merge into it does; --dtype float32 makes none."
         )
     return _lines(f"Model in {result.output}", lines, result)
 
