@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import eckart.adapter.combination.work as combining_module
-from eckart.adapter import Adapter, AdapterLayer, Budget, RankChoice, extract, load_adapter
+from eckart.adapter import Adapter, AdapterLayer, Budget, RankChoice, convert, extract, load_adapter
 from eckart.adapter.combination.combine import combine, plan_combine
 from eckart.adapter.combination.mixture import Mixture, dropped
 from eckart.adapter.weights import parse_weights
@@ -406,10 +406,25 @@ def test_every_misfit_is_named_at_once():
     assert "  - c:" not in said
 
 
-def test_formats_are_not_mixed():
-    other = replace(adapter_of(q=drawn()), format="kohya")
-    with pytest.raises(MismatchError, match=r"peft, kohya.*eckart convert"):
-        combine([adapter_of(q=drawn()), other])
+def test_formats_mix_under_the_names_of_the_peft_adapters():
+    one, other = (Adapter({f"layers.0.{name}": layer}) for name, layer in (("q", drawn()), ("q", drawn(seed=1))))
+    expected = one["layers.0.q"].low_rank() + 0.5 * other["layers.0.q"].low_rank()
+    there = convert(other, "kohya").adapter
+    assert list(there) == ["lora_te_layers_0_q"]
+    for adapters, weights in (([one, there], [1, 0.5]), ([there, one], [0.5, 1])):
+        found = combine(adapters, weights=weights).adapter
+        assert (found.format, list(found)) == ("peft", ["layers.0.q"])
+        assert (found["layers.0.q"].low_rank() - expected).fro_norm <= 1e-6 * expected.fro_norm
+
+
+def test_names_that_no_adapter_tells_are_told_by_the_base():
+    one, other = Adapter({"layers.0.q": drawn()}), Adapter({"layers.1.q": drawn(seed=1)})
+    there = convert(other, "kohya").adapter
+    with pytest.raises(MismatchError, match=r"--base MODEL does(.|\n)*lora_te_layers_1_q"):
+        combine([one, there])
+    shape = drawn().lora_B.shape[0], drawn().lora_A.shape[1]
+    base = {f"layers.{index}.q.weight": torch.zeros(shape) for index in range(2)}
+    assert set(combine([one, there], base=base).adapter) == {"layers.0.q", "layers.1.q"}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from eckart.adapter.adapter import Adapter, load_adapter
 from eckart.adapter.combination.mixture import Mixture
 from eckart.adapter.combination.plan import CombinePlan
 from eckart.adapter.combination.work import Combining
+from eckart.adapter.conversion.alike import alike
 from eckart.adapter.making import Making
 from eckart.adapter.rank_choice import RankChoice
 from eckart.adapter.result import AdapterResult
@@ -48,7 +49,7 @@ def plan_combine(
     choice = RankChoice(rank=rank) if isinstance(rank, int) else rank
     opened = open_checkpoint(base) if base is not None else None
     chosen, weights = zip(*taken, strict=True)
-    plan = CombinePlan(chosen, weights, mixture, choice, opened, dtype)
+    plan = CombinePlan(tuple(alike(chosen, base)), weights, mixture, choice, opened, dtype)
     plan.check()
     return plan
 
@@ -73,7 +74,8 @@ def combine(
     tensors saved whole as base + Σ wᵢ·(savedᵢ − base), are summed whatever the method.
 
     Args:
-        adapters: values, or places of their files; all of one format.
+        adapters: values, or places of their files. Where formats differ the result has the base's module names, or
+            those of the PEFT adapters.
         weights: factor of each, signed; all 1 by default.
         mixture: sum, ties, dare or magnitude, and the density of what is pruned.
         rank: at most this rank for every layer, or a `RankChoice`; without one a sum keeps the sum of the ranks (its

@@ -194,18 +194,13 @@ class CombinePlan:
             MismatchError: every module and tensor that does not fit, with its reason.
             OptionError: the budget cannot be kept.
         """
-        faults = [*self._format_faults(), *self._layer_faults(), *self._saved_faults()]
+        faults = [*self._layer_faults(), *self._saved_faults()]
         if faults:
             msg = "these adapters cannot be combined"
             raise MismatchError.of(msg, faults)
         _ = self.placed  # which refuses what has no place in the base
         if self.choice is not None and (budget := self.choice.budget) is not None:
             self.costs(in_bytes=budget.in_bytes).check(budget, self.needed())
-
-    def _format_faults(self) -> Iterator[str]:
-        formats = dict.fromkeys(adapter.format for adapter in self.adapters)
-        if len(formats) > 1:
-            yield f"their formats name modules differently ({', '.join(formats)}): eckart convert makes them one"
 
     def _layer_faults(self) -> Iterator[str]:
         models = dict.fromkeys(adapter.base_model for adapter in self.adapters)
