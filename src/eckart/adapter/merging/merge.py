@@ -29,8 +29,8 @@ class MergeResult:
         left_out: what is not in the output, and why.
         seconds: wall time.
         requantisation_error: ‖requantised − merged‖_F / ‖merged‖_F of a quantised base; None of any other.
-        update_error: what rounding or quantising the changed weights cost, as a share of ‖merged − base‖_F; None where
-            they were not rounded.
+        update_error: what rounding or quantising the changed weights cost, as a share of ‖merged − base‖_F; of rounded
+            ones seen on an eighth of their rows; None where nothing was rounded.
     """
 
     output: Path

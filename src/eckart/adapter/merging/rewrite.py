@@ -28,6 +28,8 @@ from eckart.errors import NotFiniteError
 from eckart.linalg.slabs import NORM_CHUNK, SLAB_BYTES
 
 MODEL = "model"
+LEAST_ROWS = 64  # that a product with a wide factor takes at once, or reading the factor is most of the work
+MEASURED = 8  # parts of which one tells what rounding costs
 _STEMS = ("model", "diffusion_pytorch_model")  # of files that keep their names: libraries look for them
 
 
@@ -88,7 +90,7 @@ def rows_of(checkpoint: Checkpoint, view: MatrixView) -> Iterator[Tensor]:
 
 def in_cache(rows: Tensor) -> tuple[Tensor, ...]:
     """Rows in parts that stay in the processor's cache from one step of a computation to the next."""
-    return rows.split(max(1, NORM_CHUNK // max(rows.shape[1], 1)))
+    return rows.split(max(LEAST_ROWS, NORM_CHUNK // max(rows.shape[1], 1)))
 
 
 def shards_of(tensors: Sequence[Rewritten]) -> dict[str, list[TensorSpec]]:
@@ -198,12 +200,12 @@ class Rewriting:
         """Rows from `row` on, changed, in the dtype to write; those to be quantised are not rounded before."""
         rows = torch.empty(stored.shape, dtype=update.dtype if tensor.scheme else tensor.dtype)
         done = 0
-        for part in in_cache(stored):
+        for number, part in enumerate(in_cache(stored)):
             before = part.to(update.dtype)
             changed = update.apply(before, row + done)
             self._check(tensor, view, changed)
             rows[done : done + len(part)] = changed
-            if rows.dtype != changed.dtype:
+            if rows.dtype != changed.dtype and number % MEASURED == 0:
                 cost.add(before, changed, rows[done : done + len(part)])
             done += len(part)
         return rows
