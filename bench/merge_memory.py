@@ -22,7 +22,7 @@ COPY = shutil.which("cp") or "cp"
 
 
 def run(options: Options) -> list[Limit]:
-    """They take turns, and the median of each counts. A merge ends when its output is on the disk: a copy, once synced."""
+    """They take turns, the median of each counts. A merge ends when its output is on the disk; a copy, once synced."""
     folder, adapter = options.work / "synthetic-merge", options.work / "llama-adapter"
     try:
         layers = round(GIGABYTES * 1e9 / LAYER_BYTES)

@@ -256,6 +256,7 @@ def test_slabs_of_any_size_give_the_same_file(tmp_path, monkeypatch, limit, size
     base, adapters = every_kind(tmp_path)
     merge(base, adapters, tmp_path / "whole")
     monkeypatch.setattr(limit, size)
+    monkeypatch.setattr("eckart.adapter.merging.rewrite.LEAST_ROWS", 1)
     rows = []
     whole = Update.apply
     monkeypatch.setattr(Update, "apply", lambda self, slab, start: rows.append(len(slab)) or whole(self, slab, start))

@@ -91,9 +91,7 @@ class Update:
 
     def apply(self, slab: Tensor, start: int) -> Tensor:
         """The changed rows; arguments as of `change`."""
-        if self.products is not None and self.keep == 1 and not self.whole and not self.dora:
-            left, right = self.products
-            return torch.addmm(slab, left[start : start + len(slab)], right)
+        # Added to the finished change: a product that starts from the base would round at every step of its sums.
         total = self.change(slab, start)
         if self.keep == 1:
             return total.add_(slab)
