@@ -1,5 +1,6 @@
 """The `eckart` command: its subcommands, and how each of them ends."""
 
+import ctypes
 import functools
 import gc
 import inspect
@@ -25,6 +26,8 @@ from eckart.cli.unmerge import unmerge
 from eckart.errors import EckartError
 
 REFUSED, INTERRUPTED = 1, 130
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+KEPT_BYTES = 32 * 2**20  # the most that the second of them takes
 
 app = typer.Typer(
     name="eckart",
@@ -40,10 +43,20 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 def run() -> None:
     """The entry point: exit status 0 done, 1 refused, 2 wrong usage, 130 interrupted."""
+    _settle()
+    app(prog_name="eckart")
+
+
+def _settle() -> None:
+    """Settings of the process for what a command does: start torch once, then take and free slabs until it ends."""
     # torch makes some hundred thousand objects that live as long as the process; scanning them again and again while
     # they are made takes a sixth of its start.
     gc.set_threshold(100_000, 50, 50)
-    app(prog_name="eckart")
+    # glibc gives freed slabs back to the system, which fills each page with zeros when it hands it out again.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def _version(asked: bool) -> None:
