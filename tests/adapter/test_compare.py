@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eckart.adapter import Adapter, AdapterLayer
+from eckart.adapter import Adapter, AdapterLayer, convert
 from eckart.adapter.comparison.adapters import compare_updates
 from eckart.adapter.comparison.compare import compare, plan_comparison
 from eckart.adapter.comparison.result import Comparison
@@ -336,3 +336,12 @@ def test_adapters_on_disk_are_compared_as_those_in_memory(tmp_path: Path):
     found = compare(str(tmp_path / "a"), tmp_path / "b")
     assert (found.a, found.b) == (str(tmp_path / "a"), str(tmp_path / "b"))
     assert found.cosine == pytest.approx(compare(a, b).cosine, abs=1e-12)
+
+
+def test_an_adapter_and_its_kohya_file_are_equal(tmp_path):
+    adapter = random_adapter(1)
+    convert(adapter, "kohya", output=tmp_path / "kohya.safetensors")
+    found = compare(adapter, tmp_path / "kohya.safetensors")
+    assert isinstance(found, Comparison)
+    assert found.cosine == pytest.approx(1)
+    assert {matrix.name for matrix in found.matrices} == adapter.keys()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eckart.adapter import Adapter, AdapterLayer, load_adapter
+from eckart.adapter import Adapter, AdapterLayer, convert, load_adapter, resize
 from eckart.adapter.merging.merge import merge
 from eckart.adapter.merging.plan import plan_merge
 from eckart.adapter.merging.update import Update
@@ -520,3 +520,22 @@ def test_what_rounding_to_the_stored_dtype_costs_is_told_beside_the_update(dtype
 def test_a_merge_that_rounds_nothing_costs_nothing(tmp_path):
     result = merge({"a.weight": torch.ones(4, 3)}, Adapter({"a": layer(4, 3)}), tmp_path / "merged")
     assert result.update_error is None
+
+
+def test_an_adapter_in_kohyas_form_is_merged_under_the_names_of_the_base(tmp_path):
+    base = {f"model.layers.{i}.q_proj.weight": torch.randn(40, 30, generator=generator(i)) for i in range(2)}
+    adapter = Adapter({"model.layers.1.q_proj": layer(40, 30)})
+    convert(adapter, "kohya", output=tmp_path / "kohya.safetensors")
+    merge(base, adapter, tmp_path / "one")
+    merge(base, tmp_path / "kohya.safetensors", tmp_path / "other")
+    one, other = tensors_in(tmp_path / "one"), tensors_in(tmp_path / "other")
+    assert all(torch.equal(one[name], other[name]) for name in base)
+
+
+def test_config_fields_that_nobody_knows_are_named(tmp_path):
+    adapter = Adapter({"a": layer(4, 3)}, config={"lora_of_tomorrow": True})
+    result = merge({"a.weight": torch.ones(4, 3)}, adapter, tmp_path / "merged")
+    assert any("lora_of_tomorrow" in item.name for item in result.left_out)
+    resized = resize(adapter, rank=1)
+    assert resized.adapter.config["lora_of_tomorrow"]
+    assert any("lora_of_tomorrow" in item.name for item in resized.left_out)

@@ -11,7 +11,7 @@ from typing import Any
 import eckart
 from eckart.adapter.adapter import Adapter, AdapterLayer, load_adapter
 from eckart.adapter.deferred import Deferred
-from eckart.adapter.formats import check_name
+from eckart.adapter.formats import check_name, unknown_fields
 from eckart.adapter.ranks import parameter_of
 from eckart.adapter.result import AdapterResult, LayerRecord
 from eckart.checkpoint import LeftOut, check_output
@@ -121,7 +121,7 @@ class Making:
                 adapter = load_adapter(self.output)
                 nbytes = sum(file.stat().st_size for file in _files(self.output))
         seconds = time.monotonic() - began
-        everything = [*left_out, *dropped]
+        everything = [*left_out, *dropped, *unknown_fields(self.frame)]
         return AdapterResult(self.made_by, adapter, told, everything, self.output, nbytes, seconds, guarantee)
 
 

@@ -10,6 +10,7 @@ import torch
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.comparison.result import Comparison, MatrixComparison, Unpaired, align, cosine, directions_of
 from eckart.adapter.comparison.updated import UpdatedMatrix, intruders_of
+from eckart.adapter.conversion.alike import alike
 from eckart.adapter.merging.places import Term, find_places
 from eckart.adapter.merging.update import Update, update_of
 from eckart.adapter.pick import pick
@@ -87,6 +88,8 @@ class AdapterPair:
         Raises:
             MismatchError: they are of different bases, or a pattern matches nothing.
         """
+        first, second = alike(adapters, base)
+        adapters = first, second
         outlines = [adapter.outline() for adapter in adapters]
         layers = {name: layer for outline in reversed(outlines) for name, layer in outline.items()}
         taken = pick(replace(outlines[0], layers=layers), *patterns)

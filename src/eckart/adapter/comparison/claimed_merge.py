@@ -12,6 +12,7 @@ from torch import Tensor
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.comparison.merge_check import MergeCheck, MergedMatrix
 from eckart.adapter.comparison.merge_measure import Measure
+from eckart.adapter.formats import under_names_of
 from eckart.adapter.merging.places import Places, Term, find_places
 from eckart.adapter.merging.rewrite import as_view
 from eckart.adapter.merging.update import update_of
@@ -74,6 +75,7 @@ def plan_merge_check(
         msg = "a merge is checked with two checkpoints, the base and the merged one, and adapters; got another sort"
         raise OptionError(msg)
     found = open_checkpoint(base)
+    opened = [under_names_of(found, adapter) for adapter in opened]
     places = find_places(found, [adapter.outline() for adapter in opened])
     given = checked_weights(weights, len(opened))
     return MergeClaim(found, open_checkpoint(merged), opened, tuple(map(name_of, sources)), given, places, run)

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 from eckart.adapter.adapter import Adapter
-from eckart.adapter.formats import diffusers, kohya, peft
+from eckart.adapter.formats import diffusers, kohya, peft, peft_config
 from eckart.adapter.formats.components import COMPONENTS, component, component_of, joined
 from eckart.adapter.formats.peft_config import CONFIG
-from eckart.checkpoint import Checkpoint, locate, open_checkpoint
+from eckart.checkpoint import Checkpoint, LeftOut, locate, open_checkpoint
 from eckart.errors import SourceError
 
 _FORMATS = {"peft": peft, "kohya": kohya, "diffusers": diffusers}
@@ -29,7 +29,16 @@ def read(source: str | Path, base: str | Path | Checkpoint | None = None) -> Ada
         MismatchError: names that `base` does not tell, or shapes that are not its own.
     """
     adapter = _read(source)
-    if base is None or adapter.format == "peft":
+    return adapter if base is None else under_names_of(base, adapter)
+
+
+def under_names_of(base: str | Path | Checkpoint, adapter: Adapter) -> Adapter:
+    """An adapter in kohya's or diffusers' form under the module names of its base; one of PEFT's has them.
+
+    Raises:
+        MismatchError: names that `base` does not tell, or shapes that are not its own.
+    """
+    if adapter.format == "peft":
         return adapter
     from eckart.adapter.conversion.naming import named
 
@@ -54,6 +63,14 @@ def check_name(adapter: Adapter, path: Path) -> None:
     """
     if adapter.format == "kohya":
         kohya.check_name(path)
+
+
+def unknown_fields(adapter: Adapter) -> list[LeftOut]:
+    """Fields of an adapter's config that nobody here knows, for its user to be told of."""
+    if adapter.format != "peft":
+        return []
+    reason = "a field that neither PEFT 0.21 nor eckart knows: what it means for the tensors is not heeded"
+    return [LeftOut(f"{CONFIG}: {field}", reason) for field in peft_config.unknown_fields(adapter.config)]
 
 
 def _read(source: str | Path) -> Adapter:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import eckart
 from eckart.adapter.adapter import Adapter, load_adapter
+from eckart.adapter.formats import under_names_of, unknown_fields
 from eckart.adapter.merging.expert_modules import with_expert_modules
 from eckart.adapter.merging.places import Term, find_places, stored_factors
 from eckart.adapter.merging.rewrite import Rewriting, Rewritten, as_view, has_companions, in_cache, shards_of
@@ -145,12 +146,14 @@ def plan_merge(
     if not given:
         msg = "no adapter was given; expected at least one"
         raise OptionError(msg)
-    loaded = tuple(item if isinstance(item, Adapter) else load_adapter(item) for item in given)
+    found = [item if isinstance(item, Adapter) else load_adapter(item) for item in given]
+    loaded = tuple(under_names_of(checkpoint, adapter) for adapter in found)
     loaded = tuple(with_expert_modules(adapter, checkpoint.tensors) for adapter in loaded)
     factors = checked_weights(weights, len(loaded))
     outlines = [adapter.outline() for adapter in loaded]
     places = find_places(checkpoint, outlines)
     left_out = _missing_companions(checkpoint)
+    left_out += [item for adapter in loaded for item in unknown_fields(adapter)]
     left_out += [LeftOut(f"adapter {n}", "its weight is zero") for n, w in enumerate(factors, start=1) if w == 0]
     changes = {
         tensor: {name: kept for name, terms in matrices.items() if (kept := [t for t in terms if factors[t.adapter]])}
