@@ -38,7 +38,9 @@ def merge(
     \b
     $ eckart merge base adapter -o merged
     Model in merged
-    210 of 272 tensors changed, 269 MB, 1.5 s
+    210 of 272 tensors changed, 269 MB, 0.87 s
+    Rounding to the stored dtype makes an error of 56.9% of the update, as any merge
+    into it does; --dtype float32 makes none.
 
     \b
     $ eckart merge base-nf4 adapter -o merged-nf4
