@@ -10,12 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from eckart.adapter.adapter import Adapter
-from eckart.adapter.rank_choice import Budget, RankChoice
+from eckart.adapter.rank_choice import HEADER_BYTES, Budget, RankChoice
 from eckart.errors import OptionError
 from eckart.linalg import RankBound, Spectrum, allocate
 from eckart.linalg.rank import Rule
-
-HEADER_BYTES = 512  # of the file's header, for the tensors of one layer
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 import eckart
 from eckart.adapter.extraction.factors import FactorOptions, factor
 from eckart.adapter.extraction.scope import Plan, changed
-from eckart.adapter.rank_choice import Budget, RankChoice
+from eckart.adapter.rank_choice import HEADER_BYTES, Budget, RankChoice
 from eckart.checkpoint import Checkpoint, DifferenceMatrix, LeftOut, MatrixView
 from eckart.engine import Journal, Record, Run, Task, run_kept, run_tasks
 from eckart.errors import MismatchError, NotFiniteError, OptionError
@@ -23,7 +23,6 @@ from eckart.linalg.slabs import SLAB_BYTES
 
 T = TypeVar("T")
 BUDGET_RANK = 256  # values of a large matrix that a shared budget considers before it asks for all of them
-HEADER_BYTES = 512  # of the file's header, for the two factors of one layer
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from eckart.adapter.adapter import Adapter, AdapterLayer
+from eckart.adapter.adapter import Adapter, AdapterLayer, LayerKind
 from eckart.adapter.deferred import Deferred
 from eckart.adapter.formats.components import COMPONENTS, canonical, component, component_of, components
 from eckart.adapter.formats.peft_config import PeftConfig, config_of
 from eckart.adapter.formats.peft_patterns import first_match
-from eckart.adapter.formats.stored import factor_fault, header_texts, outline, read_alpha, read_finite
+from eckart.adapter.formats.stored import factor_fault, header_texts, outline, read_alpha, read_finite, refused_kinds
 from eckart.checkpoint import Checkpoint, TensorSpec, atomic_directory, atomic_file, open_checkpoint, write_tensors
 from eckart.errors import FileFormatError, MismatchError
 
@@ -104,14 +104,12 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
 
 def refusals(adapter: Adapter) -> list[str]:
     """What of an adapter the format has no place for, each with the reason."""
-    reasons = {
+    reasons: dict[LayerKind, str] = {
         "embedding": "diffusers loads updates of linear layers and convolutions only, not of embeddings",
         "expert": "diffusers loads no updates of single experts",
         "conv1d": "no component of a pipeline has a Conv1D",
     }
-    whole = "a tensor saved whole, and the format holds only updates (modules_to_save)"
-    faults = [f"{name}: {reasons[layer.kind]}" for name, layer in adapter.items() if layer.kind in reasons]
-    return faults + [f"{name}: {whole}" for name in adapter.modules_to_save]
+    return refused_kinds(adapter, reasons)
 
 
 def module_and_part(key: str) -> tuple[str, str] | None:

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eckart.adapter.adapter import Adapter, AdapterLayer
+from eckart.adapter.adapter import Adapter, AdapterLayer, LayerKind
 from eckart.adapter.deferred import Deferred
-from eckart.adapter.formats.stored import factor_fault, header_texts, outline, read_alpha, read_finite
+from eckart.adapter.formats.stored import factor_fault, header_texts, outline, read_alpha, read_finite, refused_kinds
 from eckart.checkpoint import TensorSpec, atomic_file, open_checkpoint, write_tensors
 from eckart.errors import FileFormatError, MismatchError, OutputError
 
@@ -97,14 +97,12 @@ def check_name(path: Path) -> None:
 
 def refusals(adapter: Adapter) -> list[str]:
     """What of an adapter the format has no place for, each with the reason."""
-    reasons = {
+    reasons: dict[LayerKind, str] = {
         "embedding": "readers know updates of linear layers and convolutions only, not of embeddings",
         "expert": "readers know no updates of single experts",
         "conv1d": "readers take a Conv1D's weight for (out, in) and would add its update the wrong way round",
     }
-    whole = "a tensor saved whole, and the format holds only updates (modules_to_save)"
-    faults = [f"{name}: {reasons[layer.kind]}" for name, layer in adapter.items() if layer.kind in reasons]
-    return faults + [f"{name}: {whole}" for name in adapter.modules_to_save]
+    return refused_kinds(adapter, reasons)
 
 
 def _parts(keys: list[str]) -> tuple[dict[str, dict[str, str]], list[str]]:

@@ -1,11 +1,13 @@
-"""What the adapter formats share: tensors of a file as outlines, and read with their values checked."""
+"""What the adapter formats share: outlines of a file's tensors, reading them with their values checked, refusals."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from eckart.adapter.adapter import Adapter, LayerKind
 from eckart.checkpoint import Checkpoint
 from eckart.checkpoint.header import read_header
 from eckart.errors import NotFiniteError
@@ -63,3 +65,10 @@ def factor_fault(A: Tensor, B: Tensor) -> str | None:
     if any(size != 1 for size in B.shape[2:]):
         return f"the second factor of a convolution ends in ones, got {tuple(B.shape)}"
     return None
+
+
+def refused_kinds(adapter: Adapter, reasons: Mapping[LayerKind, str]) -> list[str]:
+    """What of an adapter a format of updates alone has no place for: layers by their kind, and tensors saved whole."""
+    whole = "a tensor saved whole, and the format holds only updates (modules_to_save)"
+    faults = [f"{name}: {reasons[layer.kind]}" for name, layer in adapter.items() if layer.kind in reasons]
+    return faults + [f"{name}: {whole}" for name in adapter.modules_to_save]
