@@ -21,7 +21,7 @@ from eckart.reference.lora import Array
 
 def one_hot(tokens: NDArray[np.integer], vocabulary: int) -> Array:
     """A row for each token, shape `(n, vocabulary)`, with a one in its column: times a matrix, it looks a row up."""
-    return (tokens.reshape(-1, 1) == np.arange(vocabulary)).astype(np.float64)
+    return np.eye(vocabulary)[tokens.ravel()]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ class Gather:
     def put(self, rows: Array) -> Array:
         """The transpose of `take`, which a gradient takes back: whatever was read from an entry is added up in it."""
         size = int(np.prod(self.shape))
-        return np.bincount(self.index.ravel(), rows.ravel(), minlength=size + 1)[:size].reshape(self.shape)
+        total = np.zeros(size + 1)
+        np.add.at(total, self.index, rows)
+        return total[:size].reshape(self.shape)
 
 
 def patches(
