@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eckart.errors import EckartError, OptionError
-from eckart.training.data import shuffled_batches
+from eckart.training.sequences import shuffled_batches
 
 if TYPE_CHECKING:
     from torch import nn

@@ -5,7 +5,7 @@ import torch
 
 from eckart.errors import EckartError
 from eckart.training import pack_texts
-from eckart.training.data import shuffled_batches
+from eckart.training.sequences import shuffled_batches
 
 
 class Letters:
