@@ -8,6 +8,7 @@ from eckart.linalg.noise import NoiseEstimate, bulk_noise, difference_noise, rou
 from eckart.linalg.rank import minimal_rank, spectrum_for
 from eckart.linalg.slabs import InMemory, Matrix, RowSlabs, as_slabs
 from eckart.linalg.spectrum import Interval, RankBound, Spectrum, Tail
+from eckart.linalg.stacked import rounding_floor, stacked_svd
 from eckart.linalg.subspace import Overlap, chordal_distance, geodesic_distance, overlap, principal_angles
 from eckart.linalg.svd import spectrum
 from eckart.linalg.truncated import TruncatedSVD, truncated_svd
@@ -39,9 +40,11 @@ __all__ = [
     "partial_spectrum",
     "partial_svd",
     "principal_angles",
+    "rounding_floor",
     "rounding_variance",
     "spectrum",
     "spectrum_for",
+    "stacked_svd",
     "truncated_svd",
     "zero_fraction",
 ]

@@ -43,25 +43,25 @@ class Overlap:
     """Overlap φ(i, j) of the leading i and j directions of two bases.
 
     Attributes:
-        phi: shape `(k, l)`; entry `[i-1, j-1]` is ‖U_A[:i]ᵀU_B[:j]‖_F² / min(i, j), from 0 to 1.
-        chance: same shape; what two random subspaces of those dimensions have on average, max(i, j)/n.
+        phi: shape `(…, k, l)`; entry `[i-1, j-1]` is ‖U_A[:i]ᵀU_B[:j]‖_F² / min(i, j), from 0 to 1.
+        chance: shape `(k, l)`; what two random subspaces of those dimensions have on average, max(i, j)/n.
     """
 
-    phi: Float64[Tensor, "k l"]
+    phi: Float64[Tensor, "*b k l"]
     chance: Float64[Tensor, "k l"]
 
 
-def overlap(first: Float[Tensor, "n k"], second: Float[Tensor, "n l"]) -> Overlap:
-    """Overlap of every pair of leading subspaces of two orthonormal bases, beside what chance gives.
+def overlap(first: Float[Tensor, "*b n k"], second: Float[Tensor, "*b n l"]) -> Overlap:
+    """Overlap of every pair of leading subspaces of two orthonormal bases, or of many, beside what chance gives.
 
     Args:
-        first: shape `(n, k)`, orthonormal columns, leading direction first.
-        second: shape `(n, l)`, likewise.
+        first: shape `(…, n, k)`, orthonormal columns, leading direction first.
+        second: shape `(…, n, l)`, likewise.
 
     Hu et al. (2021), "LoRA", section 7.2.
     """
-    squares = (first.to(torch.float64).T @ second.to(torch.float64)).square()
-    i = torch.arange(1, squares.shape[0] + 1, dtype=torch.float64, device=squares.device)[:, None]
-    j = torch.arange(1, squares.shape[1] + 1, dtype=torch.float64, device=squares.device)[None]
-    phi = squares.cumsum(0).cumsum(1) / torch.minimum(i, j)
-    return Overlap(phi, torch.maximum(i, j) / first.shape[0])
+    squares = (first.to(torch.float64).mT @ second.to(torch.float64)).square()
+    i = torch.arange(1, squares.shape[-2] + 1, dtype=torch.float64, device=squares.device)[:, None]
+    j = torch.arange(1, squares.shape[-1] + 1, dtype=torch.float64, device=squares.device)[None]
+    phi = squares.cumsum(-2).cumsum(-1) / torch.minimum(i, j)
+    return Overlap(phi, torch.maximum(i, j) / first.shape[-2])
