@@ -20,9 +20,25 @@ def with_zero_blocks(*shape):
     return weight
 
 
+def beside_every_bound():
+    """Codes, the bounds between them, and the floats on both sides of each bound; whole blocks with a scale of 1."""
+    bounds = (nf4.CODEBOOK[1:] + nf4.CODEBOOK[:-1]) / 2
+    sides = [torch.nextafter(bounds, torch.tensor(side)) for side in (-2.0, 2.0)]
+    values = torch.cat([nf4.CODEBOOK, bounds, *sides, torch.ones(3)])
+    return torch.cat([values, values.flip(0), -values])
+
+
+def every_bfloat16_up_to_one():
+    """Each of them, with ones between so that the scale of every block is 1."""
+    values = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    values = values[values.abs() <= 1].float()
+    return torch.nn.functional.pad(values.view(-1, 2), (2, 0), value=1.0)
+
+
 WEIGHTS = {
     "a plain matrix": normal(256, 512),
     "longer than a chunk": normal(1100, 1500),
+    "a value longer than a chunk": normal(2**19 + 1),
     "one block": normal(8, 8),
     "one value": normal(1, 1),
     "a ragged last block": normal(37, 66),
@@ -37,7 +53,10 @@ WEIGHTS = {
     "subnormal": normal(64, 64) * 1e-39,
     "huge": normal(64, 64) * 1e30,
     "a constant": torch.full((128, 129), 0.3),
-    "exact codes and their midpoints": torch.cat([nf4.CODEBOOK, (nf4.CODEBOOK[1:] + nf4.CODEBOOK[:-1]) / 2]),
+    "values on and beside every bound": beside_every_bound(),
+    "the same with another scale": beside_every_bound() * 0.37,
+    "the same with a scale that has no reciprocal": beside_every_bound() * 1e38,
+    "every bfloat16 up to 1": every_bfloat16_up_to_one(),
 }
 
 
@@ -65,9 +84,10 @@ def test_codes_scales_and_values_are_those_of_bitsandbytes(name, dtype, double):
 
 
 @pytest.mark.parametrize("double", [False, True], ids=["plain", "double"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("block_size", nf4.BLOCK_SIZES)
-def test_every_block_size(block_size, double):
-    weight = normal(130, 258)
+def test_every_block_size(block_size, dtype, double):
+    weight = normal(130, 258).to(dtype)
     codes, state = bitsandbytes.quantize_4bit(
         weight, quant_type="nf4", blocksize=block_size, compress_statistics=double
     )

@@ -21,7 +21,9 @@ CODEBOOK = torch.tensor(
         0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
     ]
 )  # fmt: skip
-_CHUNK = 2**20  # values at a time: whole blocks, and whole bytes of codes
+_BOUNDS = (CODEBOOK[:-1] + CODEBOOK[1:]) / 2  # a value on one takes the lower code
+_CELLS = 16  # from 0 to 1: so narrow that none holds two bounds
+_CHUNK = 2**19  # values at a time: whole blocks, whole bytes of codes, and little enough to stay in cache
 _TINY = 1e-38  # the divisor of a block of zeros
 _GRID = 65535  # bitsandbytes' CPU kernel looks scales up on a grid of this many steps
 
@@ -37,6 +39,10 @@ def _dynamic_map() -> Tensor:
 
 
 DYNAMIC_MAP = _dynamic_map()
+# The bound in each cell of a uniform grid from -1 to 1, infinite where there is none, and the code of what is below it.
+_BOUND_CELLS = (_BOUNDS * _CELLS + _CELLS).long()
+_CELL_BOUNDS = torch.full((2 * _CELLS + 1,), math.inf).index_copy(0, _BOUND_CELLS, _BOUNDS)
+_CELL_CODES = torch.bucketize(torch.arange(2 * _CELLS + 1), _BOUND_CELLS).to(torch.uint8)
 # Both values of each byte as the 8 bytes of one integer, so that a lookup copies them together.
 _PAIRS = torch.cartesian_prod(CODEBOOK, CODEBOOK).view(torch.int64).view(-1)
 
@@ -75,7 +81,7 @@ class Nf4Blocks:
         if self.nested_absmax is None or self.nested_offset is None:
             return self.absmax
         values = self.nested_map.to(self.absmax.device).index_select(0, self.absmax.int())
-        return _scaled(values, self.nested_absmax, NESTED_BLOCK) + self.nested_offset
+        return _scale(values, self.nested_absmax, NESTED_BLOCK).add_(self.nested_offset)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight again: code times scale in float32, then cast.
@@ -86,14 +92,16 @@ class Nf4Blocks:
         Returns:
             shape `self.shape`.
         """
-        count, pairs, scales = math.prod(self.shape), _PAIRS.to(self.codes.device), self.scales()
-        result = torch.empty(count, dtype=dtype or self.dtype, device=self.codes.device)
-        for start, stop in _chunks(count):
-            packed = self.codes.view(-1)[start // 2 : -(-stop // 2)]
-            values = pairs.index_select(0, packed.int()).view(torch.float32)[: stop - start]
-            blocks = scales[start // self.block_size : -(-stop // self.block_size)]
-            result[start:stop] = _scaled(values, blocks, self.block_size)
-        return result.view(self.shape)
+        codes, scales, pairs = self.codes.view(-1), self.scales(), _PAIRS.to(self.codes.device)
+        result = _fresh(2 * len(codes), dtype or self.dtype, codes.device)
+        for start, stop in _chunks(len(result)):
+            part = result[start:stop]
+            values = part if part.dtype == torch.float32 else torch.empty(len(part), device=part.device)
+            torch.index_select(pairs, 0, codes[start // 2 : stop // 2].int(), out=values.view(torch.int64))
+            _scale(values, scales[start // self.block_size : -(-stop // self.block_size)], self.block_size)
+            if values is not part:
+                part.copy_(values)
+        return result[: math.prod(self.shape)].view(self.shape)
 
 
 def quantize(weight: Tensor | np.ndarray, *, block_size: int = 64, double: bool = False) -> Nf4Blocks:
@@ -122,10 +130,11 @@ def quantize(weight: Tensor | np.ndarray, *, block_size: int = 64, double: bool 
     absmax = torch.empty(-(-len(flat) // block_size), device=flat.device)
     for start, stop in _chunks(len(flat)):
         scales = absmax[start // block_size : -(-stop // block_size)]
-        codes[start // 2 : -(-stop // 2)] = _codes(flat[start:stop].float(), scales, block_size)
-    if not torch.isfinite(absmax).all():
-        msg = f"weight holds {int((~torch.isfinite(tensor)).sum()):,} values that are NaN or Inf"
-        raise ValueError(msg)
+        scaled = _scaled_down(flat[start:stop].float(), scales, block_size)
+        if not math.isfinite(scales.max()):
+            msg = f"weight holds {int((~torch.isfinite(tensor)).sum()):,} values that are NaN or Inf"
+            raise ValueError(msg)
+        codes[start // 2 : -(-stop // 2)] = _codes(scaled)
     plain = Nf4Blocks(codes[:, None], absmax, tuple(tensor.shape), tensor.dtype, block_size)
     return nested(plain) if double else plain
 
@@ -134,30 +143,47 @@ def _chunks(count: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK))
 
 
+def _fresh(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory to be filled. NumPy asks for huge pages: handing out small ones takes longer than dequantising."""
+    if device.type != "cpu":
+        return torch.empty(count, dtype=dtype, device=device)
+    return torch.from_numpy(np.empty(count * dtype.itemsize, np.uint8)).view(dtype)
+
+
+def _scale(values: Tensor, scales: Tensor, size: int) -> Tensor:
+    """Multiply each block of `size` with its scale, in place; the last may hold fewer values."""
+    whole = len(values) // size
+    values[: whole * size].view(-1, size).mul_(scales[:whole, None])
+    values[whole * size :].mul_(scales[whole:])
+    return values
+
+
+def _scaled_down(values: Tensor, absmax: Tensor, size: int) -> Tensor:
+    """Values of a chunk from -1 to 1, with a zero behind an odd number of them; the scales are written to `absmax`."""
+    whole = len(values) // size
+    blocks, rest = values[: whole * size].view(-1, size), values[whole * size :]
+    absmax[:whole] = blocks.abs().amax(dim=1)
+    scaled = (blocks * (1.0 / absmax[:whole, None].clamp(min=_TINY))).view(-1)
+    if not len(rest):
+        return scaled
+    # A last block that is not full is divided by its scale, which for zeros is not zero: as bitsandbytes does.
+    absmax[-1] = rest.abs().max().clamp(min=_TINY)
+    return torch.cat([scaled, rest / absmax[-1], rest.new_zeros(len(rest) % 2)])
+
+
+def _codes(scaled: Tensor) -> Tensor:
+    """Packed codes of values from -1 to 1: the cell leaves two candidates, between which its bound decides."""
+    bounds, codes = _CELL_BOUNDS.to(scaled.device), _CELL_CODES.to(scaled.device)
+    cells = (scaled * _CELLS).add_(_CELLS).int()
+    above = scaled > bounds.index_select(0, cells)
+    pairs = codes.index_select(0, cells).add_(above.view(torch.uint8)).view(torch.int16)
+    return (pairs << 4 | pairs >> 8).to(torch.uint8)
+
+
 def _in_blocks(values: Tensor, size: int) -> Tensor:
     """Values as rows of `size`, the last one filled up with zeros."""
     left = -len(values) % size
     return (torch.nn.functional.pad(values, (0, left)) if left else values).view(-1, size)
-
-
-def _scaled(values: Tensor, scales: Tensor, size: int) -> Tensor:
-    """Values, each block of `size` multiplied with its scale."""
-    return (_in_blocks(values, size) * scales[:, None]).view(-1)[: len(values)]
-
-
-def _codes(values: Tensor, absmax: Tensor, block_size: int) -> Tensor:
-    """Packed codes of a chunk; the scales are written to `absmax`."""
-    whole = len(values) // block_size * block_size
-    blocks, rest = values[:whole].view(-1, block_size), values[whole:]
-    absmax[: len(blocks)] = blocks.abs().amax(dim=1)
-    scaled = [(blocks * (1.0 / absmax[: len(blocks), None].clamp(min=_TINY))).view(-1)]
-    if len(rest):
-        # A last block that is not full is divided by its scale, which for zeros is not zero: as bitsandbytes does.
-        absmax[-1] = rest.abs().max().clamp(min=_TINY)
-        scaled += [rest / absmax[-1], rest.new_zeros(len(rest) % 2)]
-    bounds = (CODEBOOK[:-1] + CODEBOOK[1:]).to(values.device) / 2
-    nibbles = torch.bucketize(torch.cat(scaled), bounds, out_int32=True).to(torch.uint8)
-    return nibbles[::2] << 4 | nibbles[1::2]
 
 
 def nested(blocks: Nf4Blocks) -> Nf4Blocks:
