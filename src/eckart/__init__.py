@@ -42,6 +42,16 @@ if TYPE_CHECKING:
         minimal_rank,
         spectrum,
     )
+    from eckart.nn import (
+        Injection,
+        LoRAConfig,
+        adapter_of,
+        eject,
+        inject,
+        inject_adapter,
+        save_adapter,
+        set_adapters,
+    )
 
 __version__ = "0.1.0"
 
@@ -58,6 +68,10 @@ _HOMES = {
         *("Allocation", "Interval", "LowRank", "RankBound", "Spectrum"),
         *("allocate", "factorize", "minimal_rank", "spectrum"),
     ),
+    "eckart.nn": (
+        *("Injection", "LoRAConfig", "adapter_of", "eject", "inject", "inject_adapter"),
+        *("save_adapter", "set_adapters"),
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -70,7 +84,9 @@ __all__ = [
     "Comparison",
     "ConvertResult",
     "EckartError",
+    "Injection",
     "Interval",
+    "LoRAConfig",
     "LowRank",
     "MatrixAnalysis",
     "MergeCheck",
@@ -82,18 +98,24 @@ __all__ = [
     "Spectrum",
     "UnmergeResult",
     "__version__",
+    "adapter_of",
     "allocate",
     "analyze",
     "check_merge",
     "combine",
     "compare",
     "convert",
+    "eject",
     "extract",
     "factorize",
+    "inject",
+    "inject_adapter",
     "load_adapter",
     "merge",
     "minimal_rank",
     "resize",
+    "save_adapter",
+    "set_adapters",
     "spectrum",
     "unmerge",
 ]

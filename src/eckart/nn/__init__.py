@@ -1,0 +1,22 @@
+"""Layers that train: adapters in a live model."""
+
+from eckart.nn.adapted import AdaptedModule
+from eckart.nn.config import LoRAConfig
+from eckart.nn.factors import LoRAFactors
+from eckart.nn.inject import Injection, adapted_modules, adapters_off, eject, inject, set_adapters
+from eckart.nn.state import adapter_of, inject_adapter, save_adapter
+
+__all__ = [
+    "AdaptedModule",
+    "Injection",
+    "LoRAConfig",
+    "LoRAFactors",
+    "adapted_modules",
+    "adapter_of",
+    "adapters_off",
+    "eject",
+    "inject",
+    "inject_adapter",
+    "save_adapter",
+    "set_adapters",
+]

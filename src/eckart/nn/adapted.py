@@ -1,0 +1,141 @@
+"""A module with adapters: what all kinds share."""
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from eckart.adapter import AdapterLayer
+from eckart.adapter.adapter import LayerKind
+from eckart.errors import MismatchError
+from eckart.nn.dropout import Dropout, draw
+from eckart.nn.factors import LoRAFactors
+from eckart.nn.row_norm import row_norms, squared_row_norms
+
+
+class AdaptedModule(nn.Module):
+    """Stands in a model for `base_layer`, and adds to what that computes.
+
+    Attributes:
+        base_layer: the module as it was; its weight does not train.
+        adapters: factors by adapter name.
+        weights: of the adapters that are switched on.
+        merged: whether the base weight holds the adapters that are switched on, so that the base alone computes.
+    """
+
+    kinds: ClassVar[tuple[LayerKind, ...]]
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.adapters = nn.ModuleDict()
+        self.weights: dict[str, float] = {}
+        self.merged = False
+        self._squared_norms: Tensor | None = None
+        self.train(base_layer.training)
+
+    def add(self, name: str, factors: LoRAFactors) -> None:
+        """Give the module one more adapter, switched off."""
+        self.adapters[name] = factors.to(next(chain(self.base_layer.parameters(), self.base_layer.buffers())).device)
+
+    def layer(self, name: str) -> AdapterLayer:
+        """An adapter's update as a value, with tensors of its own."""
+        return self.factors(name).layer()
+
+    def factors(self, name: str) -> LoRAFactors:
+        """The trained part of an adapter."""
+        found = self.adapters[name]
+        assert isinstance(found, LoRAFactors)
+        return found
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's weight, for code that looks at dtype or device."""
+        return self.base_layer.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's bias."""
+        return getattr(self.base_layer, "bias", None)
+
+    def rows(self) -> Tensor:
+        """The base weight as the factors see it: `(out, in)`, of an embedding (dimension, vocabulary)."""
+        raise NotImplementedError
+
+    def plain(self, x: Tensor) -> Tensor:
+        """What the base computes, without its bias."""
+        raise NotImplementedError
+
+    def update(self, x: Tensor, factors: LoRAFactors) -> Tensor:
+        """Scaling · B·A·drop(x)."""
+        raise NotImplementedError
+
+    def along_outputs(self, values: Tensor) -> Tensor:
+        """Values of shape `(out_features,)` in a shape that multiplies outputs."""
+        return values
+
+    def switched_on(self) -> Iterator[tuple[LoRAFactors, float]]:
+        """The adapters that count, each with its weight."""
+        return ((self.factors(name), weight) for name, weight in self.weights.items() if weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The base's output and the weighted updates: w·(W′ − W)·x of each adapter W′."""
+        adapters = [] if self.merged else list(self.switched_on())
+        if not adapters:
+            return self.base_layer(x)
+        plain = self.plain(x)
+        y = plain
+        for factors, weight in adapters:
+            change = self.update(x, factors)
+            if factors.magnitude is not None:
+                scale = self.along_outputs(self.magnitude_scale(factors)).to(plain.dtype)
+                change = (scale - 1) * plain + scale * change
+            if factors.lora_bias is not None:
+                change = change + self.along_outputs(factors.lora_bias * factors.scaling).to(plain.dtype)
+            y = y + (change if weight == 1 else weight * change)
+        return y if self.bias is None else y + self.along_outputs(self.bias).to(y.dtype)
+
+    def dropout_of(self, x: Tensor, factors: LoRAFactors) -> Dropout | None:
+        """What this pass drops of an adapter's input."""
+        return draw(x, factors.dropout) if factors.dropout and self.training else None
+
+    def magnitude_scale(self, factors: LoRAFactors) -> Tensor:
+        """DoRA's scale of each output, shape `(out_features,)`: magnitude over the norm of the row with its update."""
+        assert factors.magnitude is not None
+        A, B = factors.stacked()
+        norms = row_norms(self.rows(), self.squared_norms(), A.flatten(1), B.flatten(1), factors.scaling)
+        return factors.magnitude / norms
+
+    def squared_norms(self) -> Tensor:
+        """‖w‖² of the base's rows, computed once."""
+        if self._squared_norms is None or self._squared_norms.device != self.weight.device:
+            self._squared_norms = squared_row_norms(self.rows())
+        return self._squared_norms
+
+    @classmethod
+    def kind_of(cls, module: nn.Module) -> LayerKind | None:
+        """The kind of layer that a module is, if this class adapts it."""
+        raise NotImplementedError
+
+    @classmethod
+    def fault_of(cls, module: nn.Module) -> str | None:
+        """Why a module of the right kind cannot be adapted nonetheless."""
+        return None
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        weights: Mapping[str, float] = self.weights
+        return "merged" if self.merged else ", ".join(f"{name}={weight:g}" for name, weight in weights.items())
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that a linear layer computes in: that of x, or autocast's."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and x.dtype.itemsize < 8 else x.dtype
+
+
+def merged_already(path: str) -> MismatchError:
+    """The refusal of what cannot be done while adapters are merged into the base."""
+    return MismatchError(f"{path}: adapters are merged into the base; unmerge_weights first")

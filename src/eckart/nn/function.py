@@ -1,0 +1,94 @@
+"""One autograd function for a frozen linear layer with a low-rank update.
+
+Forward, the update is added to the product in place; backward, the gradient of the input takes both paths into one
+tensor. Nothing as large as the activations is kept beside the input, and none is scaled or cast into a copy.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from eckart.nn.dropout import Dropout
+from eckart.nn.frozen import frozen_weight, product
+
+
+class _LowRankLinear(torch.autograd.Function):
+    """y = x·Wᵀ + bias + scaling·drop(x)·Aᵀ·Bᵀ for rows x; with `scale`, y = scale ⊙ (y − bias) + bias."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917
+        ctx: Any,
+        x: Tensor,
+        A: Tensor,
+        B: Tensor,
+        bias: Tensor | None,
+        scale: Tensor | None,
+        base: nn.Module,
+        scaling: float,
+        dropout: Dropout | None,
+    ) -> Tensor:
+        h = (x if dropout is None else dropout(x)) @ A.T
+        y = product(x, frozen_weight(base, x.dtype), bias if scale is None else None)
+        y.addmm_(h, B.T, alpha=scaling)
+        ctx.save_for_backward(x, A, B, h, scale, None if scale is None else y)
+        ctx.base, ctx.scaling, ctx.dropout = base, scaling, dropout
+        if scale is None:
+            return y
+        return y * scale if bias is None else torch.addcmul(bias, y, scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (g,) = gradients
+        x, A, B, h, scale, y = ctx.saved_tensors
+        dropout = cast("Dropout | None", ctx.dropout)
+        needs_x, needs_A, needs_B, needs_bias, needs_scale = ctx.needs_input_grad[:5]
+        dscale = (g * y).sum(dim=0) if needs_scale else None
+        dbias = g.sum(dim=0) if needs_bias else None
+        if scale is not None:
+            g = g * scale
+        dh = (g @ B).mul_(ctx.scaling)
+        dB = (g.T @ h).mul_(ctx.scaling) if needs_B else None
+        dA = dh.T @ (x if dropout is None else dropout(x)) if needs_A else None
+        dx = None
+        if needs_x:
+            dx = product(g, frozen_weight(ctx.base, g.dtype).T)
+            if dropout is None:
+                dx.addmm_(dh, A)
+            else:
+                dx.addcmul_(dh @ A, dropout.mask.to(dx.dtype))
+        return dx, dA, dB, dbias, dscale, None, None, None
+
+
+def low_rank_linear(
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    bias: Tensor | None,
+    *,
+    base: nn.Module,
+    scaling: float,
+    dropout: Dropout | None = None,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """A frozen linear layer with its update.
+
+    Args:
+        x: shape `(…, in_features)`.
+        A: shape `(rank, in_features)`, in the dtype of x.
+        B: shape `(out_features, rank)`, in the dtype of x.
+        bias: shape `(out_features,)`, in the dtype of x.
+        base: holds the frozen weight, which is taken again for the gradient: one in four bits is never kept dense.
+        scaling: of B·A.
+        dropout: of the input to A, shape of x; its scale is applied here.
+        scale: of every output before the bias, shape `(out_features,)`: DoRA's magnitude over the norm of the row.
+
+    Returns:
+        shape `(…, out_features)`.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    if dropout is not None:
+        scaling /= dropout.keep
+        dropout = Dropout(dropout.mask.view_as(rows), dropout.keep)
+    y = cast("Tensor", _LowRankLinear.apply(rows, A, B, bias, scale, base, scaling, dropout))
+    return y.view(*x.shape[:-1], y.shape[-1])

@@ -1,0 +1,84 @@
+"""Linear and Conv1D layers, dense or in four bits, with adapters."""
+
+import torch
+from torch import Tensor, nn
+
+from eckart.adapter.adapter import LayerKind
+from eckart.nn.adapted import AdaptedModule, compute_dtype
+from eckart.nn.factors import LoRAFactors
+from eckart.nn.frozen import PackedLinear, frozen_weight, is_conv1d
+from eckart.nn.function import low_rank_linear
+
+
+class LoRALinear(AdaptedModule):
+    """A linear layer with adapters; a single one takes one fused autograd function."""
+
+    kinds = ("linear", "conv1d")
+
+    @classmethod
+    def kind_of(cls, module: nn.Module) -> LayerKind | None:
+        """`linear`, or GPT-2's `conv1d`."""
+        if is_conv1d(module):
+            return "conv1d"
+        return "linear" if isinstance(module, nn.Linear | PackedLinear) else None
+
+    def rows(self) -> Tensor:
+        """The base weight as `(out_features, in_features)`."""
+        return frozen_weight(self.base_layer, self._stored_dtype())
+
+    def plain(self, x: Tensor) -> Tensor:
+        """x·Wᵀ."""
+        if type(self.base_layer) is nn.Linear:
+            return nn.functional.linear(x, self.weight)
+        y = self.base_layer(x)
+        return y if self.bias is None else y - self.bias.to(y.dtype)
+
+    def update(self, x: Tensor, factors: LoRAFactors) -> Tensor:
+        """Scaling · drop(x)·Aᵀ·Bᵀ."""
+        dtype = compute_dtype(x)
+        x = x.to(dtype)
+        A, B = (factor.to(dtype) for factor in factors.stacked())
+        scaling, dropout = factors.scaling, self.dropout_of(x, factors)
+        if dropout is not None:
+            x, scaling = dropout(x), scaling / dropout.keep
+        return nn.functional.linear(nn.functional.linear(x, A) * scaling, B)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The base's output and the weighted updates."""
+        adapters = [] if self.merged else list(self.switched_on())
+        if len(adapters) != 1 or not self._fits(x, *adapters[0]):
+            return super().forward(x)
+        factors, weight = adapters[0]
+        dtype = compute_dtype(x)
+        x = x.to(dtype)
+        A, B = (factor.to(dtype) for factor in factors.stacked())
+        return low_rank_linear(
+            x,
+            A,
+            B,
+            self._whole_bias(factors, weight, dtype),
+            base=self.base_layer,
+            scaling=factors.scaling * weight,
+            dropout=self.dropout_of(x, factors),
+            scale=None if factors.magnitude is None else self.magnitude_scale(factors).to(dtype),
+        )
+
+    def _fits(self, x: Tensor, factors: LoRAFactors, weight: float) -> bool:
+        """Whether the fused function computes what the base and this adapter would."""
+        base = self.base_layer
+        plain = type(base) in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear) or is_conv1d(base)
+        known = plain or isinstance(base, PackedLinear)
+        trains = any(p.requires_grad for name, p in base.named_parameters(recurse=False) if name != "bias")
+        hooked = bool(base._forward_hooks or base._forward_pre_hooks or base._backward_hooks)
+        same = not plain or compute_dtype(x) == self.weight.dtype or torch.is_autocast_enabled(x.device.type)
+        return known and same and not trains and not hooked and (weight == 1 or factors.magnitude is None)
+
+    def _whole_bias(self, factors: LoRAFactors, weight: float, dtype: torch.dtype) -> Tensor | None:
+        own = None if self.bias is None else self.bias.to(dtype)
+        if factors.lora_bias is None:
+            return own
+        added = (factors.lora_bias * (factors.scaling * weight)).to(dtype)
+        return added if own is None else own + added
+
+    def _stored_dtype(self) -> torch.dtype:
+        return self.weight.dtype if self.weight.is_floating_point() else torch.float32
