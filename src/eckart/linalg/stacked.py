@@ -1,4 +1,4 @@
-"""Many products B·A of one shape decomposed at once: a batch of small QRs costs hundreds of layers what one call costs."""
+"""Many products B·A of one shape decomposed at once: one call instead of one a layer."""
 
 import torch
 from jaxtyping import Float, Float64

@@ -1,0 +1,263 @@
+"""Watching what adapters learn: at chosen steps of a training, the size, spectrum and direction of every update.
+
+All of it comes from the thin factors, layers of one shape together, so that it takes a small share of a step.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from eckart.errors import MismatchError
+from eckart.linalg import Spectrum, overlap, rounding_floor, stacked_svd, truncated_svd
+from eckart.training.trajectory import Dynamics, LayerDynamics, SideDynamics
+
+if TYPE_CHECKING:
+    from eckart.nn import AdaptedModule
+
+DIRECTIONS = 16
+POINTS = 24
+
+Product = tuple[Tensor, Tensor]
+"""lora_B and lora_A of a whole update as matrices in float64, scale included."""
+
+
+def recording_steps(total: int, points: int = POINTS) -> list[int]:
+    """Steps at which to record a run: its start and its end, half of the others doubling, half evenly spread.
+
+    Updates take their directions in the first steps and grow for the rest of the run; both are to be seen.
+
+    Args:
+        total: optimizer steps of the run.
+        points: about how many; a run of no more steps is recorded at each of them.
+    """
+    if total <= points:
+        return list(range(total + 1))
+    shares = [place / (points // 2) for place in range(points // 2 + 1)]
+    return sorted({round(total * share) for share in shares} | {round(total**share) for share in shares})
+
+
+class DynamicsRecorder:
+    """Records the `Dynamics` of a model's adapter while it trains.
+
+    Attributes:
+        dynamics: all that was recorded and logged so far.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        at: Sequence[int] | None = None,
+        *,
+        name: str = "default",
+        directions: int = DIRECTIONS,
+        title: str = "",
+        earlier: Dynamics | None = None,
+    ) -> None:
+        """Make ready to record.
+
+        Args:
+            model: with an adapter `name` injected.
+            at: steps to record, as `recording_steps` chooses them; None records at every call.
+            name: of the adapter.
+            directions: k, leading singular vectors of each base weight that updates are held against; found at the
+                first record and kept, 4·k·(out + in) bytes a layer. 0 skips them.
+            title: what is trained, for the reader of a figure.
+            earlier: of the run that this one continues, cut to the step it goes on from (`Dynamics.forget_after`).
+
+        Raises:
+            MismatchError: `earlier` is of other layers, ranks, base weights or directions.
+        """
+        self._at = None if at is None else frozenset(at)
+        self._name = name
+        self._subspaces: dict[str, tuple[Tensor, Tensor]] = {}
+        layers = [_new_layer(path, module, name) for path, module in _adapted(model, name).items()]
+        self.dynamics = Dynamics(title=title, directions=directions, layers=layers)
+        if earlier is not None:
+            self.dynamics = _continued(earlier, self.dynamics)
+
+    @torch.no_grad()
+    def record(self, model: nn.Module, step: int) -> None:
+        """Record every layer after `step` optimizer steps, if that step is to be recorded and was not yet.
+
+        Raises:
+            ValueError: a later step was recorded already.
+        """
+        dynamics = self.dynamics
+        if step in dynamics.steps or (self._at is not None and step not in self._at):
+            return
+        if dynamics.steps and step < dynamics.steps[-1]:
+            msg = f"step {step} comes after step {dynamics.steps[-1]} was recorded; `forget_after` goes back"
+            raise ValueError(msg)
+        modules, layers = _adapted(model, self._name), {layer.name: layer for layer in dynamics.layers}
+        if dynamics.directions and not self._subspaces:
+            start = time.perf_counter()
+            for path, module in modules.items():
+                self._subspaces[path] = _find_subspaces(layers[path], module, dynamics.directions)
+            dynamics.subspace_seconds += time.perf_counter() - start
+        start = time.perf_counter()
+        products = {path: _product(module, self._name) for path, module in modules.items()}
+        for paths in _of_one_shape(products):
+            group = [layers[path] for path in paths]
+            bases = [self._subspaces[path] for path in paths] if self._subspaces else None
+            _record_updates(group, [products[path] for path in paths], bases)
+        for path, module in modules.items():
+            _record_factors(layers[path], module, self._name)
+        dynamics.steps.append(step)
+        dynamics.recording_seconds += time.perf_counter() - start
+
+    def log(
+        self,
+        step: int,
+        *,
+        loss: float | None = None,
+        learning_rate: float | None = None,
+        gradient_norm: float | None = None,
+        heldout_loss: float | None = None,
+    ) -> None:
+        """Note what is known of a step, counted from 1; later calls add to it. What is not finite is left out.
+
+        Args:
+            step: whose batch gave `loss`; of `heldout_loss`, after how many steps it was measured.
+            loss: on the batch, in nats per token, before the step changed the weights.
+            learning_rate: of the step.
+            gradient_norm: before clipping.
+            heldout_loss: in nats per token.
+        """
+        told = {
+            "loss": loss,
+            "learning_rate": learning_rate,
+            "gradient_norm": gradient_norm,
+            "heldout_loss": heldout_loss,
+        }
+        row = self.dynamics.log.setdefault(step, {})
+        row.update((key, float(value)) for key, value in told.items() if value is not None and math.isfinite(value))
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `dynamics.json`."""
+        return self.dynamics.to_json()
+
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write `dynamics.json`; see `Dynamics.save`."""
+        return self.dynamics.save(path, force=force)
+
+
+def _adapted(model: nn.Module, name: str) -> "dict[str, AdaptedModule]":
+    """The modules that carry the adapter."""
+    from eckart.nn import adapted_modules
+
+    return {path: module for path, module in adapted_modules(model).items() if name in module.adapters}
+
+
+def _new_layer(path: str, module: "AdaptedModule", name: str) -> LayerDynamics:
+    weight, factors = module.rows(), module.factors(name)
+    return LayerDynamics(
+        name=path,
+        shape=(weight.shape[0], weight.shape[1]),
+        rank=factors.rank,
+        base_norm=float(torch.linalg.vector_norm(weight, dtype=torch.float64)),
+        magnitude_change=None if factors.magnitude is None else [],
+    )
+
+
+def _continued(earlier: Dynamics, fresh: Dynamics) -> Dynamics:
+    """The earlier record, ready to go on; refused if it is of another run."""
+    faults = []
+    if earlier.directions != fresh.directions:
+        faults.append(f"it holds updates against {earlier.directions} directions of the base, not {fresh.directions}")
+    before, now = ({layer.name: layer for layer in run.layers} for run in (earlier, fresh))
+    faults += [f"{name} is not in this model" for name in before if name not in now]
+    faults += [f"{name} is not in the record" for name in now if name not in before]
+    for name in before.keys() & now.keys():
+        was, is_now = before[name], now[name]
+        if (was.shape, was.rank) != (is_now.shape, is_now.rank):
+            faults.append(
+                f"{name} has shape {was.shape} and rank {was.rank} there, {is_now.shape} and {is_now.rank} here"
+            )
+        elif not math.isclose(was.base_norm, is_now.base_norm, rel_tol=1e-5):
+            faults.append(f"{name} has a base weight of norm {was.base_norm:g} there, {is_now.base_norm:g} here")
+        was.base_norm = is_now.base_norm  # which a file holds to seven digits
+    if faults:
+        msg = "the earlier record is of another run"
+        raise MismatchError.of(msg, sorted(faults))
+    return earlier
+
+
+def _find_subspaces(layer: LayerDynamics, module: "AdaptedModule", directions: int) -> tuple[Tensor, Tensor]:
+    """Leading singular vectors of a base weight, shapes `(out, k)` and `(in, k)`, float32; what they hold is noted."""
+    k = min(directions, *layer.shape)
+    svd = truncated_svd(module.rows(), rank=k, generator=torch.Generator().manual_seed(0))
+    if layer.base_norm > 0:
+        most, least = (1 - float(above[k] / above[0]) for above in svd.spectrum.energy_above)
+        layer.base_energy = (least, most)
+    if layer.outputs is None or layer.inputs is None:
+        layer.outputs, layer.inputs = (SideDynamics(k / size) for size in layer.shape)
+    return svd.U, svd.Vh.T
+
+
+def _product(module: "AdaptedModule", name: str) -> Product:
+    factors = module.factors(name)
+    A, B = factors.stacked()
+    return B.flatten(1).to(torch.float64) * factors.scaling, A.flatten(1).to(torch.float64)
+
+
+def _of_one_shape(products: Mapping[str, Product]) -> list[list[str]]:
+    """Paths of the products that can be stacked."""
+    groups: dict[object, list[str]] = {}
+    for path, (B, A) in products.items():
+        groups.setdefault((B.shape, A.shape, B.device), []).append(path)
+    return list(groups.values())
+
+
+def _record_updates(
+    layers: Sequence[LayerDynamics], products: Sequence[Product], bases: Sequence[tuple[Tensor, Tensor]] | None
+) -> None:
+    """Norm, spectrum and alignment of updates of one shape."""
+    B, A = (torch.stack(list(sides)) for sides in zip(*products, strict=True))
+    finite = B.isfinite().all(2).all(1) & A.isfinite().all(2).all(1)
+    B, A = (side.where(finite[:, None, None], 0.0) for side in (B, A))
+    U, S, Vh = stacked_svd(B, A)
+    S = S.where(rounding_floor(B, A)[:, None] < S, 0.0)
+    for layer, values, known in zip(layers, S.cpu(), finite.tolist(), strict=True):
+        nonzero = values[values > 0]
+        spectrum = Spectrum(nonzero, layer.shape, float(torch.linalg.vector_norm(nonzero)))
+        layer.singular_values.append(nonzero.tolist() if known else None)
+        layer.norm.append(spectrum.fro_norm if known else None)
+        layer.relative_norm.append(spectrum.fro_norm / layer.base_norm if known and layer.base_norm > 0 else None)
+        layer.effective_rank.append(spectrum.effective_rank)
+        layer.stable_rank.append(cast("float | None", spectrum.stable_rank))  # no interval: the spectrum is complete
+    if bases is None:
+        return
+    for side, columns, base in (("outputs", U, 0), ("inputs", Vh.mT, 1)):
+        directions = torch.stack([pair[base] for pair in bases]).to(columns.device)
+        _record_alignment([getattr(layer, side) for layer in layers], directions, columns, S)
+
+
+def _record_alignment(sides: Sequence[SideDynamics], base: Tensor, columns: Tensor, S: Tensor) -> None:
+    """How singular vectors `columns` of updates, shape `(b, n, r)`, lie to those of their base weights, `(b, n, k)`."""
+    inside = base.mT.to(torch.float64) @ (columns * S[:, None])
+    shares = (inside.square().sum((1, 2)) / S.square().sum(1)).tolist()
+    phi = overlap(base, columns).phi[:, -1].tolist()
+    counts = (S > 0).sum(1).tolist()
+    for side, share, row, count in zip(sides, shares, phi, counts, strict=True):
+        side.share.append(share if count else None)
+        side.phi.append([row[2**power - 1] for power in range(count.bit_length())] or None)
+
+
+def _record_factors(layer: LayerDynamics, module: "AdaptedModule", name: str) -> None:
+    """Norms of the factors as they train, and how far DoRA's magnitude went from the lengths of the base's rows."""
+    factors = module.factors(name)
+    for column, factor in ((layer.A_norm, factors.lora_A), (layer.B_norm, factors.lora_B)):
+        column.append(_finite(torch.linalg.vector_norm(factor, dtype=torch.float64)))
+    if factors.magnitude is not None and layer.magnitude_change is not None:
+        start = module.squared_norms().sqrt()
+        moved = torch.linalg.vector_norm(factors.magnitude.flatten() - start, dtype=torch.float64)
+        layer.magnitude_change.append(_finite(moved / torch.linalg.vector_norm(start, dtype=torch.float64)))
+
+
+def _finite(value: Tensor) -> float | None:
+    return float(value) if bool(value.isfinite()) else None
