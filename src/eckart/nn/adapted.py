@@ -33,7 +33,7 @@ class AdaptedModule(nn.Module):
         self.adapters = nn.ModuleDict()
         self.weights: dict[str, float] = {}
         self.merged = False
-        self._squared_norms: Tensor | None = None
+        self._norms: tuple[Tensor, tuple[object, ...], Tensor] | None = None
         self.train(base_layer.training)
 
     def add(self, name: str, factors: LoRAFactors) -> None:
@@ -66,7 +66,14 @@ class AdaptedModule(nn.Module):
 
     def plain(self, x: Tensor) -> Tensor:
         """What the base computes, without its bias."""
-        raise NotImplementedError
+        y = self.base_layer(x)
+        return y if self.bias is None else y - self.along_outputs(self.bias).to(y.dtype)
+
+    def must_be_called(self) -> bool:
+        """Whether the base does more than its class says, through hooks or a `forward` of its own."""
+        base = self.base_layer
+        hooks = (base._forward_hooks, base._forward_pre_hooks, base._backward_hooks, base._backward_pre_hooks)
+        return any(hooks) or "forward" in vars(base)
 
     def update(self, x: Tensor, factors: LoRAFactors) -> Tensor:
         """Scaling · B·A·drop(x)."""
@@ -109,10 +116,12 @@ class AdaptedModule(nn.Module):
         return factors.magnitude / norms
 
     def squared_norms(self) -> Tensor:
-        """‖w‖² of the base's rows, computed once."""
-        if self._squared_norms is None or self._squared_norms.device != self.weight.device:
-            self._squared_norms = squared_row_norms(self.rows())
-        return self._squared_norms
+        """‖w‖² of the base's rows, computed again when the weight has changed."""
+        weight = self.weight
+        state = (weight.dtype, weight.device, 0 if weight.is_inference() else weight._version)
+        if self._norms is None or self._norms[0] is not weight or self._norms[1] != state:
+            self._norms = (weight, state, squared_row_norms(self.rows()))
+        return self._norms[2]
 
     @classmethod
     def kind_of(cls, module: nn.Module) -> LayerKind | None:

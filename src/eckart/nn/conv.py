@@ -36,7 +36,9 @@ class LoRAConv(AdaptedModule):
 
     def plain(self, x: Tensor) -> Tensor:
         """The convolution with W, without its bias."""
-        return self._convolve(x, self.weight)
+        if type(self.base_layer) in _CONVOLUTIONS and not self.must_be_called():
+            return self._convolve(x, self.weight)
+        return super().plain(x)
 
     def update(self, x: Tensor, factors: LoRAFactors) -> Tensor:
         """Scaling · conv(conv(drop(x), A), B)."""

@@ -26,10 +26,6 @@ class LoRAEmbedding(AdaptedModule):
         """The base weight as `(dimension, vocabulary)`."""
         return self.weight.detach().T
 
-    def plain(self, x: Tensor) -> Tensor:
-        """The rows of W."""
-        return self.base_layer(x)
-
     def update(self, x: Tensor, factors: LoRAFactors) -> Tensor:
         """Scaling · A[:, x]ᵀ·Bᵀ; tokens are not dropped."""
         A, B = factors.stacked()

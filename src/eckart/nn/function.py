@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from eckart.nn.dropout import Dropout
 from eckart.nn.frozen import frozen_weight, product
@@ -38,6 +39,7 @@ class _LowRankLinear(torch.autograd.Function):
         return y * scale if bias is None else torch.addcmul(bias, y, scale)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (g,) = gradients
         x, A, B, h, scale, y = ctx.saved_tensors

@@ -28,10 +28,9 @@ class LoRALinear(AdaptedModule):
 
     def plain(self, x: Tensor) -> Tensor:
         """x·Wᵀ."""
-        if type(self.base_layer) is nn.Linear:
+        if type(self.base_layer) is nn.Linear and not self.must_be_called():
             return nn.functional.linear(x, self.weight)
-        y = self.base_layer(x)
-        return y if self.bias is None else y - self.bias.to(y.dtype)
+        return super().plain(x)
 
     def update(self, x: Tensor, factors: LoRAFactors) -> Tensor:
         """Scaling · drop(x)·Aᵀ·Bᵀ."""
@@ -69,9 +68,9 @@ class LoRALinear(AdaptedModule):
         plain = type(base) in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear) or is_conv1d(base)
         known = plain or isinstance(base, PackedLinear)
         trains = any(p.requires_grad for name, p in base.named_parameters(recurse=False) if name != "bias")
-        hooked = bool(base._forward_hooks or base._forward_pre_hooks or base._backward_hooks)
         same = not plain or compute_dtype(x) == self.weight.dtype or torch.is_autocast_enabled(x.device.type)
-        return known and same and not trains and not hooked and (weight == 1 or factors.magnitude is None)
+        alone = not trains and not self.must_be_called()
+        return known and same and alone and (weight == 1 or factors.magnitude is None)
 
     def _whole_bias(self, factors: LoRAFactors, weight: float, dtype: torch.dtype) -> Tensor | None:
         own = None if self.bias is None else self.bias.to(dtype)
