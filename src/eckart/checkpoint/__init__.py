@@ -9,7 +9,7 @@ from eckart.checkpoint.open import open_checkpoint
 from eckart.checkpoint.output import atomic_directory, atomic_file, check_output
 from eckart.checkpoint.select import select
 from eckart.checkpoint.source import SourceFiles, locate
-from eckart.checkpoint.writer import TensorSpec, copy_companions, write_checkpoint, write_shards, write_tensors
+from eckart.checkpoint.writer import TensorSpec, copy_companions, write_tensors
 
 __all__ = [
     "Checkpoint",
@@ -31,7 +31,5 @@ __all__ = [
     "matches",
     "open_checkpoint",
     "select",
-    "write_checkpoint",
-    "write_shards",
     "write_tensors",
 ]

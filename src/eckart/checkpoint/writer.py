@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from eckart.checkpoint.header import DTYPES
-from eckart.checkpoint.output import atomic_directory, check_output
 
 SHARD_BYTES = 5_000_000_000
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
@@ -35,52 +34,6 @@ class TensorSpec:
     def nbytes(self) -> int:
         """Bytes of its values."""
         return math.prod(self.shape) * self.dtype.itemsize
-
-
-def write_checkpoint(
-    path: Path,
-    specs: Sequence[TensorSpec],
-    tensors: Iterable[tuple[str, Tensor]],
-    *,
-    shard_bytes: int = SHARD_BYTES,
-    companions: Path | None = None,
-    force: bool = False,
-) -> None:
-    """Write a folder in Hugging Face layout that appears under `path` once it is complete.
-
-    One tensor at a time is in memory; they may come in any order.
-
-    Args:
-        path: the folder to make.
-        specs: every tensor, in the order of the files.
-        tensors: each name of `specs` once, with its values.
-        shard_bytes: upper size of a shard, which a larger single tensor exceeds.
-        companions: folder whose config and tokenizer files are copied.
-        force: replace an existing result.
-
-    Raises:
-        OutputError: the output must not, or cannot, be written; nothing is left behind.
-        ValueError: `tensors` does not hold what `specs` says.
-    """
-    check_output(path, sum(spec.nbytes for spec in specs), force=force, inputs=[companions])
-    with atomic_directory(path, force=force) as folder:
-        write_shards(folder, specs, tensors, shard_bytes=shard_bytes)
-        if companions:
-            copy_companions(companions, folder)
-
-
-def write_shards(
-    folder: Path,
-    specs: Sequence[TensorSpec],
-    tensors: Iterable[tuple[str, Tensor]],
-    *,
-    shard_bytes: int = SHARD_BYTES,
-) -> None:
-    """The weight files of `write_checkpoint`, into a folder that is there: for use in `atomic_directory`."""
-    shards = plan_shards(specs, shard_bytes)
-    with open_files(folder, shards) as files:
-        _write_whole(files, tensors)
-    write_index(folder, shards)
 
 
 def plan_shards(specs: Sequence[TensorSpec], shard_bytes: int = SHARD_BYTES) -> dict[str, list[TensorSpec]]:
