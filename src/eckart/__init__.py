@@ -49,8 +49,10 @@ if TYPE_CHECKING:
         eject,
         inject,
         inject_adapter,
+        merge_weights,
         save_adapter,
         set_adapters,
+        unmerge_weights,
     )
 
 __version__ = "0.1.0"
@@ -70,7 +72,7 @@ _HOMES = {
     ),
     "eckart.nn": (
         *("Injection", "LoRAConfig", "adapter_of", "eject", "inject", "inject_adapter"),
-        *("save_adapter", "set_adapters"),
+        *("merge_weights", "save_adapter", "set_adapters", "unmerge_weights"),
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -112,12 +114,14 @@ __all__ = [
     "inject_adapter",
     "load_adapter",
     "merge",
+    "merge_weights",
     "minimal_rank",
     "resize",
     "save_adapter",
     "set_adapters",
     "spectrum",
     "unmerge",
+    "unmerge_weights",
 ]
 
 

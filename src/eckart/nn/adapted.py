@@ -23,6 +23,7 @@ class AdaptedModule(nn.Module):
         adapters: factors by adapter name.
         weights: of the adapters that are switched on.
         merged: whether the base weight holds the adapters that are switched on, so that the base alone computes.
+        undo: what takes them out of it again.
     """
 
     kinds: ClassVar[tuple[LayerKind, ...]]
@@ -33,6 +34,7 @@ class AdaptedModule(nn.Module):
         self.adapters = nn.ModuleDict()
         self.weights: dict[str, float] = {}
         self.merged = False
+        self.undo: object | None = None
         self._norms: tuple[Tensor, tuple[object, ...], Tensor] | None = None
         self.train(base_layer.training)
 
@@ -62,6 +64,10 @@ class AdaptedModule(nn.Module):
 
     def rows(self) -> Tensor:
         """The base weight as the factors see it: `(out, in)`, of an embedding (dimension, vocabulary)."""
+        return self.as_rows(self.weight.detach())
+
+    def as_rows(self, weight: Tensor) -> Tensor:
+        """A dense weight of the base's layout as `rows` has it, as a view."""
         raise NotImplementedError
 
     def plain(self, x: Tensor) -> Tensor:

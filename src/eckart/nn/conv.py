@@ -30,9 +30,9 @@ class LoRAConv(AdaptedModule):
         mode = getattr(module, "padding_mode", "zeros")
         return None if mode == "zeros" else f"a convolution that pads with {mode!r}"
 
-    def rows(self) -> Tensor:
-        """The base weight as `(out, in·k·…)`."""
-        return self.weight.detach().flatten(1)
+    def as_rows(self, weight: Tensor) -> Tensor:
+        """The weight as `(out, in·k·…)`."""
+        return weight.flatten(1)
 
     def plain(self, x: Tensor) -> Tensor:
         """The convolution with W, without its bias."""

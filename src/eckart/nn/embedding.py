@@ -22,9 +22,9 @@ class LoRAEmbedding(AdaptedModule):
         """Embeddings that change their weight as they look things up are no fixed matrix."""
         return "an embedding with max_norm changes its own weight" if getattr(module, "max_norm", None) else None
 
-    def rows(self) -> Tensor:
-        """The base weight as `(dimension, vocabulary)`."""
-        return self.weight.detach().T
+    def as_rows(self, weight: Tensor) -> Tensor:
+        """The weight as `(dimension, vocabulary)`."""
+        return weight.T
 
     def update(self, x: Tensor, factors: LoRAFactors) -> Tensor:
         """Scaling · A[:, x]ᵀ·Bᵀ; tokens are not dropped."""

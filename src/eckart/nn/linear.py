@@ -26,6 +26,10 @@ class LoRALinear(AdaptedModule):
         """The base weight as `(out_features, in_features)`."""
         return frozen_weight(self.base_layer, self._stored_dtype())
 
+    def as_rows(self, weight: Tensor) -> Tensor:
+        """The weight as `(out_features, in_features)`."""
+        return weight.T if is_conv1d(self.base_layer) else weight
+
     def plain(self, x: Tensor) -> Tensor:
         """x·Wᵀ."""
         if type(self.base_layer) is nn.Linear and not self.must_be_called():

@@ -1,0 +1,191 @@
+"""Adapters merged into the base weights of a live model and taken out again, bit for bit.
+
+Subtracting what was added does not give the first term of a rounded sum back. So what the subtraction misses is kept:
+the distance of the bit patterns, one byte an entry, and the entries themselves where a byte is not enough.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from eckart.errors import MismatchError, NotFiniteError
+from eckart.nn.adapted import AdaptedModule
+from eckart.nn.frozen import PackedLinear
+from eckart.nn.inject import adapted_modules
+
+_SLAB_ENTRIES = 2**20  # worked on at a time, in float64
+_BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+
+
+def merge_weights(model: nn.Module) -> list[str]:
+    """Bake the adapters that are switched on into the base weights, in place, so that the base alone computes.
+
+    The sum is taken in float64 and rounded once to the base's dtype. Tied weights are parted: only the adapted module
+    changes. Memory beside the model: about one byte an entry of the merged weights.
+
+    Returns:
+        Paths of the modules whose weight changed.
+
+    Raises:
+        MismatchError: bases in four bits; nothing is merged.
+        NotFiniteError: a merged weight overflows its dtype; nothing is merged.
+    """
+    modules = {path: m for path, m in adapted_modules(model).items() if not m.merged and any(m.switched_on())}
+    if packed := [path for path, module in modules.items() if isinstance(module.base_layer, PackedLinear)]:
+        msg = "weights in four bits cannot take an update in; eckart merge writes a model of its own"
+        raise MismatchError.of(msg, packed)
+    merged: list[str] = []
+    for path, module in modules.items():
+        is_finite = _merge(model, module)
+        merged.append(path)
+        if not is_finite:
+            for done in merged:
+                _unmerge(done, modules[done])
+            msg = f"{path}: the merged weight is not finite in {module.weight.dtype}; nothing was merged"
+            raise NotFiniteError(msg)
+    return merged
+
+
+def unmerge_weights(model: nn.Module) -> list[str]:
+    """Take merged adapters out again: every base weight has the bits that it had before.
+
+    Returns:
+        Paths of the modules whose weight changed.
+
+    Raises:
+        MismatchError: factors were changed since the merge, so that a weight cannot be restored; it stays merged.
+    """
+    modules = {path: module for path, module in adapted_modules(model).items() if module.merged}
+    for path, module in modules.items():
+        _unmerge(path, module)
+    return list(modules)
+
+
+@dataclass
+class _Slab:
+    """What undoing a merge misses in some rows: distances of bit patterns, and entries too far away for one byte."""
+
+    distances: Tensor | None
+    places: Tensor
+    entries: Tensor
+
+
+@dataclass
+class _Undo:
+    """What brings one base back.
+
+    Attributes:
+        scales: DoRA's scale of the rows for each merged adapter, float64; ones for plain LoRA.
+        slabs: in the order of the rows.
+        checksum: of the bit patterns of the weight as it was.
+        weight: the parameter as it was, where other modules share it; the merged one is then a copy.
+        bias: as it was.
+    """
+
+    scales: list[Tensor]
+    slabs: list[_Slab]
+    checksum: int
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+
+@torch.no_grad()
+def _merge(model: nn.Module, module: AdaptedModule) -> bool:
+    """Merge one module; whether its weight is finite."""
+    base = module.base_layer
+    original = cast("nn.Parameter", base.weight)
+    is_shared = sum(weight is original for _, weight in model.named_parameters(remove_duplicate=False)) > 1
+    if is_shared:
+        base.weight = nn.Parameter(original.detach().clone(), requires_grad=False)
+    rows = module.rows()
+    ones = torch.ones(len(rows), dtype=torch.float64, device=rows.device)
+    scales = [ones if f.magnitude is None else module.magnitude_scale(f).double() for f, _ in module.switched_on()]
+    undo = _Undo(scales, [], _checksum(rows), original if is_shared else None, cast("nn.Parameter | None", module.bias))
+    is_finite = True
+    for weight, (gain, shift) in zip(_split(rows), _changes(module, scales), strict=True):
+        new = (weight.double() * gain + shift).to(weight.dtype)
+        is_finite &= bool(torch.isfinite(new).all())
+        undo.slabs.append(_missed(weight, ((new.double() - shift) / gain).to(weight.dtype)))
+        weight.copy_(new)
+    _merge_biases(module)
+    module.merged, module.undo = True, undo
+    return is_finite
+
+
+@torch.no_grad()
+def _unmerge(path: str, module: AdaptedModule) -> None:
+    undo = cast("_Undo", module.undo)
+    restored = module.weight.detach().clone()
+    rows = module.as_rows(restored)
+    for weight, (gain, shift), slab in zip(_split(rows), _changes(module, undo.scales), undo.slabs, strict=True):
+        bits = _bits(((weight.double() - shift) / gain).to(weight.dtype))
+        if slab.distances is not None:
+            bits = bits + slab.distances
+        values = bits.view(weight.dtype)
+        values.view(-1)[slab.places] = slab.entries
+        weight.copy_(values)
+    if _checksum(rows) != undo.checksum:
+        msg = f"{path}: the adapters were changed since they were merged, so the base cannot be restored"
+        raise MismatchError(msg)
+    if undo.weight is None:
+        module.weight.data.copy_(restored)
+    else:
+        module.base_layer.weight = undo.weight
+    if module.bias is not undo.bias:
+        module.base_layer.bias = undo.bias  # type: ignore[assignment]
+    module.merged, module.undo = False, None
+
+
+def _changes(module: AdaptedModule, scales: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """What adapters make of each slab of rows, gain ⊙ W + shift, in float64: W + Σ w·(c ⊙ (W + s·B·A) − W)."""
+    start = 0
+    for rows in _split(module.rows()):
+        stop = start + len(rows)
+        gain = torch.ones(len(rows), 1, dtype=torch.float64, device=rows.device)
+        shift = torch.zeros(rows.shape, dtype=torch.float64, device=rows.device)
+        for (factors, weight), scale in zip(module.switched_on(), scales, strict=True):
+            A, B = (factor.detach().double().flatten(1) for factor in factors.stacked())
+            share = scale[start:stop, None]
+            gain += weight * (share - 1)
+            shift.addmm_(B[start:stop] * share, A, alpha=weight * factors.scaling)
+        yield gain, shift
+        start = stop
+
+
+def _merge_biases(module: AdaptedModule) -> None:
+    """Add the adapters' biases to the base's, or give it one."""
+    added = [f.lora_bias.double() * (f.scaling * w) for f, w in module.switched_on() if f.lora_bias is not None]
+    if added:
+        own = [] if module.bias is None else [module.bias.double()]
+        total = torch.stack([*own, *added]).sum(dim=0).to(module.weight.dtype)
+        module.base_layer.bias = nn.Parameter(total, requires_grad=False)
+
+
+def _split(rows: Tensor) -> tuple[Tensor, ...]:
+    return rows.split(max(1, _SLAB_ENTRIES // rows.shape[1]))
+
+
+def _bits(values: Tensor) -> Tensor:
+    return values.contiguous().view(_BITS[values.dtype.itemsize])
+
+
+def _missed(weight: Tensor, restored: Tensor) -> _Slab:
+    """What lies between a weight and its restoration."""
+    distances = _bits(weight).long() - _bits(restored).long()
+    far = (distances.abs() > 127).view(-1).nonzero().view(-1)
+    entries = weight.contiguous().view(-1)[far].clone()
+    distances.view(-1)[far] = 0
+    return _Slab(distances.to(torch.int8) if bool(distances.any()) else None, far, entries)
+
+
+def _checksum(rows: Tensor) -> int:
+    """A sum of the bit patterns, each with an odd factor of its own, modulo 2⁶⁴."""
+    total = 0
+    for place, slab in enumerate(_split(rows)):
+        bits = _bits(slab).view(-1).long()
+        odd = torch.arange(1, 2 * len(bits), 2, device=bits.device)
+        total = (total + (2 * place + 1) * int((bits * odd).sum())) % 2**64
+    return total
