@@ -40,7 +40,8 @@ class AdaptedModule(nn.Module):
 
     def add(self, name: str, factors: LoRAFactors) -> None:
         """Give the module one more adapter, switched off."""
-        self.adapters[name] = factors.to(next(chain(self.base_layer.parameters(), self.base_layer.buffers())).device)
+        device = next(chain(self.base_layer.parameters(), self.base_layer.buffers())).device
+        self.adapters[name] = factors.to(device).train(self.training)
 
     def layer(self, name: str) -> AdapterLayer:
         """An adapter's update as a value, with tensors of its own."""

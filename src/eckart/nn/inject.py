@@ -1,7 +1,7 @@
 """Adapters put into a model, switched, and taken out again."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -79,12 +79,17 @@ def inject(model: nn.Module, config: LoRAConfig | None = None, *, name: str = "d
     """
     config = config or LoRAConfig()
     check_name(model, name)
+    if config.bias != "none":
+        check_biases_are_free(model)
     targets = find_targets(model, config)
     generator = torch.Generator().manual_seed(seed)
     layers = {target.path: _new_layer(target, config, generator) for target in targets}
     put_in(model, targets, layers, name=name, dropout=config.dropout)
     if config.bias != "none":
-        _train_biases(model, config.bias, name)
+        inside = tuple(f"{target.path}." for target in targets)
+        biases = [path for path in own_parameters(model) if path.rpartition(".")[2] == "bias"]
+        chosen = [path for path in biases if config.bias == "all" or path.startswith(inside)]
+        give_biases(model, chosen, config.bias, name)
     return report(model, name)
 
 
@@ -119,6 +124,13 @@ def set_adapters(model: nn.Module, weights: Mapping[str, float]) -> None:
             factors = module.factors(name)
             for parameter in factors.parameters():
                 parameter.requires_grad_(factors.trainable and bool(module.weights.get(name)))
+    record = record_of(model)
+    if record is not None and record.bias_owner is not None:
+        owners = (m.factors(record.bias_owner) for m in modules.values() if record.bias_owner in m.adapters)
+        train = bool(weights.get(record.bias_owner)) and any(factors.trainable for factors in owners)
+        own = own_parameters(model)
+        for path in record.biases:
+            own[path].requires_grad_(train)
 
 
 @contextmanager
@@ -146,9 +158,10 @@ def eject(model: nn.Module) -> None:
     modules = adapted_modules(model)
     if merged := next((path for path, module in modules.items() if module.merged), None):
         raise merged_already(merged)
-    for path, module in modules.items():
-        module.base_layer.train(module.training)
-        _place(model, path, module.base_layer)
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, AdaptedModule):
+            module.base_layer.train(module.training)
+            _place(model, path, module.base_layer)
     record: Record | None = model.__dict__.pop(_RECORD, None)
     if record is None:
         return
@@ -162,8 +175,8 @@ def eject(model: nn.Module) -> None:
 
 def check_name(model: nn.Module, name: str) -> None:
     """Refuse a name that no module can carry, or that the model has already."""
-    if not name.isidentifier():
-        msg = f"the name of an adapter is a plain word, got {name!r}"
+    if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+        msg = f"the name of an adapter is a plain word that torch's modules have no use for, got {name!r}"
         raise OptionError(msg)
     if any(name in module.adapters for module in adapted_modules(model).values()):
         msg = f"the model has an adapter {name!r} already: eject takes it out, another name adds a second"
@@ -191,7 +204,8 @@ def put_in(
         module = present.get(target.path)
         if module is None:
             module = target.wrapper(target.module)
-            _place(model, target.path, module)
+            for path in target.paths:
+                _place(model, path, module)
         factors = LoRAFactors(layers[target.path], dropout=dropout, trainable=trainable)
         module.add(name, factors)
         if factors.magnitude is not None and factors.magnitude.is_meta != module.rows().is_meta:
@@ -203,6 +217,29 @@ def put_in(
 def record_of(model: nn.Module) -> Record | None:
     """What the model was like before adapters, if it has some."""
     return model.__dict__.get(_RECORD)
+
+
+def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The model's own parameters by their paths in the bare model."""
+    named = model.named_parameters()
+    return {path.replace(".base_layer.", "."): parameter for path, parameter in named if ".adapters." not in path}
+
+
+def check_biases_are_free(model: nn.Module) -> None:
+    """Refuse biases that another adapter has."""
+    record = record_of(model)
+    if record is not None and record.bias_owner is not None:
+        msg = f"the biases train with adapter {record.bias_owner!r} already: only one adapter can have them"
+        raise MismatchError(msg)
+
+
+def give_biases(model: nn.Module, paths: Iterable[str], which: Bias, name: str) -> None:
+    """Let a new adapter have biases of the model: they train with it, and `eject` brings them back."""
+    record, own = record_of(model), own_parameters(model)
+    assert record is not None
+    record.biases = {path: own[path].detach().clone() for path in paths}
+    record.bias, record.bias_owner = which, name
+    set_adapters(model, {name: 1.0})
 
 
 def report(model: nn.Module, name: str) -> Injection:
@@ -232,18 +269,3 @@ def _new_layer(target: Target, config: LoRAConfig, generator: torch.Generator) -
         A, B = A.view(rank, *weight.shape[1:]), B.view(out, rank, *(1 for _ in weight.shape[2:]))
     magnitude = wrapped.squared_norms().sqrt() if config.method == "dora" else None
     return AdapterLayer(A, B, config.alpha, config.rslora, target.kind, magnitude=magnitude)
-
-
-def _train_biases(model: nn.Module, which: Bias, name: str) -> None:
-    record = record_of(model)
-    assert record is not None
-    if record.bias_owner is not None:
-        msg = f"the biases train with adapter {record.bias_owner!r} already: only one adapter can have them"
-        raise MismatchError(msg)
-    inside = tuple(f"{path}.base_layer." for path, module in adapted_modules(model).items() if name in module.adapters)
-    for path, parameter in model.named_parameters():
-        is_bias = path.endswith(".bias") or path == "bias"
-        if is_bias and ".adapters." not in path and (which == "all" or path.startswith(inside)):
-            record.biases[path.replace(".base_layer.", ".")] = parameter.detach().clone()
-            parameter.requires_grad_(True)
-    record.bias, record.bias_owner = which, name

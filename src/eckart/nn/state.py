@@ -1,13 +1,26 @@
 """A live model's adapter as a value, and the other way round."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from eckart.adapter import Adapter, AdapterLayer
+from eckart.adapter.formats.peft_config import is_trained_bias
 from eckart.errors import MismatchError
-from eckart.nn.inject import Injection, adapted_modules, check_name, put_in, record_of, report
-from eckart.nn.targets import Target, base_modules, sizes_of, wrapper_of
+from eckart.nn.inject import (
+    Injection,
+    adapted_modules,
+    check_biases_are_free,
+    check_name,
+    give_biases,
+    own_parameters,
+    put_in,
+    record_of,
+    report,
+)
+from eckart.nn.targets import Target, base_modules, fault_of, paths_of, sizes_of, wrapper_of
 
 _PEFT_BIAS = {"none": "none", "lora-only": "lora_only", "all": "all"}
 
@@ -26,11 +39,11 @@ def adapter_of(model: nn.Module, name: str = "default") -> Adapter:
         msg = f"the model has no adapter {name!r}; there are {', '.join(known) or 'none'}"
         raise MismatchError(msg)
     record = record_of(model)
-    biases: dict[str, Tensor] = {}
+    biases, config = {}, {}
     if record is not None and record.bias_owner == name:
-        own = {path.replace(".base_layer.", "."): parameter for path, parameter in model.named_parameters()}
+        own = own_parameters(model)
         biases = {path: own[path].detach().clone() for path in record.biases}
-    config = {"bias": _PEFT_BIAS[record.bias]} if biases and record is not None else {}
+        config = {"bias": _PEFT_BIAS[record.bias]}
     base = getattr(getattr(model, "config", None), "_name_or_path", None) or None
     return Adapter(layers, biases, base, _task_type(model), config)
 
@@ -54,7 +67,8 @@ def inject_adapter(
 
     Args:
         model: its modules carry the adapter's names, or these names behind the prefix of the whole model.
-        adapter: such as `load_adapter` gives; biases and other tensors saved whole are refused.
+        adapter: such as `load_adapter` gives; its factors are copied, to float32 or wider. Biases that were trained
+            with it come along, other tensors saved whole are refused.
         name: that it gets in the model.
         dropout: while it trains on.
         trainable: whether it trains.
@@ -63,13 +77,20 @@ def inject_adapter(
         MismatchError: it does not fit the model; every fault is listed.
     """
     check_name(model, name)
-    modules, prefix = base_modules(model), getattr(model, "base_model_prefix", "")
+    modules, own = base_modules(model), own_parameters(model)
+    places, prefix = paths_of(modules), getattr(model, "base_model_prefix", "")
     targets: list[Target] = []
     layers: dict[str, AdapterLayer] = {}
-    faults = [
-        f"{tensor}: a tensor saved whole is not put into a live model; eckart merge"
-        for tensor in adapter.modules_to_save
-    ]
+    biases: dict[str, torch.Tensor] = {}
+    faults: list[str] = []
+    for tensor_name, tensor in adapter.modules_to_save.items():
+        path = tensor_name if tensor_name in own else f"{prefix}.{tensor_name}"
+        if not is_trained_bias(tensor_name, adapter):
+            faults.append(f"{tensor_name}: a tensor saved whole is not put into a live model; eckart merge")
+        elif path not in own or own[path].shape != tensor.shape:
+            faults.append(f"{tensor_name}: the model has no such bias, of shape {tuple(tensor.shape)}")
+        else:
+            biases[path] = tensor
     for module_name, layer in adapter.items():
         path = module_name if module_name in modules else f"{prefix}.{module_name}"
         found = wrapper_of(modules[path]) if path in modules else None
@@ -78,18 +99,35 @@ def inject_adapter(
             continue
         wrapper, kind = found
         wanted, given = sizes_of(modules[path], kind), (layer.lora_B.shape[0], layer.lora_A.flatten(1).shape[1])
-        fault = wrapper.fault_of(modules[path])
+        fault = fault_of(path, modules)
         if kind != layer.kind or wanted != given:
             fault = f"an update of a {layer.kind}, {given}; the model's is a {kind}, {wanted}"
         if fault:
             faults.append(f"{module_name}: {fault}")
-        targets.append(Target(path, modules[path], wrapper, kind, layer.rank))
-        layers[path] = layer
+        target = Target(places[modules[path]], modules[path], wrapper, kind, layer.rank)
+        targets.append(target)
+        layers[target.path] = _copied(layer)
     if faults:
         msg = "the adapter does not fit the model"
         raise MismatchError.of(msg, faults)
+    if biases:
+        check_biases_are_free(model)
     put_in(model, targets, layers, name=name, dropout=dropout, trainable=trainable)
+    if biases:
+        give_biases(model, biases, "all" if adapter.config["bias"] == "all" else "lora-only", name)
+        with torch.no_grad():
+            for path, tensor in biases.items():
+                own[path].copy_(tensor)
     return report(model, name)
+
+
+def _copied(layer: AdapterLayer) -> AdapterLayer:
+    """The layer with tensors of its own, wide enough to be trained."""
+    tensors = {
+        part: tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
+        for part, tensor in layer.tensors().items()
+    }
+    return replace(layer, **tensors)
 
 
 def _task_type(model: nn.Module) -> str | None:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from eckart.adapter.adapter import LayerKind
@@ -23,21 +24,39 @@ ABSURD_SCALING = 64
 
 @dataclass(frozen=True)
 class Target:
-    """A module to adapt: where it is, what will stand in for it, and at which rank."""
+    """A module to adapt: where it is, what will stand in for it, and at which rank.
 
-    path: str
+    Attributes:
+        paths: every place of the module, the first of which names it; shared modules, as T5's embedding, have several.
+    """
+
+    paths: tuple[str, ...]
     module: nn.Module
     wrapper: type[AdaptedModule]
     kind: LayerKind
     rank: int
 
+    @property
+    def path(self) -> str:
+        """The module's name."""
+        return self.paths[0]
+
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules by path as if no adapter were there: an adapted one is the module in it."""
-    adapted = {path: module for path, module in model.named_modules() if isinstance(module, AdaptedModule)}
+    """Modules by each of their paths as if no adapter were there: an adapted one is the module in it."""
+    everywhere = dict(model.named_modules(remove_duplicate=False))
+    adapted = {path: module for path, module in everywhere.items() if isinstance(module, AdaptedModule)}
     inside = tuple(f"{path}." for path in adapted)
-    plain = {path: module for path, module in model.named_modules() if path and not path.startswith(inside)}
+    plain = {path: module for path, module in everywhere.items() if path and not path.startswith(inside)}
     return plain | {path: module.base_layer for path, module in adapted.items()} if adapted else plain
+
+
+def paths_of(modules: Mapping[str, nn.Module]) -> dict[nn.Module, tuple[str, ...]]:
+    """Each module with all its paths, both in the model's order."""
+    paths: dict[nn.Module, tuple[str, ...]] = {}
+    for path, module in modules.items():
+        paths[module] = (*paths.get(module, ()), path)
+    return paths
 
 
 def wrapper_of(module: nn.Module) -> tuple[type[AdaptedModule], LayerKind] | None:
@@ -64,16 +83,16 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[Target]:
         if not any(matches(pattern, path) for path in modules)
     ]
     targets = []
-    for path, module in modules.items():
+    for module, paths in paths_of(modules).items():
         found = wrapper_of(module)
-        if found is None or not _takes(config, path, found[1]):
+        if found is None or not _takes(config, paths, found[1]):
             continue
         wrapper, kind = found
-        rank = next((rank for pattern, rank in config.rank_pattern.items() if matches(pattern, path)), config.rank)
-        fault = wrapper.fault_of(module) or _owner_fault(path, modules) or _rank_fault(module, kind, rank)
+        rank = next((rank for pattern, rank in config.rank_pattern.items() if _fits(pattern, paths)), config.rank)
+        fault = fault_of(paths[0], modules) or _rank_fault(module, kind, rank)
         if fault:
-            faults.append(f"{path}: {fault}")
-        targets.append(Target(path, module, wrapper, kind, rank))
+            faults.append(f"{paths[0]}: {fault}")
+        targets.append(Target(paths, module, wrapper, kind, rank))
     if not faults and not targets:
         faults.append(f"every module that {', '.join(config.target)} takes is excluded")
     if faults:
@@ -83,13 +102,16 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[Target]:
     return targets
 
 
-def _takes(config: LoRAConfig, path: str, kind: LayerKind) -> bool:
+def _takes(config: LoRAConfig, paths: Sequence[str], kind: LayerKind) -> bool:
     def taken(patterns: Sequence[str]) -> bool:
-        return any(
-            matches(pattern, path) and not (pattern in PRESETS and kind not in LoRALinear.kinds) for pattern in patterns
-        )
+        able = (pattern for pattern in patterns if pattern not in PRESETS or kind in LoRALinear.kinds)
+        return any(_fits(pattern, paths) for pattern in able)
 
     return taken(config.target) and not taken(config.exclude)
+
+
+def _fits(pattern: str, paths: Sequence[str]) -> bool:
+    return any(matches(pattern, path) for path in paths)
 
 
 def _pattern_fault(pattern: str, modules: Mapping[str, nn.Module]) -> str | None:
@@ -114,12 +136,17 @@ def _nearest(pattern: str, modules: Mapping[str, nn.Module]) -> str:
     return ", ".join(difflib.get_close_matches(pattern, ends, n=3, cutoff=0.4) or list(ends)[:3]) or "none"
 
 
-def _owner_fault(path: str, modules: Mapping[str, nn.Module]) -> str | None:
-    """A module whose owner takes its weight without calling it would be adapted in vain."""
-    owner = modules.get(path.rpartition(".")[0])
+def fault_of(path: str, modules: Mapping[str, nn.Module]) -> str | None:
+    """Why a module of the right kind cannot be adapted; one whose owner takes its weight would be in vain."""
+    owner, found = modules.get(path.rpartition(".")[0]), wrapper_of(modules[path])
     if isinstance(owner, nn.MultiheadAttention):
         return "nn.MultiheadAttention uses its weight without calling it: replace it by separate projections"
-    return None
+    if isinstance(owner, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():
+        return (
+            "nn.TransformerEncoderLayer uses its weight without calling it in evaluation: "
+            "torch.backends.mha.set_fastpath_enabled(False) ends that"
+        )
+    return found[0].fault_of(modules[path]) if found else None
 
 
 def _rank_fault(module: nn.Module, kind: LayerKind, rank: int) -> str | None:
