@@ -12,16 +12,15 @@ from eckart.adapter.comparison.result import Comparison
 from eckart.analysis.places import forward_order, places
 from eckart.checkpoint import atomic_directory
 from eckart.report import style
+from eckart.report.heat_map import colour_bar, layer_ticks, paint
 from eckart.report.words import number_text
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from eckart.adapter.comparison.merge_check import MergeCheck
     from eckart.adapter.comparison.result import Alignment, MatrixComparison
 
-MOST_LABELLED_COLUMNS = 16  # more leave no room for numbers in the cells
 RESULT = "comparison.json"
 
 
@@ -47,16 +46,13 @@ def alignment_map(comparison: Comparison) -> "Figure":
     upper, lower = figure.subplots(2, 1)
     cosines = cells(lambda matrix: matrix.cosine)
     largest = max(0.01, float(cosines.nan_to_num().abs().max()))
-    image = _paint(upper, cosines, cmap="RdBu", limits=(-largest, largest))
-    _bar(figure, upper, image, "cosine")
+    image = paint(upper, cosines, cmap="RdBu", limits=(-largest, largest))
+    colour_bar(figure, upper, image, "cosine")
     phi = cells(lambda matrix: matrix.outputs and matrix.outputs.shared)
-    image = _paint(lower, phi, cmap="YlGnBu", limits=(0, 1))
-    _bar(figure, lower, image, "φ of outputs")
+    image = paint(lower, phi, cmap="YlGnBu", limits=(0, 1))
+    colour_bar(figure, lower, image, "φ of outputs")
     for axes in (upper, lower):
-        step = max(1, len(layers) // 20)
-        axes.set_yticks(range(len(kinds)), kinds)
-        names = ["–" if layer is None else str(layer) for layer in layers]
-        axes.set_xticks(range(0, len(layers), step), names[::step])
+        layer_ticks(axes, kinds, layers)
     lower.set_xlabel("layer (–: outside the layers)" if None in layers else "layer", color=style.INK)
     chances = sorted(matrix.outputs.chance for matrix in comparison.matrices if matrix.outputs)
     chance = f"φ is {number_text(chances[0])}–{number_text(chances[-1])} by chance" if chances else "no direction"
@@ -88,7 +84,7 @@ def overlap_map(comparison: Comparison) -> "Figure":
         shares.append(f"{label} {number_text(float(phi[-1, -1]))} (chance {number_text(float(chance[-1, -1]))})")
         titles = (f"{label}: φ(i, j), mean of {count}", f"{label}: by chance")
         for axes, values, title in zip(row, (phi, chance), titles, strict=True):
-            image = _paint(axes, values, cmap="YlGnBu", limits=(0, 1), square=True)
+            image = paint(axes, values, cmap="YlGnBu", limits=(0, 1), square=True)
             for ticks, size in ((axes.set_xticks, values.shape[1]), (axes.set_yticks, values.shape[0])):
                 step = max(1, size // 8)
                 ticks(range(0, size, step), [str(place + 1) for place in range(0, size, step)])
@@ -126,30 +122,6 @@ def _mean_overlap(alignments: "Sequence[Alignment]") -> tuple[Tensor, Tensor, in
         torch.stack([overlap.chance for overlap in kept]).mean(0),
         len(kept),
     )
-
-
-def _paint(axes: "Axes", values: Tensor, *, cmap: str, limits: tuple[float, float], square: bool = False) -> object:
-    """Coloured cells, with their numbers where there is room; cells without a matrix stay white."""
-    image = axes.imshow(values.numpy(), cmap=cmap, aspect="equal" if square else "auto", vmin=limits[0], vmax=limits[1])
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0, labelsize=9, colors=style.INK)
-    axes.set_xticks([column - 0.5 for column in range(1, values.shape[1])], minor=True)
-    axes.set_yticks([row - 0.5 for row in range(1, values.shape[0])], minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.2)
-    axes.tick_params(which="minor", length=0)
-    if values.shape[1] <= MOST_LABELLED_COLUMNS and not square:
-        for row, column in (~values.isnan()).nonzero().tolist():
-            value = float(values[row, column])
-            colour = "white" if abs(value) > 0.6 * limits[1] else style.INK
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
-    return image
-
-
-def _bar(figure: "Figure", axes: "Axes", image: object, label: str) -> None:
-    bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03)  # type: ignore[arg-type]
-    bar.set_label(label, color=style.INK)
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    bar.ax.tick_params(labelsize=8, colors=style.SOFT)
 
 
 def _names(comparison: Comparison) -> str:

@@ -1,0 +1,99 @@
+"""Figures of a training: its loss, and all of its figures as files."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from eckart.errors import OutputError
+from eckart.report import style
+from eckart.report.update_figures import (
+    alignment_figure,
+    detail,
+    growth_figure,
+    log_axis,
+    spectra_figure,
+    update_map,
+    whole_steps,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from eckart.training.trajectory import Dynamics
+
+NEIGHBOURS = 1 / 16  # of the steps, on each side, over which the smoothed loss is a mean
+
+
+def loss_figure(dynamics: "Dynamics") -> "Figure":
+    """Training loss, its moving mean and the held-out losses; below, learning rate and gradient norm."""
+    steps, losses = dynamics.logged("loss")
+    held = dict(zip(*dynamics.logged("heldout_loss"), strict=True))
+    figure = style.new_figure(height_inches=6.2)
+    panels = figure.subplot_mosaic([["loss", "loss"], ["rate", "gradient"]], height_ratios=[2.4, 1])
+    axes = panels["loss"]
+    if losses:
+        half = max(1, round(NEIGHBOURS * len(losses)))
+        smooth = [fmean(losses[max(0, place - half) : place + half + 1]) for place in range(len(losses))]
+        colour = style.COLOURS[0]
+        axes.plot(steps, losses, ".", color=colour, alpha=0.35, markersize=5, label="training, step by step")
+        axes.plot(steps, smooth, color=colour, linewidth=2, label=f"training, mean of {2 * half + 1} steps")
+    if held:
+        colour = style.COLOURS[1]
+        look = {"linestyle": (0, (4, 2)), "marker": "D", "markersize": 6, "linewidth": 1.4}
+        axes.plot(list(held), list(held.values()), color=colour, label="held out", **look)
+        for step, loss in held.items():
+            last = 0 < step == max(held)
+            place = {"xytext": (-8 if last else 8, 8), "ha": "right" if last else "left", "textcoords": "offset points"}
+            axes.annotate(f"{loss:.3f}", (step, loss), color=colour, fontsize=9, fontweight="bold", **place)
+    axes.margins(y=0.12)
+    style.dress(axes, x="step", y="loss, nats per token")
+    axes.legend(frameon=False, fontsize=9, loc="upper right")
+    for name, quantity in (("rate", "learning_rate"), ("gradient", "gradient_norm")):
+        panels[name].plot(*dynamics.logged(quantity), color=style.INK, linewidth=1.2)
+        style.dress(panels[name], x="step", y=quantity.replace("_", " "))
+    log_axis(panels["gradient"])
+    for panel in panels.values():
+        whole_steps(panel)
+    style.headline(figure, _loss_finding(losses, held), detail(dynamics, "loss of every step, before it was taken"))
+    return figure
+
+
+def save_dynamics(dynamics: "Dynamics", folder: str | Path) -> list[Path]:
+    """Draw what was recorded and write it as PNG.
+
+    Returns:
+        the paths: `loss.png`, `growth.png`, `spectra.png`, `update_map.png`, `alignment.png`, as far as recorded.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        OutputError: the folder cannot be written.
+    """
+    drawings: dict[str, Callable[[Dynamics], Figure]] = {}
+    if dynamics.log:
+        drawings["loss"] = loss_figure
+    if dynamics.steps and any(layer.norm[-1] for layer in dynamics.layers):
+        drawings |= {"growth": growth_figure, "spectra": spectra_figure, "update_map": update_map}
+        if dynamics.directions:
+            drawings["alignment"] = alignment_figure
+    paths = []
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, draw in drawings.items():
+            path = Path(folder) / f"{name}.png"
+            draw(dynamics).savefig(path)
+            paths.append(path)
+    except OSError as failed:
+        msg = f"cannot write figures to {folder}: {failed.strerror or failed}"
+        raise OutputError(msg) from failed
+    return paths
+
+
+def _loss_finding(losses: Sequence[float], held: dict[int, float]) -> str:
+    if len(held) > 1:
+        first, last = held[min(held)], held[max(held)]
+        return f"Held-out loss {'fell' if last < first else 'rose'} from {first:.3f} to {last:.3f}"
+    if not losses:
+        return "No loss was told"
+    part = max(1, len(losses) // 10)
+    return f"Training loss went from {fmean(losses[:part]):.3f} to {fmean(losses[-part:]):.3f}"
