@@ -220,3 +220,21 @@ def test_other_quantised_weights_stay_left_out(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     found = layout(open_checkpoint(tmp_path))
     assert {left.name for left in found.left_out if "quantised storage" in left.reason} >= {"a.weight", "b.qweight"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_conv1d_is_read_in_the_orientation_of_its_dense_file(tmp_path):
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=64, n_layer=1, n_head=4)).save_pretrained(tmp_path / "dense")
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", quantization_config=config, device_map="cpu")
+    model.save_pretrained(tmp_path / "nf4")
+    found, dense = open_checkpoint(tmp_path / "nf4"), open_checkpoint(tmp_path / "dense")
+    assert set(layout(found).matrices) == set(layout(dense).matrices)
+    tensors = load_file(tmp_path / "nf4/model.safetensors")
+    for name in found.schemes:
+        assert torch.equal(found.read(name), by_bitsandbytes(tensors, name).T)
+        assert torch.equal(found.rows(name, 3, 9), found.read(name)[3:9])
+        assert float((found.read(name) - dense.read(name)).norm() / dense.read(name).norm()) < 0.12

@@ -100,6 +100,17 @@ def is_buffer(info: TensorInfo) -> bool:
     return leaf in _BUFFERS or (leaf == "bias" and len(info.shape) == 4)
 
 
+def conv1d_tensors(checkpoint: Checkpoint) -> set[str]:
+    """Tensors whose module is GPT-2's Conv1D, by their names: known also where a file holds codes of the weights."""
+    if not _has_conv1d(checkpoint):
+        return set()
+    return {
+        name
+        for name, info in checkpoint.tensors.items()
+        if len(info.shape) == 2 and _kind(info, checkpoint.kinds, has_conv1d=True) == "conv1d"
+    }
+
+
 def _views(info: TensorInfo, kind: Kind, transposed: bool, tied: tuple[str, ...]) -> list[MatrixView]:
     module, shape = module_of(info.name), info.shape
     if kind == "expert":
@@ -174,7 +185,7 @@ def _is_quantised(info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> bool:
     return leaf in _QUANTISED or "quant_state" in info.name or any(name in tensors for name in beside)
 
 
-def _model_types(config: Mapping[str, Any]) -> set[str]:
+def model_types(config: Mapping[str, Any]) -> set[str]:
     """The config's model type and those of the parts it is made of (text_config, decoder ...)."""
     parts = [config, *(value for value in config.values() if isinstance(value, dict))]
     return {part["model_type"] for part in parts if isinstance(part.get("model_type"), str)}
@@ -182,7 +193,7 @@ def _model_types(config: Mapping[str, Any]) -> set[str]:
 
 def _has_conv1d(checkpoint: Checkpoint) -> bool:
     """Whether c_attn and its like are stored (in, out). nanoGPT has the same names with plain Linear."""
-    types = _model_types(checkpoint.config)
+    types = model_types(checkpoint.config)
     if types:
         return not types.isdisjoint(_CONV1D_MODELS)
     fused = [info.shape for name, info in checkpoint.tensors.items() if name.endswith("c_attn.weight")]
@@ -196,4 +207,4 @@ def _expert_is_transposed(info: TensorInfo, config: Mapping[str, Any]) -> bool:
     first, second = (size in hidden for size in info.shape[1:])
     if first != second:
         return first != (".down" in info.name or "output_linear" in info.name)
-    return not _model_types(config).isdisjoint(_TRANSPOSED_EXPERTS)
+    return not model_types(config).isdisjoint(_TRANSPOSED_EXPERTS)

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo, check_rows
+from eckart.checkpoint.layout import conv1d_tensors
 from eckart.checkpoint.nf4_scheme import Nf4Scheme, own_name, read_schemes, state_of
 from eckart.linalg.nf4 import NESTED_BLOCK, Nf4Blocks
 
 
 class Nf4Checkpoint:
     """A checkpoint whose NF4 weights have the shape and dtype that they stand for, and are dequantised on reading.
+
+    bitsandbytes has the weight of a Conv1D as (out, in); read here it is (in, out), as in any other file of that model.
 
     Attributes:
         stored: the same checkpoint as it lies in its files, with codes and scales as tensors.
@@ -27,6 +30,7 @@ class Nf4Checkpoint:
         self.source, self.config, self.kinds, self.folder = stored.source, stored.config, stored.kinds, stored.folder
         self.stored = stored
         self.schemes: Mapping[str, Nf4Scheme] = read_schemes(stored)
+        self._turned = conv1d_tensors(stored) & self.schemes.keys()
         parts = {name: [spec.name for spec in scheme.specs()] for name, scheme in self.schemes.items()}
         hidden = {part for names in parts.values() for part in names[1:]}
         self.tied: Mapping[str, str] = {name: own for name, own in stored.tied.items() if name not in hidden}
@@ -38,7 +42,10 @@ class Nf4Checkpoint:
 
     def read(self, name: str) -> Tensor:
         """The whole tensor; a quantised one in the dtype that it was quantised from."""
-        return self.blocks(name).dequantize() if name in self.schemes else self.stored.read(name)
+        if name not in self.schemes:
+            return self.stored.read(name)
+        weight = self.blocks(name).dequantize()
+        return weight.T.contiguous() if name in self._turned else weight
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Entries `start` to `stop` of the first dimension, reading the blocks that hold them."""
@@ -46,6 +53,8 @@ class Nf4Checkpoint:
             return self.stored.rows(name, start, stop)
         scheme, info = self.schemes[name], self.tensors[name]
         check_rows(info, start, stop)
+        if name in self._turned:
+            return self.read(name)[start:stop]
         row, count = math.prod(info.shape[1:]), math.prod(info.shape)
         if start == stop:
             return torch.empty((0, *info.shape[1:]), dtype=info.dtype)
@@ -67,7 +76,8 @@ class Nf4Checkpoint:
     def _info(self, scheme: Nf4Scheme, parts: list[str]) -> TensorInfo:
         infos = [self.stored.tensors[part] for part in parts if part in self.stored.tensors]
         nbytes = sum(info.nbytes for info in infos)
-        return TensorInfo(scheme.name, scheme.shape, scheme.dtype, nbytes, infos[0].file, "nf4")
+        shape = scheme.shape[::-1] if scheme.name in self._turned else scheme.shape
+        return TensorInfo(scheme.name, shape, scheme.dtype, nbytes, infos[0].file, "nf4")
 
     def _blocks(self, scheme: Nf4Scheme, first: int, last: int) -> Nf4Blocks:
         """Values `first` to `last` of the flattened weight; both lie between groups of blocks, or at its end."""

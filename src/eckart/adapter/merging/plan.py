@@ -14,9 +14,10 @@ from torch import Tensor, nn
 import eckart
 from eckart.adapter.adapter import Adapter, load_adapter
 from eckart.adapter.formats import under_names_of, unknown_fields
+from eckart.adapter.merging.companions import has_companions, missing_companions
 from eckart.adapter.merging.expert_modules import with_expert_modules
 from eckart.adapter.merging.places import Term, find_places, stored_factors
-from eckart.adapter.merging.rewrite import Rewriting, Rewritten, as_view, has_companions, in_cache, shards_of
+from eckart.adapter.merging.rewrite import Rewriting, Rewritten, as_view, in_cache, shards_of
 from eckart.adapter.merging.update import Update, update_of
 from eckart.adapter.preview import Match, Preview
 from eckart.adapter.weights import checked_weights
@@ -86,7 +87,6 @@ class MergePlan:
         """A digest of everything that the output depends on."""
         facts = {
             "version": eckart.__version__,
-            "boot": _boot(),
             "made_by": self.made_by,
             "base": self.base.fingerprint(),
             "adapters": [adapter.fingerprint() for adapter in self.adapters],
@@ -152,7 +152,7 @@ def plan_merge(
     factors = checked_weights(weights, len(loaded))
     outlines = [adapter.outline() for adapter in loaded]
     places = find_places(checkpoint, outlines)
-    left_out = _missing_companions(checkpoint)
+    left_out = missing_companions(checkpoint)
     left_out += [item for adapter in loaded for item in unknown_fields(adapter)]
     left_out += [LeftOut(f"adapter {n}", "its weight is zero") for n, w in enumerate(factors, start=1) if w == 0]
     changes = {
@@ -197,12 +197,6 @@ def _outputs(
     return [Rewritten(name, base, stored, to, seen, terms, scheme)]
 
 
-def _boot() -> str:
-    """What changes when the machine restarts, which may have lost values that were not on the disk yet."""
-    file = Path("/proc/sys/kernel/random/boot_id")
-    return file.read_text() if file.exists() else ""
-
-
 def _still_tied(
     base: Checkpoint, changes: Mapping[str, Any], adapters: Sequence[Adapter], views: Mapping[str, MatrixView]
 ) -> set[str]:
@@ -243,18 +237,6 @@ def _equal(
             if len(mine) != len(theirs) or not all(map(torch.equal, mine, theirs)):
                 return False
     return True
-
-
-def _missing_companions(base: Checkpoint) -> list[LeftOut]:
-    """What a complete model folder would have and the base does not."""
-    if has_companions(base):
-        return []
-    if any(info.file.suffix == ".gguf" for info in base.tensors.values()):
-        file = next(iter(base.tensors.values())).file
-        load = f"AutoTokenizer.from_pretrained({str(file.parent)!r}, gguf_file={file.name!r})"
-        return [LeftOut("tokenizer", f"it lies in the GGUF file; {load}.save_pretrained(OUT) adds it")]
-    missing = [] if base.config else [LeftOut("config.json", "the base has none")]
-    return [*missing, LeftOut("tokenizer", "the base has none")]
 
 
 def _matches(

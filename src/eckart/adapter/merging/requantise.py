@@ -1,4 +1,4 @@
-"""A merged weight quantised to NF4 again as its rows come, with the error that this costs.
+"""A weight quantised to NF4 as its rows come, with the error that this costs.
 
 For each block of values x with codes c the sums Σc², Σcx, Σx² are kept: ‖s·c − x‖² then follows for any scale s, also
 for the scales of double quantisation, which are known only when all rows are there.
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from eckart.checkpoint.nf4_scheme import Nf4Scheme
 from eckart.linalg import nf4
+from eckart.linalg.slabs import NORM_CHUNK
 
 
 class Requantised:
@@ -18,10 +19,13 @@ class Requantised:
 
     Args:
         scheme: how it is stored.
+        turned: whether rows come as those of its transpose, which are then kept until all are there.
     """
 
-    def __init__(self, scheme: Nf4Scheme) -> None:
+    def __init__(self, scheme: Nf4Scheme, *, turned: bool = False) -> None:
         self.scheme = scheme
+        self.turned = turned
+        self._waiting: list[Tensor] = []
         self._codes: list[Tensor] = []
         self._absmax: list[Tensor] = []
         self._sums: list[Tensor] = []
@@ -29,13 +33,13 @@ class Requantised:
         self._update = 0.0
 
     def add(self, stored: Tensor, merged: Tensor) -> None:
-        """Take the next rows: as they were, and as they shall be, in float32."""
-        self._update += float(torch.linalg.vector_norm(merged - stored.to(merged.dtype), dtype=torch.float64)) ** 2
-        values = torch.cat([self._rest, merged.float().reshape(-1)])
-        whole = len(values) // self.scheme.block_size * self.scheme.block_size
-        self._rest = values[whole:].clone()
-        if whole:
-            self._quantise(values[:whole])
+        """Take the next rows: as they were, and as they shall be; the same tensor where nothing changes them."""
+        if merged is not stored:
+            self._update += float(torch.linalg.vector_norm(merged - stored.to(merged.dtype), dtype=torch.float64)) ** 2
+        if self.turned:
+            self._waiting.append(merged)
+        else:
+            self._take(merged)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The stored tensors of the whole weight."""
@@ -44,21 +48,33 @@ class Requantised:
     def facts(self) -> dict[str, float]:
         """Squared norms of the error, of the merged weight, and of the update, once all rows are there."""
         scales = self._blocks().scales().to(torch.float64)
-        codes, mixed, values = torch.cat(self._sums, dim=1).to(torch.float64)
+        codes, mixed, values = torch.cat(self._sums, dim=1)
         error = float((scales.square() * codes - 2 * scales * mixed + values).sum())
         return {"error": max(error, 0.0), "merged": float(values.sum()), "update": self._update}
+
+    def _take(self, rows: Tensor) -> None:
+        values = torch.cat([self._rest, rows.float().reshape(-1)])
+        whole = len(values) // self.scheme.block_size * self.scheme.block_size
+        self._rest = values[whole:].clone()
+        if whole:
+            self._quantise(values[:whole])
 
     def _quantise(self, values: Tensor) -> None:
         blocks = nf4.quantize(values, block_size=self.scheme.block_size)
         self._codes.append(blocks.codes)
         self._absmax.append(blocks.absmax)
         size = self.scheme.block_size
-        padded = torch.nn.functional.pad(values, (0, -len(values) % size)).view(-1, size)
         unit = nf4.Nf4Blocks(blocks.codes, torch.ones_like(blocks.absmax), (len(values),), torch.float32, size)
-        codes = torch.nn.functional.pad(unit.dequantize(), (0, -len(values) % size)).view(-1, size)
-        self._sums.append(torch.stack([(codes * codes).sum(1), (codes * padded).sum(1), (padded * padded).sum(1)]))
+        padded, codes = (
+            torch.nn.functional.pad(part, (0, -len(values) % size)).view(-1, size).split(NORM_CHUNK // size)
+            for part in (values, unit.dequantize())
+        )
+        self._sums += map(_products, codes, padded)
 
     def _blocks(self) -> nf4.Nf4Blocks:
+        if self._waiting:
+            self._take(torch.cat(self._waiting).T)
+            self._waiting.clear()
         if len(self._rest):
             self._quantise(self._rest)
             self._rest = self._rest[:0]
@@ -67,3 +83,9 @@ class Requantised:
             torch.cat(self._codes), torch.cat(self._absmax), scheme.shape, scheme.dtype, scheme.block_size
         )
         return nf4.nested(blocks) if scheme.double else blocks
+
+
+def _products(codes: Tensor, values: Tensor) -> Tensor:
+    """Σc², Σcx and Σx² of each block, in float64, shape `(3, blocks)`."""
+    codes, values = codes.to(torch.float64), values.to(torch.float64)
+    return torch.stack([(codes * codes).sum(1), (codes * values).sum(1), (values * values).sum(1)])

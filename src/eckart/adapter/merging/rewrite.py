@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eckart.adapter.merging.companions import has_companions
 from eckart.adapter.merging.cost import Cost
 from eckart.adapter.merging.places import Term
 from eckart.adapter.merging.requantise import Requantised
@@ -112,13 +113,13 @@ class Rewriting:
     Attributes:
         base: whose companions come along.
         tensors: every tensor of the output.
-        updates: reads what changes a matrix, given the tensor, the matrix and how to read its rows.
+        updates: reads what changes a matrix, given the tensor, the matrix and how to read its rows; None if nothing does.
         config: of the output; {} for none.
     """
 
     base: Checkpoint
     tensors: Sequence[Rewritten]
-    updates: Updates
+    updates: Updates | None
     config: Mapping[str, Any]
 
     def write(
@@ -138,7 +139,7 @@ class Rewriting:
         needed = sum(spec.nbytes for specs in shards.values() for spec in specs) - _allocated(folder)
         check_output(output, needed, force=force, inputs=[self.base.folder])
         remedy = "free some space and run the same command again: it goes on where it stopped"
-        with journal_of(output, fingerprint, run) as journal, refusing_full_disk(output, remedy):
+        with journal_of(output, f"{fingerprint} {_boot()}".strip(), run) as journal, refusing_full_disk(output, remedy):
             assert journal is not None
             records = self._fill(folder, shards, journal, run, stage)
             write_index(folder, shards)
@@ -167,20 +168,23 @@ class Rewriting:
         values = prod(tensor.views[0].stored_shape)
         held = 4 * SLAB_BYTES
         if tensor.scheme is not None:
-            held += 2 * values
+            held += 2 * values + 12 * values * (tensor.views[0].kind == "conv1d")
         elif tensor.views[0].kind == "expert":
             held += 4 * values
         return Task(tensor.name, tensor.info.nbytes, held, lambda: self._write_tensor(tensor, files))
 
     def _write_tensor(self, tensor: Rewritten, files: TensorFiles) -> Record:
-        requantised, cost = Requantised(tensor.scheme) if tensor.scheme else None, Cost()
+        turned = tensor.views[0].kind == "conv1d"  # bitsandbytes has every weight as (out, in), also that of a Conv1D
+        requantised, cost = Requantised(tensor.scheme, turned=turned) if tensor.scheme else None, Cost()
         for view in tensor.views:
             read = partial(tensor.stored, view)
-            update = self.updates(tensor, view, read) if view.name in tensor.terms else None
+            update = self.updates(tensor, view, read) if self.updates and view.name in tensor.terms else None
             row = 0
             for stored in read():
                 if update is None:
                     rows = _converted(tensor, stored)
+                    if requantised is not None:
+                        self._check(tensor, view, rows)
                 else:
                     rows = self._changed(tensor, view, update, stored=stored, row=row, cost=cost)
                 if requantised is not None:
@@ -229,9 +233,10 @@ class Rewriting:
         raise NotFiniteError(msg)
 
 
-def has_companions(base: Checkpoint) -> bool:
-    """Whether config and tokenizer lie beside the weights: anything might lie beside a lone file."""
-    return base.folder is not None and (base.folder / "config.json").is_file()
+def _boot() -> str:
+    """What changes when the machine restarts, which may have lost values that were not on the disk yet."""
+    file = Path("/proc/sys/kernel/random/boot_id")
+    return file.read_text() if file.exists() else ""
 
 
 def _converted(tensor: Rewritten, stored: Tensor) -> Tensor:
