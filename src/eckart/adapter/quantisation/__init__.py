@@ -1,0 +1,1 @@
+"""A model's linear layers in four bits."""
