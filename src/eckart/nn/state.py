@@ -99,7 +99,7 @@ def inject_adapter(
             continue
         wrapper, kind = found
         wanted, given = sizes_of(modules[path], kind), (layer.lora_B.shape[0], layer.lora_A.flatten(1).shape[1])
-        fault = fault_of(path, modules)
+        fault = fault_of(model, path, modules[path])
         if kind != layer.kind or wanted != given:
             fault = f"an update of a {layer.kind}, {given}; the model's is a {kind}, {wanted}"
         if fault:

@@ -89,7 +89,7 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[Target]:
             continue
         wrapper, kind = found
         rank = next((rank for pattern, rank in config.rank_pattern.items() if _fits(pattern, paths)), config.rank)
-        fault = fault_of(paths[0], modules) or _rank_fault(module, kind, rank)
+        fault = fault_of(model, paths[0], module) or _rank_fault(module, kind, rank)
         if fault:
             faults.append(f"{paths[0]}: {fault}")
         targets.append(Target(paths, module, wrapper, kind, rank))
@@ -136,9 +136,9 @@ def _nearest(pattern: str, modules: Mapping[str, nn.Module]) -> str:
     return ", ".join(difflib.get_close_matches(pattern, ends, n=3, cutoff=0.4) or list(ends)[:3]) or "none"
 
 
-def fault_of(path: str, modules: Mapping[str, nn.Module]) -> str | None:
+def fault_of(model: nn.Module, path: str, module: nn.Module) -> str | None:
     """Why a module of the right kind cannot be adapted; one whose owner takes its weight would be in vain."""
-    owner, found = modules.get(path.rpartition(".")[0]), wrapper_of(modules[path])
+    owner, found = model.get_submodule(path.rpartition(".")[0]), wrapper_of(module)
     if isinstance(owner, nn.MultiheadAttention):
         return "nn.MultiheadAttention uses its weight without calling it: replace it by separate projections"
     if isinstance(owner, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():
@@ -146,7 +146,7 @@ def fault_of(path: str, modules: Mapping[str, nn.Module]) -> str | None:
             "nn.TransformerEncoderLayer uses its weight without calling it in evaluation: "
             "torch.backends.mha.set_fastpath_enabled(False) ends that"
         )
-    return found[0].fault_of(modules[path]) if found else None
+    return found[0].fault_of(module) if found else None
 
 
 def _rank_fault(module: nn.Module, kind: LayerKind, rank: int) -> str | None:
