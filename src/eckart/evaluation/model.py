@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 EXTRA = "train"  # what brings transformers
 
 
-def load_model(source: str | Path) -> "PreTrainedModel":
-    """The causal language model of a SOURCE, in float32, on the CPU, in evaluation mode.
+def load_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> "PreTrainedModel":
+    """The causal language model of a SOURCE, on the CPU, in evaluation mode.
 
     Args:
         source: a checkpoint folder, a GGUF file, a hub name or `pkg:DISTRIBUTION`.
+        dtype: of its weights.
 
     Raises:
         MissingExtraError: transformers is not installed.
@@ -35,7 +36,7 @@ def load_model(source: str | Path) -> "PreTrainedModel":
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     with quiet_transformers(), _refusals(f"{source} does not load as a causal language model"):
         model, found = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, **options
+            folder, dtype=dtype, output_loading_info=True, **options
         )
     if missing := sorted(found["missing_keys"]):
         # transformers would fill them with random numbers, and every loss would be of another model.

@@ -1,6 +1,33 @@
 """Training of language models on text."""
 
-from eckart.training.sequences import pack_texts
+from eckart.training.data import DataOptions, TrainingData, load_data
+from eckart.training.dynamics import DynamicsRecorder, recording_steps
 from eckart.training.finetune import FinetuneResult, FinetuneSettings, StepCallback, finetune
+from eckart.training.health import DivergenceError
+from eckart.training.result import TrainResult
+from eckart.training.sequences import pack_texts
+from eckart.training.settings import TrainSettings
+from eckart.training.train import train
+from eckart.training.trajectory import Dynamics, read_dynamics
+from eckart.training.watching import TrainingInterrupted, Watcher
 
-__all__ = ["FinetuneResult", "FinetuneSettings", "StepCallback", "finetune", "pack_texts"]
+__all__ = [
+    "DataOptions",
+    "DivergenceError",
+    "Dynamics",
+    "DynamicsRecorder",
+    "FinetuneResult",
+    "FinetuneSettings",
+    "StepCallback",
+    "TrainResult",
+    "TrainSettings",
+    "TrainingData",
+    "TrainingInterrupted",
+    "Watcher",
+    "finetune",
+    "load_data",
+    "pack_texts",
+    "read_dynamics",
+    "recording_steps",
+    "train",
+]

@@ -1,0 +1,129 @@
+"""A trainer made from settings: what of TRL's and transformers' many options is chosen, and why."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eckart.errors import MissingExtraError
+from eckart.evaluation.model import EXTRA
+from eckart.training import rundir
+from eckart.training.data import TrainingData
+from eckart.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+    from eckart.training.trainer import AdapterTrainer
+
+LOGS_FOLDER = "tensorboard"
+KEPT_CHECKPOINTS = 2
+
+
+def make_trainer(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    data: TrainingData,
+    settings: TrainSettings,
+    folder: Path,
+    *,
+    callbacks: "list[TrainerCallback]",
+    save: bool,
+) -> "AdapterTrainer":
+    """The trainer of an adapter that is in the model, with the model on its device.
+
+    Args:
+        model: with the adapter; it alone requires gradients.
+        tokenizer: that this training may change.
+        data: to train on.
+        settings: how.
+        folder: for checkpoints and TensorBoard's files.
+        callbacks: called between the steps.
+        save: whether to write any.
+
+    Raises:
+        MissingExtraError: TRL is not installed.
+        OptionError: the model cannot be trained so.
+    """
+    require_trl()
+    from transformers import PrinterCallback
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    from eckart.training.trainer import AdapterTrainer
+
+    length = {"max_steps": settings.steps} if settings.steps else {"num_train_epochs": settings.epochs or 1}
+    packed = "seq_lengths" in data.train.column_names
+    arguments = SFTConfig(
+        output_dir=str(folder),
+        **length,  # type: ignore[arg-type]
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
+        warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_gradient_norm,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        use_cpu=settings.device == "cpu",
+        bf16=False,  # the weights themselves are in the dtype that was asked for: autocast has nothing to cast
+        activation_checkpointing=settings.gradient_checkpointing,
+        packing=packed,
+        max_length=data.options.length,
+        dataset_kwargs={"skip_prepare_dataset": True},  # they are examples already
+        logging_steps=1,
+        save_strategy="steps" if save else "no",
+        save_steps=settings.save_every or 0.1,
+        save_total_limit=KEPT_CHECKPOINTS,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+    )
+    arguments.dataloader_pin_memory = arguments.device.type == "cuda"
+    arguments._n_gpu = min(1, arguments.n_gpu)  # one process trains on one GPU; torchrun starts one for each
+    padding = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if isinstance(t, int)), 0)
+    with _quiet():
+        trainer = AdapterTrainer(
+            held_out=data.held_out,
+            lora_plus_ratio=settings.lora_plus_ratio,
+            model=model,
+            args=arguments,
+            train_dataset=data.train,
+            processing_class=tokenizer,
+            data_collator=None if packed else DataCollatorForLanguageModeling(pad_token_id=padding),
+            callbacks=[*callbacks, *(_tensorboard(folder) if save and rundir.is_writer() else [])],
+        )
+    trainer.remove_callback(PrinterCallback)  # it prints every step's numbers on stdout
+    return trainer
+
+
+def require_trl() -> None:
+    """Import TRL, or raise the error that names the extra which brings it."""
+    with _quiet():
+        try:
+            import trl  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError.for_extra(EXTRA, "training an adapter") from error
+
+
+def _tensorboard(folder: Path) -> "list[TrainerCallback]":
+    """The callback that logs for TensorBoard, where that is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return []
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    return [TensorBoardCallback(SummaryWriter(log_dir=str(folder / LOGS_FOLDER)))]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what libraries say of themselves at their import and start."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
