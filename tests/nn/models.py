@@ -75,7 +75,8 @@ def same_bits(left, right):
 
 def steps(model, loss, count=3):
     """A few steps of training of whatever trains."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05, weight_decay=0.1)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=0.05, weight_decay=0.1, eps=1e-3)  # 1e-8 is zero in float16
     for _ in range(count):
         optimizer.zero_grad()
         loss(model).backward()

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from eckart.errors import MismatchError, NotFiniteError
 from eckart.nn.adapted import AdaptedModule
+from eckart.nn.factors import LoRAFactors
 from eckart.nn.frozen import PackedLinear
 from eckart.nn.inject import adapted_modules
+from eckart.nn.row_norm import row_norms, squared_row_norms
 
 _SLAB_ENTRIES = 2**20  # worked on at a time, in float64
 _BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
@@ -101,8 +103,7 @@ def _merge(model: nn.Module, module: AdaptedModule) -> bool:
     if is_shared:
         base.weight = nn.Parameter(original.detach().clone(), requires_grad=False)
     rows = module.rows()
-    ones = torch.ones(len(rows), dtype=torch.float64, device=rows.device)
-    scales = [ones if f.magnitude is None else module.magnitude_scale(f).double() for f, _ in module.switched_on()]
+    scales = [_scale(rows, factors) for factors, _ in module.switched_on()]
     undo = _Undo(scales, [], _checksum(rows), original if is_shared else None, cast("nn.Parameter | None", module.bias))
     is_finite = True
     for weight, (gain, shift) in zip(_split(rows), _changes(module, scales), strict=True):
@@ -113,6 +114,20 @@ def _merge(model: nn.Module, module: AdaptedModule) -> bool:
     _merge_biases(module)
     module.merged, module.undo = True, undo
     return is_finite
+
+
+def _scale(rows: Tensor, factors: LoRAFactors) -> Tensor:
+    """DoRA's scale of the rows in float64, where the forward pass takes products in the weight's dtype; else ones."""
+    if factors.magnitude is None:
+        return torch.ones(len(rows), dtype=torch.float64, device=rows.device)
+    A, B = (factor.double().flatten(1) for factor in factors.stacked())
+    norms, start = [], 0
+    for slab in _split(rows):
+        wide = slab.double()
+        part = B[start : start + len(slab)]
+        norms.append(row_norms(wide, squared_row_norms(wide), A, part, factors.scaling))
+        start += len(slab)
+    return factors.magnitude.double() / torch.cat(norms)
 
 
 @torch.no_grad()
@@ -175,7 +190,7 @@ def _bits(values: Tensor) -> Tensor:
 def _missed(weight: Tensor, restored: Tensor) -> _Slab:
     """What lies between a weight and its restoration."""
     distances = _bits(weight).long() - _bits(restored).long()
-    far = (distances.abs() > 127).view(-1).nonzero().view(-1)
+    far = ((distances < -127) | (distances > 127)).view(-1).nonzero().view(-1)  # no abs: −2⁶³ has none
     entries = weight.contiguous().view(-1)[far].clone()
     distances.view(-1)[far] = 0
     return _Slab(distances.to(torch.int8) if bool(distances.any()) else None, far, entries)
