@@ -36,6 +36,7 @@ def row_norms(weight: Tensor, squared: Tensor, A: Tensor, B: Tensor, scaling: fl
     Liu et al. (2024), "DoRA: Weight-decomposed low-rank adaptation", section 4.3.
     """
     A, B = A.to(squared.dtype), B.to(squared.dtype)
-    cross = (weight @ A.T.to(weight.dtype)).to(squared.dtype)
-    inner = cross.mul_(2 * scaling).addmm_(B, A @ A.T, alpha=scaling**2)
+    with torch.autocast(weight.device.type, enabled=False):
+        cross = (weight @ A.T.to(weight.dtype)).to(squared.dtype)
+        inner = cross.mul_(2 * scaling).addmm_(B, A @ A.T, alpha=scaling**2)
     return (squared + (inner * B).sum(dim=1)).clamp_(min=0).sqrt_()
