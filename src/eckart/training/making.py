@@ -69,6 +69,7 @@ def make_trainer(
         data_seed=settings.seed,
         use_cpu=settings.device == "cpu",
         bf16=False,  # the weights themselves are in the dtype that was asked for: autocast has nothing to cast
+        ddp_find_unused_parameters=_may_skip_layers(model),
         activation_checkpointing=settings.gradient_checkpointing,
         packing=packed,
         max_length=data.options.length,
@@ -99,11 +100,16 @@ def make_trainer(
     return trainer
 
 
+def _may_skip_layers(model: "PreTrainedModel") -> bool:
+    """Whether a batch can leave adapters without a gradient, as one that goes to few of many experts."""
+    return any("expert" in key for key in model.config.get_text_config().to_dict())
+
+
 def require_trl() -> None:
     """Import TRL, or raise the error that names the extra which brings it."""
     with _quiet():
         try:
-            import trl  # noqa: F401
+            import trl.trainer.sft_trainer  # noqa: F401
         except ImportError as error:
             raise MissingExtraError.for_extra(EXTRA, "training an adapter") from error
 

@@ -1,0 +1,95 @@
+"""Trainings in processes of their own: killed, without PEFT, and two of them together."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import eckart
+from eckart.adapter import load_adapter
+from eckart.nn import LoRAConfig
+from eckart.training import DataOptions, TrainSettings, train
+
+from .tiny import words, write_lines
+
+RUN = Path(__file__).with_name("run.py")
+SETTINGS = TrainSettings(steps=9, batch_size=4, learning_rate=2e-2, save_every=3, device="cpu")
+OPTIONS = DataOptions(max_length=32)
+
+
+def start(
+    *command: object, model: Path, data: Path, output: Path, path: str, **given: object
+) -> subprocess.CompletedProcess:
+    given = {"settings": asdict(SETTINGS), "options": asdict(OPTIONS), "kill_at": None, **given}
+    # -S: no site-packages but those of `path`.
+    command = [sys.executable, *command, RUN, model, data, output, json.dumps(given)]
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [str(part) for part in command], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.fixture
+def without_peft(tmp_path: Path) -> str:
+    """A search path with everything that is installed, but PEFT."""
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    for package in Path(transformers.__file__).parents[1].iterdir():
+        if not package.name.lower().startswith("peft"):
+            (folder / package.name).symlink_to(package)
+    return os.pathsep.join([str(folder), str(Path(eckart.__file__).parents[1])])
+
+
+def test_a_killed_training_resumes_to_the_bits_of_an_unbroken_one_and_needs_no_peft(tiny, text, tmp_path, without_peft):
+    config = {"rank": 4, "dropout": 0.2, "method": "dora"}
+    output = tmp_path / "killed"
+    ended = start("-S", model=tiny, data=text, output=output, path=without_peft, config=config, kill_at=8)
+    assert ended.returncode == -9, ended.stderr
+    assert sorted(path.name for path in tmp_path.glob("killed.partial/checkpoint-*")) == [
+        "checkpoint-3",
+        "checkpoint-6",
+    ]
+    (tmp_path / "killed.partial" / "checkpoint-7").mkdir()  # as one that was cut short
+    options = {"config": LoRAConfig(**config), "settings": SETTINGS, "options": OPTIONS}
+    train(tiny, text, **options, output=output, resume=True)
+    whole = train(tiny, text, **options)
+    resumed = load_adapter(output)
+    assert len(resumed) == 14
+    for name, layer in whole.adapter.items():
+        assert all(torch.equal(resumed[name].tensors()[part], tensor) for part, tensor in layer.tensors().items())
+
+
+def test_two_processes_give_the_adapter_of_one_with_twice_the_batch(tiny, tmp_path):
+    """To 1e-5 in float32, 1/2000 of a step of Adam: gradients are summed in another order.
+
+    The records have from one to seven words to learn, so that every token must count the same in whichever process.
+    """
+    records = [{"prompt": f"{words(seed % 5 + 1)} ", "completion": words(seed % 7 + 1, seed)} for seed in range(44)]
+    data = write_lines(tmp_path / "d.jsonl", records)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+    ended = start(
+        *torchrun, model=tiny, data=data, output=tmp_path / "two", path=os.pathsep.join(sys.path), config={"rank": 4}
+    )
+    assert ended.returncode == 0, ended.stderr
+    one = train(
+        tiny,
+        data,
+        config=LoRAConfig(rank=4),
+        settings=TrainSettings(**asdict(SETTINGS) | {"batch_size": 8}),
+        options=OPTIONS,
+    )
+    two = load_adapter(tmp_path / "two")
+    for name, layer in one.adapter.items():
+        for part, tensor in layer.tensors().items():
+            torch.testing.assert_close(two[name].tensors()[part], tensor, atol=1e-5, rtol=0)
+    told = json.loads((tmp_path / "two" / "train.json").read_text())
+    assert told["losses"]["loss"] == pytest.approx(list(one.losses.values()), rel=1e-5)
+    assert told["heldout_loss_after"] == pytest.approx(one.heldout_loss_after, rel=1e-5)
+    assert told["heldout_tokens"] == one.heldout_tokens
+    assert told["run"]["processes"] == 2
