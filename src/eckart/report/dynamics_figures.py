@@ -40,7 +40,7 @@ def loss_figure(dynamics: "Dynamics") -> "Figure":
         axes.plot(steps, smooth, color=colour, linewidth=2, label=f"training, mean of {2 * half + 1} steps")
     if held:
         colour = style.COLOURS[1]
-        look = {"linestyle": (0, (4, 2)), "marker": "D", "markersize": 6, "linewidth": 1.4}
+        look = {"linestyle": "none", "marker": "D", "markersize": 6}
         axes.plot(list(held), list(held.values()), color=colour, label="held out", **look)
         for step, loss in held.items():
             last = 0 < step == max(held)
