@@ -47,7 +47,7 @@ def build(kind: str, *, bias: bool = True, dtype: torch.dtype = torch.float64) -
     }[kind]()
     for seed, weight in enumerate(layer.parameters()):
         randomise(weight, seed)
-    return Alone(layer).to(dtype)
+    return Alone(layer) if dtype == torch.float32 else Alone(layer).to(dtype)
 
 
 def example(kind: str, dtype: torch.dtype = torch.float64):

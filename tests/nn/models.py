@@ -54,7 +54,7 @@ def trainable(model):
 
 
 class Twice(nn.Module):
-    """One module under two names, as T5 holds its embedding."""
+    """One module under two names."""
 
     def __init__(self):
         super().__init__()

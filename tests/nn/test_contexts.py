@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import eckart
@@ -219,3 +220,26 @@ def test_factors_in_half_precision_still_compute_where_a_user_asks_for_them():
     assert relative(found, expected) < 2e-2
     found.sum().backward()
     assert all(parameter.grad.dtype == torch.bfloat16 for parameter in model.layer.adapters.parameters())
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_a_model_without_data_is_adapted_and_computes_shapes(method):
+    config = eckart.LoRAConfig(rank=2, dropout=0.1, target=("all-linear", "embed_tokens"), method=method, bias="all")
+    with torch.device("meta"):
+        model = llama()
+    injection = eckart.inject(model, config)
+    assert injection.trainable_params == eckart.inject(llama(), config).trainable_params
+    assert all(parameter.is_meta for parameter in model.parameters())
+    tokens = TOKENS.to("meta")
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    assert all(p.grad.shape == p.shape for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_can_be_simulated_with_fake_tensors(kind, method):
+    with FakeTensorMode():
+        model = build(kind, dtype=torch.float32)
+        eckart.inject(model, eckart.LoRAConfig(rank=3, target="layer", dropout=0.1, **METHODS[method]))
+        model(example(kind, torch.float32)).sum().backward()
+        assert all(p.grad.shape == p.shape for p in model.parameters() if p.requires_grad)

@@ -1,6 +1,7 @@
 """A module with adapters: what all kinds share."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import ClassVar
 
@@ -38,10 +39,12 @@ class AdaptedModule(nn.Module):
         self._norms: tuple[Tensor, tuple[object, ...], Tensor] | None = None
         self.train(base_layer.training)
 
-    def add(self, name: str, factors: LoRAFactors) -> None:
-        """Give the module one more adapter, switched off."""
+    def add(self, name: str, layer: AdapterLayer, *, dropout: float, trainable: bool) -> None:
+        """Give the module one more adapter, switched off; its tensors are taken to the base's device."""
         device = next(chain(self.base_layer.parameters(), self.base_layer.buffers())).device
-        self.adapters[name] = factors.to(device).train(self.training)
+        there = {part: tensor.to(device) for part, tensor in layer.tensors().items()}
+        factors = LoRAFactors(replace(layer, **there), dropout=dropout, trainable=trainable)
+        self.adapters[name] = factors.train(self.training)
 
     def layer(self, name: str) -> AdapterLayer:
         """An adapter's update as a value, with tensors of its own."""
@@ -148,8 +151,12 @@ class AdaptedModule(nn.Module):
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype that a linear layer computes in: that of x, or autocast's."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and x.dtype.itemsize < 8 else x.dtype
+    return torch.get_autocast_dtype(x.device.type) if is_autocast(x) and x.dtype.itemsize < 8 else x.dtype
+
+
+def is_autocast(x: Tensor) -> bool:
+    """Whether autocast is on for the device of x; the meta device has none."""
+    return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
 
 
 def merged_already(path: str) -> MismatchError:

@@ -13,7 +13,6 @@ from eckart.adapter import AdapterLayer
 from eckart.errors import MismatchError, OptionError
 from eckart.nn.adapted import AdaptedModule, merged_already
 from eckart.nn.config import Bias, LoRAConfig
-from eckart.nn.factors import LoRAFactors
 from eckart.nn.targets import Target, find_targets, sizes_of
 
 if TYPE_CHECKING:
@@ -206,11 +205,7 @@ def put_in(
             module = target.wrapper(target.module)
             for path in target.paths:
                 _place(model, path, module)
-        factors = LoRAFactors(layers[target.path], dropout=dropout, trainable=trainable)
-        module.add(name, factors)
-        if factors.magnitude is not None and factors.magnitude.is_meta != module.rows().is_meta:
-            msg = f"{target.path}: magnitude and weight lie on different devices"
-            raise MismatchError(msg)
+        module.add(name, layers[target.path], dropout=dropout, trainable=trainable)
     set_adapters(model, {name: 1.0})
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from eckart.adapter.adapter import LayerKind
-from eckart.nn.adapted import AdaptedModule, compute_dtype
+from eckart.nn.adapted import AdaptedModule, compute_dtype, is_autocast
 from eckart.nn.factors import LoRAFactors
 from eckart.nn.frozen import PackedLinear, frozen_weight, is_conv1d
 from eckart.nn.function import low_rank_linear
@@ -72,7 +72,7 @@ class LoRALinear(AdaptedModule):
         plain = type(base) in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear) or is_conv1d(base)
         known = plain or isinstance(base, PackedLinear)
         trains = any(p.requires_grad for name, p in base.named_parameters(recurse=False) if name != "bias")
-        same = not plain or compute_dtype(x) == self.weight.dtype or torch.is_autocast_enabled(x.device.type)
+        same = not plain or compute_dtype(x) == self.weight.dtype or is_autocast(x)
         alone = not trains and not self.must_be_called()
         return known and same and alone and (weight == 1 or factors.magnitude is None)
 

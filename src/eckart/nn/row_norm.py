@@ -1,5 +1,7 @@
 """Norms of the rows of W + s·B·A from its parts: DoRA's denominator, without the dense product."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,8 @@ def row_norms(weight: Tensor, squared: Tensor, A: Tensor, B: Tensor, scaling: fl
     Liu et al. (2024), "DoRA: Weight-decomposed low-rank adaptation", section 4.3.
     """
     A, B = A.to(squared.dtype), B.to(squared.dtype)
-    with torch.autocast(weight.device.type, enabled=False):
+    device = weight.device.type
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         cross = (weight @ A.T.to(weight.dtype)).to(squared.dtype)
         inner = cross.mul_(2 * scaling).addmm_(B, A @ A.T, alpha=scaling**2)
     return (squared + (inner * B).sum(dim=1)).clamp_(min=0).sqrt_()

@@ -27,7 +27,7 @@ class Target:
     """A module to adapt: where it is, what will stand in for it, and at which rank.
 
     Attributes:
-        paths: every place of the module, the first of which names it; shared modules, as T5's embedding, have several.
+        paths: every place of the module, the first of which names it; a module that is shared has several.
     """
 
     paths: tuple[str, ...]
