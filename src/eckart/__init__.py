@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         MergeCheck,
         MergeResult,
         Mixture,
+        QuantizeResult,
         RankChoice,
         UnmergeResult,
         check_merge,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         extract,
         load_adapter,
         merge,
+        quantize,
         resize,
         unmerge,
     )
@@ -60,8 +62,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "eckart.adapter": (
         *("Adapter", "AdapterLayer", "AdapterResult", "Comparison", "ConvertResult", "MergeCheck", "MergeResult"),
-        *("Mixture", "RankChoice", "UnmergeResult", "check_merge", "combine", "compare", "convert", "extract"),
-        *("load_adapter", "merge", "resize", "unmerge"),
+        *("Mixture", "QuantizeResult", "RankChoice", "UnmergeResult", "check_merge", "combine", "compare", "convert"),
+        *("extract", "load_adapter", "merge", "quantize", "resize", "unmerge"),
     ),
     "eckart.analysis": ("Analysis", "MatrixAnalysis", "analyze"),
     "eckart.engine": ("Run",),
@@ -94,6 +96,7 @@ __all__ = [
     "MergeCheck",
     "MergeResult",
     "Mixture",
+    "QuantizeResult",
     "RankBound",
     "RankChoice",
     "Run",
@@ -116,6 +119,7 @@ __all__ = [
     "merge",
     "merge_weights",
     "minimal_rank",
+    "quantize",
     "resize",
     "save_adapter",
     "set_adapters",

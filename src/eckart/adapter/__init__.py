@@ -16,6 +16,8 @@ from eckart.adapter.merging.merge import MergeResult, merge
 from eckart.adapter.merging.plan import MergePlan, plan_merge
 from eckart.adapter.merging.unmerge import UnmergeResult, plan_unmerge, unmerge
 from eckart.adapter.preview import Match, Preview
+from eckart.adapter.quantisation.plan import QuantizePlan, plan_quantize
+from eckart.adapter.quantisation.quantize import QuantizedLayer, QuantizeResult, quantize
 from eckart.adapter.rank_choice import DEFAULT_RANK, Budget, RankChoice
 from eckart.adapter.resizing.resize import ResizePlan, plan_resize, resize
 from eckart.adapter.result import AdapterResult, LayerRecord
@@ -40,6 +42,9 @@ __all__ = [
     "MergedMatrix",
     "Mixture",
     "Preview",
+    "QuantizePlan",
+    "QuantizeResult",
+    "QuantizedLayer",
     "RankChoice",
     "ResizePlan",
     "Scope",
@@ -54,8 +59,10 @@ __all__ = [
     "plan_combine",
     "plan_conversion",
     "plan_merge",
+    "plan_quantize",
     "plan_resize",
     "plan_unmerge",
+    "quantize",
     "resize",
     "unmerge",
 ]

@@ -21,6 +21,7 @@ from eckart.cli.convert import convert
 from eckart.cli.demo import demo
 from eckart.cli.extract import extract
 from eckart.cli.merge import merge
+from eckart.cli.quantize import quantize
 from eckart.cli.resize import resize
 from eckart.cli.unmerge import unmerge
 from eckart.errors import EckartError
@@ -116,5 +117,5 @@ def _say(message: str) -> None:
     sys.stderr.write(f"{message}\n")
 
 
-for _command in (analyze, extract, resize, combine, compare, convert, demo, merge, unmerge):
+for _command in (analyze, extract, resize, combine, compare, convert, demo, merge, quantize, unmerge):
     app.command()(guarded(_command))

@@ -5,6 +5,7 @@ from eckart.report.comparison_figures import alignment_map, overlap_map, save_co
 from eckart.report.conversion import conversion_table
 from eckart.report.figures import energy_figure, error_figure, save_figures, spectrum_figure
 from eckart.report.merging import merge_table, unmerge_table
+from eckart.report.quantisation import quantize_table
 from eckart.report.rank_map import rank_map
 from eckart.report.tables import adapter_table, analysis_table, left_out_lines, preview_table
 
@@ -21,6 +22,7 @@ __all__ = [
     "merge_table",
     "overlap_map",
     "preview_table",
+    "quantize_table",
     "rank_map",
     "save_comparison",
     "save_figures",

@@ -113,7 +113,7 @@ class Rewriting:
     Attributes:
         base: whose companions come along.
         tensors: every tensor of the output.
-        updates: reads what changes a matrix, given the tensor, the matrix and how to read its rows; None if nothing does.
+        updates: reads what changes a matrix, given the tensor, the matrix and how to read its rows; None where none is.
         config: of the output; {} for none.
     """
 
