@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from eckart.nn.linear4bit import blocks_of, is_linear4bit
+
 
 class PackedLinear(nn.Module):
     """A linear layer that keeps its frozen weight in another form than a dense tensor.
@@ -26,6 +28,8 @@ def frozen_weight(module: nn.Module, dtype: torch.dtype) -> Tensor:
     """The weight of a linear module as `(out_features, in_features)`, a view where it is stored in `dtype`."""
     if isinstance(module, PackedLinear):
         return module.dense(dtype)
+    if is_linear4bit(module):
+        return blocks_of(module).dequantize().to(dtype)
     weight: Tensor = module.weight.detach().to(dtype)  # type: ignore[union-attr, operator]
     return weight.T if is_conv1d(module) else weight
 
