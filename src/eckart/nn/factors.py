@@ -19,6 +19,7 @@ class LoRAFactors(nn.Module):
         rslora: whether the scale is alpha / √rank.
         dropout: probability, while training.
         trainable: whether the factors train when they are switched on.
+        compensates: whether the base lacks what the start holds (LoftQ), so that the start counts while computing.
     """
 
     lora_A: nn.Parameter
@@ -32,7 +33,7 @@ class LoRAFactors(nn.Module):
         super().__init__()
         self.alpha, self.rslora = layer.alpha, layer.rslora
         self.kind: LayerKind = layer.kind
-        self.dropout, self.trainable = dropout, trainable
+        self.dropout, self.trainable, self.compensates = dropout, trainable, False
         for name, tensor in (
             ("lora_A", layer.lora_A),
             ("lora_B", layer.lora_B),
@@ -68,16 +69,19 @@ class LoRAFactors(nn.Module):
         self.start_B = self.lora_B.detach().clone() if moved else None
 
     def stacked(self) -> tuple[Tensor, Tensor]:
-        """Factors of the whole update, B·A − B₀·A₀: shapes `(rank, …)` and `(…, rank)`, or twice the rank."""
+        """The factors to compute with: B·A − B₀·A₀ as shapes `(rank, …)` and `(…, rank)`, or twice the rank."""
+        return (self.lora_A, self.lora_B) if self.compensates else self._difference()
+
+    def _difference(self) -> tuple[Tensor, Tensor]:
         if self.start is None:
             return self.lora_A, self.lora_B
         A0, B0 = self.start
         return torch.cat([self.lora_A, A0]), torch.cat([self.lora_B, -B0], dim=1)
 
     def layer(self) -> AdapterLayer:
-        """The update as a value, with tensors of its own; with a start, of twice the rank and the same scale."""
+        """What training changed, with tensors of its own; with a start, of twice the rank and the same scale."""
         with torch.no_grad():
-            A, B = (factor.clone() for factor in self.stacked())
+            A, B = (factor.clone() for factor in self._difference())
         share = A.shape[0] / self.rank
         alpha = self.alpha * (share**0.5 if self.rslora else share)
         bias, magnitude = (None if t is None else t.detach().clone() for t in (self.lora_bias, self.magnitude))

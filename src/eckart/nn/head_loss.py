@@ -1,0 +1,69 @@
+"""Cross-entropy behind a frozen output layer, with its gradient taken in the same pass, a few tokens at a time.
+
+The logits of a batch are the largest tensor of a training step: tokens × vocabulary, several times over. Since the
+output layer does not train, only the gradient of the hidden states is needed, which is as small as they are: it is
+computed at once, while a piece of the logits is at hand, and no logits are kept.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from eckart.nn.frozen import product
+
+IGNORED = -100  # label of tokens that do not count
+_PIECE_ENTRIES = 2**23  # logits at a time
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: PLR0917
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, count: float
+    ) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        gradient = torch.empty_like(hidden)
+        step = max(1, _PIECE_ENTRIES // weight.shape[0])
+        for rows, goal, result in zip(hidden.split(step), targets.split(step), gradient.split(step), strict=True):
+            logits = product(rows, weight, bias).float()
+            highest, place = logits.max(dim=1)
+            aimed = logits.gather(1, goal[:, None])[:, 0]
+            shares = torch.softmax(logits, dim=1)
+            # log Σ exp from the largest share, which is never too small for its logarithm.
+            normaliser = highest - shares.gather(1, place[:, None])[:, 0].log()
+            total += (normaliser - aimed).double().sum()
+            shares[torch.arange(len(goal), device=goal.device), goal] -= 1
+            result.copy_(product(shares.mul_(1 / count).to(hidden.dtype), weight.T))
+        ctx.save_for_backward(gradient)
+        return (total / count).float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (gradient,) = ctx.saved_tensors
+        return gradient * gradients[0].to(gradient.dtype), None, None, None, None
+
+
+def head_loss(
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, bias: Tensor | None = None, count: float | None = None
+) -> Tensor:
+    """Mean cross-entropy of the next tokens, in nats, without the logits of the batch.
+
+    Args:
+        hidden: what the output layer gets, shape `(batch, tokens, in_features)`; alone in having a gradient.
+        weight: of the output layer, shape `(vocabulary, in_features)`.
+        labels: token ids, shape `(batch, tokens)`, not shifted; −100 does not count.
+        bias: of the output layer, shape `(vocabulary,)`.
+        count: what the sum is divided by; by default the number of tokens that count.
+
+    Returns:
+        float32 scalar, summed in float64.
+    """
+    targets = labels[:, 1:].reshape(-1)
+    counted = (targets != IGNORED).nonzero()[:, 0]
+    rows = hidden[:, :-1].reshape(-1, hidden.shape[-1])
+    if len(counted) < len(targets):
+        rows, targets = rows[counted], targets[counted]
+    divisor = max(1, len(counted)) if count is None else count
+    return cast("Tensor", _HeadLoss.apply(rows, weight.detach(), bias, targets, float(divisor)))
