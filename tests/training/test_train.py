@@ -89,7 +89,10 @@ def test_the_heldout_loss_falls_and_the_result_says_what_was_done(unbroken, tiny
     assert told | result.to_json() == told == result.to_json() | told
     dynamics = json.loads((output / "dynamics.json").read_text())
     assert dynamics["steps"] == list(range(11))
-    assert dynamics["log"]["loss"][0] == pytest.approx(result.losses[1], rel=1e-6)
+    log = dynamics["log"]
+    assert log["loss"][1:] == pytest.approx(list(result.losses.values()), rel=1e-6)
+    assert log["heldout_loss"][0] == pytest.approx(result.heldout_loss_before, rel=1e-6)
+    assert log["heldout_loss"][10] == pytest.approx(result.heldout_loss_after, rel=1e-6)
     assert list((output / "tensorboard").iterdir())
     assert not output.with_name("out.partial").exists()
 
@@ -279,6 +282,21 @@ def test_a_live_model_is_left_as_it_was_but_for_its_adapter(tiny, text):
     assert again.heldout_loss_before == pytest.approx(result.heldout_loss_after, rel=1e-6)
 
 
+@pytest.mark.parametrize(("options", "start"), [({"quantize": "nf4"}, "zero"), ({}, "loftq")])
+def test_a_base_in_four_bits_learns_and_stops_and_goes_on(options, start, tiny, text, tmp_path):
+    settings = TrainSettings(steps=6, batch_size=4, learning_rate=2e-2, save_every=2, **options)
+    given = {"config": LoRAConfig(rank=4, init=start), "settings": settings, "options": OPTIONS}
+    whole = train(tiny, text, **given)
+    assert whole.heldout_loss_after < whole.heldout_loss_before - 0.5
+    watcher = Watching(3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(TrainingInterrupted):
+        train(tiny, text, **given, output=tmp_path / "out", watcher=watcher)
+    resumed = train(tiny, text, **given, output=tmp_path / "out", resume=True)
+    assert resumed.heldout_loss_after == whole.heldout_loss_after
+    for name, layer in whole.adapter.items():
+        assert torch.equal(resumed.adapter[name].delta(), layer.delta())
+
+
 def test_bfloat16_keeps_the_factors_in_float32_and_learns(tiny, text):
     settings = TrainSettings(steps=10, learning_rate=2e-2, dtype="bfloat16")
     result = train(tiny, text, config=CONFIG, settings=settings, options=OPTIONS, dynamics=False)
@@ -400,6 +418,7 @@ def test_memory_that_is_too_small_is_told_with_the_settings_to_lower(tiny, text)
         ({"target": "query"}, {}, "'query' matches nothing"),
         ({}, {"options": DataOptions(max_length=65)}, "max_length 65: the model sees 64 tokens at once"),
         ({}, {"settings": TrainSettings(batch_size=500)}, "one batch takes 500"),
+        ({"init": "loftq"}, {"settings": TrainSettings(quantize="nf4")}, "leave --quantize away"),
         ({"bias": "all"}, {"settings": TrainSettings(dtype="bfloat16")}, "--dtype float32, or no biases"),
     ],
 )

@@ -18,10 +18,12 @@ class BetweenSteps(TrainerCallback):
 
     Attributes:
         trainer: set once there is one.
+        heldout_loss: before the first step, once it is known.
         record: makes the recorder for a run of so many steps, or is None.
     """
 
     trainer: "AdapterTrainer"
+    heldout_loss: float | None = None
 
     def __init__(
         self,
@@ -39,6 +41,7 @@ class BetweenSteps(TrainerCallback):
         if self.record is not None and state.is_world_process_zero:
             self.trainer.recorder = self.record(state.max_steps)
             self.trainer.recorder.record(self.trainer.live, state.global_step)
+            self.trainer.recorder.log(0, heldout_loss=self.heldout_loss)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Record the updates, and stop with a checkpoint if that was asked for in any process."""

@@ -1,6 +1,7 @@
 """How an adapter is trained: the settings of a run, and the faults in them."""
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -92,9 +93,16 @@ class TrainSettings:
     def torch_dtype(self) -> torch.dtype:
         """What `dtype` is on this machine."""
         if self.dtype == "auto":
-            cuda = self.device != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-            return torch.bfloat16 if cuda else torch.float32
+            has_bfloat16 = self.torch_device.type == "cuda" and torch.cuda.is_bf16_supported()
+            return torch.bfloat16 if has_bfloat16 else torch.float32
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Where this process computes: of several GPUs the one that torchrun gave it."""
+        if self.device == "cpu" or not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
     def smaller(self, max_length: int) -> str:
         """What to change where memory is too small, in the order in which it costs least."""

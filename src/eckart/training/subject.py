@@ -13,7 +13,7 @@ from torch import nn
 from eckart.checkpoint import open_checkpoint
 from eckart.errors import OptionError
 from eckart.evaluation import load_model, load_tokenizer
-from eckart.nn import LoRAConfig
+from eckart.nn import LoRAConfig, quantize_model
 from eckart.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -61,10 +61,10 @@ class Subject:
         return cls(type(model).__name__, own, window, live)
 
     def model(self, settings: TrainSettings, config: LoRAConfig | None) -> "PreTrainedModel":
-        """The model in the dtype that the settings ask for.
+        """The model in the dtype that the settings ask for, its linear layers in NF4 if they ask for that.
 
         Raises:
-            OptionError: a live model is in another, or biases would train in bfloat16.
+            OptionError: a live model is in another dtype, or not to be quantised; biases would train in bfloat16.
         """
         dtype = settings.torch_dtype
         if self.live is not None:
@@ -74,6 +74,12 @@ class Subject:
                 expected = wanted if wanted in TRAINABLE else "float32 or bfloat16"
                 msg = f"the model is in {dtype}, and a live model trains in the dtype it has: expected {expected}"
                 raise OptionError(msg)
+            if settings.quantize is not None:
+                msg = "a live model is quantised by whom it belongs to: eckart.quantize_model(model), then train"
+                raise OptionError(msg)
+        if settings.quantize is not None and config is not None and config.init == "loftq":
+            msg = "init loftq puts the layers that it adapts into NF4 itself: leave --quantize away"
+            raise OptionError(msg)
         if config is not None and config.bias != "none" and dtype != torch.float32:
             msg = (
                 f"small steps of the model's own biases would be rounded away in {dtype}: --dtype float32, or no biases"
@@ -83,6 +89,8 @@ class Subject:
             return self.live
         model = load_model(self.source, dtype=dtype)
         model.config._name_or_path = self.source
+        if settings.quantize is not None:
+            quantize_model(model)
         return model
 
 

@@ -113,8 +113,11 @@ def train(
             before = _heldout_loss(trainer, told, "before")
             if output is not None and rundir.is_writer():
                 rundir.write_run(folder, run | {"before": before})
+        between.heldout_loss = before[0]
         seconds = _steps(trainer, interruption, folder if output is not None else None, checkpoint)
         after, tokens = _heldout_loss(trainer, told, "after")
+        if trainer.recorder is not None:
+            trainer.recorder.log(trainer.state.global_step, heldout_loss=after)
         result = TrainResult(
             adapter=adapter_of(live, ADAPTER),
             output=output,
@@ -215,7 +218,9 @@ def _adapted(
         told.note(str(warning.message))
     try:
         if config.init != "zero":
-            initialize(model, config.init, name=ADAPTER, batches=_first_batches(data, settings), seed=settings.seed)
+            # Every process finds the same start but for rounding, and DDP gives all of them the first one's.
+            batches = _first_batches(data, settings)
+            initialize(model.to(settings.torch_device), config.init, name=ADAPTER, batches=batches, seed=settings.seed)  # type: ignore[arg-type]
         yield
     except BaseException:
         eject(model)
@@ -224,9 +229,11 @@ def _adapted(
 
 def _first_batches(data: TrainingData, settings: TrainSettings) -> list[dict[str, torch.Tensor]]:
     """Batches that a start of the factors may look at, one sequence each: nothing is padded."""
-    count = min(len(data.train), INIT_BATCHES * settings.batch_size)
-    columns = data.train.select(range(count)).select_columns(["input_ids", "labels"])
-    return [{name: torch.tensor([values]) for name, values in row.items()} for row in columns]
+    rows = data.train.select(range(min(len(data.train), INIT_BATCHES * settings.batch_size)))
+    return [
+        {name: torch.tensor([row[name]], device=settings.torch_device) for name in ("input_ids", "labels")}
+        for row in (rows[place] for place in range(len(rows)))
+    ]
 
 
 def _run(subject: Subject, data: TrainingData, config: LoRAConfig | None, settings: TrainSettings) -> dict[str, Any]:

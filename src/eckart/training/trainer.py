@@ -6,7 +6,7 @@ Imported where training begins, since it brings transformers' and TRL's trainers
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,6 +15,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from eckart.errors import FileFormatError, MismatchError, OptionError
 from eckart.nn import adapted_modules, save_adapter
+from eckart.nn.head_loss import head_loss
 from eckart.training.examples import IGNORED
 from eckart.training.health import DivergenceError, first_bad_module
 
@@ -26,15 +27,19 @@ if TYPE_CHECKING:
 
 WEIGHTS_FILE = "trained.safetensors"
 ADAPTER_FOLDER = "adapter"  # in a checkpoint, for whoever wants the adapter of that step
-HEAD_TOLERANCE = 0.01  # nats a token, between the two ways to compute a loss
+TOLERANCE, TOLERANCE_HALF = 1e-4, 2e-2  # nats a token, between two ways to the loss, in float32 and bfloat16
+
+Way = Literal["pieces", "fused", "logits"]
 
 
 class AdapterTrainer(SFTTrainer):
     """Trains what requires a gradient, and saves that and no more.
 
-    The loss comes from TRL's fused head, which multiplies hidden states with the output layer's weight in tiles rather
-    than keeping a logit for every word of the vocabulary. It reads that weight past the layer's own forward: where
-    the layer carries an adapter or is not a plain linear one, or the two do not agree, logits are computed as usual.
+    A logit for every token and every word of the vocabulary takes more memory than all else. Two ways do without:
+    `pieces` takes loss and gradient behind a frozen output layer a few tokens at a time (`eckart.nn.head_loss`),
+    `fused` is TRL's, which also knows of scaled or capped logits and of experts. Both read the layer's weight past its
+    forward: where it carries an adapter or is no plain linear layer, or a way does not give the model's own loss,
+    `logits` are computed as usual.
     """
 
     def __init__(self, *, held_out: "Dataset", lora_plus_ratio: float, **options: Any) -> None:
@@ -53,7 +58,8 @@ class AdapterTrainer(SFTTrainer):
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = True
         self._bad_inputs: dict[str, Any] | None = None
-        self.fused = self._fused_head_is_right()
+        self._sum_over_pieces()
+        self.way: Way = self._cheapest_right_way()
         if self.padding_free:
             self._require_separate_records()
 
@@ -75,32 +81,46 @@ class AdapterTrainer(SFTTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """Summed loss of the tokens to be learnt, over their number in the whole step."""
-        if self.fused:
+        if self.way == "fused":
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         else:
-            losses, learnt = self._token_losses(model, inputs)
-            loss = losses.sum() / (learnt.sum() if num_items_in_batch is None else num_items_in_batch)
-            if num_items_in_batch is not None:
-                loss = loss * self.accelerator.num_processes  # DDP averages gradients; the number is of all processes
+            summed, learnt = self._summed_loss(model, inputs, self.way)
+            # DDP averages gradients over processes, and the number is of all of them.
+            share = self.accelerator.num_processes if num_items_in_batch is not None else 1
+            loss = summed * share / (learnt if num_items_in_batch is None else num_items_in_batch)
         if not math.isfinite(loss.item()):
             self._bad_inputs = inputs
         return loss
 
     @staticmethod
-    def _token_losses(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Loss of each token after the first, from the model's own logits, and which of them are to be learnt."""
-        labels = inputs["labels"][:, 1:]
+    def _summed_loss(model: nn.Module, inputs: Mapping[str, Any], way: Way) -> tuple[Tensor, Tensor]:
+        """Summed loss of the tokens to be learnt, and their number."""
+        labels = inputs["labels"]
+        learnt = (labels[:, 1:] != IGNORED).sum()
         rest = {name: value for name, value in inputs.items() if name not in ("labels", "use_cache")}
+        if way == "pieces":
+            return model(**rest, summed_over=labels), learnt
+        if way == "fused":
+            return -model(**inputs, fused_lm_head=True).log_probs.double().sum(), learnt
         logits = model(**rest, use_cache=False).logits[:, :-1]
-        losses = nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
+        targets = labels[:, 1:].flatten()
+        summed = nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), targets, ignore_index=IGNORED, reduction="sum"
         )
-        return losses.view(labels.shape), labels != IGNORED
+        return summed, learnt
 
-    def _fused_losses(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """The same from TRL's fused head."""
-        found = self.live(**inputs, fused_lm_head=True)
-        return -found.log_probs, found.label_mask
+    def _sum_over_pieces(self) -> None:
+        """Let the model, and DDP around it, answer with a summed loss where it is given labels to sum over."""
+        forward, live = self.live.forward, self.live
+
+        def summing(*args: Any, summed_over: Tensor | None = None, **options: Any) -> Any:
+            if summed_over is None:
+                return forward(*args, **options)
+            hidden = live.base_model(*args, **options, use_cache=False).last_hidden_state
+            head = cast("nn.Linear", live.get_output_embeddings())
+            return head_loss(hidden, head.weight, summed_over, bias=head.bias, count=1.0)
+
+        live.__dict__["forward"] = summing
 
     @torch.no_grad()
     def heldout_loss(self) -> tuple[float, int]:
@@ -116,10 +136,9 @@ class AdapterTrainer(SFTTrainer):
         total, tokens = 0.0, 0
         for batch in loader:
             inputs = self._prepare_inputs(batch)
-            with self.accelerator.autocast():
-                losses, learnt = self._fused_losses(inputs) if self.fused else self._token_losses(self.live, inputs)
-            total += losses.double().sum().item()
-            tokens += int(learnt.sum())
+            summed, learnt = self._summed_loss(self.live, inputs, self.way)
+            total += summed.item()
+            tokens += int(learnt)
         self.live.train(training)
         total, tokens = self.summed([total, tokens])
         return total / tokens, int(tokens)
@@ -127,16 +146,22 @@ class AdapterTrainer(SFTTrainer):
     # ---- checks before the first step
 
     @torch.no_grad()
-    def _fused_head_is_right(self) -> bool:
-        """Whether the fused head may be used, and gives the loss of the model's own logits."""
-        if type(self.live.get_output_embeddings()) is not nn.Linear:
-            return False
+    def _cheapest_right_way(self) -> Way:
+        """The way that takes the least memory of those that give the loss of the model's own logits."""
+        head = self.live.get_output_embeddings()
+        if type(head) is not nn.Linear:
+            return "logits"
+        trains = any(parameter.requires_grad for parameter in head.parameters())
         ids = torch.tensor([self.held_out[0]["input_ids"][:64]], device=self.args.device)
         inputs = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
-        with self.accelerator.autocast():
-            ours, _ = self._token_losses(self.live, inputs)
-            fused, _ = self._fused_losses(inputs)
-        return bool((ours - fused).abs().mean() <= HEAD_TOLERANCE)
+        own, tokens = self._summed_loss(self.live, inputs, "logits")
+        tolerance = TOLERANCE if head.weight.dtype == torch.float32 else TOLERANCE_HALF
+        ways: tuple[Way, ...] = ("fused",) if trains or self.aux_loss_enabled else ("pieces", "fused")
+        for way in ways:
+            summed, _ = self._summed_loss(self.live, inputs, way)
+            if (summed - own).abs() / tokens <= tolerance:
+                return way
+        return "logits"
 
     @torch.no_grad()
     def _require_separate_records(self) -> None:
@@ -147,8 +172,7 @@ class AdapterTrainer(SFTTrainer):
             row = {"input_ids": [*first, *second], "seq_lengths": [len(first), len(second)]}
             inputs = self._prepare_inputs(self.collate([row]))
             inputs.pop("labels")
-            with self.accelerator.autocast():
-                outputs.append(self.live(**inputs, use_cache=False).logits[:, len(first) :])
+            outputs.append(self.live(**inputs, use_cache=False).logits[:, len(first) :])
         if not all(torch.equal(outputs[0], other) for other in outputs[1:]):
             msg = "this model lets records that are packed into one sequence see each other; train without packing"
             raise OptionError(msg)
