@@ -23,6 +23,7 @@ from eckart.cli.extract import extract
 from eckart.cli.merge import merge
 from eckart.cli.quantize import quantize
 from eckart.cli.resize import resize
+from eckart.cli.sweep import sweep
 from eckart.cli.unmerge import unmerge
 from eckart.errors import EckartError
 
@@ -117,5 +118,5 @@ def _say(message: str) -> None:
     sys.stderr.write(f"{message}\n")
 
 
-for _command in (analyze, extract, resize, combine, compare, convert, demo, merge, quantize, unmerge):
+for _command in (analyze, extract, resize, combine, compare, convert, demo, merge, quantize, sweep, unmerge):
     app.command()(guarded(_command))

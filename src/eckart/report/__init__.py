@@ -3,10 +3,13 @@
 from eckart.report.comparison import comparison_table, merge_check_table
 from eckart.report.comparison_figures import alignment_map, overlap_map, save_comparison
 from eckart.report.conversion import conversion_table
+from eckart.report.dynamics_figures import loss_figure, save_dynamics
 from eckart.report.figures import energy_figure, error_figure, save_figures, spectrum_figure
 from eckart.report.merging import merge_table, unmerge_table
 from eckart.report.quantisation import quantize_table
 from eckart.report.rank_map import rank_map
+from eckart.report.sweep import sweep_table
+from eckart.report.sweep_figure import save_sweep_figure, sweep_figure
 from eckart.report.tables import adapter_table, analysis_table, left_out_lines, preview_table
 
 __all__ = [
@@ -18,6 +21,7 @@ __all__ = [
     "energy_figure",
     "error_figure",
     "left_out_lines",
+    "loss_figure",
     "merge_check_table",
     "merge_table",
     "overlap_map",
@@ -25,7 +29,11 @@ __all__ = [
     "quantize_table",
     "rank_map",
     "save_comparison",
+    "save_dynamics",
     "save_figures",
+    "save_sweep_figure",
     "spectrum_figure",
+    "sweep_figure",
+    "sweep_table",
     "unmerge_table",
 ]

@@ -7,6 +7,9 @@ from eckart.training.health import DivergenceError
 from eckart.training.result import TrainResult
 from eckart.training.sequences import pack_texts
 from eckart.training.settings import TrainSettings
+from eckart.training.sweep import sweep
+from eckart.training.sweep_grid import SweepGrid
+from eckart.training.sweep_result import Sweep, SweepCell
 from eckart.training.train import train
 from eckart.training.trajectory import Dynamics, read_dynamics
 from eckart.training.watching import TrainingInterrupted, Watcher
@@ -19,6 +22,9 @@ __all__ = [
     "FinetuneResult",
     "FinetuneSettings",
     "StepCallback",
+    "Sweep",
+    "SweepCell",
+    "SweepGrid",
     "TrainResult",
     "TrainSettings",
     "TrainingData",
@@ -29,5 +35,6 @@ __all__ = [
     "pack_texts",
     "read_dynamics",
     "recording_steps",
+    "sweep",
     "train",
 ]

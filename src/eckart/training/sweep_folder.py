@@ -34,7 +34,8 @@ def opened(folder: Path, about: dict[str, Any], *, force: bool) -> Iterator[None
         if force:
             for kept in (path for path in folder.iterdir() if path.name != "lock"):
                 shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
-        _check_same_settings(folder, about)
+        if any((folder / CELLS).glob("*/train.json")) or any((folder / CELLS).glob("*.failed.json")):
+            _check_same_settings(folder, about)
         (folder / CELLS).mkdir(exist_ok=True)
         with atomic_file(file, force=True) as partial:
             partial.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

@@ -55,19 +55,22 @@ class Sweep:
     def __post_init__(self) -> None:
         object.__setattr__(self, "sweet_spot", find_sweet_spot(self.settings))
 
+    def by_setting(self) -> dict[tuple[str, int], list[SweepCell]]:
+        """The cells of each target and rank."""
+        groups: dict[tuple[str, int], list[SweepCell]] = {}
+        for cell in self.cells:
+            groups.setdefault((cell.target, cell.rank), []).append(cell)
+        return groups
+
     @property
     def settings(self) -> list[Setting]:
-        """Rank and target with the losses of all seeds, where none failed, in the order of the grid."""
-        seeds = {cell.seed for cell in self.cells}
-        found: dict[tuple[str, int], dict[int, SweepCell]] = {}
-        for cell in self.cells:
-            found.setdefault((cell.target, cell.rank), {})[cell.seed] = cell
-        return [
-            Setting(rank, target, params, losses)
-            for (target, rank), of_seeds in found.items()
-            if (params := next(iter(of_seeds.values())).params) is not None
-            and len(losses := {seed: c.loss for seed, c in of_seeds.items() if c.loss is not None}) == len(seeds)
-        ]
+        """Target and rank with the losses of all seeds, where none failed."""
+        found = []
+        for (target, rank), cells in self.by_setting().items():
+            losses = {cell.seed: cell.loss for cell in cells if cell.loss is not None}
+            if len(losses) == len(cells) and cells[0].params is not None:
+                found.append(Setting(rank, target, cells[0].params, losses))
+        return found
 
     @property
     def failed(self) -> list[SweepCell]:
