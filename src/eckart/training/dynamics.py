@@ -239,11 +239,13 @@ def _record_updates(
 
 def _record_alignment(sides: Sequence[SideDynamics], base: Tensor, columns: Tensor, S: Tensor) -> None:
     """How singular vectors `columns` of updates, shape `(b, n, r)`, lie to those of their base weights, `(b, n, k)`."""
-    inside = base.mT.to(torch.float64) @ (columns * S[:, None])
-    shares = (inside.square().sum((1, 2)) / S.square().sum(1)).tolist()
-    phi = overlap(base, columns).phi[:, -1].tolist()
+    phi = overlap(base, columns).phi[:, -1]
+    # φ(k, j)·min(k, j) sums the squared cosines of the leading j directions to the subspace.
+    summed = phi * torch.arange(1, phi.shape[1] + 1, device=phi.device).clamp(max=base.shape[2])
+    cosines = torch.diff(summed, prepend=torch.zeros_like(summed[:, :1]))
+    shares = (S.square() * cosines).sum(1) / S.square().sum(1)
     counts = (S > 0).sum(1).tolist()
-    for side, share, row, count in zip(sides, shares, phi, counts, strict=True):
+    for side, share, row, count in zip(sides, shares.tolist(), phi.tolist(), counts, strict=True):
         side.share.append(share if count else None)
         side.phi.append([row[2**power - 1] for power in range(count.bit_length())] or None)
 

