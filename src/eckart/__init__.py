@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         set_adapters,
         unmerge_weights,
     )
+    from eckart.training import DataOptions, TrainResult, TrainSettings, train
 
 __version__ = "0.1.0"
 
@@ -76,6 +77,7 @@ _HOMES = {
         *("Injection", "LoRAConfig", "adapter_of", "eject", "inject", "inject_adapter"),
         *("merge_weights", "save_adapter", "set_adapters", "unmerge_weights"),
     ),
+    "eckart.training": ("DataOptions", "TrainResult", "TrainSettings", "train"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -87,6 +89,7 @@ __all__ = [
     "Analysis",
     "Comparison",
     "ConvertResult",
+    "DataOptions",
     "EckartError",
     "Injection",
     "Interval",
@@ -101,6 +104,8 @@ __all__ = [
     "RankChoice",
     "Run",
     "Spectrum",
+    "TrainResult",
+    "TrainSettings",
     "UnmergeResult",
     "__version__",
     "adapter_of",
@@ -124,6 +129,7 @@ __all__ = [
     "save_adapter",
     "set_adapters",
     "spectrum",
+    "train",
     "unmerge",
     "unmerge_weights",
 ]

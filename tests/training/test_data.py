@@ -130,9 +130,7 @@ def test_ids_and_labels_are_those_of_trl(form, record, template, tokenizer, tiny
     marked = form == "messages" and template == "marked"
     theirs = SFTTrainer(
         AutoModelForCausalLM.from_pretrained(tiny),
-        SFTConfig(
-            str(tiny), assistant_only_loss=marked, use_cpu=True, bf16=False, activation_checkpointing=False
-        ),
+        SFTConfig(str(tiny), assistant_only_loss=marked, use_cpu=True, bf16=False, activation_checkpointing=False),
         train_dataset=Dataset.from_list([record]),
         processing_class=tokenizer,
     ).train_dataset[0]

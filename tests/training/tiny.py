@@ -67,3 +67,16 @@ def words(count: int, seed: int = 0) -> str:
 def write_lines(path: Path, records: list[object]) -> Path:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
+
+
+@torch.no_grad()
+def loss_of(model, examples) -> float:
+    """Mean loss of the labels by hand, in float64."""
+    total = count = 0
+    for example in examples:
+        ids, labels = (torch.tensor([example[name]]) for name in ("input_ids", "labels"))
+        rows = model(ids).logits[0, :-1].double().log_softmax(-1)
+        for row, label in zip(rows, labels[0, 1:], strict=True):
+            if label >= 0:
+                total, count = total - row[label].item(), count + 1
+    return total / count

@@ -24,6 +24,7 @@ from eckart.cli.merge import merge
 from eckart.cli.quantize import quantize
 from eckart.cli.resize import resize
 from eckart.cli.sweep import sweep
+from eckart.cli.train import train
 from eckart.cli.unmerge import unmerge
 from eckart.errors import EckartError
 
@@ -118,5 +119,5 @@ def _say(message: str) -> None:
     sys.stderr.write(f"{message}\n")
 
 
-for _command in (analyze, extract, resize, combine, compare, convert, demo, merge, quantize, sweep, unmerge):
+for _command in (analyze, extract, resize, combine, compare, convert, demo, merge, quantize, sweep, train, unmerge):
     app.command()(guarded(_command))

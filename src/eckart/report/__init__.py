@@ -11,6 +11,7 @@ from eckart.report.rank_map import rank_map
 from eckart.report.sweep import sweep_table
 from eckart.report.sweep_figure import save_sweep_figure, sweep_figure
 from eckart.report.tables import adapter_table, analysis_table, left_out_lines, preview_table
+from eckart.report.training import training_table
 
 __all__ = [
     "adapter_table",
@@ -35,5 +36,6 @@ __all__ = [
     "spectrum_figure",
     "sweep_figure",
     "sweep_table",
+    "training_table",
     "unmerge_table",
 ]

@@ -5,6 +5,7 @@ from eckart.training.dynamics import DynamicsRecorder, recording_steps
 from eckart.training.finetune import FinetuneResult, FinetuneSettings, StepCallback, finetune
 from eckart.training.health import DivergenceError
 from eckart.training.result import TrainResult
+from eckart.training.rundir import is_writer, part
 from eckart.training.sequences import pack_texts
 from eckart.training.settings import TrainSettings
 from eckart.training.sweep import sweep
@@ -31,8 +32,10 @@ __all__ = [
     "TrainingInterrupted",
     "Watcher",
     "finetune",
+    "is_writer",
     "load_data",
     "pack_texts",
+    "part",
     "read_dynamics",
     "recording_steps",
     "sweep",

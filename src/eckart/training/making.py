@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eckart.errors import MissingExtraError
+from eckart.errors import MissingExtraError, OptionError
 from eckart.evaluation.model import EXTRA
 from eckart.training import rundir
 from eckart.training.data import TrainingData
@@ -67,7 +67,7 @@ def make_trainer(
         max_grad_norm=settings.max_gradient_norm,
         seed=settings.seed,
         data_seed=settings.seed,
-        use_cpu=settings.device == "cpu",
+        use_cpu=settings.torch_device.type == "cpu",
         bf16=False,  # the weights themselves are in the dtype that was asked for: autocast has nothing to cast
         ddp_find_unused_parameters=_may_skip_layers(model),
         activation_checkpointing=settings.gradient_checkpointing,
@@ -96,6 +96,9 @@ def make_trainer(
             data_collator=None if packed else DataCollatorForLanguageModeling(pad_token_id=padding),
             callbacks=[*callbacks, *(_tensorboard(folder) if save and rundir.is_writer() else [])],
         )
+    if trainer.accelerator.num_processes != rundir.processes():
+        msg = f"{rundir.processes()} processes were started, and {trainer.accelerator.num_processes} found each other"
+        raise OptionError(msg)
     trainer.remove_callback(PrinterCallback)  # it prints every step's numbers on stdout
     return trainer
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from eckart.checkpoint.output import check_output
 from eckart.errors import MismatchError, OutputError
 
@@ -22,6 +24,12 @@ def is_writer() -> bool:
 def processes() -> int:
     """How many processes train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def part() -> None:
+    """End what processes that train together share, at the end of a program that only trained."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def prepare(output: Path, *, resume: bool, force: bool) -> Path:

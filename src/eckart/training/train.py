@@ -136,6 +136,7 @@ def train(
         )
         if output is not None and rundir.is_writer():
             _write(live, result, folder, finish)
+        trainer.accelerator.wait_for_everyone()  # a process that ends earlier would tear the others down
     return result
 
 

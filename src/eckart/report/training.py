@@ -1,0 +1,48 @@
+"""A training as a table for a terminal of 80 columns."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from eckart.report.grid import Column, grid, is_summarised
+from eckart.report.tables import SUMMARY
+from eckart.report.words import bytes_text, count_text, seconds_text
+
+if TYPE_CHECKING:
+    from eckart.training import TrainResult
+    from eckart.training.trajectory import LayerDynamics, Numbers
+
+
+def training_table(result: "TrainResult") -> RenderableType:
+    """How far every update went, what it was worth on held-out tokens, and what the training took.
+
+    Returns:
+        a rich renderable of at most 80 columns.
+    """
+    notes: list[str] = []
+    parts: list[RenderableType] = [Text(f"Adapter in {result.output}" if result.output else "Adapter", style="bold")]
+    if result.dynamics is not None:
+        layers = result.dynamics.layers
+        columns: list[Column[LayerDynamics]] = [
+            Column("rank", lambda layer: layer.rank),
+            Column("update\n‖ΔW‖ / ‖W‖", lambda layer: _last(layer.relative_norm), "share"),
+            Column("effective\nrank", lambda layer: _last(layer.effective_rank), "size"),
+        ]
+        parts.append(grid(layers, columns))
+        notes += [SUMMARY] if is_summarised(layers) else []
+    before, after = result.heldout_loss_before, result.heldout_loss_after
+    notes.append(
+        f"Loss on {result.heldout_tokens:,} held-out tokens: {before:.4f} before, {after:.4f} after "
+        f"({after - before:+.4f}) nats per token."
+    )
+    share = result.trainable_params / result.total_params
+    notes.append(
+        f"{count_text(result.trainable_params)} of {count_text(result.total_params)} parameters trained ({share:.2%}), "
+        f"{result.steps} steps in {seconds_text(result.seconds)}, peak memory {bytes_text(result.peak_bytes)}"
+    )
+    return Group(*parts, *map(Text, notes))
+
+
+def _last(numbers: "Numbers") -> float | None:
+    return numbers[-1] if numbers else None
