@@ -171,6 +171,23 @@ def test_a_layer_whose_factors_are_not_finite_is_unknown_and_the_others_are_not(
     assert "NaN" not in json.dumps(recorder.to_json(), allow_nan=False)
 
 
+def test_beside_a_base_weight_of_zero_there_is_neither_relative_norm_nor_alignment():
+    model = move(adapted())
+    with torch.no_grad():
+        adapted_modules(model)["first"].base_layer.weight.zero_()
+    recorder = DynamicsRecorder(model, directions=DIRECTIONS)
+    recorder.record(model, 1)
+    first, second = (layer for layer in recorder.dynamics.layers if layer.name in ("first", "second"))
+    assert (first.base_energy, first.relative_norm, first.outputs.share, first.inputs.phi) == (
+        None,
+        [None],
+        [None],
+        [None],
+    )
+    assert first.norm[0] == pytest.approx(float(dense(model, "first")[0].norm()), rel=1e-12)
+    assert second.outputs.share[0] is not None
+
+
 def recorded() -> DynamicsRecorder:
     model = adapted(method="dora")
     recorder = DynamicsRecorder(model, directions=DIRECTIONS, title="a block")

@@ -232,6 +232,8 @@ def _record_updates(
         layer.stable_rank.append(cast("float | None", spectrum.stable_rank))  # no interval: the spectrum is complete
     if bases is None:
         return
+    # A base weight of zero has no leading directions.
+    S = S * torch.tensor([layer.base_norm > 0 for layer in layers], device=S.device)[:, None]
     for side, columns, base in (("outputs", U, 0), ("inputs", Vh.mT, 1)):
         directions = torch.stack([pair[base] for pair in bases]).to(columns.device)
         _record_alignment([getattr(layer, side) for layer in layers], directions, columns, S)
