@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class Making:
         output: where to write it; None keeps it in memory.
         run: workers, memory, progress, resume.
         force: replace an existing output.
+        refine: changes the adapter and its records before it is written.
     """
 
     made_by: str
@@ -58,6 +59,7 @@ class Making:
     output: Path | None
     run: Run
     force: bool
+    refine: Callable[[Adapter, list[LayerRecord]], tuple[Adapter, list[LayerRecord]]] | None = None
 
     def check(self, inputs: Sequence[Path | None], needed_bytes: int) -> None:
         """Refuse an output that cannot be written, and a run that cannot be had.
@@ -114,6 +116,8 @@ class Making:
                 if name in made or record.facts["kept"]["fro_norm"]
             ]
             adapter = replace(self.frame, layers=_kept(made, journal) if journal else made, files=())
+            if self.refine is not None:
+                adapter, told = self.refine(adapter, told)
             del records, made  # which would keep every file that is read in memory
             nbytes = adapter.nbytes
             if self.output is not None:

@@ -1,11 +1,15 @@
 """An adapter that was made, with the rank and error of every layer, and what was left out and why."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eckart.adapter.adapter import Adapter
 from eckart.checkpoint import LeftOut
+
+Refine = Callable[[Adapter], Adapter]
+"""What a finished adapter goes through before it is written; it gives the very same back where it changes nothing."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from eckart.adapter.extraction.factors import FactorOptions, layer_of
 from eckart.adapter.extraction.pair import Pair, Rest
 from eckart.adapter.extraction.scope import Scope, plan
 from eckart.adapter.rank_choice import DEFAULT_RANK, RankChoice
-from eckart.adapter.result import AdapterResult, LayerRecord
+from eckart.adapter.result import AdapterResult, LayerRecord, Refine
 from eckart.checkpoint import Checkpoint, LeftOut, MatrixView, check_output, open_checkpoint
 from eckart.engine import Record, Run, journal_of
 
@@ -38,6 +38,7 @@ def extract(
     options: FactorOptions = FULL_PRECISION,
     run: Run = HERE,
     force: bool = False,
+    refine: Refine | None = None,
 ) -> AdapterResult:
     """The adapter that turns `base` into the best low-rank approximation of `tuned`.
 
@@ -50,6 +51,8 @@ def extract(
         options: dtype and split of the factors.
         run: device, workers, memory, progress, resume.
         force: replace an existing output.
+        refine: what the adapter goes through before it is written, such as `eckart.training.Distillation`; errors are
+            then measured again.
 
     Returns:
         `AdapterResult`: the adapter, each layer's measured error and the least error possible, and what was left out.
@@ -73,6 +76,8 @@ def extract(
         records, guarantee = pair.factor(placed.matrices, choice, options, journal)
         rest = pair.read_rest(placed)
         adapter, layers, dropped = _assemble(placed.matrices, records, rest, pair.base)
+        if refine is not None and (refined := refine(adapter)) is not adapter:
+            adapter, layers = refined, pair.measured_again(placed.matrices, layers, refined)
         nbytes = adapter.nbytes
         if target is not None:
             adapter.save(target, force=force)

@@ -88,6 +88,14 @@ def layer_of(view: MatrixView, left: Tensor, right: Tensor, *, bias: Tensor | No
     return AdapterLayer(right, left, rank, bias=bias)
 
 
+def error_of(matrix: RowSlabs, layer: AdapterLayer, view: MatrixView) -> float:
+    """‖W − s·B·A‖_F of a layer of a difference in its stored orientation."""
+    product = layer.low_rank()
+    if view.transposed:
+        return _measured_error(matrix, product.lora_A.T, product.lora_B.T)
+    return _measured_error(matrix, product.lora_B, product.lora_A)
+
+
 def _chosen_rank(matrix: RowSlabs, choice: RankChoice, generator: torch.Generator) -> int:
     """The rank that a choice means for one matrix that is not zero."""
     if choice.rank is not None:
@@ -107,8 +115,8 @@ def _measured_error(matrix: RowSlabs, left: Tensor, right: Tensor) -> float:
     total, start = 0.0, 0
     for slab in matrix.slabs():
         for part in slab.split(max(1, 2**20 // slab.shape[1])):
-            rows = left[start : start + len(part)].to(part.dtype)
-            residual = torch.addmm(part, rows, right.to(part.dtype), alpha=-1).to(torch.float64).flatten()
+            rows = left[start : start + len(part)].to(part)
+            residual = torch.addmm(part, rows, right.to(part), alpha=-1).to(torch.float64).flatten()
             total += float(residual @ residual)
             start += len(part)
     return total**0.5

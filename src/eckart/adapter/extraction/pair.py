@@ -3,16 +3,18 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 import eckart
-from eckart.adapter.extraction.factors import FactorOptions, factor
+from eckart.adapter.adapter import Adapter
+from eckart.adapter.extraction.factors import FactorOptions, error_of, factor
 from eckart.adapter.extraction.scope import Plan, changed
 from eckart.adapter.rank_choice import HEADER_BYTES, Budget, RankChoice
+from eckart.adapter.result import LayerRecord
 from eckart.checkpoint import Checkpoint, DifferenceMatrix, LeftOut, MatrixView
 from eckart.engine import Journal, Record, Run, Task, run_kept, run_tasks
 from eckart.errors import MismatchError, NotFiniteError, OptionError
@@ -99,6 +101,19 @@ class Pair:
         records = self._factor_each(choices, options, journal)
         none = {view.name: Record({"fro_norm": 0.0 if view.name in zero else 1.0}) for view in views}
         return none | records, allocation.guarantee
+
+    def measured_again(
+        self, views: Sequence[MatrixView], layers: Sequence[LayerRecord], adapter: Adapter
+    ) -> list[LayerRecord]:
+        """The records of layers with the errors of an adapter whose factors were changed since."""
+        known = {layer.name: layer for layer in layers}
+        tasks = [
+            self._task(view, lambda v=view: error_of(self._difference(v), adapter[v.module], v), whole=False)
+            for view in views
+            if view.name in known
+        ]
+        errors = {task.name: error for task, error in run_tasks(tasks, stage="Measuring errors", run=self.run)}
+        return [replace(layer, error=errors[name] / layer.fro_norm) for name, layer in known.items()]
 
     def read_rest(self, placed: Plan) -> Rest:
         """Read what is kept beside the factors; tell what changed of everything else.

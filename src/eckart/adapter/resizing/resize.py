@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ from eckart.adapter.preview import Match, Preview
 from eckart.adapter.rank_choice import RankChoice
 from eckart.adapter.ranks import Costs, choose
 from eckart.adapter.resizing.cut import at_rank, check_finite, known_spectrum, least_error, measured_error
-from eckart.adapter.result import AdapterResult
+from eckart.adapter.result import AdapterResult, LayerRecord, Refine
 from eckart.checkpoint import LeftOut
 from eckart.engine import Record, Run, Task, run_tasks
 
@@ -122,6 +123,7 @@ def resize(
     dtype: torch.dtype | None = None,
     run: Run = HERE,
     force: bool = False,
+    refine: Refine | None = None,
 ) -> AdapterResult:
     """The best adapter of another rank, layer by layer: QR of the factors and an r×r SVD in float64, never the product.
 
@@ -140,6 +142,8 @@ def resize(
         dtype: of the resized factors; None leaves each layer its own.
         run: workers, memory, progress, resume, seed.
         force: replace an existing output.
+        refine: what the adapter goes through before it is written, such as `eckart.training.Distillation`; errors are
+            then measured again.
 
     Returns:
         `AdapterResult`: of each layer the rank, the error measured on the factors as written, and the least possible.
@@ -152,7 +156,8 @@ def resize(
     """
     began = time.monotonic()
     plan = plan_resize(adapter, rank=rank, target=target, exclude=exclude, dtype=dtype)
-    making = Making("resize", plan.adapter, Path(output) if output is not None else None, run, force)
+    refined = partial(_refined, plan.adapter, refine) if refine is not None else None
+    making = Making("resize", plan.adapter, Path(output) if output is not None else None, run, force, refined)
     making.check(plan.adapter.files, plan.written_bytes())
     ranks, guarantee = plan.ranks(run)
 
@@ -180,3 +185,18 @@ def _resized(name: str, layer: AdapterLayer, rank: int, dtype: torch.dtype | Non
     same = dtype in (None, layer.lora_A.dtype) and rank >= layer.rank
     error = 0.0 if same else measured_error(target, found, norm)
     return record_of(found, error=error, error_lower_bound=min(least_error(spectrum, rank), error), fro_norm=norm)
+
+
+def _refined(
+    source: Adapter, refine: Refine, adapter: Adapter, records: list[LayerRecord]
+) -> tuple[Adapter, list[LayerRecord]]:
+    """The refined adapter, and the records with its errors; both as they were where nothing is refined."""
+    refined = refine(adapter)
+    if refined is adapter:
+        return adapter, records
+    return refined, [
+        replace(record, error=measured_error(source[record.name].low_rank(), refined[record.name], record.fro_norm))
+        if record.name in refined
+        else record
+        for record in records
+    ]
