@@ -24,6 +24,8 @@ CODEBOOK = torch.tensor(
 _BOUNDS = (CODEBOOK[:-1] + CODEBOOK[1:]) / 2  # a value on one takes the lower code
 _CELLS = 16  # from 0 to 1: so narrow that none holds two bounds
 _CHUNK = 2**19  # values at a time: whole blocks, whole bytes of codes, and little enough to stay in cache
+_HUGE = 2**22  # bytes from which NumPy asks for huge pages
+_ALIGNMENT = 64  # bytes, as torch's own memory: vector instructions are slower across lines of the cache
 _TINY = 1e-38  # the divisor of a block of zeros
 _GRID = 65535  # bitsandbytes' CPU kernel looks scales up on a grid of this many steps
 
@@ -94,10 +96,13 @@ class Nf4Blocks:
         """
         codes, scales, pairs = self.codes.view(-1), self.scales(), _PAIRS.to(self.codes.device)
         result = _fresh(2 * len(codes), dtype or self.dtype, codes.device)
+        buffer = torch.empty(min(len(result), _CHUNK), device=codes.device)
+        places = torch.empty(len(buffer) // 2, dtype=torch.int32, device=codes.device)
         for start, stop in _chunks(len(result)):
             part = result[start:stop]
-            values = part if part.dtype == torch.float32 else torch.empty(len(part), device=part.device)
-            torch.index_select(pairs, 0, codes[start // 2 : stop // 2].int(), out=values.view(torch.int64))
+            values = part if part.dtype == torch.float32 else buffer[: len(part)]
+            index = places[: len(part) // 2].copy_(codes[start // 2 : stop // 2])
+            torch.index_select(pairs, 0, index, out=values.view(torch.int64))
             _scale(values, scales[start // self.block_size : -(-stop // self.block_size)], self.block_size)
             if values is not part:
                 part.copy_(values)
@@ -128,13 +133,14 @@ def quantize(weight: Tensor | np.ndarray, *, block_size: int = 64, double: bool 
     flat = tensor.reshape(-1)
     codes = torch.empty(-(-len(flat) // 2), dtype=torch.uint8, device=flat.device)
     absmax = torch.empty(-(-len(flat) // block_size), device=flat.device)
+    encoder = _Encoder(min(2 * len(codes), _CHUNK), flat.device)
     for start, stop in _chunks(len(flat)):
         scales = absmax[start // block_size : -(-stop // block_size)]
-        scaled = _scaled_down(flat[start:stop].float(), scales, block_size)
+        encoder.take(flat[start:stop], scales, block_size)
         if not math.isfinite(scales.max()):
             msg = f"weight holds {int((~torch.isfinite(tensor)).sum()):,} values that are NaN or Inf"
             raise ValueError(msg)
-        codes[start // 2 : -(-stop // 2)] = _codes(scaled)
+        encoder.write(codes[start // 2 : -(-stop // 2)])
     plain = Nf4Blocks(codes[:, None], absmax, tuple(tensor.shape), tensor.dtype, block_size)
     return nested(plain) if double else plain
 
@@ -145,9 +151,12 @@ def _chunks(count: int) -> Iterator[tuple[int, int]]:
 
 def _fresh(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Memory to be filled. NumPy asks for huge pages: handing out small ones takes longer than dequantising."""
-    if device.type != "cpu":
+    nbytes = count * dtype.itemsize
+    if device.type != "cpu" or nbytes < _HUGE:
         return torch.empty(count, dtype=dtype, device=device)
-    return torch.from_numpy(np.empty(count * dtype.itemsize, np.uint8)).view(dtype)
+    data = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -data.ctypes.data % _ALIGNMENT
+    return torch.from_numpy(data[start : start + nbytes]).view(dtype)
 
 
 def _scale(values: Tensor, scales: Tensor, size: int) -> Tensor:
@@ -158,26 +167,37 @@ def _scale(values: Tensor, scales: Tensor, size: int) -> Tensor:
     return values
 
 
-def _scaled_down(values: Tensor, absmax: Tensor, size: int) -> Tensor:
-    """Values of a chunk from -1 to 1, with a zero behind an odd number of them; the scales are written to `absmax`."""
-    whole = len(values) // size
-    blocks, rest = values[: whole * size].view(-1, size), values[whole * size :]
-    absmax[:whole] = blocks.abs().amax(dim=1)
-    scaled = (blocks * (1.0 / absmax[:whole, None].clamp(min=_TINY))).view(-1)
-    if not len(rest):
-        return scaled
-    # A last block that is not full is divided by its scale, which for zeros is not zero: as bitsandbytes does.
-    absmax[-1] = rest.abs().max().clamp(min=_TINY)
-    return torch.cat([scaled, rest / absmax[-1], rest.new_zeros(len(rest) % 2)])
+class _Encoder:
+    """Turns chunks into codes, in memory that is taken once: to take it for every chunk costs as much as the work."""
 
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.scaled, self.other = torch.empty(2, count, device=device)
+        self.cells = torch.empty(count, dtype=torch.int32, device=device)
+        self.codes, self.above = torch.empty(2, count, dtype=torch.uint8, device=device)
+        self.cell_bounds, self.cell_codes = _CELL_BOUNDS.to(device), _CELL_CODES.to(device)
 
-def _codes(scaled: Tensor) -> Tensor:
-    """Packed codes of values from -1 to 1: the cell leaves two candidates, between which its bound decides."""
-    bounds, codes = _CELL_BOUNDS.to(scaled.device), _CELL_CODES.to(scaled.device)
-    cells = (scaled * _CELLS).add_(_CELLS).int()
-    above = scaled > bounds.index_select(0, cells)
-    pairs = codes.index_select(0, cells).add_(above.view(torch.uint8)).view(torch.int16)
-    return (pairs << 4 | pairs >> 8).to(torch.uint8)
+    def take(self, values: Tensor, absmax: Tensor, size: int) -> None:
+        """Scale a chunk to -1 … 1, with a zero behind an odd number of values; the scales are written to `absmax`."""
+        count, whole = len(values), len(values) // size * size
+        scaled = self.scaled[:count].copy_(values)
+        blocks, rest, scales = scaled[:whole].view(-1, size), scaled[whole:], absmax[: whole // size]
+        torch.amax(torch.abs(blocks, out=self.other[:whole].view(-1, size)), dim=1, out=scales)
+        blocks *= (1.0 / scales.clamp(min=_TINY))[:, None]
+        if len(rest):
+            # A last block that is not full is divided by its scale, which for zeros is not zero: as bitsandbytes does.
+            absmax[-1] = rest.abs().max().clamp(min=_TINY)
+            rest /= absmax[-1]
+            self.scaled[count : count + count % 2] = 0
+
+    def write(self, packed: Tensor) -> None:
+        """Write the codes of the chunk: the cell of a value leaves two of them, between which its bound decides."""
+        count = 2 * len(packed)
+        scaled, other, cells = self.scaled[:count], self.other[:count], self.cells[:count]
+        codes, above = self.codes[:count], self.above[:count]
+        cells.copy_(torch.mul(scaled, _CELLS, out=other).add_(_CELLS))
+        torch.gt(scaled, torch.index_select(self.cell_bounds, 0, cells, out=other), out=above.view(torch.bool))
+        pairs = torch.index_select(self.cell_codes, 0, cells, out=codes).add_(above).view(torch.int16)
+        packed.copy_(pairs << 4 | pairs >> 8)
 
 
 def _in_blocks(values: Tensor, size: int) -> Tensor:
