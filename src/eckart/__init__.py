@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         inject,
         inject_adapter,
         merge_weights,
+        quantize_model,
         save_adapter,
         set_adapters,
         unmerge_weights,
@@ -75,7 +76,7 @@ _HOMES = {
     ),
     "eckart.nn": (
         *("Injection", "LoRAConfig", "adapter_of", "eject", "inject", "inject_adapter"),
-        *("merge_weights", "save_adapter", "set_adapters", "unmerge_weights"),
+        *("merge_weights", "quantize_model", "save_adapter", "set_adapters", "unmerge_weights"),
     ),
     "eckart.training": ("DataOptions", "TrainResult", "TrainSettings", "train"),
 }
@@ -125,6 +126,7 @@ __all__ = [
     "merge_weights",
     "minimal_rank",
     "quantize",
+    "quantize_model",
     "resize",
     "save_adapter",
     "set_adapters",
