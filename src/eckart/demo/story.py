@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from eckart.adapter import Adapter, AdapterResult, extract
 from eckart.analysis import Analysis, analyze
 from eckart.demo.corpus import language_reference
@@ -17,7 +15,7 @@ from eckart.engine import Run
 from eckart.errors import OutputError
 from eckart.evaluation import GainReport, measure_gains
 from eckart.report import save_figures
-from eckart.training import FinetuneSettings
+from eckart.training import FinetuneSettings, fast_dtype
 
 FORMAT = "eckart-demo/1"
 
@@ -101,13 +99,6 @@ class Story:
 def quick_settings() -> StorySettings:
     """Thirty steps of 4×256 tokens: minutes on two cores, and enough to learn."""
     return StorySettings(FinetuneSettings(steps=30, learning_rate=1e-4, compute_dtype=fast_dtype()))
-
-
-def fast_dtype() -> str:
-    """`bfloat16` where the processor multiplies in it, else `float32`."""
-    # Older torch cannot tell; there the slower, plainer type is right in any case.
-    able = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
 
 
 def tell_story(

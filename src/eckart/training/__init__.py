@@ -1,8 +1,10 @@
 """Training of language models on text."""
 
 from eckart.training.data import DataOptions, TrainingData, load_data
+from eckart.training.distill import DistillResult, distill
+from eckart.training.distillation import Distillation
 from eckart.training.dynamics import DynamicsRecorder, recording_steps
-from eckart.training.finetune import FinetuneResult, FinetuneSettings, StepCallback, finetune
+from eckart.training.finetune import FinetuneResult, FinetuneSettings, StepCallback, fast_dtype, finetune
 from eckart.training.health import DivergenceError
 from eckart.training.result import TrainResult
 from eckart.training.rundir import is_writer, part
@@ -17,6 +19,8 @@ from eckart.training.watching import TrainingInterrupted, Watcher
 
 __all__ = [
     "DataOptions",
+    "DistillResult",
+    "Distillation",
     "DivergenceError",
     "Dynamics",
     "DynamicsRecorder",
@@ -31,6 +35,8 @@ __all__ = [
     "TrainingData",
     "TrainingInterrupted",
     "Watcher",
+    "distill",
+    "fast_dtype",
     "finetune",
     "is_writer",
     "load_data",

@@ -73,6 +73,13 @@ class FinetuneResult:
     seconds: float
 
 
+def fast_dtype() -> str:
+    """`bfloat16` where the processor multiplies in it, else `float32`."""
+    # Older torch cannot tell; there the slower, plainer type is right in any case.
+    able = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
+
+
 def finetune(
     model: "nn.Module",
     sequences: Tensor,

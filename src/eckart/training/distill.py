@@ -1,0 +1,278 @@
+"""A short distillation: factors of an adapter trained towards a teacher's predictions, and kept only if that helps.
+
+The truncated SVD is the best approximation of an update by weights; what counts is what the model predicts.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eckart.errors import MismatchError, NotFiniteError, OptionError
+from eckart.evaluation import GainReport
+from eckart.nn import LoRAFactors, adapted_modules, set_adapters
+from eckart.training.divergence import Agreement, summed_agreement, turn_into_gradient
+from eckart.training.finetune import FinetuneSettings, StepCallback
+from eckart.training.sequences import shuffled_batches
+
+STUDENT = "default"
+HELD_OUT_SHARE = 0.15
+LEAST_HELD_OUT_TOKENS = 256
+MOST_HELD_OUT_TOKENS = 2048  # predicted in float32, which a CPU does slowly
+
+SHORT = FinetuneSettings(steps=40, learning_rate=0.3, warmup_steps=4)
+Predict = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """What a distillation did, measured on text that it was not trained on.
+
+    Attributes:
+        before: of the adapter as it came.
+        after: of the trained one, in the dtypes that it is written in; None if training broke off.
+        base_loss: of the model without adapter, in nats per token.
+        teacher_loss: of the teacher.
+        tokens: predicted in each of these measurements.
+        losses: KL of every step's batch.
+        note: why the adapter is what it was before; None where the training is kept.
+        seconds: wall time.
+    """
+
+    before: Agreement
+    after: Agreement | None
+    base_loss: float
+    teacher_loss: float
+    tokens: int
+    losses: list[float] = field(repr=False)
+    note: str | None
+    seconds: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether the adapter is now the trained one."""
+        return self.note is None
+
+    def gain_recovered(self, agreement: Agreement | None) -> float | None:
+        """The share of the teacher's lower loss that a model has; None where there is no gain, or no model."""
+        if agreement is None:
+            return None
+        return GainReport(self.base_loss, self.teacher_loss, agreement.loss, self.tokens).gain_recovered
+
+    def to_json(self) -> dict[str, Any]:
+        """The `distill` object of a command."""
+        return {
+            "kept": self.kept,
+            "note": self.note,
+            "steps": len(self.losses),
+            "held_out_tokens": self.tokens,
+            "kl_before": self.before.kl,
+            "kl_after": self.after.kl if self.after else None,
+            "loss_before": self.before.loss,
+            "loss_after": self.after.loss if self.after else None,
+            "base_loss": self.base_loss,
+            "teacher_loss": self.teacher_loss,
+            "gain_recovered_before": self.gain_recovered(self.before),
+            "gain_recovered_after": self.gain_recovered(self.after),
+            "seconds": self.seconds,
+        }
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module | Mapping[str, float],
+    sequences: Tensor,
+    settings: FinetuneSettings = SHORT,
+    *,
+    dtypes: Mapping[str, torch.dtype] | None = None,
+    progress: StepCallback | None = None,
+) -> DistillResult:
+    """Train lora_A and lora_B of the adapter `default` towards what a teacher predicts, in place.
+
+    AdamW on KL(teacher ‖ student) over the whole vocabulary. The last 15 % of the sequences are held out: what was
+    trained is kept if the KL on them is lower than before, else the factors are put back, bit for bit.
+
+    Args:
+        student: a causal language model with an adapter `default`, which is switched on alone; of it those factors
+            train that require a gradient. Like the teacher it is left in evaluation mode.
+        teacher: another such model, or weights of adapters of the student's own model, as `set_adapters` takes them:
+            then one model is in memory.
+        sequences: token ids in the order of the text, shape `(sequences, length)`.
+        settings: how to train. A rate of 1 moves the numbers of a factor, in a step, by their own root mean square at
+            the start, so that one rate fits updates of every size. The products run in `compute_dtype`, measurements in
+            the models' own dtype.
+        dtypes: that the factors of a module, by its path, will be written in: they are rounded before they are judged.
+        progress: called after every step with its KL in nats per token.
+
+    Returns:
+        KL and loss before and after, and whether the training is kept.
+
+    Raises:
+        OptionError: too few sequences.
+        MismatchError: there is no factor to train, or the teacher has another vocabulary.
+        NotFiniteError: teacher or student predict NaN before any training.
+
+    Hinton, Vinyals & Dean (2015), "Distilling the knowledge in a neural network".
+    """
+    began = time.monotonic()
+    set_adapters(student, {STUDENT: 1.0})
+    factors = trained_factors(student)
+    training, held_out = hold_out(sequences.to(next(student.parameters()).device))
+    parameters = [tensor for layer in factors.values() for tensor in (layer.lora_A, layer.lora_B)]
+    start = [parameter.detach().clone() for parameter in parameters]
+    teach = _predictions(teacher) if isinstance(teacher, nn.Module) else _predictions(student, teacher)
+    own, base = _predictions(student), _predictions(student, {})
+    for model in (student, teacher):
+        if isinstance(model, nn.Module):
+            model.eval()
+    of_teacher, of_base, before = _measured(teach, [teach, base, own], held_out)
+    if not math.isfinite(before.kl):
+        msg = "the predictions of the teacher, or of the student before any training, are not finite"
+        raise NotFiniteError(msg)
+    losses, after, note = [], None, "it was interrupted"
+    try:
+        for kl in _steps(own, teach, parameters, training, settings):
+            losses.append(kl)
+            if progress is not None:
+                progress(len(losses), settings.steps, kl)
+        _round(factors, dtypes or {})
+        (after,) = _measured(teach, [own], held_out)
+        note = None if after.kl < before.kl else "the KL on held-out text did not fall"
+    except NotFiniteError as error:
+        note = str(error)
+    finally:
+        student.zero_grad(set_to_none=True)
+        if note is not None:
+            _put(start, parameters)
+    seconds = time.monotonic() - began
+    tokens = held_out[:, 1:].numel()
+    return DistillResult(before, after, of_base.loss, of_teacher.loss, tokens, losses, note, seconds)
+
+
+def hold_out(sequences: Tensor) -> tuple[Tensor, Tensor]:
+    """The sequences to train on, and of the rest as many as are measured, evenly from all of it.
+
+    Raises:
+        OptionError: too few.
+    """
+    count, length = sequences.shape if sequences.ndim == 2 else (0, 0)
+    first = count - math.ceil(count * HELD_OUT_SHARE)
+    most, least = max(1, MOST_HELD_OUT_TOKENS // max(length, 1)), math.ceil(LEAST_HELD_OUT_TOKENS / max(length, 1))
+    if first < 1 or length < 2 or count - first < least:
+        msg = (
+            f"a distillation holds out {HELD_OUT_SHARE:.0%} of its text, {LEAST_HELD_OUT_TOKENS} tokens or more; "
+            f"it got sequences of the shape {tuple(sequences.shape)}: give more text"
+        )
+        raise OptionError(msg)
+    places = torch.linspace(first, count - 1, min(count - first, most)).round().long()
+    return sequences[:first], sequences[places]
+
+
+def trained_factors(student: nn.Module) -> dict[str, LoRAFactors]:
+    """The factors of the adapter `default` that require a gradient, by the path of their module.
+
+    Raises:
+        MismatchError: there are none.
+    """
+    found = {
+        path: module.factors(STUDENT) for path, module in adapted_modules(student).items() if STUDENT in module.adapters
+    }
+    trained = {
+        path: layer for path, layer in found.items() if layer.lora_A.requires_grad and layer.lora_B.requires_grad
+    }
+    if not trained:
+        msg = f"the student has no adapter {STUDENT!r} with factors to train"
+        raise MismatchError(msg)
+    return trained
+
+
+def _predictions(model: nn.Module, weights: Mapping[str, float] | None = None) -> Predict:
+    """Logits of a model; with these weights of adapters for as long as it predicts, where they are given."""
+
+    def predict(ids: Tensor) -> Tensor:
+        if weights is not None:
+            set_adapters(model, weights)
+        try:
+            return model(input_ids=ids, use_cache=False).logits
+        finally:
+            if weights is not None:
+                set_adapters(model, {STUDENT: 1.0})
+
+    return predict
+
+
+@torch.no_grad()
+def _measured(teach: Predict, models: list[Predict], windows: Tensor) -> list[Agreement]:
+    """KL to the teacher and loss of each model, means over all predicted tokens."""
+    sums = torch.zeros(len(models), 2, dtype=torch.float64)
+    for window in windows:
+        goal = teach(window[None])[0, :-1]
+        for row, predict in enumerate(models):
+            logits = predict(window[None])[0, :-1]
+            if logits.shape != goal.shape:
+                msg = f"the teacher knows {goal.shape[-1]:,} tokens, the student {logits.shape[-1]:,}: "
+                msg += "a distillation needs one vocabulary"
+                raise MismatchError(msg)
+            sums[row] += summed_agreement(goal, logits, window[1:])
+    return [Agreement(kl, loss) for kl, loss in (sums / windows[:, 1:].numel()).tolist()]
+
+
+def _steps(
+    own: Predict, teach: Predict, parameters: list[nn.Parameter], sequences: Tensor, settings: FinetuneSettings
+) -> Iterator[float]:
+    """Take the steps, each when its KL is asked for.
+
+    Raises:
+        NotFiniteError: the KL or its gradient is not finite.
+    """
+    groups, scales = [{"params": [parameter]} for parameter in parameters], _scales(parameters)
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
+    batches = shuffled_batches(sequences, settings.batch_size, torch.Generator().manual_seed(settings.seed))
+    for step in range(1, settings.steps + 1):
+        for group, scale in zip(optimizer.param_groups, scales, strict=True):
+            group["lr"] = settings.rate(step) * scale
+        kl = _backward(own, teach, next(batches), narrow=settings.compute_dtype == "bfloat16")
+        # Not clipped: a norm over factors counts what their split makes of it, which AdamW's steps do not.
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        if not math.isfinite(kl + norm):
+            msg = f"at step {step} of {settings.steps} the KL was {kl} and the norm of its gradient {norm}"
+            raise NotFiniteError(msg)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        yield kl
+
+
+def _backward(own: Predict, teach: Predict, ids: Tensor, *, narrow: bool) -> float:
+    """KL on a batch, whose gradient the parameters are given."""
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=narrow):
+        with torch.no_grad():
+            goal = teach(ids).flatten(0, 1)
+        logits = own(ids).flatten(0, 1)
+    kl = turn_into_gradient(goal, logits.detach())
+    logits.backward(goal.to(logits.dtype))
+    return kl
+
+
+@torch.no_grad()
+def _scales(parameters: list[nn.Parameter]) -> list[float]:
+    """Root mean square of each parameter; for one that is all zero, the mean over all of them."""
+    found = [float(parameter.square().mean().sqrt()) for parameter in parameters]
+    return [scale or sum(found) / len(found) for scale in found]
+
+
+@torch.no_grad()
+def _round(factors: Mapping[str, LoRAFactors], dtypes: Mapping[str, torch.dtype]) -> None:
+    """Give factors the values that they will have when they are read back."""
+    for path, layer in factors.items():
+        for factor in (layer.lora_A, layer.lora_B):
+            factor.copy_(factor.to(dtypes.get(path, factor.dtype)))
+
+
+@torch.no_grad()
+def _put(values: list[Tensor], parameters: list[nn.Parameter]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
