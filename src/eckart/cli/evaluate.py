@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from eckart.evaluation import GainReport
 
 
-def read_text(path: Path) -> str:
-    """The text to evaluate on, read before any work.
+def read_text(path: Path, option: str = "--eval") -> str:
+    """The text that an option names, read before any work.
 
     Raises:
         SourceError: the file is missing, empty, or not UTF-8 text.
@@ -20,13 +20,13 @@ def read_text(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        msg = f"--eval {path}: cannot be read ({error.strerror}); expected a text file"
+        msg = f"{option} {path}: cannot be read ({error.strerror}); expected a text file"
         raise SourceError(msg) from None
     except UnicodeDecodeError:
-        msg = f"--eval {path}: not UTF-8 text"
+        msg = f"{option} {path}: not UTF-8 text"
         raise SourceError(msg) from None
     if not text.strip():
-        msg = f"--eval {path}: the file is empty"
+        msg = f"{option} {path}: the file is empty"
         raise SourceError(msg)
     return text
 

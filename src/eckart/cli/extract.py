@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from eckart.cli.distill import DistillText, Steps
 from eckart.cli.options import (
     BudgetText,
     Device,
@@ -45,6 +46,8 @@ def extract(
     error: Error = None,
     budget: BudgetText = None,
     evaluation: Text = None,
+    distill: DistillText = None,
+    steps: Steps = None,
     target: Target = None,
     exclude: Exclude = None,
     modules_to_save: Saved = None,
@@ -75,25 +78,34 @@ def extract(
     Gain recovered: 74.8%
     """  # noqa: D301
     from eckart import adapter as adapters
+    from eckart.cli.distill import distillation
     from eckart.cli.evaluate import gain_of, read_text
     from eckart.cli.output import show, show_json
     from eckart.cli.progress import Bar
     from eckart.engine import Run
+    from eckart.errors import OptionError
     from eckart.report import adapter_table
 
+    if distill is not None and unbalanced:
+        msg = "--unbalanced leaves lora_A orthonormal, --distill trains it: choose one of them"
+        raise OptionError(msg)
     text = read_text(evaluation) if evaluation else None
-    extraction = adapters.extract(
-        base,
-        tuned,
-        rank=adapters.RankChoice.given(rank=rank, energy=energy, error=error, budget=budget),
-        output=output,
-        scope=adapters.Scope(target or adapters.Scope().target, exclude or (), modules_to_save or ()),
-        options=adapters.FactorOptions.named(dtype, balanced=not unbalanced),
-        run=Run(device=device, workers=workers, seed=seed, resume=not no_resume, progress=Bar()),
-        force=force,
-    )
+    with distillation(base, tuned, distill, steps=steps, seed=seed, device=device) as refine:
+        extraction = adapters.extract(
+            base,
+            tuned,
+            rank=adapters.RankChoice.given(rank=rank, energy=energy, error=error, budget=budget),
+            output=output,
+            scope=adapters.Scope(target or adapters.Scope().target, exclude or (), modules_to_save or ()),
+            options=adapters.FactorOptions.named(dtype, balanced=not unbalanced),
+            run=Run(device=device, workers=workers, seed=seed, resume=not no_resume, progress=Bar()),
+            force=force,
+            refine=refine,
+        )
+    distilled = refine.result if refine else None
     gain = gain_of(base, tuned, extraction.adapter, text) if text is not None else None
     if as_json:
-        show_json(extraction.to_json() | {"eval": gain.to_json() if gain else None})
+        told = {"eval": gain.to_json() if gain else None, "distill": distilled.to_json() if distilled else None}
+        show_json(extraction.to_json() | told)
     else:
-        show(adapter_table(extraction, gain))
+        show(adapter_table(extraction, gain, distilled))

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from eckart.cli.distill import DistillText, Steps
 from eckart.cli.options import (
     BudgetText,
     DryRun,
@@ -28,6 +29,10 @@ KeptDtype = Annotated[
         help="Of the written factors; by default that of each layer.",
     ),
 ]
+Base = Annotated[
+    str | None,
+    typer.Option("--base", metavar="BASE", help="Model for --distill; by default the one that the adapter names."),
+]
 
 
 def resize(
@@ -41,6 +46,9 @@ def resize(
     target: Target = None,
     exclude: Exclude = None,
     dtype: KeptDtype = None,
+    distill: DistillText = None,
+    steps: Steps = None,
+    base: Base = None,
     workers: Workers = None,
     seed: Seed = 0,
     no_resume: NoResume = False,
@@ -63,12 +71,14 @@ def resize(
     All layers together: relative error 53.28%; no adapter of these ranks has
     less than 53.28%.
     """  # noqa: D301
-    from eckart.adapter import Budget, FactorOptions, RankChoice
+    from eckart.adapter import Budget, FactorOptions, RankChoice, load_adapter
     from eckart.adapter.resizing.resize import plan_resize
     from eckart.adapter.resizing.resize import resize as resized
+    from eckart.cli.distill import distillation
     from eckart.cli.output import show, show_json
     from eckart.cli.progress import Bar
     from eckart.engine import Run
+    from eckart.errors import OptionError
     from eckart.report import adapter_table, preview_table
 
     choice = RankChoice(rank, energy, error, Budget.parse(budget) if budget is not None else None)
@@ -80,6 +90,14 @@ def resize(
     if dry_run:
         preview = plan_resize(adapter, rank=choice, **options).preview()
         return show_json(preview.to_json()) if as_json else show(preview_table(preview))
+    if base is not None and distill is None:
+        msg = "--base is the model to distil with: name the text with --distill"
+        raise OptionError(msg)
+    source = load_adapter(adapter)
     run = Run(device="cpu", workers=workers, seed=seed, resume=not no_resume, progress=Bar())
-    result = resized(adapter, rank=choice, output=output, run=run, force=force, **options)
-    return show_json(result.to_json()) if as_json else show(adapter_table(result))
+    with distillation(base or source.base_model, source, distill, steps=steps, seed=seed) as refine:
+        result = resized(source, rank=choice, output=output, run=run, force=force, refine=refine, **options)
+    distilled = refine.result if refine else None
+    if as_json:
+        return show_json(result.to_json() | {"distill": distilled.to_json() if distilled else None})
+    return show(adapter_table(result, distilled=distilled))

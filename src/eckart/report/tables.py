@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from eckart.analysis import Analysis, MatrixAnalysis
     from eckart.checkpoint import LeftOut
     from eckart.evaluation import GainReport
+    from eckart.training import DistillResult
 
 SHOWN_LEFT_OUT = 4
 SHOWN_ADAPTERS = 4
@@ -48,7 +49,9 @@ def analysis_table(analysis: "Analysis") -> RenderableType:
     return Group(Text(name(analysis), style="bold"), table, *map(Text, notes), *left_out_lines(analysis.left_out))
 
 
-def adapter_table(result: "AdapterResult", gain: "GainReport | None" = None) -> RenderableType:
+def adapter_table(
+    result: "AdapterResult", gain: "GainReport | None" = None, distilled: "DistillResult | None" = None
+) -> RenderableType:
     """Ranks and errors of an adapter that was made, its size, and what of the fine-tune's gain it recovers.
 
     Returns:
@@ -67,6 +70,8 @@ def adapter_table(result: "AdapterResult", gain: "GainReport | None" = None) -> 
     )
     if result.guarantee:
         notes.append(result.guarantee)
+    if distilled is not None:
+        notes.append(_distilled_text(distilled))
     if gain is not None:
         notes.append(_gain_text(gain))
     notes.append(
@@ -119,3 +124,18 @@ def _gain_text(gain: "GainReport") -> str:
     if gain.gain_recovered is None:
         return f"{losses} No gain recovered: {gain.note}."
     return f"{losses}\nGain recovered: {number_text(100 * gain.gain_recovered)}%"
+
+
+def _distilled_text(distilled: "DistillResult") -> str:
+    """What a distillation did to KL, loss and gain on its held-out text, and whether it is kept."""
+    before, after = distilled.before, distilled.after
+    said = f"Distilled for {len(distilled.losses)} steps."
+    if after is not None:
+        gains = [distilled.gain_recovered(agreement) for agreement in (before, after)]
+        shares = [f"{number_text(100 * gain)}%" for gain in gains if gain is not None]
+        said += (
+            f" On {distilled.tokens:,} held-out tokens: KL to the teacher {before.kl:.4f} → {after.kl:.4f}, "
+            f"loss {before.loss:.4f} → {after.loss:.4f} nats per token"
+        )
+        said += f", gain recovered {' → '.join(shares)}." if shares else "."
+    return said if distilled.kept else f"{said} Not kept: {distilled.note}."
