@@ -4,6 +4,7 @@ For each block of values x with codes c the sums Σc², Σcx, Σx² are kept: �
 for the scales of double quantisation, which are known only when all rows are there.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -26,9 +27,12 @@ class Requantised:
         self.scheme = scheme
         self.turned = turned
         self._waiting: list[Tensor] = []
-        self._codes: list[Tensor] = []
-        self._absmax: list[Tensor] = []
-        self._sums: list[Tensor] = []
+        count = math.prod(scheme.shape)
+        blocks = -(-count // scheme.block_size)
+        self._codes = torch.empty(-(-count // 2), 1, dtype=torch.uint8)
+        self._absmax = torch.empty(blocks)
+        self._sums = torch.empty(3, blocks, dtype=torch.float64)
+        self._filled = 0
         self._rest = torch.empty(0)
         self._update = 0.0
 
@@ -48,7 +52,7 @@ class Requantised:
     def facts(self) -> dict[str, float]:
         """Squared norms of the error, of the merged weight, and of the update, once all rows are there."""
         scales = self._blocks().scales().to(torch.float64)
-        codes, mixed, values = torch.cat(self._sums, dim=1)
+        codes, mixed, values = self._sums
         error = float((scales.square() * codes - 2 * scales * mixed + values).sum())
         return {"error": max(error, 0.0), "merged": float(values.sum()), "update": self._update}
 
@@ -60,16 +64,19 @@ class Requantised:
             self._quantise(values[:whole])
 
     def _quantise(self, values: Tensor) -> None:
-        blocks = nf4.quantize(values, block_size=self.scheme.block_size)
-        self._codes.append(blocks.codes)
-        self._absmax.append(blocks.absmax)
-        size = self.scheme.block_size
+        size, first = self.scheme.block_size, self._filled // self.scheme.block_size
+        blocks = nf4.quantize(values, block_size=size)
+        self._codes[self._filled // 2 :][: len(blocks.codes)] = blocks.codes
+        self._absmax[first:][: len(blocks.absmax)] = blocks.absmax
+        self._filled += len(values)
         unit = nf4.Nf4Blocks(blocks.codes, torch.ones_like(blocks.absmax), (len(values),), torch.float32, size)
         padded, codes = (
             torch.nn.functional.pad(part, (0, -len(values) % size)).view(-1, size).split(NORM_CHUNK // size)
             for part in (values, unit.dequantize())
         )
-        self._sums += map(_products, codes, padded)
+        for part in map(_products, codes, padded):
+            self._sums[:, first : first + part.shape[1]] = part
+            first += part.shape[1]
 
     def _blocks(self) -> nf4.Nf4Blocks:
         if self._waiting:
@@ -79,9 +86,7 @@ class Requantised:
             self._quantise(self._rest)
             self._rest = self._rest[:0]
         scheme = self.scheme
-        blocks = nf4.Nf4Blocks(
-            torch.cat(self._codes), torch.cat(self._absmax), scheme.shape, scheme.dtype, scheme.block_size
-        )
+        blocks = nf4.Nf4Blocks(self._codes, self._absmax, scheme.shape, scheme.dtype, scheme.block_size)
         return nf4.nested(blocks) if scheme.double else blocks
 
 
