@@ -1,0 +1,49 @@
+"""What 40 steps of distillation are worth in ranks, on text that neither the fine-tune nor the distillation has seen.
+
+Takes ten minutes and more, so it runs only when it is named.
+"""
+
+from dataclasses import replace
+
+from bench.options import Options
+from bench.pair import get_pair
+from bench.results import Limit
+
+RANKS = (1, 2, 4, 8, 12, 16)
+DISTILLED_RANK, EQUAL_RANK = 2, 12
+HELD_OUT_CHARS = 20_000
+
+
+def run(options: Options) -> list[Limit]:
+    """The loss that a distilled adapter leaves, against that of a plain truncation of six times its rank."""
+    from eckart.adapter import extract
+    from eckart.demo.corpus import language_reference
+    from eckart.evaluation import measure_gains
+    from eckart.training import Distillation, fast_dtype
+    from eckart.training.distill import SHORT
+
+    base, tuned = (str(folder) for folder in get_pair(options.pair))
+    text = language_reference()
+    training, topics = "\n\n".join(text.training.values()), text.held_out.values()
+    share = HELD_OUT_CHARS / sum(map(len, topics))
+    held_out = "\n\n".join(topic[: round(len(topic) * share)] for topic in topics)
+    distillation = Distillation(base, tuned, training, replace(SHORT, compute_dtype=fast_dtype()))
+    adapters = {f"rank {rank}": extract(base, tuned, rank=rank).adapter for rank in RANKS}
+    adapters["distilled"] = extract(base, tuned, rank=DISTILLED_RANK, refine=distillation).adapter
+    gains = measure_gains(base, tuned, adapters, held_out)
+    told = ", ".join(f"{name} {gain.gain_recovered:.1%}" for name, gain in gains.items())
+    found, plain, done = gains["distilled"], gains[f"rank {EQUAL_RANK}"], distillation.result
+    assert done is not None
+    assert done.after is not None
+    return [
+        Limit(
+            task=f"loss of SmolLM2-135M with a rank-{DISTILLED_RANK} adapter distilled for {SHORT.steps} steps; "
+            f"limit: a plain one of rank {EQUAL_RANK}",
+            value=found.adapter_loss,
+            limit=plain.adapter_loss,
+            unit="nats per token",
+            note=f"{found.tokens:,} tokens; base {found.base_loss:.4f}, fine-tune {found.tuned_loss:.4f}; gain "
+            f"recovered: {told}; KL on the held-out part of the text to distil on {done.before.kl:.4f} → "
+            f"{done.after.kl:.4f}; {done.seconds:.0f} s",
+        )
+    ]

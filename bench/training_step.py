@@ -1,0 +1,64 @@
+"""Training steps of adapters on SmolLM2-135M, beside PEFT: time, memory above the weights, and the loss curve.
+
+Two sides of eckart: its layers under the loss that transformers computes, as PEFT's run, and the step as a whole, whose
+loss comes from the hidden states without keeping logits.
+"""
+
+import json
+import statistics
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench.options import Options
+from bench.results import Comparison, Limit, Row, Side
+from bench.timing import Run, alternate, run_process
+
+WORKER = Path(__file__).with_name("step_worker.py")
+RANK, BATCH, LENGTH = 16, 4, 256
+SETTINGS = {  # least ratio of time, and of memory
+    "LoRA, float32": (("float32", "lora", 0.0), 1 / 0.75, 1 / 0.8),
+    "LoRA, bfloat16": (("bfloat16", "lora", 0.0), 1 / 0.85, 1 / 0.8),
+    "LoRA with dropout 0.05, float32": (("float32", "lora", 0.05), 1 / 0.75, None),
+    "DoRA, float32": (("float32", "dora", 0.0), 1 / 0.6, None),
+}
+SIDES = {"layers": "layers alone, transformers' loss", "step": "whole step"}
+CURVE_STEPS, CURVE_LIMIT = 50, 1e-3
+
+
+def run(options: Options) -> list[Row]:
+    rows: list[Row] = []
+    for name, ((dtype, method, dropout), least, least_memory) in SETTINGS.items():
+        sides = {side: partial(_run, side, dtype, method, dropout) for side in ("peft", *SIDES)}
+        runs = alternate(sides, repeats=options.repeats)
+        peer = Side.of(runs["peft"])
+        for side, words in SIDES.items():
+            ours = Side.of(runs[side])
+            task = f"training step of SmolLM2-135M, {name}, rank {RANK}, {BATCH}×{LENGTH} tokens: {words}"
+            met = peer.seconds >= least * ours.seconds
+            memory = _bytes(peer) / _bytes(ours)
+            target = f"≤ {1 / least:.2f}× the time"
+            if least_memory:
+                met, target = met and memory >= least_memory, f"{target}, ≤ {1 / least_memory:.1f}× the memory"
+            note = f"time {ours.seconds / peer.seconds:.2f}×, memory above the weights {1 / memory:.2f}×"
+            rows.append(Comparison(task, "PEFT", ours, peer, target, met, note=note))
+    curves = {side: _run(side, "float32", "lora", 0.0, steps=CURVE_STEPS).value for side in ("peft", *SIDES)}
+    for side, words in SIDES.items():
+        distance = max(abs(a - b) for a, b in zip(curves["peft"], curves[side], strict=True))
+        fell = f"the loss falls from {curves['peft'][0]:.3f} to {statistics.mean(curves['peft'][-5:]):.3f}"
+        task = f"distance of the loss from PEFT's over {CURVE_STEPS} steps from one start: {words}"
+        rows.append(Limit(task, distance, CURVE_LIMIT, "nats", fell))
+    return rows
+
+
+def _run(side: str, dtype: str, method: str, dropout: float, *, steps: int = 6) -> Run:
+    """Steps in a process of its own: the median second of a step, and the memory above the weights."""
+    done: Any = run_process(sys.executable, WORKER, side, dtype, method, str(dropout), str(steps))
+    told = json.loads(done.value.splitlines()[-1])
+    return Run(told["seconds"], told["cpu_seconds"], told["peak_bytes"], told["losses"])
+
+
+def _bytes(side: Side) -> int:
+    assert side.peak_rss_bytes is not None
+    return side.peak_rss_bytes
