@@ -274,6 +274,14 @@ def _with_hook():
     return model
 
 
+class Experts(nn.Module):
+    """A stack of matrices in one parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.ParameterDict({"up": nn.Parameter(torch.ones(2, 4, 4))})
+
+
 class Odd(nn.Linear):
     """More than a linear layer."""
 
@@ -286,6 +294,7 @@ class Odd(nn.Linear):
     [
         (Net, {"target": "lm_head"}, MismatchError, "'lm_head': lm_head shares the weight of embed_tokens"),
         (Net, {"target": ["q_proj"]}, MismatchError, "'q_proj' matches nothing"),
+        (Experts, {"target": ".*"}, MismatchError, "experts.up: expert, and 4 bits are for linear layers"),
         (Net, {"target": "norm"}, MismatchError, "is left out: norm"),
         (Net, {"block_size": 48}, OptionError, "block size 48"),
         (lambda: Net().double(), {}, MismatchError, "up: float64"),

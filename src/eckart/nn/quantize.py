@@ -85,15 +85,15 @@ def _chosen(model: nn.Module, target: tuple[str, ...], exclude: tuple[str, ...])
     everywhere = paths_of(dict(model.named_modules(remove_duplicate=False)))
     chosen, faults = {}, []
     for view in views:
-        module = model.get_submodule(view.module) if view.kind != "parameter" else model
-        if isinstance(module, Nf4Linear):
-            continue
         fault = unfit(view, checkpoint.tensors[view.tensor].dtype, checkpoint.config)
-        fault = fault or _fault(model, view, module, everywhere)
+        if fault is None:
+            module = model.get_submodule(view.module)
+            if isinstance(module, Nf4Linear):
+                continue
+            fault = _fault(model, view, module, everywhere)
+            chosen |= {} if fault else {view.module: everywhere[module]}
         if fault:
             faults.append(f"{view.module}: {fault}")
-        else:
-            chosen[view.module] = everywhere[module]
     if faults and not chosen:
         msg = "nothing that was asked for can be in NF4"
         raise MismatchError.of(msg, faults)
