@@ -15,6 +15,8 @@ from eckart.evaluation import GainReport
 from eckart.linalg import Interval, RankBound
 from eckart.report import adapter_table, analysis_table
 from eckart.report.words import bytes_text, count_text, number_text, seconds_text
+from eckart.training import DistillResult
+from eckart.training.divergence import Agreement
 
 
 def printed(table: RenderableType) -> list[str]:
@@ -121,6 +123,23 @@ def test_an_extraction_with_a_budget_says_what_is_proved(pair) -> None:
 )
 def test_an_extraction_says_what_gain_it_recovers(pair, gain: GainReport, said: str) -> None:
     assert said in printed_narrow(adapter_table(extract(*pair, rank=2), gain))
+
+
+@pytest.mark.parametrize(
+    ("note", "said"),
+    [
+        (None, "KL to the teacher 0.2000 → 0.1000, loss 3.2000 → 3.1000 nats per token, gain recovered 50% → 75%. The"),
+        ("the KL did not fall", "gain recovered 50% → 75%. Not kept: the KL did not fall."),
+    ],
+)
+def test_a_distillation_says_what_it_did_and_whether_it_is_kept(pair, note: str | None, said: str) -> None:
+    before, after = Agreement(kl=0.2, loss=3.2), Agreement(kl=0.1, loss=3.1)
+    distilled = DistillResult(before, after, 3.4, 3.0, tokens=2040, losses=[0.2] * 40, note=note, seconds=1.0)
+    extraction = extract(*pair, rank=2)
+    worse = replace(extraction, layers=[replace(layer, error=1.5) for layer in extraction.layers])
+    text = printed_narrow(adapter_table(worse, distilled=distilled))
+    assert said in " ".join(text.split())
+    assert "150%" in text
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def delta(folder: Path, name: str) -> Tensor:
+def weight(folder: Path, name: str) -> Tensor:
     return load_file(folder / "model.safetensors")[f"{name}.weight"].double()
 
 
@@ -266,7 +266,7 @@ def test_an_extraction_is_distilled_before_it_is_written_and_its_errors_are_thos
     config = "adapter_config.json"
     assert (tmp_path / "out" / config).read_bytes() == (tmp_path / "plain" / config).read_bytes()
     for before, after in zip(plain.layers, result.layers, strict=True):
-        change = delta(tuned, after.name) - delta(tiny, after.name)
+        change = weight(tuned, after.name) - weight(tiny, after.name)
         error = float((change - written[after.name].delta().double()).norm() / change.norm())
         assert after.error == pytest.approx(error, rel=1e-5)
         assert before.error < after.error
@@ -347,6 +347,19 @@ def test_a_resized_adapter_is_distilled_towards_what_it_was(tiny, tuned, tmp_pat
         error = float((target - new.delta().double()).norm() / target.norm())
         assert after.error == pytest.approx(error, rel=1e-5)
         assert after.error > before.error
+
+
+def test_dora_is_distilled_with_its_magnitudes_as_they_are(tiny, tuned):
+    layers = {
+        name: replace(layer, magnitude=weight(tuned, name).norm(dim=1).float())
+        for name, layer in extract(tiny, tuned, rank=4).adapter.items()
+    }
+    distillation = Distillation(tiny, Adapter(layers), TEXT, SETTINGS)
+    result = resize(Adapter(layers), rank=1, refine=distillation).adapter
+    assert distillation.result is not None
+    assert distillation.result.kept
+    for name, layer in result.items():
+        torch.testing.assert_close(layer.magnitude, layers[name].magnitude, rtol=0, atol=0)
 
 
 def test_a_padded_adapter_puts_its_spare_rank_to_use(tiny, tuned):

@@ -64,6 +64,8 @@ def extract(
 
     A killed run goes on where it was. With --eval, tell how much of the fine-tune's lower loss the adapter keeps.
 
+    With --distill, train the factors on TEXT towards TUNED's predictions; its last 15 % decides if that is kept.
+
     \b
     $ eckart extract base tuned -o adapter --rank 8 \\
           --eval heldout.txt --modules-to-save norm
@@ -76,6 +78,14 @@ def extract(
     Loss on 1,462 tokens: base 2.4988, fine-tune 2.1638, base with adapter
     2.2482 nats per token.
     Gain recovered: 74.8%
+
+    \b
+    $ eckart extract base tuned -o small --rank 2 --distill text.txt
+    …
+    Distilled for 40 steps. On 2,040 held-out tokens: KL to the teacher 0.2323 →
+    0.1151, loss 2.3460 → 2.2167 nats per token, gain recovered 39.1% → 53.4%. The
+    errors by weights are those of the trained factors, which follow predictions
+    instead.
     """  # noqa: D301
     from eckart import adapter as adapters
     from eckart.cli.distill import distillation

@@ -60,6 +60,8 @@ def resize(
 
     A higher --rank pads: the update stays as it is, and training can go on.
 
+    With --distill, train the factors on TEXT towards ADAPTER's predictions; its last 15 % decides if that is kept.
+
     \b
     $ eckart resize adapter -o small --budget 4MB
     Adapter in small
@@ -70,6 +72,14 @@ def resize(
      …
     All layers together: relative error 53.28%; no adapter of these ranks has
     less than 53.28%.
+
+    \b
+    $ eckart resize adapter -o small --rank 2 --distill text.txt
+    …
+    Distilled for 40 steps. On 2,040 held-out tokens: KL to the teacher 0.0458 →
+    0.0137, loss 2.3460 → 2.2704 nats per token, gain recovered 66.9% → 81.3%. The
+    errors by weights are those of the trained factors, which follow predictions
+    instead.
     """  # noqa: D301
     from eckart.adapter import Budget, FactorOptions, RankChoice, load_adapter
     from eckart.adapter.resizing.resize import plan_resize

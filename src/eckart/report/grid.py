@@ -72,7 +72,7 @@ def _cell(numbers: Sequence[Number], form: str) -> str:
 
 def _text(number: Number, form: str) -> str:
     if form == "share" and isinstance(number, int | float):
-        return f"{number:.3g}" if number > 1 else f"{100 * number:.3g}%"
+        return f"{100 * number:.3g}%"
     if form == "rank" and isinstance(number, float):
         return f"{number:.0f}"
     return number_text(number)

@@ -138,4 +138,6 @@ def _distilled_text(distilled: "DistillResult") -> str:
             f"loss {before.loss:.4f} → {after.loss:.4f} nats per token"
         )
         said += f", gain recovered {' → '.join(shares)}." if shares else "."
-    return said if distilled.kept else f"{said} Not kept: {distilled.note}."
+    if not distilled.kept:
+        return f"{said} Not kept: {distilled.note}."
+    return f"{said} The errors by weights are those of the trained factors, which follow predictions instead."

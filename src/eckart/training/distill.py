@@ -161,10 +161,10 @@ def hold_out(sequences: Tensor) -> tuple[Tensor, Tensor]:
     """
     count, length = sequences.shape if sequences.ndim == 2 else (0, 0)
     first = count - math.ceil(count * HELD_OUT_SHARE)
-    most, least = max(1, MOST_HELD_OUT_TOKENS // max(length, 1)), math.ceil(LEAST_HELD_OUT_TOKENS / max(length, 1))
+    least, most = (max(1, tokens // max(length, 1)) for tokens in (LEAST_HELD_OUT_TOKENS, MOST_HELD_OUT_TOKENS))
     if first < 1 or length < 2 or count - first < least:
         msg = (
-            f"a distillation holds out {HELD_OUT_SHARE:.0%} of its text, {LEAST_HELD_OUT_TOKENS} tokens or more; "
+            f"a distillation holds out {HELD_OUT_SHARE:.0%} of its text, about {LEAST_HELD_OUT_TOKENS} tokens or more; "
             f"it got sequences of the shape {tuple(sequences.shape)}: give more text"
         )
         raise OptionError(msg)

@@ -89,12 +89,11 @@ class Distillation:
         # Tensors that the adapter replaces whole stay in place while its factors train.
         with adapter_applied(model, replace(adapter, layers={})):
             tied = _tied_modules(model)
-            inject_adapter(model, _bare({name: _balanced(layer) for name, layer in adapter.items()}), name=STUDENT)
+            inject_adapter(model, Adapter({name: _balanced(layer) for name, layer in adapter.items()}), name=STUDENT)
             paths = _paths(model, adapter)
             modules = adapted_modules(model)
-            for path in (
-                tied & modules.keys()
-            ):  # one weight for two layers: trained apart, no checkpoint could hold them
+            # Layers that share a weight stay: trained apart, they would fit no checkpoint any more.
+            for path in tied & modules.keys():
                 modules[path].factors(STUDENT).trainable = False
             self.result = distill(
                 model,
@@ -112,7 +111,7 @@ class Distillation:
     def _teacher(self, model: nn.Module) -> nn.Module | Mapping[str, float]:
         if not isinstance(self.teacher, Adapter):
             return cast("nn.Module", load_model(self.teacher)).to(self.device)
-        inject_adapter(model, _bare(self.teacher.layers), name=TEACHER, trainable=False)
+        inject_adapter(model, Adapter(self.teacher.layers), name=TEACHER, trainable=False)
         return {TEACHER: 1.0}
 
     def _sequences(self, model: nn.Module) -> Tensor:
@@ -123,10 +122,6 @@ class Distillation:
         ids = torch.tensor(self.ids[: whole * length], dtype=torch.int64).view(whole, length)
         opening = torch.tensor(self.opening, dtype=torch.int64).expand(whole, len(self.opening))
         return torch.cat([opening, ids], dim=1)
-
-
-def _bare(layers: Mapping[str, AdapterLayer]) -> Adapter:
-    return Adapter(layers)
 
 
 def _balanced(layer: AdapterLayer) -> AdapterLayer:
