@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from eckart.adapter import load_adapter
-from eckart.errors import EckartError, MismatchError, OptionError, OutputError
+from eckart.errors import EckartError, MismatchError, NotFiniteError, OptionError, OutputError
 from eckart.nn import LoRAConfig, adapted_modules, adapter_of, inject
 from eckart.training import (
     DataOptions,
@@ -357,6 +357,16 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_step_and_laye
     assert str(folder) in message
     assert all(torch.equal(layer.lora_B, kept[name]) for name, layer in load_adapter(folder).items())
     assert not adapted_modules(model)
+    again = {"config": CONFIG, "settings": SETTINGS, "options": OPTIONS, "output": tmp_path / "out"}
+    with pytest.raises(OutputError, match="--resume goes on, --force starts over"):
+        train(tiny, text, **again)
+
+
+def test_a_model_that_is_broken_before_it_is_trained_is_refused(tiny, text):
+    model = live(tiny)
+    model.model.norm.weight.data[0] = float("nan")
+    with pytest.raises(NotFiniteError, match="the loss on held-out data is nan before training"):
+        train(model, text, config=CONFIG, settings=SETTINGS, options=OPTIONS)
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_step(tiny, text):

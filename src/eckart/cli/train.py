@@ -150,7 +150,7 @@ def train(
             )
     except KeyboardInterrupt as stopped:
         if training.is_writer():
-            note(f"eckart: {str(stopped) or 'interrupted before the first step; nothing is kept'}")
+            note(f"eckart: {str(stopped) or 'interrupted; where there is a checkpoint, --resume goes on from it'}")
         raise typer.Exit(INTERRUPTED) from None
     training.part()
     if not training.is_writer():

@@ -129,6 +129,18 @@ def _tensorboard(folder: Path) -> "list[TrainerCallback]":
 
 
 @contextmanager
+def quiet_logging() -> Iterator[None]:
+    """Leave the level at which transformers logs as it was: a trainer sets it for the whole process."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Without what libraries say of themselves at their import and start."""
     logging.disable(logging.WARNING)

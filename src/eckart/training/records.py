@@ -59,7 +59,11 @@ def read_records(source: Source, faults: list[str]) -> Iterator[tuple[str, Mappi
         SourceError, FileFormatError: a file cannot be read at all, or there is no such dataset.
     """
     if not isinstance(source, (str, Path)):
-        yield from ((f"record {number}", record) for number, record in enumerate(source, 1))
+        for number, record in enumerate(source, 1):
+            if isinstance(record, Mapping):
+                yield f"record {number}", _without_none(dict(record))
+            else:
+                faults.append(f"record {number}: {_kind(record)}, not an object")
         return
     files = find_files(source)
     if files is None:

@@ -13,6 +13,7 @@ from eckart.checkpoint.output import check_output
 from eckart.errors import MismatchError, OutputError
 
 RUN_FILE = "run.json"
+LAST_GOOD = "last-good"  # the adapter before a step that was refused
 STATE_FILE = "trainer_state.json"  # written last of a checkpoint by transformers' trainer
 
 
@@ -49,6 +50,9 @@ def prepare(output: Path, *, resume: bool, force: bool) -> Path:
     waiting = last_checkpoint(folder)
     if waiting is not None and not resume and not force:
         msg = f"{folder} holds a training stopped after step {step_of(waiting)}: --resume goes on, --force starts over"
+        raise OutputError(msg)
+    if waiting is None and (folder / LAST_GOOD).exists() and not force:
+        msg = f"{folder / LAST_GOOD} is the adapter of a training that diverged: --force starts over without it"
         raise OutputError(msg)
     if waiting is None or not resume:
         shutil.rmtree(folder, ignore_errors=True)

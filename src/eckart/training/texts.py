@@ -10,7 +10,7 @@ from eckart.errors import FileFormatError, SourceError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PIECE_BYTES = 2**20  # read and tokenised at once
+PIECE_BYTES = 2**16  # read and tokenised at once
 
 
 def windows(

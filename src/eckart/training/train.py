@@ -1,6 +1,7 @@
 """Training an adapter of a language model on data: from what a user names to a PEFT folder, whole or not at all."""
 
 import json
+import math
 import shutil
 import tempfile
 import time
@@ -16,13 +17,13 @@ from torch import nn
 
 from eckart.analysis.analyze import peak_rss_bytes
 from eckart.checkpoint.output import publish, refusing_full_disk
-from eckart.errors import EckartError, MismatchError, OptionError
+from eckart.errors import EckartError, MismatchError, NotFiniteError, OptionError
 from eckart.nn import LoRAConfig, adapted_modules, adapter_of, eject, inject, save_adapter
 from eckart.nn.initializers import initialize
 from eckart.training import rundir
 from eckart.training.data import DataOptions, TrainingData, load_data
 from eckart.training.health import DivergenceError, telling_memory
-from eckart.training.making import LOGS_FOLDER, make_trainer, require_trl
+from eckart.training.making import LOGS_FOLDER, make_trainer, quiet_logging, require_trl
 from eckart.training.records import Source
 from eckart.training.result import RESULT_FILE, TrainResult
 from eckart.training.settings import TrainSettings
@@ -95,6 +96,7 @@ def train(
         data = _data(data, subject, options, settings, held_out)
         for note in data.notes:
             told.note(note)
+        stack.enter_context(quiet_logging())
         stack.enter_context(telling_memory(settings.smaller(data.options.length)))
         live = subject.model(settings, config)
         stack.enter_context(left_as_it_was(live))
@@ -278,6 +280,9 @@ def _between_steps(
 def _heldout_loss(trainer: "AdapterTrainer", told: _Told, when: str) -> tuple[float, int]:
     told.watcher.at(f"held-out loss {when}", 0, 1)
     loss, tokens = trainer.heldout_loss()
+    if not math.isfinite(loss):
+        msg = f"the loss on held-out data is {loss} {when} training: the model computes what is no number there"
+        raise NotFiniteError(msg)
     told.watcher.at(f"held-out loss {when}", 1, 1, loss)
     return loss, tokens
 
@@ -290,6 +295,8 @@ def _steps(
     Raises:
         DivergenceError, TrainingInterrupted: with what is kept.
     """
+    if trainer.args.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     try:
         with interruption.listening():
@@ -310,7 +317,7 @@ def _steps(
 
 def _keep_last(trainer: "AdapterTrainer", folder: Path) -> Path:
     """The adapter as it was before the step that was refused."""
-    kept = folder / "last-good"
+    kept = folder / rundir.LAST_GOOD
     if rundir.is_writer():
         save_adapter(trainer.live, kept, name=ADAPTER, force=True)
     return kept
