@@ -5,7 +5,6 @@ import math
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -17,28 +16,26 @@ from torch import nn
 
 from eckart.analysis.analyze import peak_rss_bytes
 from eckart.checkpoint.output import publish, refusing_full_disk
-from eckart.errors import EckartError, MismatchError, NotFiniteError, OptionError
-from eckart.nn import LoRAConfig, adapted_modules, adapter_of, eject, inject, save_adapter
-from eckart.nn.initializers import initialize
+from eckart.errors import NotFiniteError
+from eckart.nn import LoRAConfig, adapter_of, save_adapter
 from eckart.training import rundir
-from eckart.training.data import DataOptions, TrainingData, load_data
+from eckart.training.data import DataOptions, TrainingData
+from eckart.training.fitting import ADAPTER, adapted, check_vocabulary, fitting_data
 from eckart.training.health import DivergenceError, telling_memory
 from eckart.training.making import LOGS_FOLDER, make_trainer, quiet_logging, require_trl
 from eckart.training.records import Source
 from eckart.training.result import RESULT_FILE, TrainResult
 from eckart.training.settings import TrainSettings
 from eckart.training.subject import Subject, left_as_it_was
-from eckart.training.watching import Interruption, SilentWatcher, TrainingInterrupted, Watcher
+from eckart.training.watching import Interruption, SilentWatcher, Told, TrainingInterrupted, Watcher
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from eckart.training.callback import BetweenSteps
     from eckart.training.trainer import AdapterTrainer
 
 Finish = Callable[[Path, TrainResult], None]
-ADAPTER = "default"
-INIT_BATCHES = 8
 
 
 def train(
@@ -87,21 +84,21 @@ def train(
         EckartError: memory is too small; the message says which settings to lower.
         TrainingInterrupted: SIGINT or SIGTERM came; the message says what is kept.
     """
-    settings, told = settings or TrainSettings(), _Told(watcher or SilentWatcher())
+    settings, told = settings or TrainSettings(), Told(watcher or SilentWatcher())
     output = None if output is None else Path(output)
     with ExitStack() as stack:
         folder = stack.enter_context(_working_folder(output, resume=resume, force=force))
         stack.enter_context(refusing_full_disk(folder, "what was written before is kept"))
         subject = Subject.of(model, tokenizer)
-        data = _data(data, subject, options, settings, held_out)
+        data = fitting_data(data, subject, options, settings, held_out)
         for note in data.notes:
             told.note(note)
         stack.enter_context(quiet_logging())
         stack.enter_context(telling_memory(settings.smaller(data.options.length)))
         live = subject.model(settings, config)
         stack.enter_context(left_as_it_was(live))
-        stack.enter_context(_adapted(live, data, config, settings, told))
-        _check_vocabulary(live, data)
+        stack.enter_context(adapted(live, data, config, settings, told))
+        check_vocabulary(live, data)
         run = _run(subject, data, config, settings)
         checkpoint = rundir.last_checkpoint(folder) if resume and output is not None else None
         before = rundir.read_run(folder, run)["before"] if checkpoint else None
@@ -142,18 +139,6 @@ def train(
     return result
 
 
-class _Told:
-    """What was noted, told at once and kept for the result."""
-
-    def __init__(self, watcher: Watcher) -> None:
-        self.watcher = watcher
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-        self.watcher.note(message)
-
-
 @contextmanager
 def _working_folder(output: Path | None, *, resume: bool, force: bool) -> Iterator[Path]:
     if output is not None:
@@ -164,79 +149,6 @@ def _working_folder(output: Path | None, *, resume: bool, force: bool) -> Iterat
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _data(
-    data: Source | TrainingData,
-    subject: Subject,
-    options: DataOptions | None,
-    settings: TrainSettings,
-    held_out: Source | None,
-) -> TrainingData:
-    """The sequences, no longer than the model can see, and enough for a step."""
-    if not isinstance(data, TrainingData):
-        options = options or DataOptions()
-        if options.max_length is None:
-            options = replace(options, max_length=min(options.length, subject.window or options.length))
-        _check_window(options, subject)
-        data = load_data(data, subject.tokenizer, options=options, held_out=held_out)
-    _check_window(data.options, subject)
-    needed = settings.batch_size * rundir.processes()
-    if len(data.train) < needed:
-        msg = (
-            f"the data give {len(data.train)} sequences, and one batch takes {needed}: "
-            f"give more data, or a smaller --batch-size (now {settings.batch_size}) or --max-length "
-            f"(now {data.options.length})"
-        )
-        raise EckartError(msg)
-    return data
-
-
-def _check_window(options: DataOptions, subject: Subject) -> None:
-    if subject.window is not None and options.length > subject.window:
-        msg = f"max_length {options.length}: the model sees {subject.window} tokens at once"
-        raise OptionError(msg)
-
-
-def _check_vocabulary(model: "PreTrainedModel", data: TrainingData) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr, index]
-    if data.largest_token >= rows:
-        msg = f"the tokenizer gives token {data.largest_token}, and the model knows {rows}: they do not belong together"
-        raise MismatchError(msg)
-
-
-@contextmanager
-def _adapted(
-    model: "PreTrainedModel", data: TrainingData, config: LoRAConfig | None, settings: TrainSettings, told: _Told
-) -> Iterator[None]:
-    """Put the adapter in, or let the one that is there train on; after a failure, what was put in is out again."""
-    if config is None and any(ADAPTER in module.adapters for module in adapted_modules(model).values()):
-        yield
-        return
-    config = config or LoRAConfig()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        inject(model, config, name=ADAPTER, seed=settings.seed)
-    for warning in caught:
-        told.note(str(warning.message))
-    try:
-        if config.init != "zero":
-            # Every process finds the same start but for rounding, and DDP gives all of them the first one's.
-            batches = _first_batches(data, settings)
-            initialize(model.to(settings.torch_device), config.init, name=ADAPTER, batches=batches, seed=settings.seed)  # type: ignore[arg-type]
-        yield
-    except BaseException:
-        eject(model)
-        raise
-
-
-def _first_batches(data: TrainingData, settings: TrainSettings) -> list[dict[str, torch.Tensor]]:
-    """Batches that a start of the factors may look at, one sequence each: nothing is padded."""
-    rows = data.train.select(range(min(len(data.train), INIT_BATCHES * settings.batch_size)))
-    return [
-        {name: torch.tensor([row[name]], device=settings.torch_device) for name in ("input_ids", "labels")}
-        for row in (rows[place] for place in range(len(rows)))
-    ]
 
 
 def _run(subject: Subject, data: TrainingData, config: LoRAConfig | None, settings: TrainSettings) -> dict[str, Any]:
@@ -277,7 +189,7 @@ def _between_steps(
     return BetweenSteps(watcher, interruption, recorder if dynamics else None)
 
 
-def _heldout_loss(trainer: "AdapterTrainer", told: _Told, when: str) -> tuple[float, int]:
+def _heldout_loss(trainer: "AdapterTrainer", told: Told, when: str) -> tuple[float, int]:
     told.watcher.at(f"held-out loss {when}", 0, 1)
     loss, tokens = trainer.heldout_loss()
     if not math.isfinite(loss):

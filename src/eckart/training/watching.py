@@ -29,6 +29,19 @@ class SilentWatcher:
         """Tells nothing."""
 
 
+class Told:
+    """What was noted, told at once and kept for the result."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self.watcher = watcher
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        """Tell something, and keep it."""
+        self.notes.append(message)
+        self.watcher.note(message)
+
+
 class Interruption:
     """Whether someone asked the training to stop."""
 
