@@ -1,6 +1,7 @@
 """Training an adapter: what it learns, what it writes, how it stops and goes on."""
 
 import copy
+import dataclasses
 import json
 import math
 import os
@@ -407,6 +408,12 @@ def test_what_cannot_be_trained_is_refused(config, changed, reason, tiny, text):
     with pytest.raises(EckartError) as refusal:
         train(tiny, text, config=LoRAConfig(**config), **{"options": OPTIONS, **changed})
     assert reason in str(refusal.value)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny, text, tokenizer):
+    data = dataclasses.replace(load_data(text, tokenizer, options=OPTIONS), largest_token=32)
+    with pytest.raises(MismatchError, match="gives token 32, and the model knows 32"):
+        train(tiny, data, config=CONFIG, settings=SETTINGS)
 
 
 def test_without_a_length_sequences_are_as_long_as_the_model_can_see(tiny, text):
