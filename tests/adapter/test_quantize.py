@@ -133,7 +133,7 @@ def test_smollm2_takes_little_more_than_half_a_byte_a_parameter(smollm2, tmp_pat
         ({"exclude": ["mlp"]}, {"lm_head", "gate_proj", "up_proj", "down_proj"}),
         ({"exclude": ["model.layers.1.mlp.up_proj"]}, {"lm_head", "up_proj"}),
     ],
-    ids=str,
+    ids=["output layer and queries", "no MLP", "one layer left out"],
 )
 def test_layers_that_stay_dense_are_told_to_transformers(options, dense, tmp_path):
     llama().save_pretrained(tmp_path / "dense")
