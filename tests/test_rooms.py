@@ -10,7 +10,7 @@ import eckart
 SOURCE = Path(eckart.__file__).parent
 ORDER = (
     "errors", "linalg", "checkpoint", "engine", "adapter", "analysis", "nn",
-    "evaluation", "training", "report", "demo", "cli", "reference",
+    "evaluation", "training", "planning", "report", "demo", "cli", "reference",
 )  # fmt: skip
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path.parent != SOURCE or path.stem in ORDER)
 
