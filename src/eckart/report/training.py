@@ -1,5 +1,6 @@
 """A training as a table for a terminal of 80 columns."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -23,14 +24,8 @@ def training_table(result: "TrainResult") -> RenderableType:
     notes: list[str] = []
     parts: list[RenderableType] = [Text(f"Adapter in {result.output}" if result.output else "Adapter", style="bold")]
     if result.dynamics is not None:
-        layers = result.dynamics.layers
-        columns: list[Column[LayerDynamics]] = [
-            Column("rank", lambda layer: layer.rank),
-            Column("update\n‖ΔW‖ / ‖W‖", lambda layer: _last(layer.relative_norm), "share"),
-            Column("effective\nrank", lambda layer: _last(layer.effective_rank), "size"),
-        ]
-        parts.append(grid(layers, columns))
-        notes += [SUMMARY] if is_summarised(layers) else []
+        parts.append(updates_grid(result.dynamics.layers))
+        notes += [SUMMARY] if is_summarised(result.dynamics.layers) else []
     before, after = result.heldout_loss_before, result.heldout_loss_after
     notes.append(
         f"Loss on {result.heldout_tokens:,} held-out tokens: {before:.4f} before, {after:.4f} after "
@@ -42,6 +37,16 @@ def training_table(result: "TrainResult") -> RenderableType:
         f"{result.steps} steps in {seconds_text(result.seconds)}, peak memory {bytes_text(result.peak_bytes)}"
     )
     return Group(*parts, *map(Text, notes))
+
+
+def updates_grid(layers: Sequence["LayerDynamics"]) -> RenderableType:
+    """What the update of every layer became: its size beside the weight, and the rank that it uses."""
+    columns: list[Column[LayerDynamics]] = [
+        Column("rank", lambda layer: layer.rank),
+        Column("update\n‖ΔW‖ / ‖W‖", lambda layer: _last(layer.relative_norm), "share"),
+        Column("effective\nrank", lambda layer: _last(layer.effective_rank), "size"),
+    ]
+    return grid(layers, columns)
 
 
 def _last(numbers: "Numbers") -> float | None:

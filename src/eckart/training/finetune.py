@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ class FinetuneResult:
     seconds: float
 
 
-def fast_dtype() -> str:
+def fast_dtype() -> Literal["float32", "bfloat16"]:
     """`bfloat16` where the processor multiplies in it, else `float32`."""
     # Older torch cannot tell; there the slower, plainer type is right in any case.
     able = getattr(torch.cpu, "get_capabilities", dict)()

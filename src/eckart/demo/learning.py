@@ -1,0 +1,113 @@
+"""The adapter that the demo trains: its settings, its text, and what is kept of a run that finished."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eckart.demo.base import Record, finished, write_record
+from eckart.demo.corpus import Corpus, language_reference
+from eckart.errors import SourceError
+from eckart.nn import LoRAConfig
+from eckart.report import save_dynamics
+from eckart.training import DataOptions, Dynamics, TrainResult, TrainSettings, Watcher, fast_dtype, read_dynamics, train
+from eckart.training.result import RESULT_FILE
+
+ADAPTER = "adapter"
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What the demo does: the adapter and its training, how much held-out text is measured, the gain to keep."""
+
+    adapter: LoRAConfig = field(default_factory=lambda: LoRAConfig(rank=8, alpha=16))
+    training: TrainSettings = field(default_factory=TrainSettings)
+    sequence_tokens: int = 256
+    held_out_chars: int = 20_000
+    keep: float = 0.95
+
+
+def quick_settings() -> DemoSettings:
+    """Forty steps of 4×256 tokens: minutes on two cores, and enough to learn."""
+    training = TrainSettings(
+        steps=40, learning_rate=2e-3, dtype="bfloat16" if fast_dtype() == "bfloat16" else "float32"
+    )
+    return DemoSettings(training=training)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The folder of a trained adapter, the numbers of its `train.json`, and what its updates became."""
+
+    folder: Path
+    numbers: Mapping[str, Any]
+    dynamics: Dynamics
+
+    @property
+    def figures(self) -> list[Path]:
+        """The pictures beside the adapter."""
+        return sorted(self.folder.glob("*.png"))
+
+
+def write_texts(folder: Path, settings: DemoSettings) -> tuple[Path, Path]:
+    """The texts to train on and to measure with, as files that a user can read and train on again."""
+    corpus = language_reference()
+    texts = folder / "text"
+    texts.mkdir(parents=True, exist_ok=True)
+    training, held_out = texts / "training.txt", texts / "heldout.txt"
+    training.write_text("\n\n".join(corpus.training.values()))
+    held_out.write_text(excerpt(corpus, settings.held_out_chars))
+    return training, held_out
+
+
+def excerpt(corpus: Corpus, chars: int) -> str:
+    """The same share of every held-out topic, from its beginning, `chars` in all."""
+    topics = corpus.held_out.values()
+    share = min(1.0, chars / sum(map(len, topics)))
+    return "\n\n".join(text[: round(len(text) * share)] for text in topics)
+
+
+def learn(
+    folder: Path, base: Path, texts: tuple[Path, Path], settings: DemoSettings, *, force: bool, watcher: Watcher
+) -> Learned:
+    """Train `folder`/adapter; one that is there from these settings is kept, one that was stopped goes on.
+
+    Raises:
+        OutputError: it comes from other settings, or from elsewhere.
+        DivergenceError, TrainingInterrupted: as of `eckart.train`.
+    """
+    record, output = learning_record(base, settings), folder / ADAPTER
+
+    def finish(made: Path, result: TrainResult) -> None:
+        if result.dynamics is not None:
+            save_dynamics(result.dynamics, made)
+        write_record(made, record)
+
+    if not all(finished(folder, {ADAPTER: record}, force=force)):
+        train(
+            str(base),
+            texts[0],
+            config=settings.adapter,
+            settings=settings.training,
+            options=DataOptions(settings.sequence_tokens),
+            held_out=texts[1],
+            output=output,
+            resume=not force,
+            force=force,
+            finish=finish,
+            watcher=watcher,
+        )
+    try:
+        numbers = json.loads((output / RESULT_FILE).read_text())
+    except (OSError, ValueError) as error:
+        msg = f"{output / RESULT_FILE} cannot be read ({error}); train again: --force"
+        raise SourceError(msg) from None
+    return Learned(output, numbers, read_dynamics(output))
+
+
+def learning_record(base: Path, settings: DemoSettings) -> Record:
+    """What the adapter is made from."""
+    facts = {"base": base.name, "adapter": asdict(settings.adapter), "training": asdict(settings.training)}
+    facts |= {"sequence_tokens": settings.sequence_tokens, "held_out_chars": settings.held_out_chars}
+    return json.loads(json.dumps(facts))
