@@ -23,18 +23,20 @@ class _HeadLoss(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, count: float
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        gradient = torch.empty_like(hidden)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         step = max(1, _PIECE_ENTRIES // weight.shape[0])
-        for rows, goal, result in zip(hidden.split(step), targets.split(step), gradient.split(step), strict=True):
-            logits = product(rows, weight, bias).float()
+        for start in range(0, len(hidden), step):
+            piece = slice(start, start + step)
+            goal, logits = targets[piece], product(hidden[piece], weight, bias).float()
             highest, place = logits.max(dim=1)
             aimed = logits.gather(1, goal[:, None])[:, 0]
             shares = torch.softmax(logits, dim=1)
             # log Σ exp from the largest share, which is never too small for its logarithm.
             normaliser = highest - shares.gather(1, place[:, None])[:, 0].log()
             total += (normaliser - aimed).double().sum()
-            shares[torch.arange(len(goal), device=goal.device), goal] -= 1
-            result.copy_(product(shares.mul_(1 / count).to(hidden.dtype), weight.T))
+            if gradient is not None:
+                shares[torch.arange(len(goal), device=goal.device), goal] -= 1
+                gradient[piece] = product(shares.mul_(1 / count).to(hidden.dtype), weight.T)
         ctx.save_for_backward(gradient)
         return (total / count).float()
 
