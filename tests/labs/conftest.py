@@ -1,0 +1,56 @@
+"""A lab is a script: it runs in a process of its own, in the quick form, and every warning is an error."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+LABS = Path(__file__).parents[2] / "labs"
+SECONDS = 300  # what a lab may take, in its full form too
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What a lab printed.
+
+    Attributes:
+        numbers: every checked number as the reader sees it, by its name.
+        output: all of it.
+    """
+
+    numbers: dict[str, str]
+    output: str
+
+
+@pytest.fixture(scope="session")
+def run_lab():
+    """The name of a lab, such as `lab1_what_svd_sees` -> what it printed, once a session; a failure shows its end."""
+    done: dict[str, Lab] = {}
+
+    def run(name: str) -> Lab:
+        if name not in done:
+            done[name] = _run(LABS / f"{name}.py")
+        return done[name]
+
+    return run
+
+
+def _run(script: Path) -> Lab:
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", str(script)],
+        cwd=LABS,
+        env=os.environ | {"ECKART_LABS": "quick", "PYTHONUTF8": "1"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=SECONDS,
+        check=False,
+    )
+    assert ended.returncode == 0, f"{ended.stdout[-1500:]}\n{ended.stderr[-3000:]}"
+    checked = [line[2:].rpartition(": ") for line in ended.stdout.splitlines() if line.startswith("✓ ")]
+    numbers = {name: value for name, _, value in checked}
+    assert len(numbers) == len(checked), "two checks of a lab have one name"
+    return Lab(numbers, ended.stdout)
