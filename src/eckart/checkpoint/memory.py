@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from eckart.checkpoint.checkpoint import TensorInfo, check_rows
 from eckart.errors import SourceError
@@ -67,7 +68,9 @@ class MemoryCheckpoint:
 
 def _storage(value: Tensor) -> tuple[Any, ...]:
     """What two names of one tensor have in common; views of different parts of a storage differ."""
-    return value.device, value.data_ptr(), value.shape, value.stride(), value.dtype
+    has_data = not isinstance(value, FakeTensor)  # which a simulation runs on
+    place = value.data_ptr() if has_data else (value.untyped_storage()._cdata, value.storage_offset())
+    return value.device, place, value.shape, value.stride(), value.dtype
 
 
 def _config(module: nn.Module | None) -> dict[str, Any]:

@@ -17,11 +17,14 @@ IGNORED = -100  # label of tokens that do not count
 _PIECE_ENTRIES = 2**23  # logits at a time
 
 
-class _HeadLoss(torch.autograd.Function):
+class HeadLoss(torch.autograd.Function):
+    """Σ −log softmax of rows · weightᵀ + bias at the targets, over a count: `head_loss` of labels that all count."""
+
     @staticmethod
     def forward(  # noqa: PLR0917
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, count: float
     ) -> Tensor:
+        """The loss, float32; the gradient of `hidden` is taken by the way."""
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         step = max(1, _PIECE_ENTRIES // weight.shape[0])
@@ -43,6 +46,7 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """The gradient of `hidden`."""
         (gradient,) = ctx.saved_tensors
         return gradient * gradients[0].to(gradient.dtype), None, None, None, None
 
@@ -68,4 +72,4 @@ def head_loss(
     if len(counted) < len(targets):
         rows, targets = rows[counted], targets[counted]
     divisor = max(1, len(counted)) if count is None else count
-    return cast("Tensor", _HeadLoss.apply(rows, weight.detach(), bias, targets, float(divisor)))
+    return cast("Tensor", HeadLoss.apply(rows, weight.detach(), bias, targets, float(divisor)))

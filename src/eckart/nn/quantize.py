@@ -52,7 +52,7 @@ def quantize_model(
     if block_size not in nf4.BLOCK_SIZES:
         msg = f"block size {block_size}: bitsandbytes has {', '.join(map(str, nf4.BLOCK_SIZES))}"
         raise OptionError(msg)
-    places = _chosen(model, *((value,) if isinstance(value, str) else tuple(value) for value in (target, exclude)))
+    places = quantisable(model, *((value,) if isinstance(value, str) else tuple(value) for value in (target, exclude)))
     _check_finite(model, places)
     for path, everywhere in places.items():
         packed = _in_4_bits(model.get_submodule(path), block_size=block_size, double=double)
@@ -72,8 +72,10 @@ def _in_4_bits(module: nn.Module, *, block_size: int, double: bool) -> Nf4Linear
     return Nf4Linear(blocks, module.bias).train(module.training)  # type: ignore[arg-type]
 
 
-def _chosen(model: nn.Module, target: tuple[str, ...], exclude: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """Layers to replace by their names, with all their places; names only, so that no weight is held."""
+def quantisable(
+    model: nn.Module, target: tuple[str, ...] = ALL_LINEAR, exclude: tuple[str, ...] = ()
+) -> dict[str, tuple[str, ...]]:
+    """Layers that `quantize_model` replaces with all their places; names only, so that no weight is held."""
     if any(isinstance(module, AdaptedModule) for module in model.modules()):
         msg = "the model has adapters: quantise it first, then inject"
         raise MismatchError(msg)

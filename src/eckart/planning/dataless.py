@@ -1,0 +1,110 @@
+"""What stands in, on tensors without data, for the parts of a training step that look at values or need a GPU."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from eckart.linalg import nf4
+from eckart.linalg.nf4 import NESTED_BLOCK, Nf4Blocks
+from eckart.nn.frozen import frozen_weight
+from eckart.nn.quantize import quantisable
+from eckart.nn.quantized import Nf4Linear
+from eckart.planning.step import Making
+
+_BLOCK = 64  # of `quantize_model`
+_CHUNK = 2**19  # values that the CPU dequantises at a time
+_STATE_BLOCK = 256  # values that share a scale in bitsandbytes' 8-bit optimizers
+_LEAST_8BIT = 4096  # values from which bitsandbytes keeps states in 8 bits
+
+
+class DatalessNf4Linear(Nf4Linear):
+    """A layer in NF4 that takes the memory of dequantising, and computes nothing."""
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """Memory of the weight's shape, beside the scales and, on a CPU, one chunk."""
+        blocks = self.blocks
+        scales = torch.empty(blocks.absmax.shape, dtype=torch.float32)
+        chunk = torch.empty(min(2 * len(self.codes), _CHUNK), dtype=torch.float32)
+        result = torch.empty(blocks.shape, dtype=self.stored_dtype)
+        del scales, chunk
+        return result.to(dtype)
+
+
+def quantize_dataless(model: nn.Module) -> list[str]:
+    """What `eckart.quantize_model` does, on a model without data.
+
+    Returns:
+        Paths of the layers that are in NF4 now.
+    """
+    places = quantisable(model)
+    for path, everywhere in places.items():
+        module = model.get_submodule(path)
+        weight = frozen_weight(module, cast("Tensor", module.weight).dtype)
+        packed = DatalessNf4Linear(_blocks_like(weight), cast("nn.Parameter | None", module.bias))
+        for place in everywhere:
+            parent, _, leaf = place.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, packed.train(module.training))
+    return list(places)
+
+
+def _blocks_like(weight: Tensor) -> Nf4Blocks:
+    """The tensors of a weight in NF4 with double quantisation, without values."""
+    count = weight.numel()
+    scales = -(-count // _BLOCK)
+    return Nf4Blocks(
+        torch.empty(-(-count // 2), 1, dtype=torch.uint8),
+        torch.empty(scales, dtype=torch.uint8),
+        tuple(weight.shape),
+        weight.dtype,
+        _BLOCK,
+        torch.empty(-(-scales // NESTED_BLOCK)),
+        torch.empty(()),
+        torch.empty(nf4.DYNAMIC_MAP.shape),
+    )
+
+
+class DatalessAdamW8bit(torch.optim.Optimizer):
+    """The states of bitsandbytes' AdamW8bit, and no steps: its kernels work in place.
+
+    Moments of a parameter are a byte a value and a float32 scale for every 256; small parameters keep float32.
+
+    Dettmers et al. (2022), "8-bit optimizers via block-wise quantization".
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        super().__init__(parameters, {})
+        self._maps: list[Tensor] = []
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Make the states that are not there yet."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and not self.state[parameter]:
+                    self.state[parameter] = self._states(parameter)
+
+    def _states(self, parameter: Tensor) -> dict[str, Tensor]:
+        if parameter.numel() < _LEAST_8BIT:
+            return {name: torch.zeros(parameter.shape) for name in ("state1", "state2")}
+        if not self._maps:  # two of 256 values, which all parameters share
+            self._maps = [torch.empty(256), torch.empty(256)]
+        states = {f"qmap{i}": values for i, values in enumerate(self._maps, 1)}
+        for i in (1, 2):
+            states[f"state{i}"] = torch.zeros(parameter.shape, dtype=torch.uint8)
+            states[f"absmax{i}"] = torch.zeros(-(-parameter.numel() // _STATE_BLOCK))
+        return states
+
+
+DATALESS = Making(quantize_dataless, DatalessAdamW8bit)
+
+
+@contextmanager
+def dataless() -> Iterator[None]:
+    """Inside the block, tensors that are made hold no data: they have a shape, a dtype and bytes that nobody takes."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield

@@ -1,0 +1,154 @@
+"""One training step as `eckart train` runs it, on tensors with data or without."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from eckart.nn import LoRAConfig, adapted_modules, inject
+from eckart.nn.head_loss import HeadLoss
+from eckart.planning.setting import PlanSetting
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Way = Literal["pieces", "fused", "logits", "hidden"]
+
+_MAX_NORM = 1.0
+_TILE = 32768  # words of the vocabulary that TRL's loss takes at a time
+
+
+@dataclass(frozen=True)
+class Making:
+    """How what differs between tensors with and without data is made.
+
+    Attributes:
+        quantize: puts the linear layers of a model into NF4.
+        adamw8bit: an optimizer with states in 8 bits, from the parameters.
+    """
+
+    quantize: Callable[[nn.Module], object]
+    adamw8bit: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+class TrainingStep:
+    """A model that is ready to train, and its optimizer.
+
+    Attributes:
+        model: with the adapter in it.
+        way: to the loss. `pieces`, `fused` and `logits` are those of `eckart train`; `logits` is also transformers' own
+            loss of a full fine-tuning; `hidden` is for models without a head, whose outputs are averaged.
+        body: path of the module before the head; "" is all of the model.
+        trained: what requires a gradient.
+        total_params: numbers in the model and its adapter, those that are in NF4 too.
+    """
+
+    def __init__(self, model: "PreTrainedModel", setting: PlanSetting, making: Making) -> None:
+        self.model, self.setting = model, setting
+        self.total_params = sum(parameter.numel() for parameter in model.parameters())
+        if setting.adapter is not None:
+            if setting.method == "qlora":
+                making.quantize(model)
+            inject(model, setting.adapter)
+            _start(model, setting.adapter)
+            self.total_params += sum(
+                p.numel() for m in adapted_modules(model).values() for p in m.adapters.parameters()
+            )
+        self.way = _way(model, setting)
+        paths = {module: path for path, module in model.named_modules()}
+        self.body = "" if self.way == "hidden" else paths.get(model.base_model, "")
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if setting.optimizer == "adamw":
+            self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(self.trained, weight_decay=0.0, fused=True)
+        else:
+            self.optimizer = making.adamw8bit(self.trained)
+        self.ids = torch.zeros(setting.batch_size, setting.length, dtype=torch.long)
+
+    def loss(self) -> Tensor:
+        """The forward pass."""
+        ids, model = self.ids, self.model
+        if self.way == "hidden":
+            return model(input_ids=ids)[0].float().mean()
+        if self.way == "logits" and self.setting.method == "full":
+            return model(input_ids=ids, labels=ids, **_without_cache(model)).loss
+        if self.way == "logits":
+            logits = model(input_ids=ids, **_without_cache(model)).logits[:, :-1]
+            return nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum")
+        routers = {"output_router_logits": True} if _has_router_loss(model) else {}
+        hidden = model.base_model(input_ids=ids, use_cache=False, **routers).last_hidden_state
+        rows, targets = hidden[:, :-1].reshape(-1, hidden.shape[-1]), ids[:, 1:].reshape(-1)
+        head = cast("nn.Linear", model.get_output_embeddings())
+        if self.way == "pieces":
+            return cast("Tensor", HeadLoss.apply(rows, head.weight.detach(), head.bias, targets, 1.0))
+        return _fused_loss(rows, head, targets, model)
+
+    def backward(self, loss: Tensor) -> None:
+        """The gradients."""
+        loss.backward()
+
+    def update(self) -> None:
+        """Clip the gradients, change what trains, and let the gradients go."""
+        nn.utils.clip_grad_norm_(self.trained, _MAX_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def warm(self) -> None:
+        """Give the optimizer its states, as after a first step."""
+        for parameter in self.trained:
+            parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def _start(model: nn.Module, config: LoRAConfig) -> None:
+    """The frozen start that factors are held against where they do not start at zero."""
+    if config.init not in ("pissa", "olora", "lora-ga", "loftq"):
+        return
+    for module in adapted_modules(model).values():
+        for factors in (module.factors(name) for name in module.adapters):
+            factors.start_A, factors.start_B = factors.lora_A.detach().clone(), factors.lora_B.detach().clone()
+            factors.compensates = config.init == "loftq"
+
+
+def _way(model: "PreTrainedModel", setting: PlanSetting) -> Way:
+    """The way that `eckart train` finds, told by the config where it would compare numbers."""
+    head = model.get_output_embeddings()
+    if head is None:
+        return "hidden"
+    direct = any(child is head for child in model.children())
+    if setting.method == "full" or type(head) is not nn.Linear or not direct:
+        return "logits"
+    if any(parameter.requires_grad for parameter in head.parameters()) or _has_router_loss(model):
+        return "fused"
+    return "pieces" if _logits_as(model) == (None, 1.0) else "fused"
+
+
+def _has_router_loss(model: "PreTrainedModel") -> bool:
+    config = model.config.get_text_config()
+    return hasattr(config, "output_router_logits") and bool(getattr(config, "router_aux_loss_coef", 0.0))
+
+
+def _logits_as(model: "PreTrainedModel") -> tuple[float | None, float]:
+    """At what a model caps its logits, and what it multiplies them with."""
+    config = model.config.get_text_config()
+    scales = (getattr(config, name, None) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"))
+    scale = next((scale for scale in scales if scale is not None), None)
+    divisor = getattr(config, "logits_scaling", None)
+    if scale is None:
+        scale = 1 / divisor if divisor else 1.0
+    return getattr(config, "final_logit_softcapping", None), scale
+
+
+def _fused_loss(rows: Tensor, head: nn.Linear, targets: Tensor, model: "PreTrainedModel") -> Tensor:
+    """TRL's loss, a tile of the logits at a time."""
+    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+
+    softcap, scale = _logits_as(model)
+    given = (rows, head.weight, head.bias, targets, 1.0, _TILE, softcap, scale, ("log_probs",))
+    return -cast("Any", ChunkedLogProbFunction.apply(*given))[0].double().sum()
+
+
+def _without_cache(model: "PreTrainedModel") -> Mapping[str, bool]:
+    return {"use_cache": False} if hasattr(model.config, "use_cache") else {}
