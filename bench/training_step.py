@@ -14,6 +14,7 @@ from typing import Any
 from bench.options import Options
 from bench.results import Comparison, Limit, Row, Side
 from bench.timing import Run, alternate, run_process
+from eckart.demo.base import make_base
 
 WORKER = Path(__file__).with_name("step_worker.py")
 RANK, BATCH, LENGTH = 16, 4, 256
@@ -29,8 +30,11 @@ CURVE_STEPS, CURVE_LIMIT = 50, 1e-3
 
 def run(options: Options) -> list[Row]:
     rows: list[Row] = []
+    base = make_base(
+        options.work
+    )  # read at once, while the GGUF takes longer than the steps
     for name, ((dtype, method, dropout), least, least_memory) in SETTINGS.items():
-        sides = {side: partial(_run, side, dtype, method, dropout) for side in ("peft", *SIDES)}
+        sides = {side: partial(_run, base, side, dtype, method, dropout) for side in ("peft", *SIDES)}
         runs = alternate(sides, repeats=options.repeats)
         peer = Side.of(runs["peft"])
         for side, words in SIDES.items():
@@ -43,7 +47,7 @@ def run(options: Options) -> list[Row]:
                 met, target = met and memory >= least_memory, f"{target}, ≤ {1 / least_memory:.1f}× the memory"
             note = f"time {ours.seconds / peer.seconds:.2f}×, memory above the weights {1 / memory:.2f}×"
             rows.append(Comparison(task, "PEFT", ours, peer, target, met, note=note))
-    curves = {side: _run(side, "float32", "lora", 0.0, steps=CURVE_STEPS).value for side in ("peft", *SIDES)}
+    curves = {side: _run(base, side, "float32", "lora", 0.0, steps=CURVE_STEPS).value for side in ("peft", *SIDES)}
     for side, words in SIDES.items():
         distance = max(abs(a - b) for a, b in zip(curves["peft"], curves[side], strict=True))
         fell = f"the loss falls from {curves['peft'][0]:.3f} to {statistics.mean(curves['peft'][-5:]):.3f}"
@@ -52,9 +56,9 @@ def run(options: Options) -> list[Row]:
     return rows
 
 
-def _run(side: str, dtype: str, method: str, dropout: float, *, steps: int = 6) -> Run:
+def _run(base: Path, side: str, dtype: str, method: str, dropout: float, *, steps: int = 6) -> Run:
     """Steps in a process of its own: the median second of a step, and the memory above the weights."""
-    done: Any = run_process(sys.executable, WORKER, side, dtype, method, str(dropout), str(steps))
+    done: Any = run_process(sys.executable, WORKER, base, side, dtype, method, str(dropout), str(steps))
     told = json.loads(done.value.splitlines()[-1])
     return Run(told["seconds"], told["cpu_seconds"], told["peak_bytes"], told["losses"])
 
