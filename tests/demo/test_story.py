@@ -154,9 +154,9 @@ def test_agreement_tells_answers_that_differ(told):
     assert other.positions == 57
 
 
-def test_the_quick_story_trains_rank_8_for_40_steps():
+def test_the_quick_story_trains_rank_8_for_30_steps():
     settings = quick_settings()
-    assert (settings.adapter.rank, settings.training.steps, settings.keep) == (8, 40, 0.95)
+    assert (settings.adapter.rank, settings.training.steps, settings.keep) == (8, 30, 0.95)
 
 
 def without(name):

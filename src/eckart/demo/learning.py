@@ -29,9 +29,9 @@ class DemoSettings:
 
 
 def quick_settings() -> DemoSettings:
-    """Forty steps of 4×256 tokens: minutes on two cores, and enough to learn."""
+    """Thirty steps of 4×256 tokens: minutes on two cores, and enough to learn."""
     training = TrainSettings(
-        steps=40, learning_rate=2e-3, dtype="bfloat16" if fast_dtype() == "bfloat16" else "float32"
+        steps=30, learning_rate=2e-3, dtype="bfloat16" if fast_dtype() == "bfloat16" else "float32"
     )
     return DemoSettings(training=training)
 
