@@ -6,8 +6,11 @@ import shutil
 from collections import namedtuple
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from eckart.checkpoint import atomic_directory, atomic_file, check_output
+from eckart.checkpoint.output import refusing_full_disk
 from eckart.errors import OutputError
 
 
@@ -76,6 +79,20 @@ def test_a_disk_that_fills_is_a_refusal_and_leaves_nothing(number, tmp_path) -> 
     with pytest.raises(OutputError, match=r"out: writing failed \(.*nothing was left behind"):
         write_and_raise(tmp_path / "out", OSError(number, os.strerror(number)))
     assert entries(tmp_path) == []
+
+
+def test_a_disk_that_fills_under_torch_or_safetensors_is_a_refusal_too(tmp_path) -> None:
+    with (
+        pytest.raises(OutputError, match=r"took less.*; it is kept"),
+        refusing_full_disk(tmp_path, "it is kept"),
+    ):
+        torch.save(torch.zeros(10**5), "/dev/full")
+    other = RuntimeError("other than a disk")
+    told = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(OutputError, match="No space left on device"), refusing_full_disk(tmp_path, "it is kept"):
+        raise told
+    with pytest.raises(RuntimeError, match=r"^other"), refusing_full_disk(tmp_path, "it is kept"):
+        raise other
 
 
 def test_an_output_that_exists_needs_force(tmp_path) -> None:

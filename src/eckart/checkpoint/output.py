@@ -99,11 +99,22 @@ def refusing_full_disk(path: Path, remedy: str) -> Iterator[None]:
     """Turn a disk that is full or read-only into an OutputError that ends in `remedy`."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _WRITING_FAILED:
+    except Exception as error:
+        reason = _why_writing_failed(error)
+        if reason is None:
             raise
-        msg = f"{path}: writing failed ({error.strerror}); {remedy}"
+        msg = f"{path}: writing failed ({reason}); {remedy}"
         raise OutputError(msg) from error
+
+
+def _why_writing_failed(error: Exception) -> str | None:
+    """What the disk refused, also where safetensors or torch.save tell it in their own way."""
+    if isinstance(error, OSError):
+        return error.strerror if error.errno in _WRITING_FAILED else None
+    told = str(error)
+    if "No space left on device" in told:
+        return "No space left on device"
+    return "the disk took less than was written" if "unexpected pos" in told else None
 
 
 @contextmanager
