@@ -3,7 +3,7 @@
 import json
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -91,15 +91,16 @@ Row = Comparison | Limit
 
 
 def save(folder: Path, section: str, rows: Sequence[Row]) -> None:
-    """Put a section's rows into `folder`/results.json beside those of earlier sections, and rewrite RESULTS.md."""
+    """Put a section's rows into `folder`/results.json, with the machine they are of, and rewrite RESULTS.md."""
     path = folder / "results.json"
-    sections = json.loads(path.read_text())["sections"] if path.exists() else {}
-    sections[section] = [
-        asdict(row) | ({"ratio": row.ratio} if isinstance(row, Comparison) else {"met": row.met}) for row in rows
-    ]
-    path.write_text(json.dumps({"machine": machine(), "sections": sections}, indent=2) + "\n")
-    every_row = [_row(entry) for entries in sections.values() for entry in entries]
-    (folder / "RESULTS.md").write_text(markdown(every_row))
+    sections = json.loads(path.read_text()) if path.exists() else {}
+    told = [asdict(row) | ({"ratio": row.ratio} if isinstance(row, Comparison) else {"met": row.met}) for row in rows]
+    sections[section] = {"machine": machine(), "rows": told}
+    path.write_text(json.dumps(sections, indent=2) + "\n")
+    by_machine: dict[str, list[Row]] = {}
+    for found in sections.values():
+        by_machine.setdefault(_about(found["machine"]), []).extend(map(_row, found["rows"]))
+    (folder / "RESULTS.md").write_text("\n".join(_tables(about, rows) for about, rows in by_machine.items()))
 
 
 def machine() -> dict[str, str | int]:
@@ -115,8 +116,15 @@ def machine() -> dict[str, str | int]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Two tables: comparisons with peers, and limits."""
-    about = ", ".join(f"{name} {value}" for name, value in machine().items())
+    """Two tables: comparisons with peers, and limits; measured on this machine."""
+    return _tables(_about(machine()), rows)
+
+
+def _about(facts: Mapping[str, str | int]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def _tables(about: str, rows: Sequence[Row]) -> str:
     lines = [f"Measured on: {about}.", ""]
     comparisons = [row for row in rows if isinstance(row, Comparison)]
     if comparisons:

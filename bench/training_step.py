@@ -1,18 +1,17 @@
-"""Training steps of adapters on SmolLM2-135M, beside PEFT: time, memory above the weights, and the loss curve.
+"""Training steps of adapters on SmolLM2-135M, beside PEFT: time, and memory above the weights.
 
 Two sides of eckart: its layers under the loss that transformers computes, as PEFT's run, and the step as a whole, whose
 loss comes from the hidden states without keeping logits.
 """
 
 import json
-import statistics
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.options import Options
-from bench.results import Comparison, Limit, Row, Side
+from bench.results import Comparison, Row, Side
 from bench.timing import Run, alternate, run_process
 from eckart.demo.base import make_base
 
@@ -25,16 +24,13 @@ SETTINGS = {  # least ratio of time, and of memory
     "DoRA, float32": (("float32", "dora", 0.0), 1 / 0.6, None),
 }
 SIDES = {"layers": "layers alone, transformers' loss", "step": "whole step"}
-CURVE_STEPS, CURVE_LIMIT = 50, 1e-3
 
 
 def run(options: Options) -> list[Row]:
     rows: list[Row] = []
-    base = make_base(
-        options.work
-    )  # read at once, while the GGUF takes longer than the steps
+    base = make_base(options.work)  # read at once, while the GGUF takes longer than the steps
     for name, ((dtype, method, dropout), least, least_memory) in SETTINGS.items():
-        sides = {side: partial(_run, base, side, dtype, method, dropout) for side in ("peft", *SIDES)}
+        sides = {side: partial(run_side, base, side, dtype, method, dropout) for side in ("peft", *SIDES)}
         runs = alternate(sides, repeats=options.repeats)
         peer = Side.of(runs["peft"])
         for side, words in SIDES.items():
@@ -47,16 +43,10 @@ def run(options: Options) -> list[Row]:
                 met, target = met and memory >= least_memory, f"{target}, ≤ {1 / least_memory:.1f}× the memory"
             note = f"time {ours.seconds / peer.seconds:.2f}×, memory above the weights {1 / memory:.2f}×"
             rows.append(Comparison(task, "PEFT", ours, peer, target, met, note=note))
-    curves = {side: _run(base, side, "float32", "lora", 0.0, steps=CURVE_STEPS).value for side in ("peft", *SIDES)}
-    for side, words in SIDES.items():
-        distance = max(abs(a - b) for a, b in zip(curves["peft"], curves[side], strict=True))
-        fell = f"the loss falls from {curves['peft'][0]:.3f} to {statistics.mean(curves['peft'][-5:]):.3f}"
-        task = f"distance of the loss from PEFT's over {CURVE_STEPS} steps from one start: {words}"
-        rows.append(Limit(task, distance, CURVE_LIMIT, "nats", fell))
     return rows
 
 
-def _run(base: Path, side: str, dtype: str, method: str, dropout: float, *, steps: int = 6) -> Run:
+def run_side(base: Path, side: str, dtype: str, method: str, dropout: float, *, steps: int = 6) -> Run:
     """Steps in a process of its own: the median second of a step, and the memory above the weights."""
     done: Any = run_process(sys.executable, WORKER, base, side, dtype, method, str(dropout), str(steps))
     told = json.loads(done.value.splitlines()[-1])
