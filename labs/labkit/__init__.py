@@ -2,7 +2,7 @@
 
 from labkit.checks import check
 from labkit.mode import QUICK
-from labkit.pictures import picture
+from labkit.pictures import packed, picture
 from labkit.shown import show, table
 
-__all__ = ["QUICK", "check", "picture", "show", "table"]
+__all__ = ["QUICK", "check", "packed", "picture", "show", "table"]
