@@ -26,7 +26,7 @@ def analyze(
 ) -> None:
     """Show how much rank a checkpoint, a fine-tune (with --base) or an adapter has.
 
-    With -o, write analysis.json, analysis.csv and figures; a killed run goes on where it was.
+    With -o, write analysis.json, analysis.csv, figures and report.html; a killed run goes on where it was.
 
     \b
     $ eckart analyze tuned --base base --target attention
@@ -42,6 +42,7 @@ def analyze(
     """  # noqa: D301
     from eckart.analysis import analyze as analyze_source
     from eckart.cli.output import show, show_json
+    from eckart.cli.page import page_beside
     from eckart.cli.progress import Bar
     from eckart.engine import Run
     from eckart.report import analysis_table, save_figures
@@ -52,6 +53,7 @@ def analyze(
     )
     if output:
         save_figures(analysis, output)
+        page_beside(output)
     if as_json:
         show_json(analysis.to_json())
     else:

@@ -22,6 +22,7 @@ from eckart.cli.demo import demo
 from eckart.cli.extract import extract
 from eckart.cli.merge import merge
 from eckart.cli.quantize import quantize
+from eckart.cli.report import report
 from eckart.cli.resize import resize
 from eckart.cli.sweep import sweep
 from eckart.cli.train import train
@@ -119,5 +120,7 @@ def _say(message: str) -> None:
     sys.stderr.write(f"{message}\n")
 
 
-for _command in (analyze, extract, resize, combine, compare, convert, demo, merge, quantize, sweep, train, unmerge):
+for _command in (
+    *(analyze, extract, resize, combine, compare, convert, demo, merge, quantize, report, sweep, train, unmerge),
+):
     app.command()(guarded(_command))

@@ -1,0 +1,81 @@
+"""An analysis as the page carries it: what it is of, every matrix with its place and numbers, and the commands."""
+
+import shlex
+from typing import Any
+
+from eckart.analysis import Analysis, MatrixAnalysis, Place
+from eckart.report import findings
+from eckart.report.page.numbers import Numbers
+from eckart.report.page.spectra import MOST_VALUES, Thinning, bounds, spectrum_data
+from eckart.report.page.stops import ENERGIES, ERRORS, rank_stops
+from eckart.report.page.targets import Targets
+
+STATISTICS = ("spectral_norm", "stable_rank", "effective_rank", "participation_ratio", "numerical_rank")
+
+
+def analysis_data(analysis: Analysis, title: str, numbers: Numbers, *, most: int = MOST_VALUES) -> dict[str, Any]:
+    """The page's view of an analysis; its singular values go to `numbers`.
+
+    Args:
+        analysis: of weights, a difference or an adapter.
+        title: tells it from others on the page.
+        numbers: of the page.
+        most: singular values that the analysis may put there.
+    """
+    thinning = Thinning.of(analysis.matrices, most)
+    where, kinds = analysis.places(), list(analysis.by_kind())
+    matrices = [_matrix(matrix, where[matrix.name], kinds, thinning, numbers) for matrix in analysis.matrices]
+    thinned = [entry for entry in matrices if "rest" in entry["spectrum"]]
+    unknown = [entry for entry in matrices if "tail" in entry["spectrum"]]
+    dense = [entry["spectrum"]["count"] for entry in (*thinned, *unknown)]
+    highest = max((_highest_rank(analysis, matrix) for matrix in analysis.matrices), default=1)
+    return {
+        "title": title,
+        "kind": analysis.kind,
+        "source": analysis.source,
+        "base": analysis.base,
+        "finding": findings.energy_finding(analysis) if findings.measured(analysis) else "Every matrix is zero",
+        "params": analysis.params,
+        "kinds": kinds,
+        "layers": sorted({place.layer for place in where.values()}, key=lambda layer: -1 if layer is None else layer),
+        "matrices": matrices,
+        "thinned": {"matrices": len(thinned), "values": thinning.kept, "partial": len(unknown)},
+        "left_out": [{"name": item.name, "reason": item.reason} for item in analysis.left_out],
+        "targets": Targets.of(analysis).to_json(),
+        "stops": {
+            "rank": rank_stops(min(dense, default=highest), highest),
+            "energy": list(ENERGIES),
+            "error": list(ERRORS),
+        },
+        "command": _command(analysis),
+    }
+
+
+def _matrix(
+    matrix: MatrixAnalysis, place: Place, kinds: list[str], thinning: Thinning, numbers: Numbers
+) -> dict[str, Any]:
+    """One matrix."""
+    statistics, noise = matrix.statistics(), matrix.noise
+    return {
+        "name": matrix.name,
+        "kind": kinds.index(place.kind),
+        "layer": place.layer,
+        "shape": list(matrix.shape),
+        "dtype": matrix.dtype,
+        "spectrum": spectrum_data(matrix.spectrum, thinning, numbers),
+        **{name: bounds(statistics[name]) for name in STATISTICS},
+        "noise": noise and {"edge": noise.edge, "signal_rank": noise.signal_rank, "regime": noise.regime},
+    }
+
+
+def _highest_rank(analysis: Analysis, matrix: MatrixAnalysis) -> int:
+    """The highest rank that changes anything: of an adapter's layer, what its factors have."""
+    return len(matrix.spectrum.singular_values) if analysis.kind == "adapter" else min(matrix.shape)
+
+
+def _command(analysis: Analysis) -> list[str] | None:
+    """The words that the rank choice is added to, quoted for a shell; None where no command reads the source."""
+    places = [analysis.source] if analysis.base is None else [analysis.base, analysis.source]
+    if analysis.kind == "weights" or any(place.startswith("<") for place in places):
+        return None
+    return ["eckart", "resize" if analysis.kind == "adapter" else "extract", *map(shlex.quote, places)]

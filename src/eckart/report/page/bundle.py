@@ -1,0 +1,62 @@
+"""The parts of a page that are the same for every result: style, scripts, and plotly.js.
+
+The scripts are ES modules, so that editors and readers know what each takes from which. A page from disk cannot load
+modules, so they are put together here: in an order in which each one follows what it imports, with the import lines
+and the word `export` taken away.
+"""
+
+import re
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from eckart.errors import MissingExtraError
+from eckart.report.page.numbers import packed
+
+HERE = Path(__file__).parent
+_IMPORT = re.compile(r'^import \{[^}]*\} from "\./([\w-]+)\.js";\n', re.MULTILINE)
+
+
+def styles() -> str:
+    """The style sheets, in the order of their names."""
+    return "\n".join(path.read_text(encoding="utf-8") for path in sorted((HERE / "css").glob("*.css")))
+
+
+def script(main: str = "main", *, then: str = "") -> str:
+    """A module and all that it imports, as one strict function that runs at once.
+
+    Args:
+        main: name of the module, without `.js`.
+        then: code that runs after it, where all that the modules define is known.
+    """
+    order: list[str] = []
+    _visit(main, order)
+    parts = [re.sub(r"^export ", "", _IMPORT.sub("", _source(name)), flags=re.MULTILINE) for name in order]
+    body = "\n".join([*parts, then])
+    return f'(() => {{\n"use strict";\n{body}\n}})();\n'
+
+
+@cache
+def plotly() -> str:
+    """plotly.js, deflated, as base64.
+
+    Raises:
+        MissingExtraError: plotly is not installed.
+    """
+    spec = find_spec("plotly")
+    if spec is None or spec.origin is None:
+        raise MissingExtraError.for_extra("report", "the report page")  # noqa: EM101
+    return packed((Path(spec.origin).parent / "package_data" / "plotly.min.js").read_bytes())
+
+
+def _visit(name: str, order: list[str]) -> None:
+    """Append a module after everything that it imports."""
+    for needed in _IMPORT.findall(_source(name)):
+        if needed not in order:
+            _visit(needed, order)
+    order.append(name)
+
+
+@cache
+def _source(name: str) -> str:
+    return (HERE / "js" / f"{name}.js").read_text(encoding="utf-8")

@@ -1,0 +1,144 @@
+// The choice of rank: the way, the slider, the modules and the dtype.
+
+import { budgetStops, ITEM_BYTES } from "./choice.js";
+import { el, fill, segmented, select, unique } from "./dom.js";
+import { percent, whole } from "./format.js";
+
+const WAYS = [["rank", "Rank"], ["energy", "Energy"], ["error", "Error"], ["budget", "Budget"]];
+const EXPLAINED = {
+  rank: "Every matrix gets this rank, or what it can hold.",
+  energy: "Every matrix gets the smallest rank that keeps this share of its squared norm.",
+  error: "Every matrix gets the smallest rank whose relative error is below this.",
+  budget: "All matrices share this size, so that together they keep the most energy.",
+};
+
+export class Controls {
+  /**
+   * @param {Chooser} chooser
+   * @param {() => void} change called when the choice is another one.
+   */
+  constructor(chooser, change) {
+    this.chooser = chooser;
+    this.analysis = chooser.analysis;
+    this.change = change;
+    this.kinds = new Set(this.choosable());
+    this.dtype = "float32";
+    this.mode = this.analysis.kind === "weights" ? "energy" : "rank";
+    this.stops = { ...this.analysis.stops, budget: this.budgets() };
+    this.position = {
+      rank: Math.max(this.stops.rank.indexOf(Math.min(16, this.stops.rank.at(-1))), 0),
+      energy: this.stops.energy.indexOf(0.9),
+      error: this.stops.error.indexOf(0.1),
+      budget: this.stops.budget.length >> 1,
+    };
+    this.node = this.build();
+    this.show();
+  }
+
+  /** Kinds that a command can work on. */
+  choosable() {
+    const all = this.analysis.kinds.map((_, kind) => kind);
+    return this.analysis.kind === "adapter" ? all
+      : all.filter((kind) => this.analysis.targets.patterns[this.analysis.kinds[kind]]);
+  }
+
+  /** The choice as it stands. */
+  get choice() {
+    const value = this.stops[this.mode][this.position[this.mode]];
+    return { mode: this.mode, value, kinds: this.kinds, dtype: this.dtype };
+  }
+
+  /** Sizes of adapters as one types them, from one rank of one matrix to all that is known. */
+  budgets() {
+    const { costs, places } = this.chooser.taken(this.kinds);
+    if (!costs.length || !this.budgetFits()) return [];
+    const most = this.chooser.largestBudget(this.kinds);
+    if (this.analysis.kind === "adapter") return budgetStops(Math.min(...costs), most, "");
+    const bytes = (params) => params * ITEM_BYTES[this.dtype] + 512 * places.length;
+    return budgetStops(bytes(Math.min(...costs)), bytes(most), "B");
+  }
+
+  /** An adapter that holds more than factors, or experts, is resized by rules that its spectra do not tell. */
+  budgetFits() {
+    const { kind, left_out: rest, matrices } = this.analysis;
+    return kind !== "adapter" || (rest.length === 0 && matrices.every((matrix) => !matrix.name.includes("[")));
+  }
+
+  build() {
+    const id = unique("slider");
+    this.slider = el("input", { type: "range", id, min: 0, step: 1, "data-slider": true, input: () => this.slid() });
+    this.label = el("label", { for: id });
+    this.told = el("output", { for: id, class: "slider-value", "data-slider-value": true });
+    this.help = el("p", { class: "soft help" });
+    const ways = WAYS.filter(([mode]) => mode !== "budget" || this.stops.budget.length);
+    return el("section", { class: "card controls", "aria-label": "Choice of ranks" },
+      segmented("Choose ranks by", ways, this.mode, (mode) => {
+        this.mode = mode;
+        this.show();
+        this.change();
+      }),
+      el("div", { class: "slider" }, el("div", { class: "slider-head" }, this.label, this.told), this.slider, this.help),
+      this.analysis.kind === "adapter" ? null : this.modules());
+  }
+
+  /** Which module kinds are taken, and the dtype. */
+  modules() {
+    const boxes = this.choosable().map((kind) => el("label", { class: "check" },
+      el("input", { type: "checkbox", checked: true, change: (event) => this.take(kind, event.target) }),
+      this.analysis.kinds[kind]));
+    return el("div", { class: "modules" },
+      el("fieldset", { class: "checks" }, el("legend", {}, "Modules"), ...boxes),
+      select("Factors in", Object.keys(ITEM_BYTES).map((name) => [name, name]), this.dtype, (dtype) => {
+        this.dtype = dtype;
+        this.refit();
+      }));
+  }
+
+  take(kind, box) {
+    if (!box.checked && this.kinds.size === 1) {
+      box.checked = true; // an adapter of nothing is none
+      return;
+    }
+    this.kinds = new Set(this.kinds);
+    if (box.checked) this.kinds.add(kind);
+    else this.kinds.delete(kind);
+    this.refit();
+  }
+
+  /** After other modules or another dtype: budgets reach from and to other sizes. */
+  refit() {
+    const before = this.stops.budget[this.position.budget];
+    this.stops.budget = this.budgets();
+    const same = this.stops.budget.indexOf(before);
+    this.position.budget = same < 0 ? this.stops.budget.length >> 1 : same;
+    this.show();
+    this.change();
+  }
+
+  slid() {
+    this.position[this.mode] = Number(this.slider.value);
+    this.show();
+    this.change();
+  }
+
+  show() {
+    const stops = this.stops[this.mode];
+    this.slider.max = stops.length - 1;
+    this.slider.value = this.position[this.mode];
+    const { value } = this.choice;
+    const words = {
+      rank: () => whole(value), energy: () => percent(value, 4), error: () => percent(value, 4), budget: () => budgetWords(value),
+    }[this.mode]();
+    const name = { rank: "Rank of every matrix", energy: "Energy to keep", error: "Error to stay below", budget: "Size for all together" };
+    fill(this.label, name[this.mode]);
+    fill(this.told, words);
+    this.slider.setAttribute("aria-valuetext", words);
+    fill(this.help, EXPLAINED[this.mode]);
+  }
+}
+
+/** "20MB" as 20 MB, "5M" as 5 M parameters. */
+export function budgetWords(text) {
+  const [, number, unit] = /^([\d.]+)(.*)$/.exec(text);
+  return unit.endsWith("B") ? `${number} ${unit}` : `${number} ${unit} parameters`.replace("  ", " ");
+}

@@ -1,0 +1,22 @@
+// Light, dark, or as the system has it; charts are told when it changes.
+
+const listeners = new Set();
+const system = window.matchMedia("(prefers-color-scheme: dark)");
+
+export const isDark = () => {
+  const wanted = document.documentElement.dataset.theme;
+  return wanted === "dark" || (wanted === "auto" && system.matches);
+};
+
+/** Calls a function at every change of the theme. */
+export const onTheme = (listener) => listeners.add(listener);
+
+export function setTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  listeners.forEach((listener) => listener());
+}
+
+system.addEventListener("change", () => listeners.forEach((listener) => listener()));
+
+/** A colour of the style sheet as it is now, such as "--ink". */
+export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();

@@ -1,0 +1,86 @@
+"""Putting the page together: results as data, the parts that all pages share, one HTML file."""
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import eckart
+from eckart.checkpoint import atomic_file
+from eckart.errors import MissingExtraError, SourceError
+from eckart.report.page import bundle
+from eckart.report.page.analysis import analysis_data
+from eckart.report.page.numbers import Numbers
+from eckart.report.page.results import Results
+
+FILE = "report.html"
+
+
+def page_html(results: Results) -> str:
+    """The page: self-contained, and forbidden by its own policy to load anything or to run any other script.
+
+    Raises:
+        SourceError: there is nothing to show.
+        MissingExtraError: jinja2 or plotly is not installed.
+    """
+    if results.is_empty():
+        msg = "there is no result to make a page of"
+        raise SourceError(msg)
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError.for_extra("report", "the report page") from missing  # noqa: EM101
+    numbers = Numbers()
+    data = page_data(results, numbers)
+    script = bundle.script()
+    environment = Environment(
+        loader=FileSystemLoader(bundle.HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("page.html.j2").render(
+        title=_title(results),
+        style=bundle.styles(),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+        data=as_script(data),
+        numbers=numbers.text(),
+        plotly=bundle.plotly(),
+    )
+
+
+def write_page(results: Results, file: str | Path, *, force: bool = False) -> Path:
+    """Write the page, whole or not at all.
+
+    Args:
+        results: what it shows.
+        file: to be written.
+        force: replace it where it exists.
+
+    Raises:
+        OutputError: the file exists and `force` is not given, or cannot be written.
+        SourceError, MissingExtraError: see `page_html`.
+    """
+    file = Path(file)
+    html = page_html(results)
+    with atomic_file(file, force=force) as partial:
+        partial.write_text(html, encoding="utf-8")
+    return file
+
+
+def page_data(results: Results, numbers: Numbers) -> dict[str, Any]:
+    """All results as one JSON object; long lists of numbers go to `numbers`."""
+    return {
+        "version": eckart.__version__,
+        "analyses": [analysis_data(analysis, title, numbers) for title, analysis in results.analyses.items()],
+    }
+
+
+def as_script(data: Any) -> str:
+    """JSON that can stand in a script element: nothing in it ends the element or opens a comment."""
+    text = json.dumps(data, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _title(results: Results) -> str:
+    names = [*results.analyses, *results.trainings, *results.sweeps, *results.extractions]
+    return ", ".join(dict.fromkeys(names))

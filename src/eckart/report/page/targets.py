@@ -1,0 +1,61 @@
+"""Which `--target` patterns take exactly the matrices of a module kind, so that a command means what the page shows."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eckart.analysis import Analysis
+from eckart.checkpoint.naming import in_preset, is_embedding, is_output_layer, matches
+
+PRESETS = ("all-linear", "attention", "attention-min", "mlp")
+NOT_TARGETED = "not targeted"
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What can be chosen of an analysis.
+
+    Attributes:
+        patterns: of each module kind that an adapter can be extracted of, those that take it and nothing else.
+        presets: name of each preset that takes whole kinds of this analysis and nothing else, with those kinds.
+    """
+
+    patterns: dict[str, list[str]]
+    presets: dict[str, list[str]]
+
+    @classmethod
+    def of(cls, analysis: Analysis) -> "Targets":
+        """The patterns, checked against every matrix that the analysis knows of."""
+        kinds = {kind: [matrix.name for matrix in matrices] for kind, matrices in analysis.by_kind().items()}
+        chosen = {kind: names for kind, names in kinds.items() if all(map(_extractable, names))}
+        known = [*(matrix.name for matrix in analysis.matrices)]
+        known += [item.name for item in analysis.left_out if item.reason == NOT_TARGETED]
+        linear = [name for name in known if _extractable(name)]
+        patterns = {kind: _patterns(kind, names, known) for kind, names in chosen.items()}
+        presets = {}
+        for preset in PRESETS:
+            taken = {name for name in linear if in_preset(preset, name)}
+            whole = [kind for kind, names in chosen.items() if taken.issuperset(names)]
+            if whole and sum(len(chosen[kind]) for kind in whole) == len(taken):
+                presets[preset] = whole
+        return cls(patterns, presets)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the page."""
+        return {"patterns": self.patterns, "presets": self.presets}
+
+
+def _extractable(name: str) -> bool:
+    """Whether a matrix of this name can become adapter factors: a module's weight, no embedding and no expert."""
+    return "[" not in name and not is_embedding(name) and (in_preset("all-linear", name) or is_output_layer(name))
+
+
+def _patterns(kind: str, names: Sequence[str], known: Iterable[str]) -> list[str]:
+    """The shortest patterns that take these names of all that are known: a suffix, a regex, or every name."""
+    known = list(known)
+    general = sorted({re.sub(r"\d+", r"\\d+", re.escape(name)) for name in names})
+    for patterns in ([kind], general):
+        if {name for name in known if any(matches(pattern, name) for pattern in patterns)} == set(names):
+            return patterns
+    return [re.escape(name) if "." in name else f"(?:{name})" for name in names]
