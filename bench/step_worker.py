@@ -1,4 +1,4 @@
-"""One side of the training step, in a process of its own: MODEL SIDE DTYPE METHOD DROPOUT STEPS."""
+"""One side of the training step, in a process of its own: MODEL SIDE DTYPE METHOD DROPOUT STEPS BATCH."""
 
 import ctypes
 import gc
@@ -18,13 +18,13 @@ from eckart.nn import LoRAConfig, adapted_modules, inject
 from eckart.nn.head_loss import head_loss
 from eckart.training import pack_texts
 
-RANK, ALPHA, BATCH, LENGTH, RATE, WARM = 16, 32, 4, 256, 2e-4, 2
+RANK, ALPHA, LENGTH, RATE, WARM = 16, 32, 256, 2e-4, 2
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 THREADS = 2
 
 
 def main() -> None:
-    source, side, dtype, method, dropout, steps = sys.argv[1:]
+    source, side, dtype, method, dropout, steps, size = sys.argv[1:]
     torch.set_num_threads(THREADS)
     model = load_model(source).to(getattr(torch, dtype))
     config = LoRAConfig(rank=RANK, alpha=ALPHA, dropout=float(dropout), method=method)
@@ -38,7 +38,7 @@ def main() -> None:
     seconds, cpu_seconds, losses = [], [], []
     with _Peak() as peak:
         for step in range(int(steps)):
-            batch = sequences[step * BATCH % (len(sequences) - BATCH) :][:BATCH]
+            batch = sequences[step * int(size) % (len(sequences) - int(size)) :][: int(size)]
             start, cpu_start = time.perf_counter(), time.process_time()
             loss = loss_of(model, batch)
             loss.backward()

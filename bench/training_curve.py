@@ -12,7 +12,9 @@ STEPS, LIMIT = 50, 1e-3
 
 def run(options: Options) -> list[Limit]:
     base = make_base(options.work)
-    curves = {side: run_side(base, side, "float32", "lora", 0.0, steps=STEPS).value for side in ("peft", *SIDES)}
+    curves = {
+        side: run_side(base, side, "float32", "lora", 0.0, steps=STEPS, batch=1).value for side in ("peft", *SIDES)
+    }
     rows = []
     for side, words in SIDES.items():
         distance = max(abs(a - b) for a, b in zip(curves["peft"], curves[side], strict=True))

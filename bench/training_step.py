@@ -46,9 +46,11 @@ def run(options: Options) -> list[Row]:
     return rows
 
 
-def run_side(base: Path, side: str, dtype: str, method: str, dropout: float, *, steps: int = 6) -> Run:
+def run_side(
+    base: Path, side: str, dtype: str, method: str, dropout: float, *, steps: int = 6, batch: int = BATCH
+) -> Run:
     """Steps in a process of its own: the median second of a step, and the memory above the weights."""
-    done: Any = run_process(sys.executable, WORKER, base, side, dtype, method, str(dropout), str(steps))
+    done: Any = run_process(sys.executable, WORKER, base, side, dtype, method, str(dropout), str(steps), str(batch))
     told = json.loads(done.value.splitlines()[-1])
     return Run(told["seconds"], told["cpu_seconds"], told["peak_bytes"], told["losses"])
 
