@@ -53,7 +53,9 @@ def test_json_holds_the_fields_scripts_rely_on(pair, tmp_path):
     assert {"name", "rank", "error", "error_lower_bound"} <= set(result["layers"][0])
     assert result["eval"] is None
     assert result["params"] == sum(layer["rank"] * (40 + 24) for layer in result["layers"])
-    assert result["bytes"] == sum(file.stat().st_size for file in (tmp_path / "out").iterdir())
+    assert result["bytes"] == sum(file.stat().st_size for file in (tmp_path / "out").glob("adapter_*"))
+    assert result == json.loads((tmp_path / "out" / "extract.json").read_text())
+    assert (tmp_path / "out" / "report.html").is_file()
     assert [item["name"] for item in result["left_out"]] == ["norm.weight"]
 
 

@@ -63,6 +63,7 @@ def extract(
     """Write TUNED − BASE as a PEFT adapter of the best factors of the chosen rank (16 by default).
 
     A killed run goes on where it was. With --eval, tell how much of the fine-tune's lower loss the adapter keeps.
+    Beside the adapter lie extract.json and report.html.
 
     With --distill, train the factors on TEXT towards TUNED's predictions; its last 15 % decides if that is kept.
 
@@ -91,6 +92,7 @@ def extract(
     from eckart.cli.distill import distillation
     from eckart.cli.evaluate import gain_of, read_text
     from eckart.cli.output import show, show_json
+    from eckart.cli.page import result_beside
     from eckart.cli.progress import Bar
     from eckart.engine import Run
     from eckart.errors import OptionError
@@ -114,8 +116,9 @@ def extract(
         )
     distilled = refine.result if refine else None
     gain = gain_of(base, tuned, extraction.adapter, text) if text is not None else None
+    told = {"eval": gain.to_json() if gain else None, "distill": distilled.to_json() if distilled else None}
+    result_beside(output, "extract.json", extraction.to_json() | told)
     if as_json:
-        told = {"eval": gain.to_json() if gain else None, "distill": distilled.to_json() if distilled else None}
         show_json(extraction.to_json() | told)
     else:
         show(adapter_table(extraction, gain, distilled))

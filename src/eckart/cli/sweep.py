@@ -70,6 +70,7 @@ def sweep(
     """  # noqa: D301
     from eckart import training
     from eckart.cli.output import note, show, show_json
+    from eckart.cli.page import page_beside
     from eckart.nn import LoRAConfig
     from eckart.report import save_sweep_figure, sweep_table
 
@@ -103,6 +104,7 @@ def sweep(
         save_sweep_figure(result, output)
     except MissingExtraError as error:
         note(f"No figure: {error}")
+    page_beside(output)
     if as_json:
         show_json(result.to_json())
     else:

@@ -78,8 +78,8 @@ def train(
 ) -> None:
     """Train an adapter, and tell the loss on held-out data before and after.
 
-    OUT is a PEFT folder that appears whole; train.json, dynamics.json, figures
-    and TensorBoard's files lie in it too. A training that was stopped or killed
+    OUT is a PEFT folder that appears whole; train.json, dynamics.json, figures,
+    report.html and TensorBoard's files lie in it too. A training that was stopped or killed
     goes on with --resume, to the same bits. On several GPUs:
     torchrun --nproc-per-node 4 -m eckart train …
 
@@ -159,10 +159,12 @@ def train(
 
 
 def _draw(folder: Path, result: "TrainResult") -> None:
-    """Figures beside the adapter, where matplotlib is there to draw them."""
+    """Figures and the page beside the adapter, where the libraries are there that draw them."""
     from eckart.cli.output import note
+    from eckart.cli.page import page_beside
     from eckart.report.dynamics_figures import save_dynamics
 
+    page_beside(folder, title=None if result.output is None else result.output.name)
     if result.dynamics is None:
         return
     try:

@@ -38,15 +38,19 @@ class Results:
         return not (self.analyses or self.trainings or self.sweeps or self.extractions)
 
 
-def read_results(folders: Sequence[str | Path]) -> Results:
+def read_results(folders: Sequence[str | Path], titles: Sequence[str] | None = None) -> Results:
     """The results in folders that `eckart analyze`, `extract`, `train` and `sweep` wrote.
+
+    Args:
+        folders: each with at least one result.
+        titles: what the page calls them, all different; without, the names of the folders.
 
     Raises:
         SourceError: a folder is missing or holds no result; all faults together.
         FileFormatError: a file is damaged, or of another version.
     """
     results, faults = Results(), []
-    for folder, label in zip(map(Path, folders), _labels(folders), strict=True):
+    for folder, label in zip(map(Path, folders), titles or _labels(folders), strict=True):
         if not folder.is_dir():
             faults.append(f"{folder}: no such folder")
         elif not _read(folder, label, results):
