@@ -301,9 +301,9 @@ by_hand = np.cumsum(sigma**2) / np.sum(smooth**2)
 check("largest difference of both cumulative energies", np.abs(by_hand - energy).max(), 0, within=1e-13)
 
 # %% [markdown]
-# Two! Look at the formula again: sin(x)·cos(y) is a function of x times a function of y, which makes a matrix of rank
-# 1. So is the exponential, for exp(−(x² + y²)/5) = exp(−x²/5)·exp(−y²/5). A matrix that looks rich can be two layers.
-#    What lies beyond the second value, 10⁻¹⁵, is rounding.
+# Two! Look at the formula again: sin(x)·cos(y) is a function of x times a function of y, and such a product has rank
+# one. So has the exponential, for exp(−(x² + y²)/5) = exp(−x²/5)·exp(−y²/5). A matrix that looks rich can be two
+# layers. What lies beyond the second value, 10⁻¹⁵, is rounding.
 
 
 # %%

@@ -23,7 +23,9 @@ def check(name: str, value: float, expected: float, within: float = 0.0) -> None
 
 
 def _text(number: float) -> str:
-    """Counts in full with thousands, everything else with four digits."""
+    """Counts in full with thousands, everything else with four digits; what is true or false in a word."""
+    if isinstance(number, bool):
+        return "yes" if number else "no"
     if isinstance(number, Integral):
         return f"{number:,}"
     return f"{number:.4g}"

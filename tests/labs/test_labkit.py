@@ -21,8 +21,9 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
         ("'rank', 570, 570", "✓ rank: 570"),
         ("'parameters', 16777216, 16777216", "✓ parameters: 16,777,216"),
         ("'share of noise', 0.0797, 0.08, 0.001", "✓ share of noise: 0.0797"),
+        ("'the rank is proved', True, True", "✓ the rank is proved: yes"),
     ],
-    ids=["count", "thousands", "within"],
+    ids=["count", "thousands", "within", "truth"],
 )
 def test_a_number_that_holds_is_printed(arguments, line):
     assert python(f"from labkit import check; check({arguments})").stdout.strip() == line
