@@ -8,11 +8,13 @@ from typing import Any
 
 import eckart
 from eckart.checkpoint import atomic_file
-from eckart.errors import MissingExtraError, SourceError
+from eckart.errors import FileFormatError, MissingExtraError, SourceError
 from eckart.report.page import bundle
 from eckart.report.page.analysis import analysis_data
 from eckart.report.page.numbers import Numbers
+from eckart.report.page.others import extraction_data, sweep_data
 from eckart.report.page.results import Results
+from eckart.report.page.training import training_data
 
 FILE = "report.html"
 
@@ -68,11 +70,22 @@ def write_page(results: Results, file: str | Path, *, force: bool = False) -> Pa
 
 
 def page_data(results: Results, numbers: Numbers) -> dict[str, Any]:
-    """All results as one JSON object; long lists of numbers go to `numbers`."""
-    return {
-        "version": eckart.__version__,
-        "analyses": [analysis_data(analysis, title, numbers) for title, analysis in results.analyses.items()],
-    }
+    """All results as one JSON object; long lists of numbers go to `numbers`.
+
+    Raises:
+        FileFormatError: a result lacks what the page shows.
+    """
+    try:
+        return {
+            "version": eckart.__version__,
+            "analyses": [analysis_data(analysis, title, numbers) for title, analysis in results.analyses.items()],
+            "trainings": [training_data(title, *parts, numbers) for title, parts in results.trainings.items()],
+            "sweeps": [sweep_data(title, sweep) for title, sweep in results.sweeps.items()],
+            "extractions": [extraction_data(title, each) for title, each in results.extractions.items()],
+        }
+    except (KeyError, TypeError, AttributeError) as broken:
+        msg = f"a result is damaged, or of another version ({type(broken).__name__}: {broken}); make it again"
+        raise FileFormatError(msg) from broken
 
 
 def as_script(data: Any) -> str:

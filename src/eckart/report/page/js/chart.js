@@ -23,6 +23,9 @@ function plotly() {
 export const series = (place) => colour(`--series-${place % 7}`);
 export const DASHES = ["solid", "dash", "dot", "dashdot"];
 
+/** A name as plotly.js shows it literally, though it reads some markup in its texts. */
+export const plain = (name) => name.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll("%{", "% {");
+
 /**
  * Draws a chart, again at every change of the theme.
  * @param {HTMLElement} node where it goes; it becomes an image with the label.

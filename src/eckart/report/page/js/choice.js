@@ -60,7 +60,7 @@ export class Chooser {
 
   /**
    * @param {Choice} choice
-   * @returns {{ranks: (number|null)[], params: number, bytes: number, error: number, energy: number, bounded: boolean,
+   * @returns {{ranks: (number|null)[], params: number, bytes: number, error: number, energy: number, whole: number, bounded: boolean,
    *   allocation: Object|null}} `ranks` has null for a matrix that is not taken; `bounded` where a rank is only known
    *   to be enough.
    */
@@ -117,6 +117,7 @@ export class Chooser {
     });
     return {
       params,
+      whole: all,
       bytes: params * ITEM_BYTES[dtype],
       error: all > 0 ? Math.sqrt(missed / all) : 0,
       energy: all > 0 ? (all - missed) / all : 1,

@@ -1,10 +1,11 @@
 // The choice of rank: the way, the slider, the modules and the dtype.
 
-import { budgetStops, ITEM_BYTES } from "./choice.js";
+import { budgetStops, ITEM_BYTES, parseBudget } from "./choice.js";
 import { el, fill, segmented, select, unique } from "./dom.js";
 import { percent, whole } from "./format.js";
 
 const WAYS = [["rank", "Rank"], ["energy", "Energy"], ["error", "Error"], ["budget", "Budget"]];
+const USUAL_RANK = 16;
 const EXPLAINED = {
   rank: "Every matrix gets this rank, or what it can hold.",
   energy: "Every matrix gets the smallest rank that keeps this share of its squared norm.",
@@ -23,14 +24,15 @@ export class Controls {
     this.change = change;
     this.kinds = new Set(this.choosable());
     this.dtype = "float32";
-    this.mode = this.analysis.kind === "weights" ? "energy" : "rank";
     this.stops = { ...this.analysis.stops, budget: this.budgets() };
     this.position = {
-      rank: Math.max(this.stops.rank.indexOf(Math.min(16, this.stops.rank.at(-1))), 0),
+      rank: Math.max(this.stops.rank.indexOf(Math.min(USUAL_RANK, this.stops.rank.at(-1))), 0),
       energy: this.stops.energy.indexOf(0.9),
       error: this.stops.error.indexOf(0.1),
-      budget: this.stops.budget.length >> 1,
+      budget: this.usualBudget(),
     };
+    const shared = this.analysis.kind === "delta" && this.stops.budget.length > 0;
+    this.mode = shared ? "budget" : "energy";
     this.node = this.build();
     this.show();
   }
@@ -62,6 +64,14 @@ export class Controls {
   budgetFits() {
     const { kind, left_out: rest, matrices } = this.analysis;
     return kind !== "adapter" || (rest.length === 0 && matrices.every((matrix) => !matrix.name.includes("[")));
+  }
+
+  /** The stop nearest below what the usual rank takes, so that a reader first sees how matrices share that. */
+  usualBudget() {
+    const { costs } = this.chooser.taken(this.kinds);
+    const params = USUAL_RANK * costs.reduce((sum, cost) => sum + cost, 0);
+    const limit = this.analysis.kind === "adapter" ? params : params * ITEM_BYTES[this.dtype];
+    return Math.max(this.stops.budget.findLastIndex((text) => parseBudget(text) <= limit), 0);
   }
 
   build() {
@@ -110,7 +120,7 @@ export class Controls {
     const before = this.stops.budget[this.position.budget];
     this.stops.budget = this.budgets();
     const same = this.stops.budget.indexOf(before);
-    this.position.budget = same < 0 ? this.stops.budget.length >> 1 : same;
+    this.position.budget = same < 0 ? this.usualBudget() : same;
     this.show();
     this.change();
   }

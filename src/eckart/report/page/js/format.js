@@ -17,7 +17,7 @@ export function digits(number, most = 3) {
 /** A share in percent, with enough digits to tell 99.9 from 100. */
 export function percent(share, most = 3) {
   if (share === null || share === undefined || Number.isNaN(share)) return "–";
-  return `${Number((100 * share).toPrecision(most))}%`;
+  return `${digits(100 * share, most)}%`;
 }
 
 /** Bytes in decimal units, as disks and model cards count them. */

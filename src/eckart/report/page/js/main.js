@@ -5,6 +5,10 @@ import { el, fill, segmented } from "./dom.js";
 import { setTheme } from "./theme.js";
 import { tabs } from "./tabs.js";
 import { AnalysisView } from "./view_analysis.js";
+import { ComparisonView } from "./view_comparison.js";
+import { GainView } from "./view_gain.js";
+import { SweepView } from "./view_sweep.js";
+import { TrainingView } from "./view_training.js";
 
 async function open() {
   const data = json("data");
@@ -12,9 +16,20 @@ async function open() {
   fill(document.getElementById("head"),
     el("h1", {}, "eckart ", el("span", {}, "report")),
     segmented("Theme", [["auto", "auto"], ["light", "light"], ["dark", "dark"]], "auto", setTheme));
-  const views = data.analyses.map((analysis) => [`Ranks · ${analysis.title}`, () => new AnalysisView(analysis, numbers)]);
-  fill(document.getElementById("main"), tabs(views));
+  fill(document.getElementById("main"), tabs(views(data, numbers)));
   fill(document.getElementById("foot"), `Made by eckart ${data.version}. This file holds all of its data and loads nothing.`);
+}
+
+/** [title, maker] of every tab. */
+function views({ analyses, extractions, trainings, sweeps }, numbers) {
+  const each = (word, list, make) => list.map((one) => [list.length > 1 ? `${word} · ${one.title}` : word, () => make(one)]);
+  return [
+    ...each("Ranks", analyses, (one) => new AnalysisView(one, numbers)),
+    ...(analyses.length > 1 ? [["Comparison", () => new ComparisonView(analyses, numbers)]] : []),
+    ...(extractions.length ? [["Adapters", () => new GainView(extractions)]] : []),
+    ...each("Training", trainings, (one) => new TrainingView(one, numbers)),
+    ...each("Sweep", sweeps, (one) => new SweepView(one)),
+  ];
 }
 
 open().catch((error) => {

@@ -4,27 +4,29 @@ import { el, fill } from "./dom.js";
 import { whole } from "./format.js";
 
 const MOST_ROWS = 1000; // at once; more slow the page down, and a filter finds them
+const NAMES = new Intl.Collator("en", { numeric: true }); // layer 2 comes before layer 10
+const FEW_ROWS = 8; // need no filter
 
 /** @typedef {{key: string, label: string, value: (row: number) => *, text: (row: number) => string, numeric: boolean}} Column */
 
 export class DataTable {
   /**
    * @param {string} label what the rows are, such as "matrices".
-   * @param {number} rows how many there are.
+   * @param {number[]} rows in the order in which they are shown first.
    * @param {Column[]} columns the first one names the row.
    * @param {(row: number) => void} [choose] called with a row whose name was clicked.
    */
   constructor(label, rows, columns, choose = null) {
-    Object.assign(this, { label, columns, choose, all: Array.from({ length: rows }, (_, i) => i) });
+    Object.assign(this, { label, columns, choose, all: rows });
     this.order = { key: null, down: false };
     this.query = "";
     this.body = el("tbody");
     this.status = el("p", { class: "soft", role: "status" });
     this.heads = new Map(columns.map((column) => [column.key, this.head(column)]));
-    const field = el("input", { type: "search", placeholder: "Filter, such as q_proj", "aria-label": `Filter ${label}`,
+    const field = el("input", { type: "search", placeholder: "Filter", "aria-label": `Filter ${label}`,
       input: (event) => { this.query = event.target.value; this.render(); } });
     this.node = el("div", { class: "table" },
-      el("div", { class: "table-head" }, field, this.status),
+      el("div", { class: "table-head" }, rows.length > FEW_ROWS ? field : null, this.status),
       el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Table of ${label}` },
         el("table", {}, el("thead", {}, el("tr", {}, ...this.heads.values())), this.body)));
   }
@@ -57,10 +59,11 @@ export class DataTable {
     const column = this.columns.find((one) => one.key === this.order.key);
     if (!column) return left;
     const sign = this.order.down ? -1 : 1;
+    const compared = (a, b) => (typeof a === "string" ? NAMES.compare(a, b) : a - b);
     const missing = (value) => value === null || value === undefined;
     return left.map((row) => [column.value(row), row]).sort(([a, i], [b, j]) => {
       if (missing(a) || missing(b)) return missing(a) - missing(b) || i - j;
-      return sign * (a < b ? -1 : a > b ? 1 : 0) || i - j;
+      return sign * compared(a, b) || i - j;
     }).map(([, row]) => row);
   }
 

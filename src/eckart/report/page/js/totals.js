@@ -55,7 +55,7 @@ export class Totals {
   words(found) {
     const { thinned, kind } = this.analysis;
     const said = [];
-    if (found.allocation) said.push(guarantee(found.allocation, found, this.analysis));
+    if (found.allocation) said.push(guarantee(found.allocation, found.whole));
     if (found.bounded && !found.allocation) {
       said.push(`Of ${thinned.partial} large matrices only the leading singular values were computed: a rank beyond them is one that is enough, not proved to be the smallest; the command computes what it needs.`);
     }
@@ -97,8 +97,8 @@ function tile(name, label, value, words, more) {
 }
 
 /** What is proved about a shared budget. */
-function guarantee({ certain, gap }, found, analysis) {
+function guarantee({ certain, gap }, whole) {
   if (!certain) return "Best among the singular values that are here; some that are not could rank among them.";
   if (gap === 0) return "Optimal: no choice of ranks within this size keeps more energy.";
-  return `No choice of ranks within this size keeps more than ${digits(gap)} of squared norm beyond this one.`;
+  return `No choice of ranks within this size keeps more than ${percent(gap / whole, 2)} of the energy beyond what this one does.`;
 }

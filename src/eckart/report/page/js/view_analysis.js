@@ -5,6 +5,7 @@ import { Controls } from "./controls.js";
 import { el, fill, onceAFrame, select } from "./dom.js";
 import { bounded, count, digits, median, percent, shape, upper, whole } from "./format.js";
 import { HeatMap, legend } from "./heatmap.js";
+import { cellsOf } from "./parts.js";
 import { Scale } from "./scale.js";
 import { Spectrum } from "./spectrum.js";
 import { DataTable } from "./table.js";
@@ -28,9 +29,9 @@ export class AnalysisView {
     this.metric = "rank";
     this.controls = new Controls(this.chooser, onceAFrame(() => this.update()));
     this.totals = new Totals(analysis);
-    this.map = new HeatMap({ rows: analysis.kinds, columns: analysis.layers }, this.cells(), (cell) => this.selected(cell));
+    this.map = new HeatMap({ rows: analysis.kinds, columns: analysis.layers }, cellsOf(analysis.matrices, analysis.layers), (cell) => this.selected(cell));
     this.spectrum = new SpectrumView(analysis, this.spectra);
-    this.table = new DataTable("matrices", analysis.matrices.length, this.columns(), (row) => this.reveal(row));
+    this.table = new DataTable("matrices", this.inOrder(), this.columns(), (row) => this.reveal(row));
     this.key = el("div", {});
     this.node = el("div", { class: "view" }, this.head(),
       el("div", { class: "choose" }, this.controls.node, this.totals.node),
@@ -66,15 +67,9 @@ export class AnalysisView {
       ...notes.map((note) => el("p", { class: "soft help" }, note)));
   }
 
-  cells() {
-    const cells = new Map();
-    this.analysis.matrices.forEach((matrix, i) => {
-      const column = this.analysis.layers.indexOf(matrix.layer);
-      const key = `${matrix.kind},${column}`;
-      if (!cells.has(key)) cells.set(key, { row: matrix.kind, column, items: [] });
-      cells.get(key).items.push(i);
-    });
-    return [...cells.values()].sort((a, b) => a.row - b.row || a.column - b.column);
+  /** Matrices layer by layer, as the model computes. */
+  inOrder() {
+    return [...this.map.cells].sort((a, b) => a.column - b.column || a.row - b.row).flatMap((cell) => cell.items);
   }
 
   metrics() {
@@ -82,9 +77,9 @@ export class AnalysisView {
     const rank = (i) => this.found.ranks[i];
     const all = {
       rank: ["Needed rank, as chosen above", (i) => rank(i), whole],
-      error: ["Error at that rank", (i) => (rank(i) === null ? null : this.spectra[i].error(rank(i))), percent],
-      stable: ["Stable rank", (i) => upper(matrices[i].stable_rank), digits],
-      norm: ["Norm", (i) => this.spectra[i].fro, digits],
+      error: ["Error at that rank", (i) => (rank(i) === null ? null : this.spectra[i].error(rank(i))), (share) => percent(share)],
+      stable: ["Stable rank", (i) => upper(matrices[i].stable_rank), (number) => digits(number)],
+      norm: ["Norm", (i) => this.spectra[i].fro, (number) => digits(number)],
     };
     if (matrices.some((matrix) => matrix.noise)) all.signal = ["Directions above the noise", (i) => matrices[i].noise?.signal_rank ?? null, whole];
     return all;

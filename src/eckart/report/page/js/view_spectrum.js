@@ -5,6 +5,7 @@ import { el, fill, segmented, select } from "./dom.js";
 import { bounded, digits, percent, shape, upper, whole } from "./format.js";
 import { colour } from "./theme.js";
 
+const LEAST_DRAWN = 1e-7; // of the largest value
 const EDGES = { additive: "noise edge", "dead-zone": "noise edge", bulk: "edge of the random bulk" };
 
 export class SpectrumView {
@@ -86,7 +87,7 @@ export class SpectrumView {
   values() {
     const spectrum = this.spectra[this.item];
     const ranks = Array.from(spectrum.values, (_, i) => i + 1);
-    const traces = [line(ranks, [...spectrum.values].map((value) => value || null), 0, "σ", "index %{x}<br>σ %{y:.4g}<extra></extra>")];
+    const traces = [line(ranks, drawable(spectrum), 0, "σ", "index %{x}<br>σ %{y:.4g}<extra></extra>")];
     if (spectrum.thinned) {
       const [x, y] = between(spectrum);
       traces.push({ ...line(x, y, 0, "thinned", "about index %{x:.0f}<br>σ about %{y:.4g}<extra></extra>"), line: { color: series(0), width: 1.5, dash: "dot" } });
@@ -147,6 +148,9 @@ export const rankWords = (limits) => (limits === null ? "–" : limits[0] === li
 function line(x, y, place, name, hovertemplate) {
   return { x, y, name, mode: x.length > 1 ? "lines" : "markers", line: { color: series(place), width: 2 }, hovertemplate };
 }
+
+/** Singular values, without what is rounding of the decomposition and would stretch a logarithmic axis. */
+export const drawable = ({ values }) => Array.from(values, (value) => (value > LEAST_DRAWN * values[0] ? value : null));
 
 /** The axis from 1 (or 0) to the highest rank. */
 function span(kind, spectrum) {
