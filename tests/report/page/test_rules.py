@@ -17,6 +17,8 @@ from eckart.report.page.stops import ENERGIES, ERRORS
 from .expected import choosable, expected
 
 READY = """
+const { Chooser } = modules.choice;
+const { Spectrum } = modules.spectrum;
 globalThis.rules = (analysis, numbers) => {
   const block = new Float64Array(numbers);
   const chooser = new Chooser(analysis, analysis.matrices.map((m) => new Spectrum(m.spectrum, m.shape, block)));

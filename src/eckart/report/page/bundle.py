@@ -14,7 +14,8 @@ from eckart.errors import MissingExtraError
 from eckart.report.page.numbers import packed
 
 HERE = Path(__file__).parent
-_IMPORT = re.compile(r'^import \{[^}]*\} from "\./([\w-]+)\.js";\n', re.MULTILINE)
+_IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./([\w-]+)\.js";$', re.MULTILINE)
+_EXPORT = re.compile(r"^export ((?:async )?(?:function|class|const) (\w+))", re.MULTILINE)
 
 
 def styles() -> str:
@@ -27,13 +28,12 @@ def script(main: str = "main", *, then: str = "") -> str:
 
     Args:
         main: name of the module, without `.js`.
-        then: code that runs after it, where all that the modules define is known.
+        then: code that runs after it, for which `modules` holds what each one exports.
     """
     order: list[str] = []
     _visit(main, order)
-    parts = [re.sub(r"^export ", "", _IMPORT.sub("", _source(name)), flags=re.MULTILINE) for name in order]
-    body = "\n".join([*parts, then])
-    return f'(() => {{\n"use strict";\n{body}\n}})();\n'
+    body = "\n".join([*map(_as_function, order), then])
+    return f'(() => {{\n"use strict";\nconst modules = {{}};\n{body}\n}})();\n'
 
 
 @cache
@@ -51,10 +51,18 @@ def plotly() -> str:
 
 def _visit(name: str, order: list[str]) -> None:
     """Append a module after everything that it imports."""
-    for needed in _IMPORT.findall(_source(name)):
+    for _, needed in _IMPORT.findall(_source(name)):
         if needed not in order:
             _visit(needed, order)
     order.append(name)
+
+
+def _as_function(name: str) -> str:
+    """A module as a function that runs at once and returns its exports."""
+    source = _source(name)
+    exports = ", ".join(exported for _, exported in _EXPORT.findall(source))
+    body = _EXPORT.sub(r"\1", _IMPORT.sub(r"const \1 = modules.\2;", source))
+    return f"modules.{name} = (() => {{\n{body}\nreturn {{ {exports} }};\n}})();\n"
 
 
 @cache
