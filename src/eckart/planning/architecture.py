@@ -54,10 +54,9 @@ def build_model(config: "PretrainedConfig", setting: PlanSetting) -> "PreTrained
     # What a checkpoint is stored in; here the base is in the setting's dtype, or in NF4.
     config.__dict__.pop("quantization_config", None)
     kind = _class_of(config)
+    attention = setting.attention if getattr(kind, "_supports_sdpa", True) else "eager"
     with quiet_transformers():
-        model = kind._from_config(
-            config, dtype=getattr(torch, setting.dtype), attn_implementation=setting.attention
-        ).train()
+        model = kind._from_config(config, dtype=getattr(torch, setting.dtype), attn_implementation=attention).train()
     if setting.gradient_checkpointing:
         model.activation_checkpointing_enable()
         model.enable_input_require_grads()

@@ -24,12 +24,12 @@ class DatalessNf4Linear(Nf4Linear):
     """A layer in NF4 that takes the memory of dequantising, and computes nothing."""
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        """Memory of the weight's shape, beside the scales and, on a CPU, one chunk."""
+        """Memory of the weight's shape, beside the scales, and a chunk of values and of places in a table."""
         blocks = self.blocks
-        scales = torch.empty(blocks.absmax.shape, dtype=torch.float32)
-        chunk = torch.empty(min(2 * len(self.codes), _CHUNK), dtype=torch.float32)
+        chunk = min(2 * len(self.codes), _CHUNK)
+        working = torch.empty(blocks.absmax.shape), torch.empty(chunk), torch.empty(chunk // 2, dtype=torch.int32)
         result = torch.empty(blocks.shape, dtype=self.stored_dtype)
-        del scales, chunk
+        del working
         return result.to(dtype)
 
 
@@ -98,13 +98,45 @@ class DatalessAdamW8bit(torch.optim.Optimizer):
         return states
 
 
+class _GroupedProduct(torch.autograd.Function):
+    """Rows times the weights of their experts; torch's own takes tensors without data in bfloat16 only."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+        needs_rows, needs_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(rows if needs_weight else None, weight if needs_rows else None, ends)
+        ctx.layouts = [(tensor.shape, tensor.stride()) for tensor in (rows, weight)]
+        return rows.new_empty(len(rows), weight.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        layouts = zip(ctx.layouts, ctx.needs_input_grad, strict=False)
+        made = (gradients[0].new_empty_strided(*layout) if needed else None for layout, needed in layouts)
+        return *made, None
+
+
 DATALESS = Making(quantize_dataless, DatalessAdamW8bit)
 
 
 @contextmanager
 def dataless() -> Iterator[None]:
-    """Inside the block, tensors that are made hold no data: they have a shape, a dtype and bytes that nobody takes."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    """Inside the block, tensors that are made hold no data: they have a shape, a dtype and bytes that nobody takes.
 
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield
+    Two functions of transformers would look at values. One searches positions for records that are packed into one
+    sequence, of which there are none here; the other multiplies tokens with the experts that they go to.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers import masking_utils
+    from transformers.integrations import moe
+
+    def product(input: Tensor, weight: Tensor, offs: Tensor) -> Tensor:  # noqa: A002
+        return cast("Tensor", _GroupedProduct.apply(input.to(weight.dtype), weight, offs))
+
+    find, grouped = masking_utils.find_packed_sequence_indices, moe._grouped_mm
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    moe._grouped_mm = product
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        masking_utils.find_packed_sequence_indices, moe._grouped_mm = find, grouped

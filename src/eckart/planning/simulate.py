@@ -1,14 +1,18 @@
 """A training step run on tensors that hold no data, and the bytes that it keeps alive counted."""
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from eckart.errors import EckartError
+from eckart.evaluation.model import quiet_transformers
 from eckart.planning.account import account
 from eckart.planning.architecture import build_model, read_architecture
 from eckart.planning.dataless import DATALESS, dataless
+from eckart.planning.kernels import as_on_cuda
 from eckart.planning.setting import PlanSetting
 from eckart.planning.simulation import Simulation, SimulationError
 from eckart.planning.step import TrainingStep
@@ -44,10 +48,11 @@ def simulate(
     began = time.perf_counter()
     architecture = read_architecture(config)
     try:
-        with dataless():
+        with quiet_transformers(), _quiet_torch(), dataless():
             step = TrainingStep(build_model(architecture, setting), setting, DATALESS)
             step.warm()
-            highest = account(step, granularity=_GRANULARITY[device])
+            with as_on_cuda() if device == "cuda" else nullcontext():
+                highest = account(step, granularity=_GRANULARITY[device])
     except EckartError:
         raise
     except Exception as error:
@@ -64,3 +69,14 @@ def simulate(
         seconds=time.perf_counter() - began,
         details=highest.details,
     )
+
+
+@contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Without what torch writes of an operator that needs values, which the error says again."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled

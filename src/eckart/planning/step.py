@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from eckart.errors import MissingExtraError
+from eckart.evaluation.model import EXTRA
 from eckart.nn import LoRAConfig, adapted_modules, inject
 from eckart.nn.head_loss import HeadLoss
 from eckart.planning.setting import PlanSetting
@@ -14,7 +16,7 @@ from eckart.planning.setting import PlanSetting
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Way = Literal["pieces", "fused", "logits", "hidden"]
+Way = Literal["pieces", "fused", "logits", "own", "hidden"]
 
 _MAX_NORM = 1.0
 _TILE = 32768  # words of the vocabulary that TRL's loss takes at a time
@@ -38,8 +40,8 @@ class TrainingStep:
 
     Attributes:
         model: with the adapter in it.
-        way: to the loss. `pieces`, `fused` and `logits` are those of `eckart train`; `logits` is also transformers' own
-            loss of a full fine-tuning; `hidden` is for models without a head, whose outputs are averaged.
+        way: to the loss. `pieces`, `fused` and `logits` are those of `eckart train`; `own` is the loss that the model
+            computes from labels, as full fine-tuning takes it; `hidden` averages the outputs of a model without a head.
         body: path of the module before the head; "" is all of the model.
         trained: what requires a gradient.
         total_params: numbers in the model and its adapter, those that are in NF4 too.
@@ -57,6 +59,8 @@ class TrainingStep:
                 p.numel() for m in adapted_modules(model).values() for p in m.adapters.parameters()
             )
         self.way = _way(model, setting)
+        if self.way == "fused":
+            self._fused = _fused_loss()
         paths = {module: path for path, module in model.named_modules()}
         self.body = "" if self.way == "hidden" else paths.get(model.base_model, "")
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -66,12 +70,17 @@ class TrainingStep:
             self.optimizer = making.adamw8bit(self.trained)
         self.ids = torch.zeros(setting.batch_size, setting.length, dtype=torch.long)
 
+    def run(self) -> None:
+        """The whole step."""
+        self.backward(self.loss())
+        self.update()
+
     def loss(self) -> Tensor:
         """The forward pass."""
         ids, model = self.ids, self.model
         if self.way == "hidden":
             return model(input_ids=ids)[0].float().mean()
-        if self.way == "logits" and self.setting.method == "full":
+        if self.way == "own":
             return model(input_ids=ids, labels=ids, **_without_cache(model)).loss
         if self.way == "logits":
             logits = model(input_ids=ids, **_without_cache(model)).logits[:, :-1]
@@ -82,7 +91,9 @@ class TrainingStep:
         head = cast("nn.Linear", model.get_output_embeddings())
         if self.way == "pieces":
             return cast("Tensor", HeadLoss.apply(rows, head.weight.detach(), head.bias, targets, 1.0))
-        return _fused_loss(rows, head, targets, model)
+        softcap, scale = _logits_as(model)
+        given = (rows, head.weight, head.bias, targets, 1.0, _TILE, softcap, scale, ("log_probs",))
+        return -cast("Any", self._fused.apply(*given))[0].double().sum()
 
     def backward(self, loss: Tensor) -> None:
         """The gradients."""
@@ -117,8 +128,10 @@ def _way(model: "PreTrainedModel", setting: PlanSetting) -> Way:
     head = model.get_output_embeddings()
     if head is None:
         return "hidden"
+    if setting.method == "full" or getattr(model.config, "is_encoder_decoder", False):
+        return "own"
     direct = any(child is head for child in model.children())
-    if setting.method == "full" or type(head) is not nn.Linear or not direct:
+    if type(head) is not nn.Linear or not direct:
         return "logits"
     if any(parameter.requires_grad for parameter in head.parameters()) or _has_router_loss(model):
         return "fused"
@@ -141,13 +154,13 @@ def _logits_as(model: "PreTrainedModel") -> tuple[float | None, float]:
     return getattr(config, "final_logit_softcapping", None), scale
 
 
-def _fused_loss(rows: Tensor, head: nn.Linear, targets: Tensor, model: "PreTrainedModel") -> Tensor:
-    """TRL's loss, a tile of the logits at a time."""
-    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
-
-    softcap, scale = _logits_as(model)
-    given = (rows, head.weight, head.bias, targets, 1.0, _TILE, softcap, scale, ("log_probs",))
-    return -cast("Any", ChunkedLogProbFunction.apply(*given))[0].double().sum()
+def _fused_loss() -> Any:
+    """TRL's loss, which takes a tile of the logits at a time."""
+    try:
+        from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+    except ImportError as error:
+        raise MissingExtraError.for_extra(EXTRA, "the loss of experts, and of scaled or capped logits,") from error
+    return ChunkedLogProbFunction
 
 
 def _without_cache(model: "PreTrainedModel") -> Mapping[str, bool]:

@@ -1,0 +1,84 @@
+"""The process that `measure` starts: training steps of what stdin describes, and their memory on stdout."""
+
+import ctypes
+import gc
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from eckart.errors import MissingExtraError
+from eckart.nn import LoRAConfig, quantize_model
+from eckart.planning.architecture import build_model, read_architecture
+from eckart.planning.setting import PlanSetting
+from eckart.planning.step import Making, TrainingStep
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_SHORT = 16  # tokens
+
+
+def main() -> None:
+    """Measure, and tell."""
+    task = json.load(sys.stdin)
+    setting = read_setting(task["setting"])
+    config = read_architecture(task["config"])
+    _short_step(config, setting)
+    baseline = _resident("VmRSS")
+    step = TrainingStep(build_model(config, setting), setting, REAL)
+    step.run()  # after which the optimizer has its states
+    _give_back()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
+    start = time.perf_counter()
+    step.run()
+    seconds = time.perf_counter() - start
+    told = {"process_bytes": _resident("VmHWM"), "baseline_bytes": baseline, "seconds": seconds}
+    sys.stdout.write(f"\n{json.dumps(told)}\n")
+
+
+def read_setting(fields: dict[str, Any]) -> PlanSetting:
+    """A setting from its fields."""
+    lora = fields.pop("lora")
+    return PlanSetting(**fields, lora=None if lora is None else LoRAConfig(**lora))
+
+
+def _short_step(config: "PretrainedConfig", setting: PlanSetting) -> None:
+    """Let libraries set up what they set up once: threads, buffers, compiled kernels, code."""
+    short = replace(setting, batch_size=1, length=min(_SHORT, setting.length))
+    TrainingStep(build_model(config, short), short, REAL).run()
+    _give_back()
+
+
+def _adamw8bit(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    try:
+        from bitsandbytes.optim.adamw import AdamW8bit
+    except ImportError as error:
+        msg = "measuring AdamW in 8 bits needs bitsandbytes: pip install bitsandbytes"
+        raise MissingExtraError(msg) from error
+    return AdamW8bit(parameters, weight_decay=0.0)
+
+
+def _give_back() -> None:
+    """Give freed memory back to the system, where the C library can."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _resident(field: str) -> int:
+    """`VmRSS`, resident bytes of this process, or `VmHWM`, the most of them."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+REAL = Making(quantize_model, _adamw8bit)
+
+if __name__ == "__main__":
+    main()
