@@ -12,6 +12,7 @@ from eckart.linalg import allocate, partial_spectrum
 from eckart.report.page import bundle
 from eckart.report.page.analysis import analysis_data
 from eckart.report.page.numbers import Numbers
+from eckart.report.page.spectra import _ranks_at_stops
 from eckart.report.page.stops import ENERGIES, ERRORS
 
 from .expected import choosable, expected
@@ -177,3 +178,11 @@ def test_between_stops_a_thinned_spectrum_asks_for_enough_rank(page) -> None:
         more = expected(analysis, "energy", min(stop for stop in ENERGIES if stop > energy), kinds)
         for rank, least, most in zip(found["ranks"], right.ranks, more.ranks, strict=True):
             assert rank is None or least <= rank <= most
+
+
+def test_kept_ranks_hold_those_of_every_stop() -> None:
+    spectrum = of_weights().matrices[0].spectrum
+    found = set(_ranks_at_stops(spectrum))
+    assert found == {spectrum.rank_for_energy(energy) for energy in ENERGIES} | {
+        spectrum.rank_for_error(error) for error in ERRORS
+    }

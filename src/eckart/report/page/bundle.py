@@ -7,7 +7,7 @@ and the word `export` taken away.
 
 import re
 from functools import cache
-from importlib.util import find_spec
+from importlib.resources import files
 from pathlib import Path
 
 from eckart.errors import MissingExtraError
@@ -43,10 +43,11 @@ def plotly() -> str:
     Raises:
         MissingExtraError: plotly is not installed.
     """
-    spec = find_spec("plotly")
-    if spec is None or spec.origin is None:
-        raise MissingExtraError.for_extra("report", "the report page")  # noqa: EM101
-    return packed((Path(spec.origin).parent / "package_data" / "plotly.min.js").read_bytes())
+    try:
+        file = files("plotly") / "package_data" / "plotly.min.js"
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError.for_extra("report", "the report page") from missing  # noqa: EM101
+    return packed(file.read_bytes())
 
 
 def _visit(name: str, order: list[str]) -> None:

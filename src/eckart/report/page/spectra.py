@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from eckart.analysis import MatrixAnalysis
 from eckart.linalg import Interval, Spectrum
 from eckart.report.page.numbers import Numbers
@@ -79,9 +81,7 @@ def bounds(number: float | Interval | None) -> float | list[float] | None:
 def _kept_ranks(spectrum: Spectrum, count: int) -> list[int]:
     """Ranks above `count` whose remaining energy is kept, ascending, the last where nothing remains."""
     highest = spectrum.max_rank
-    found = {*sparse_ranks(highest)}
-    found |= {_exact(spectrum.rank_for_energy(energy)) for energy in ENERGIES}
-    found |= {_exact(spectrum.rank_for_error(error)) for error in ERRORS}
+    found = {*sparse_ranks(highest), *_ranks_at_stops(spectrum)}
     rank = float(count)
     while rank < highest:
         rank = max(rank + 1, rank * CURVE_RATIO)
@@ -89,6 +89,13 @@ def _kept_ranks(spectrum: Spectrum, count: int) -> list[int]:
     return sorted(rank for rank in found if rank > count)
 
 
-def _exact(rank: object) -> int:
-    """The rank of a complete spectrum; 0 for a zero matrix."""
-    return rank if isinstance(rank, int) else 0
+def _ranks_at_stops(spectrum: Spectrum) -> list[int]:
+    """What `rank_for_energy` and `rank_for_error` of a complete spectrum give at every stop, all found in one pass."""
+    tail = spectrum.energy_above[0]
+    total = tail[0]
+    if total == 0:
+        return []
+    energies, errors = (torch.tensor(stops, dtype=torch.float64) for stops in (ENERGIES, ERRORS))
+    enough = torch.searchsorted((total - tail) / total, energies)
+    below = torch.searchsorted(-(tail / total).sqrt(), -errors, right=True)
+    return [min(rank, spectrum.max_rank) for rank in (*enough.tolist(), *below.tolist())]
