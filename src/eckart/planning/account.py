@@ -103,7 +103,8 @@ class _Accountant:
     def _where(self, moment: _Moment) -> str:
         if moment.phase == UPDATE:
             return UPDATE
-        return f"{moment.place if self._is_body(moment.place) else OUTSIDE}, {moment.phase}"
+        place = moment.place or "model"
+        return f"{place if self._is_body(moment.place) else OUTSIDE}, {moment.phase}"
 
     def _use(self, life: Life) -> tuple[Part, str | None]:
         origin: _Moment = life.origin

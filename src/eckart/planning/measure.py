@@ -44,15 +44,15 @@ class Measurement:
 
 
 def measure(
-    config: "str | Path | Mapping[str, Any] | PretrainedConfig", setting: PlanSetting, *, heap: Heap = "usual"
+    config: "str | Path | Mapping[str, Any] | PretrainedConfig", setting: PlanSetting, *, heap: Heap = "tight"
 ) -> Measurement:
     """Train a model of this architecture, with weights drawn at random, for some steps on this machine's CPU.
 
     Args:
         config: what `read_architecture` takes.
         setting: how to train, and on how much.
-        heap: `usual` is the C library as it is, which keeps some of what is freed, where later tensors may or may not
-            find room; with `tight` glibc gives back each block at once, and what is measured is tensors alone.
+        heap: with `tight` glibc gives back each block as it is freed, so that tensors alone are measured. `usual` is
+            the C library as it is, which keeps some of what is freed, and finds room there for later tensors or not.
 
     Raises:
         OptionError: this system does not tell a process' peak memory.

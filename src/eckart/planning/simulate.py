@@ -68,7 +68,19 @@ def simulate(
         total_params=step.total_params,
         seconds=time.perf_counter() - began,
         details=highest.details,
+        notes=tuple(_notes(architecture, step)),
     )
+
+
+def _notes(architecture: "PretrainedConfig", step: TrainingStep) -> Iterator[str]:
+    """What the step does otherwise than the config or the setting says, or cannot tell."""
+    setting, config = step.setting, step.model.config
+    if setting.attention == "sdpa" and config._attn_implementation != "sdpa":
+        yield f"{type(step.model).__name__} has no SDPA in transformers: its attention is {config._attn_implementation}"
+    if getattr(architecture, "quantization_config", None):
+        yield f"the checkpoint's own quantisation is left out: the base is in {setting.dtype}, or NF4 with qlora"
+    if any("expert" in key for key in config.get_text_config().to_dict()):
+        yield "experts compute by grouped products, whose memory does not depend on which tokens go where"
 
 
 @contextmanager

@@ -130,7 +130,7 @@ def _way(model: "PreTrainedModel", setting: PlanSetting) -> Way:
         return "hidden"
     if setting.method == "full" or getattr(model.config, "is_encoder_decoder", False):
         return "own"
-    direct = any(child is head for child in model.children())
+    direct = model.base_model is not model and any(child is head for child in model.children())
     if type(head) is not nn.Linear or not direct:
         return "logits"
     if any(parameter.requires_grad for parameter in head.parameters()) or _has_router_loss(model):

