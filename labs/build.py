@@ -1,6 +1,7 @@
 """Run the labs and write each as a notebook and as a page that asks no network."""
 
 import argparse
+import os
 import shutil
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def main() -> None:
     chosen = [lab for lab in labs if not options.names or lab.stem.startswith(tuple(options.names))]
     if not chosen:
         parser.error(f"no lab is named so; there are {', '.join(lab.stem for lab in labs)}")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices: threads that wait for each other only cost
     options.output.mkdir(parents=True, exist_ok=True)
     shutil.copytree(LABS / "labkit", options.output / "labkit", dirs_exist_ok=True)  # so that the notebooks run there
     for lab in chosen:
@@ -82,7 +84,8 @@ def page(notebook: NotebookNode, labs: list[Path]) -> str:
 
 def title(notebook: NotebookNode) -> str:
     """The first heading."""
-    return next(line for line in notebook.cells[0].source.splitlines() if line.startswith("# "))[2:]
+    texts = (cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    return next(line[2:] for text in texts for line in text.splitlines() if line.startswith("# "))
 
 
 def colours() -> str:
