@@ -58,6 +58,8 @@ class PlanSetting:
                 faults.append(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
         if self.method == "lora" and self.lora is not None and self.lora.method == "dora":
             faults.append("the adapter is a DoRA: method must be dora (or qlora), got lora")
+        if self.method in ("lora", "dora") and self.lora is not None and self.lora.init == "loftq":
+            faults.append(f"init loftq puts the base into NF4: method must be qlora, got {self.method}")
         if faults:
             msg = "this training cannot be planned:"
             raise OptionError.of(msg, faults)
