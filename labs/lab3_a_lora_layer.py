@@ -100,7 +100,7 @@ style.headline(
     "B grows from zero, and the update with it",
     "rank 2 learns a hidden change of rank 2, plain gradient descent",
 )
-show(figure, "The loss falls to nothing; the norm of B starts at zero and grows; that of A hardly changes at first")
+show(figure, "The loss falls to nothing; the norm of B starts at zero and grows, and A follows")
 
 # %% [markdown]
 # Merged into one weight, the layer costs nothing when it is used. And the library's reference, the one that its tests
@@ -550,12 +550,13 @@ check("steps until it is as good as the base was", recovered, 37, within=5)
 figure = style.new_figure(height_inches=4.2)
 axes = figure.subplots()
 for position, name in enumerate(("correct", "base not frozen", "r = 64, α = 1", "B not zero")):
-    axes.semilogy(np.maximum(losses[name], 1e-7), label=name, linewidth=1.8, **style.line_style(position))
+    axes.semilogy(losses[name], label=name, linewidth=1.8, **style.line_style(position))
 shipped, orange = losses["base not frozen, shipped"][0], style.line_style(1)["color"]
 axes.plot(300, shipped, "o", color=orange, clip_on=False)
 axes.annotate("its adapter on the original base", (294, 0.75 * shipped), ha="right", va="top", color=orange, fontsize=9)
 axes.axhline(base_loss, color=style.SOFT, linewidth=1, linestyle=(0, (4, 3)))
 axes.annotate("the base alone", (200, 1.2 * base_loss), color=style.SOFT, fontsize=9)
+axes.set_ylim(1e-7, 3)
 style.dress(axes, x="step", y="loss, logarithmic")
 axes.legend(frameon=False, loc="lower left")
 style.headline(
