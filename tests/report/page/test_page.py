@@ -20,6 +20,7 @@ from eckart.report.page import Results, write_page
 from eckart.report.page.stops import ENERGIES
 
 from .expected import choosable, expected
+from .waiting import until
 
 Open = Callable[..., Page]
 
@@ -98,7 +99,7 @@ def test_a_cell_shows_the_spectrum_of_its_matrix(opened: Open, smollm2_page: Pat
     assert drawn == matrix.spectrum.singular_values.tolist()
     assert chart.evaluate("(node) => node.layout.yaxis.type") == "log"
     page.get_by_role("group", name="Values").get_by_label("linear").check(force=True)
-    page.wait_for_function("document.querySelector('.spectrum .js-plotly-plot').layout.yaxis.type === 'linear'")
+    until(page, lambda: chart.evaluate("(node) => node.layout.yaxis.type") == "linear")
     facts = page.locator(".facts").inner_text()
     assert str(matrix.spectrum.rank_for_energy(0.9)) in facts
 

@@ -14,6 +14,8 @@ from eckart.report.page import Results, write_page
 from eckart.training.sweep_result import Sweep, SweepCell
 from eckart.training.trajectory import Dynamics, LayerDynamics
 
+from .waiting import until
+
 STEPS = [0, 1, 2, 4]
 KINDS = ("q_proj", "v_proj")
 
@@ -114,18 +116,16 @@ def test_a_training_plays_its_spectra_step_by_step(tab: Callable[..., Page]) -> 
     assert growth[0]["x"] == STEPS
     assert growth[0]["y"][0] == 0
     page.locator("[data-frames]").fill("1")
-    page.wait_for_function("document.querySelector('[data-frames]').getAttribute('aria-valuetext') === 'step 1'")
-    page.wait_for_timeout(300)
-    assert drawn(page, 2)[1]["y"] == [1.0, 0.5, 0.0]
+    expect(page.locator("[data-frames]")).to_have_attribute("aria-valuetext", "step 1")
+    until(page, lambda: drawn(page, 2)[1]["y"] == [1.0, 0.5, 0.0])
     expect(panel(page).get_by_role("gridcell", name="q_proj, layer 0")).to_have_attribute(
         "aria-label", "q_proj, layer 0: ‖ΔW‖ / ‖W‖ 1.12%"
     )
     panel(page).get_by_role("button", name="Play").click()
-    page.wait_for_function("document.querySelector('[data-frames]').getAttribute('aria-valuetext') === 'step 4'")
+    expect(page.locator("[data-frames]")).to_have_attribute("aria-valuetext", "step 4")
     expect(panel(page).get_by_role("button", name="Play")).to_be_visible()
     panel(page).get_by_role("gridcell", name="v_proj, layer 1").click()
-    page.wait_for_timeout(300)
-    assert drawn(page, 2)[1]["y"] == [5.0, 2.0, 0.0]
+    until(page, lambda: drawn(page, 2)[1]["y"] == [5.0, 2.0, 0.0])
 
 
 def test_a_sweep_marks_its_sweet_spot(tab: Callable[..., Page]) -> None:

@@ -68,14 +68,14 @@ function dressed(layout, node) {
   const narrow = node.clientWidth < 480;
   const axis = (own) => ({
     gridcolor: colour("--line"), zeroline: false, linecolor: colour("--edge"), tickcolor: colour("--edge"), ticks: "outside",
-    ticklen: 4, automargin: true, ...own, title: { text: own?.title ?? "", standoff: 8, font: { size: 12.5 } },
+    ticklen: 4, ...own, title: { text: own?.title ?? "", standoff: 8, font: { size: 12.5 } },
   });
   const axes = Object.keys(layout).filter((key) => /^[xy]axis/.test(key));
   return {
     paper_bgcolor: "transparent",
     plot_bgcolor: "transparent",
     font: { family: "inherit", size: narrow ? 11 : 12.5, color: colour("--ink") },
-    margin: { l: 48, r: 12, t: 12, b: 40 },
+    margin: { l: narrow ? 58 : 64, r: 14, t: 12, b: 46 },
     hovermode: "closest",
     hoverlabel: { bgcolor: colour("--card"), bordercolor: colour("--edge"), font: { color: colour("--ink") } },
     dragmode: false,

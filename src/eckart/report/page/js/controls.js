@@ -143,7 +143,9 @@ export class Controls {
     fill(this.label, name[this.mode]);
     fill(this.told, words);
     this.slider.setAttribute("aria-valuetext", words);
-    fill(this.help, EXPLAINED[this.mode]);
+    const limit = this.mode === "budget" && this.analysis.thinned.matrices
+      ? ` The values on this page decide up to ${budgetWords(stops.at(-1))}; the command takes any size.` : "";
+    fill(this.help, EXPLAINED[this.mode] + limit);
   }
 }
 

@@ -15,13 +15,14 @@ export class SpectrumView {
     this.axes = { x: "linear", y: "log" };
     this.title = el("h3", { class: "name" });
     this.which = el("div", {});
+    this.caption = el("figcaption", {});
     this.left = el("div", { class: "chart" });
     this.right = el("div", { class: "chart" });
     this.facts = el("dl", { class: "facts" });
     this.node = el("section", { class: "card spectrum", "aria-label": "Spectrum of one matrix" },
       el("div", { class: "card-head" }, el("div", {}, el("h2", {}, "Spectrum"), this.title), this.which, this.options()),
       el("div", { class: "pair" },
-        el("figure", {}, el("figcaption", {}, "Singular values"), this.left),
+        el("figure", {}, this.caption, this.left),
         el("figure", {}, el("figcaption", {}, "What a rank keeps and misses"), this.right)),
       this.facts);
   }
@@ -79,6 +80,9 @@ export class SpectrumView {
     fill(this.facts, ...this.numbers());
     const about = `${matrix.name}, ${shape(matrix.shape)}`;
     const stable = digits(upper(matrix.stable_rank));
+    const { thinned, tail, values } = this.spectra[this.item];
+    fill(this.caption, "Singular values", thinned ? "; dotted: means between the ranks that are kept" : "",
+      tail ? `: the leading ${whole(values.length)}, others were not computed` : "");
     chart(this.left, `Singular values of ${about}; stable rank ${stable}`, () => this.values());
     chart(this.right, `Energy kept and relative error over the rank, of ${about}`, () => this.curves());
   }
@@ -154,7 +158,7 @@ export const drawable = ({ values }) => Array.from(values, (value) => (value > L
 
 /** The axis from 1 (or 0) to the highest rank. */
 function span(kind, spectrum) {
-  const last = Math.max(spectrum.maxRank, 2);
+  const last = Math.max(spectrum.tail ? spectrum.values.length : spectrum.maxRank, 2);
   return kind === "log" ? [0, Math.log10(last)] : [0, last * 1.01];
 }
 
