@@ -129,6 +129,7 @@ axes.plot(steps, blind_losses, color=style.COLOURS[0], linewidth=2, label="sampl
 axes.plot(steps, blind_held, color=style.COLOURS[1], linewidth=2, label="samples it never saw")
 axes.axhline(0.82, color=style.SOFT, linewidth=1, linestyle=(0, (4, 3)), label="answering zero, 0.82")
 axes.set_ylim(0.6, 1.2)
+axes.set_xticks([1, *range(5, epochs + 1, 5)])
 axes.legend(frameon=False)
 style.dress(axes, x="epoch", y="loss")
 style.headline(
@@ -189,22 +190,27 @@ check("loss after full training with positions", full_held[-1], 0.035, within=0.
 # From 0.82 to a few hundredths. What did it learn? Look where attention looks: nearly all of it goes to the left
 # neighbour.
 
-# %%
-with torch.no_grad():
-    h = trained_block.norm1(unseen[0]) + trained_block.where
-    q, k = (trained_block.heads(part(h)) for part in (trained_block.q_proj, trained_block.k_proj))
-    attention = (q @ k.mT / math.sqrt(WIDTH // HEADS)).softmax(-1).mean((0, 1))
 
+# %%
+@torch.no_grad()
+def attention_of(block):
+    h = block.norm1(unseen[0]) + block.where
+    q, k = (block.heads(part(h)) for part in (block.q_proj, block.k_proj))
+    return (q @ k.mT / math.sqrt(WIDTH // HEADS)).softmax(-1).mean((0, 1))
+
+
+attention = attention_of(trained_block)
 figure = style.new_figure(height_inches=4.4)
-axes = figure.subplots()
-image = axes.imshow(attention.numpy(), cmap="Blues", vmin=0, vmax=1)
-figure.colorbar(image, ax=axes, label="share of the attention")
-axes.set_xlabel("looked at")
-axes.set_ylabel("place")
-style.headline(figure, "Each place looks at the one before it", "attention after training, mean over heads and samples")
-show(
-    figure, "A heat map with one bright line just below the diagonal, and a dot at the upper right where the roll wraps"
-)
+panels = figure.subplots(1, 2)
+pictures = {"before training": attention_of(random_block), "after training": attention}
+for axes, (name, shares) in zip(panels, pictures.items(), strict=True):
+    image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    axes.set_title(name, loc="left", fontsize=10)
+    axes.set_xlabel("looked at")
+    axes.set_ylabel("place")
+figure.colorbar(image, ax=panels, label="share of the attention")
+style.headline(figure, "Each place looks at the one before it", "mean over heads and samples")
+show(figure, "Before training an even field; after it one line just below the diagonal, and a dot where the roll wraps")
 to_neighbour = attention[torch.arange(LENGTH), (torch.arange(LENGTH) - 1) % LENGTH].mean().item()
 check("share of the attention that goes to the left neighbour", to_neighbour, 0.95, within=0.15 if QUICK else 0.05)
 
@@ -218,10 +224,9 @@ check("share of the attention that goes to the left neighbour", to_neighbour, 0.
 FOUR = ("q_proj", "k_proj", "v_proj", "o_proj")
 eckart.inject(random_block, eckart.LoRAConfig(rank=16, alpha=32, target=FOUR))
 epochs, count = (3, 400) if QUICK else (8, 1_000)
-_, held = train(random_block, lambda e: samples(count, 100 + e), epochs=epochs, rate=1e-2, batch=32, held=unseen)
+train(random_block, lambda e: samples(count, 100 + e), epochs=epochs, rate=1e-2, batch=32)
+check("loss of rank 16 on the random block", loss_on(random_block, unseen), 0.82, within=0.03)
 eckart.eject(random_block)
-print("loss on unseen samples, epoch by epoch:", [round(loss, 3) for loss in held])
-check("loss of rank 16 on the random block", held[-1], 0.82, within=0.03)
 
 # %% [markdown]
 # It gets to answering zero, and there it stays. One part of this is that everything has to be found at once: where to
@@ -241,14 +246,17 @@ limited = {}
 for rank in (16, 128) if QUICK else (4, 16, 32, 64, 128):
     eckart.inject(half_random, eckart.LoRAConfig(rank=rank, alpha=2 * rank, target=("v_proj", "o_proj")))
     rate = 1e-2 if rank <= 16 else 5e-3
-    _, held = train(half_random, lambda e: samples(200, 100 + e), epochs=12, rate=rate, batch=20, held=unseen)
-    limited[rank] = held[-1]
+    train(half_random, lambda e: samples(200, 100 + e), epochs=12, rate=rate, batch=20)
+    limited[rank] = loss_on(half_random, unseen)
     eckart.eject(half_random)
-    print(f"rank {rank:3}: loss {held[-1]:.3f}, expected about {0.82 - 0.81 * 2 * rank / WIDTH:.3f}")
+    print(f"rank {rank:3}: loss {limited[rank]:.3f}, expected about {0.82 - 0.81 * 2 * rank / WIDTH:.3f}")
 check("loss at rank 16 on v and o", limited[16], 0.72, within=0.05)
 check("loss at rank 128 on v and o", limited[128], 0.15, within=0.15)
 
 # %% [markdown]
+# The line holds in the middle. At rank 4 the random values that are left still do harm, and at rank 128 the training
+# ends before it is done. But nothing short of full rank comes near the trained block.
+#
 # And the update that is needed? The trained weights less the redrawn ones: its spectrum falls slowly, to the very
 # end.
 
@@ -303,7 +311,7 @@ def changed(count, seed):
     return x, teacher(x) + 0.1 * noise
 
 
-few, judge = changed(100, seed=3), changed(50, seed=4)
+few, judge = changed(100, seed=3), changed(20, seed=4)
 start = loss_on(trained_block, judge)
 check("numerical rank of the update to be found", true_update.spectrum().numerical_rank, TRUE_RANK)
 check("loss of the trained block on the changed task", start, 0.8, within=0.3 if QUICK else 0.15)
@@ -316,7 +324,7 @@ check("loss of the teacher itself, all noise", loss_on(teacher, judge), 0.01, wi
 
 # %%
 RATE, BATCH = 1e-2, 10
-EPOCHS, LAST = (10, 3) if QUICK else (20, 10)
+EPOCHS, LAST = (15, 3) if QUICK else (20, 10)
 eckart.inject(trained_block, eckart.LoRAConfig(rank=32, alpha=64, target="o_proj"))
 recorder = DynamicsRecorder(trained_block, title="the changed task", directions=0)
 by_hand = []
@@ -355,7 +363,7 @@ style.dress(left, x="epoch", y="loss", title="loss")
 for place, (name, values) in enumerate({"‖A‖": A_norms, "‖B‖": B_norms, "‖ΔW‖": norms}.items()):
     middle.plot(epochs, values, linewidth=2, label=name, **style.line_style(place))
 middle.axhline(true_update.fro_norm, color=style.SOFT, linestyle=(0, (4, 3)), label="‖ΔW‖ to be found")
-middle.legend(frameon=False, fontsize=9)
+middle.legend(frameon=False, fontsize=9, loc=(0.35, 0.55))
 style.dress(middle, x="epoch", y="Frobenius norm", title="sizes")
 for i in range(32):
     colour = style.COLOURS[0] if i < TRUE_RANK else style.COLOURS[1]
@@ -409,10 +417,10 @@ eckart.eject(trained_block)
 SEEDS = (0, 1) if QUICK else (0, 1, 2)
 
 
-def final_losses(rank, target):
+def final_losses(rank, target, seeds=SEEDS):
     """Trained parameters, and the final loss by seed, of adapters of the trained block on the changed task."""
     found, params = {}, 0
-    for seed in SEEDS:
+    for seed in seeds:
         config = eckart.LoRAConfig(rank=rank, alpha=2 * rank, target=target)
         params = eckart.inject(trained_block, config, seed=seed).trainable_params
         _, held = train(trained_block, lambda _: few, epochs=EPOCHS, rate=RATE, batch=BATCH, seed=seed, held=judge)
@@ -428,7 +436,7 @@ for rank in (8, 16, 32) if QUICK else (4, 8, 16, 32, 64, 128):
 spot = find_sweet_spot(settings)
 
 rows = [
-    (s.rank, f"{s.params:,}", f"{s.mean:.5f} ± {stdev(s.losses.values()):.5f}", f"{s.mean / s.params * 1e3:.6f}",
+    (s.rank, f"{s.params:,}", f"{s.mean:.6f} ± {stdev(s.losses.values()):.6f}", f"{s.mean / s.params * 1e3:.6f}",
      f"{(start - s.mean) / s.params * 1e3:.4f}", "sweet spot" if s is spot.setting else "")
     for s in settings
 ]  # fmt: skip
@@ -441,18 +449,26 @@ check("loss at rank 16", by_rank[16].mean, 0.0105, within=0.002)
 check("sweet spot", spot.setting.rank, 16)
 
 # %% [markdown]
-# Below rank 16 each missing direction costs a sixteenth of the loss. At 16 the task is learned; above it there is
-# nothing to win. The sweet spot is the smallest setting whose loss lies within one run's scatter of the best.
+# Below rank 16 each missing direction costs about a sixteenth of the loss. At 16 the task is learned; above it there
+# is nothing to win, and a little to lose: more factors learn more of the noise. The sweet spot is the smallest
+# setting whose loss lies within one run's scatter of the best.
 #
 # Beware of "loss per 1,000 parameters": it falls for ever, because it divides by a number that doubles. By it the
-# largest adapter always wins, though it learned nothing more. What an adapter *removes* per parameter is the better
-# question.
+# largest adapter always wins, though it learned nothing more. What an adapter *removes* per 1,000 parameters is the
+# better question: that stays nearly level up to rank 16 and then halves with every doubling.
 
 # %%
 figure = style.new_figure(height_inches=4.4)
 axes = figure.subplots()
 whole = [s.rank for s in settings]
-axes.errorbar(whole, [s.mean for s in settings], [stdev(s.losses.values()) for s in settings], marker="o", capsize=3)
+axes.errorbar(
+    whole,
+    [s.mean for s in settings],
+    [stdev(s.losses.values()) for s in settings],
+    marker="o",
+    capsize=3,
+    color=style.COLOURS[0],
+)
 line = [0.01 + (start - 0.01) * max(0, 1 - rank / TRUE_RANK) for rank in range(1, 129)]
 axes.plot(range(1, 129), line, color=style.SOFT, linestyle=(0, (4, 3)), label="a sixteenth for each direction")
 axes.plot(
@@ -495,8 +511,9 @@ check("loss with q, k, v and o", results["q, k, v, o"], 0.013, within=0.01 if QU
 check("loss with attention and MLP", results["attention and MLP"], 0.013, within=0.01 if QUICK else 0.004)
 
 # %% [markdown]
-# More targets do not hurt here, but they cost parameters. And q and v do rather well without touching o! Values pass
-# through both v and o, so what o should change, v can do before it.
+# More targets cost parameters and bring nothing here: the change is in o, and the rest only has more to get right.
+# But q and v do rather well without touching o! Values pass through both v and o, so what o should change, v can
+# change before it. In a real model nobody knows where the change sits, and there more targets mostly help.
 #
 # ### Exercise
 #
@@ -505,7 +522,7 @@ check("loss with attention and MLP", results["attention and MLP"], 0.013, within
 # %% tags=["solution"]
 # The two act one after the other: (W_o + B_o·A_o)·(W_v + B_v·A_v). Together they can change 8 + 8 = 16 directions, so
 # the task fits. It takes longer to learn than one adapter of rank 16, because each half depends on the other.
-params, found = final_losses(8, ("v_proj", "o_proj"))
+params, found = final_losses(8, ("v_proj", "o_proj"), seeds=(0,))
 check("parameters of rank 8 on v and o", params, 8_192)
 print(f"loss {fmean(found.values()):.4f}, with rank 8 on o alone {by_rank[8].mean:.4f}")
 check("rank 8 on v and o learns most of it (1: yes)", int(fmean(found.values()) < by_rank[8].mean / 3), 1)
@@ -516,7 +533,8 @@ check("rank 8 on v and o learns most of it (1: yes)", int(fmean(found.values()) 
 # What does rank 12 on o reach? Write your number down before you run the answer.
 
 # %% tags=["solution"]
-# 4 of 16 directions are missing, each worth a sixteenth of the loss without noise.
+# 4 of 16 directions are missing, each worth about a sixteenth of the loss without noise. It comes out a little lower:
+# not all directions weigh the same, and the adapter takes the heaviest first.
 predicted = 0.01 + (start - 0.01) * 4 / 16
-params, found = final_losses(12, "o_proj")
+params, found = final_losses(12, "o_proj", seeds=(0,))
 check("loss at rank 12 less the prediction", fmean(found.values()) - predicted, 0, within=0.06)
