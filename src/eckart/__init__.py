@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         set_adapters,
         unmerge_weights,
     )
+    from eckart.planning import Plan, plan
     from eckart.training import DataOptions, TrainResult, TrainSettings, train
 
 __version__ = "0.1.0"
@@ -78,6 +79,7 @@ _HOMES = {
         *("Injection", "LoRAConfig", "adapter_of", "eject", "inject", "inject_adapter"),
         *("merge_weights", "quantize_model", "save_adapter", "set_adapters", "unmerge_weights"),
     ),
+    "eckart.planning": ("Plan", "plan"),
     "eckart.training": ("DataOptions", "TrainResult", "TrainSettings", "train"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -100,6 +102,7 @@ __all__ = [
     "MergeCheck",
     "MergeResult",
     "Mixture",
+    "Plan",
     "QuantizeResult",
     "RankBound",
     "RankChoice",
@@ -125,6 +128,7 @@ __all__ = [
     "merge",
     "merge_weights",
     "minimal_rank",
+    "plan",
     "quantize",
     "quantize_model",
     "resize",

@@ -21,6 +21,7 @@ from eckart.cli.convert import convert
 from eckart.cli.demo import demo
 from eckart.cli.extract import extract
 from eckart.cli.merge import merge
+from eckart.cli.plan import plan
 from eckart.cli.quantize import quantize
 from eckart.cli.report import report
 from eckart.cli.resize import resize
@@ -121,6 +122,6 @@ def _say(message: str) -> None:
 
 
 for _command in (
-    *(analyze, extract, resize, combine, compare, convert, demo, merge, quantize, report, sweep, train, unmerge),
+    *(analyze, extract, resize, combine, compare, convert, demo, merge, plan, quantize, report, sweep, train, unmerge),
 ):
     app.command()(guarded(_command))

@@ -60,6 +60,11 @@ class Outline:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     @cached_property
+    def linear_params(self) -> int:
+        """Entries of the linear layers but the output layer, which QLoRA puts into four bits."""
+        return self.adapter(LoRAConfig(rank=1)).weight_params
+
+    @cached_property
     def positions(self) -> int | None:
         """Tokens that the model can see at once, where the config tells."""
         found = getattr(self.config.get_text_config(), "max_position_embeddings", None)

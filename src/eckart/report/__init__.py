@@ -6,6 +6,8 @@ from eckart.report.conversion import conversion_table
 from eckart.report.dynamics_figures import loss_figure, save_dynamics
 from eckart.report.figures import energy_figure, error_figure, save_figures, spectrum_figure
 from eckart.report.merging import merge_table, unmerge_table
+from eckart.report.plan import plan_table
+from eckart.report.plan_figure import plan_figure, save_plan_figure
 from eckart.report.quantisation import quantize_table
 from eckart.report.rank_map import rank_map
 from eckart.report.sweep import sweep_table
@@ -26,12 +28,15 @@ __all__ = [
     "merge_check_table",
     "merge_table",
     "overlap_map",
+    "plan_figure",
+    "plan_table",
     "preview_table",
     "quantize_table",
     "rank_map",
     "save_comparison",
     "save_dynamics",
     "save_figures",
+    "save_plan_figure",
     "save_sweep_figure",
     "spectrum_figure",
     "sweep_figure",

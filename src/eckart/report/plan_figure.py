@@ -1,0 +1,100 @@
+"""The figure of a plan: memory of each method, stacked by part, beside what there is."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eckart.errors import OutputError
+from eckart.planning.memory import CARDS_GB, ROOM_BYTES
+from eckart.planning.simulation import PARTS
+from eckart.report import style
+from eckart.report.words import bytes_text, count_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from eckart.planning.plan import Plan
+
+_SHOWN_CARDS = (8, 16, 24, 48, 80, 128)
+
+
+def plan_figure(plan: "Plan") -> "Figure":
+    """A bar a method, its parts stacked, and lines where memory ends.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure = style.new_figure(height_inches=1.9 + 0.55 * len(plan.forecasts))
+    axes = figure.subplots()
+    highest = max(each.peak_bytes for each in plan.forecasts)
+    size, unit = (1e9, "GB") if highest >= 1e9 else (1e6, "MB")
+    labels = [each.setting.method for each in plan.forecasts]
+    starts = [0.0] * len(labels)
+    for position, part in enumerate(PARTS):
+        widths = [each.parts[part] / size for each in plan.forecasts]
+        colour = style.COLOURS[position]
+        axes.barh(labels, widths, left=starts, height=0.62, label=part, color=colour, edgecolor="white", linewidth=0.6)
+        starts = [start + width for start, width in zip(starts, widths, strict=True)]
+    for label, end in zip(labels, starts, strict=True):
+        axes.annotate(
+            f"{end:.3g} {unit}", (end, label), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9
+        )
+    limits = [(plan.memory.usable_bytes, plan.memory.text)] if plan.memory else _cards(highest)
+    for nbytes, text in limits:
+        axes.axvline(nbytes / size, color=style.INK, linewidth=1.2, linestyle=(0, (4, 2)))
+        place = {"xytext": (3, -2), "textcoords": "offset points", "va": "top", "fontsize": 9, "color": style.INK}
+        axes.annotate(text, (nbytes / size, 1), xycoords=("data", "axes fraction"), **place)
+    style.dress(axes, x=f"peak memory of a training step, {unit}", y="")
+    axes.set_xlim(0, 1.12 * max(highest, limits[0][0] if limits else 0) / size)
+    axes.set_ylim(len(labels) - 0.4, -0.9)
+    axes.tick_params(axis="y", labelsize=11, labelcolor=style.INK, length=0)
+    axes.grid(visible=False, axis="y")
+    figure.legend(loc="outside right center", frameon=False, fontsize=9)
+    style.headline(figure, _finding(plan), _detail(plan))
+    return figure
+
+
+def save_plan_figure(plan: "Plan", path: str | Path) -> Path:
+    """Write the figure; the name's end says as what: .png, .svg or .pdf.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        OutputError: the file cannot be written, or its name ends otherwise.
+    """
+    path = Path(path)
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        msg = f"{path}: a figure's name ends in .png, .svg or .pdf"
+        raise OutputError(msg)
+    try:
+        plan_figure(plan).savefig(path)
+    except OSError as failed:
+        msg = f"cannot write {path}: {failed.strerror or failed}"
+        raise OutputError(msg) from failed
+    return path
+
+
+def _cards(highest: int) -> list[tuple[int, str]]:
+    return [
+        (size * 10**9 - ROOM_BYTES, f"{size} GB")
+        for size in _SHOWN_CARDS
+        if size in CARDS_GB and size * 1e9 < 1.4 * highest
+    ]
+
+
+def _finding(plan: "Plan") -> str:
+    """What the bars show, in a sentence."""
+    if plan.memory is None:
+        least = min(plan.forecasts, key=lambda each: each.peak_bytes)
+        return f"{plan.model}: {least.setting.method} takes least, {bytes_text(least.peak_bytes)}"
+    fitting = [each.setting.method for each in plan.forecasts if plan.fitting(each)]
+    told = f"{' and '.join(fitting)} fit{'s' if len(fitting) == 1 else ''}" if fitting else "nothing fits"
+    return f"{plan.model}: {told} {plan.memory.text}"
+
+
+def _detail(plan: "Plan") -> str:
+    setting = plan.forecasts[0].setting
+    source = "simulated" if plan.forecasts[0].source == "simulation" else "estimated by a closed form"
+    checkpointing = ", checkpointing" if setting.gradient_checkpointing else ""
+    step = (
+        f"{setting.batch_size} × {setting.length:,} tokens a step, {setting.dtype}, {setting.optimizer}{checkpointing}"
+    )
+    return f"{count_text(plan.model_params)} parameters, {step}; {source}"
