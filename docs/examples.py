@@ -1,17 +1,17 @@
-"""The examples of a Markdown page: its commands and Python blocks, run in order, and the output that the page shows of them.
+"""The examples of a page: its commands and Python blocks, run in order, and the output that it shows of them.
 
-In a fence whose first line begins with `$ `, what follows a command up to the next one is its output. A `text` fence right
-after a `python` fence is what that prints. A line `…` stands for lines that the page leaves out, and stays.
+In a fence whose first line begins with `$ `, what follows a command up to the next one is its output. A `text` fence
+right after a `python` fence is what that prints. A line `…` stands for lines that the page leaves out, and stays.
 """
 
 import contextlib
 import io
+import itertools
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
 FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>\w*)[^\n]*\n(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
 GAP = "…"
@@ -116,15 +116,23 @@ def elided(shown: list[str], actual: list[str]) -> list[str]:
     if len(parts) == 1:
         return actual
     lines, at = list(actual[: len(parts[0])]), len(parts[0])
-    for part in parts[1:-1]:
-        at = next((i for i in range(at, len(actual)) if words(actual[i]) == words(part[0])), -1) if part else at
-        if at < 0:
-            msg = f"no line of the output reads like: {part[0]}"
+    for part in filter(None, parts[1:-1]):
+        start = _find(part[0], actual, at)
+        if start is None:
+            msg = f"no line of the output begins like: {part[0]}"
             raise ValueError(msg)
-        lines += [GAP, *actual[at : at + len(part)]]
-        at += len(part)
+        end = _find(part[-1], actual[: start + len(part) + 1], start + len(part) - 2)
+        at = 1 + (start + len(part) - 1 if end is None else end)
+        lines += [GAP, *actual[start:at]]
     last = parts[-1]
     return [*lines, GAP, *(actual[max(at, len(actual) - len(last)) :] if last else [])]
+
+
+def _find(line: str, actual: list[str], start: int) -> int | None:
+    """The first line from `start` on that begins with the same words; numbers may have moved the others to the next."""
+    begin = words(line)[:3]
+    found = (i for i in range(max(0, start), len(actual)) if words(actual[i])[: len(begin)] == begin)
+    return next(found, None) if begin else None
 
 
 def words(text: str) -> list[str]:
@@ -132,13 +140,13 @@ def words(text: str) -> list[str]:
     return re.findall(r"[^\W\d_]{4,}", text)
 
 
-def run(page: list[Block], shell: Shell, given: Mapping[str, object] = MappingProxyType({})) -> None:
-    """Run the examples of a page in the current folder, in order; Python blocks share their names, and those that are given.
+def run(page: list[Block], shell: Shell) -> None:
+    """Run the examples of a page in the current folder, in order; Python blocks share their names.
 
     Raises:
         RuntimeError: a command ended as it should not.
     """
-    names: dict[str, object] = {"__name__": "__main__", **given}
+    names: dict[str, object] = {"__name__": "__main__"}
     for block in page:
         for example in block.examples:
             if example.kind == "console":
@@ -146,18 +154,20 @@ def run(page: list[Block], shell: Shell, given: Mapping[str, object] = MappingPr
             elif not block.shows_python:
                 printed = io.StringIO()
                 with contextlib.redirect_stdout(printed):
-                    exec(compile(example.source, "<page>", "exec"), names)  # noqa: S102  # our own pages
+                    exec(compile(example.source, "<page>", "exec"), names)
                 example.output = printed.getvalue().splitlines()
 
 
 def _run_command(example: Example, shell: Shell) -> None:
     arguments = shlex.split(example.source)
-    for option, value in zip(arguments, arguments[1:], strict=False):
+    for option, value in itertools.pairwise(arguments):
         if option in ("-o", "--output") and Path(value).is_symlink():
             Path(value).unlink()  # the page makes itself what others are given
     example.status, out, err = shell(example.source)
     refused = example.status != 0
-    example.output = [line.rstrip() for line in (out + (err if refused else "")).strip("\n").splitlines()]
+    # Beside a result stderr tells the progress; alone it is what the command says.
+    printed = out + err if refused else out or err
+    example.output = [line.rstrip() for line in printed.strip("\n").splitlines()]
     if refused != example.expects_refusal:
         msg = f"exit status {example.status} of: {example.source}\n{out}{err}"
         raise RuntimeError(msg)

@@ -4,9 +4,9 @@
     python docs/execute.py docs/start.md        # one page
     python docs/execute.py --check              # change nothing, tell what differs in more than numbers
 
-Each page gets a folder of its own under build/docs, with links to what the examples start from: `base` and `tuned`, a model
-and its full fine-tune; `adapter` and `other`, two LoRA adapters; `notes`, a folder of texts; `heldout.txt`. They are made once,
-in some minutes on two cores.
+Each page gets a folder of its own under build/docs, with links to what the examples start from: `base` and `tuned`, a
+model and its full fine-tune; `adapter` and `other`, an extracted and a trained adapter; `notes`, a folder of texts;
+`training.txt` and `heldout.txt`. They are made once, in some minutes on two cores.
 """
 
 import argparse
@@ -26,8 +26,11 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 FINE_TUNE = {"steps": 10}
 NOTES_CHARS = 120_000
 HELD_OUT_CHARS = 6_000
-ADAPTERS = {"adapter": ("--rank", "32", "--seed", "0"), "other": ("--rank", "8", "--seed", "1")}
-TRAINING = ("--steps", "12", "--batch-size", "2", "--max-length", "128", "--learning-rate", "1e-3", "--eval-data", "heldout.txt")
+ADAPTERS = {
+    "adapter": "extract base tuned --rank 32",
+    "other": "train base training.txt --rank 8 --alpha 16 --dropout 0 --steps 40 --batch-size 4 --max-length 256 "
+    "--learning-rate 2e-3 --eval-data heldout.txt",
+}
 
 
 def main() -> None:
@@ -61,20 +64,20 @@ def make_inputs(folder: Path) -> None:
     corpus = language_reference()
     make_pair(folder, FinetuneSettings(**FINE_TUNE))
     write_texts(folder, corpus.training, "\n\n".join(corpus.held_out.values())[:HELD_OUT_CHARS])
-    for name, settings in ADAPTERS.items():
+    for name, command in ADAPTERS.items():
         if not (folder / name).exists():
-            command = ("train", "base", "notes", "-o", name, *settings, *TRAINING)
-            subprocess.run([sys.executable, "-m", "eckart", *command], cwd=folder, check=True)
+            subprocess.run([sys.executable, "-m", "eckart", *command.split(), "-o", name], cwd=folder, check=True)
 
 
 def write_texts(folder: Path, topics: dict[str, str], held_out: str) -> None:
-    """`notes`, a file a topic, and `heldout.txt`."""
+    """`notes`, a file a topic, `training.txt` of all topics, and `heldout.txt`."""
     (folder / "notes").mkdir(parents=True, exist_ok=True)
     room = NOTES_CHARS
     for name, text in topics.items():
         if len(text) <= room:
             (folder / "notes" / f"{name}.txt").write_text(text, encoding="utf-8")
             room -= len(text)
+    (folder / "training.txt").write_text("\n\n".join(topics.values()), encoding="utf-8")
     (folder / "heldout.txt").write_text(held_out, encoding="utf-8")
 
 

@@ -5,6 +5,7 @@ documentation of all that a room makes public.
 """
 
 import ast
+import html
 import importlib.util
 import re
 from pathlib import Path
@@ -25,8 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LABS, BUILT = ROOT / "labs", ROOT / "build" / "labs"
 HEADING = re.compile(r'<h([23]) id="([^"]+)">(.*?)</h\1>', re.DOTALL)
 NOT_RUN = (
-    '<div class="admonition note"><p class="admonition-title">Not run yet</p><p>This site was built before the lab ran: '
-    "<code>python labs/build.py {stem}</code>, then build the site again.</p></div>"
+    '<div class="admonition note"><p class="admonition-title">Not run yet</p>'
+    "<p>This site was built before it ran. <code>python labs/build.py {stem}</code>, then build the site again.</p>"
+    "</div>"
 )
 
 
@@ -66,11 +68,11 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     return re.sub(r"<!-- labs -->", lambda match: _lab_list(), markdown)
 
 
-def on_page_content(html: str, page: Page, **_: object) -> str:
+def on_page_content(content: str, page: Page, **_: object) -> str:
     """The cells of a lab, in the place of its empty page."""
     lab = LABS / f"{Path(page.file.src_uri).stem}.py"
     if not page.file.src_uri.startswith("labs/lab") or not lab.exists():
-        return html
+        return content
     executed = BUILT / f"{lab.stem}.ipynb"
     notebook = nbformat.read(executed, as_version=4) if executed.exists() else jupytext.read(lab)
     body = _labs_build().body(notebook)
@@ -93,10 +95,17 @@ def options_table(command: str) -> str:
         argument = option.param_type_name == "argument"
         name = option.metavar or option.name.upper() if argument else ", ".join(f"`{name}`" for name in option.opts)
         # A flag takes no value.
-        value = "" if argument or option.is_flag or not option.metavar else f" `{option.metavar}`".replace("|", "\\|")
-        text = (option.help or "").replace("|", "\\|").replace("[default", "[by default").replace("<", "&lt;")
+        value = "" if argument or option.is_flag or not option.metavar else f" <code>{_cell(option.metavar)}</code>"
+        text = _cell(option.help or "").replace("[default: ", "[by default ")
         rows.append(f"| {f'`{name}`' if argument else name}{value} | {text} |")
-    return "\n".join(["| option | |", "|---|---|", *rows, "| `--help`, `-h` | Show this message and exit. |"])
+    return "\n".join(
+        ["| Option | What it does |", "|---|---|", *rows, "| `--help`, `-h` | Show this message and exit. |"]
+    )
+
+
+def _cell(text: str) -> str:
+    """Text that neither HTML nor a Markdown table takes for its own."""
+    return html.escape(text, quote=False).replace("|", "&#124;").replace("*", "&#42;")
 
 
 def names(room: str) -> str:
@@ -132,4 +141,4 @@ def _labs_build() -> ModuleType:
 
 
 def _plain(markup: str) -> str:
-    return re.sub(r"<[^>]+>", "", markup).replace("&amp;", "&").strip()
+    return re.sub(r"<[^>]+>", "", markup).replace("&amp;", "&").replace("¶", "").strip()
