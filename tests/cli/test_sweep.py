@@ -56,6 +56,7 @@ def test_a_sweep_shows_a_table_and_leaves_cells_json_and_a_figure(model, text, t
     assert all(len(line) <= 80 for line in ended.stdout.splitlines())
     assert "4/4 mlp-rank2-seed0: held-out loss after: loss" in ended.stderr
     assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert "q_proj+v_proj" in (out / "report.html").read_text()
     adapter = load_adapter(out / "cells/q_proj+v_proj-rank2-seed0")
     assert {layer.rank for layer in adapter.values()} == {2}
     assert {layer.alpha for layer in adapter.values()} == {4.0}

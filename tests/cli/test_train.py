@@ -56,6 +56,7 @@ def test_a_training_shows_a_table_and_leaves_an_adapter_with_figures(model, text
         assert part in ended.stdout
     assert all(len(line) <= 80 for line in ended.stdout.splitlines())
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert '"title":"out"' in (out / "report.html").read_text()  # of the folder's last name, not of where it was made
     layers = load_adapter(out)
     assert {layer.rank for layer in layers.values()} == {2}
     assert all(layer.magnitude is not None for layer in layers.values())
