@@ -96,6 +96,14 @@ def test_states_in_8_bits_are_two_bytes_a_value_and_two_scales_a_block():
     assert took.parts["optimizer"] == sum(states) + 2 * 4 * 256  # and what the codes mean
 
 
+def test_an_update_in_8_bits_works_in_place_on_a_gpu_only():
+    plan = setting(method="full", optimizer="adamw8bit", dtype="float32", batch_size=1, length=2)
+    cpu, cuda = (simulate(LARGE, plan, device=device) for device in ("cpu", "cuda"))
+    assert cpu.where == "optimizer step"
+    assert cpu.details["temporary"] == 5 * 4 * max(parameter.numel() for parameter in parameters_of(LARGE))
+    assert cuda.details["temporary"] < cpu.details["temporary"] / 4
+
+
 def test_a_base_in_nf4_takes_what_the_quantised_model_takes():
     took = simulate(LLAMA, setting(method="qlora"), device="cpu")
     model = build_model(read_architecture(LLAMA), setting())

@@ -67,7 +67,7 @@ def _blocks_like(weight: Tensor) -> Nf4Blocks:
 
 
 class DatalessAdamW8bit(torch.optim.Optimizer):
-    """The states of bitsandbytes' AdamW8bit, and no steps: its kernels work in place.
+    """The states of bitsandbytes' AdamW8bit, and what a step takes beside them on a CPU; nothing is computed.
 
     Moments of a parameter are a byte a value and a float32 scale for every 256; small parameters keep float32.
 
@@ -80,11 +80,22 @@ class DatalessAdamW8bit(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Make the states that are not there yet."""
+        """Make the states that are not there yet, and take the memory of an update."""
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None and not self.state[parameter]:
+                if parameter.grad is None:
+                    continue
+                if not self.state[parameter]:
                     self.state[parameter] = self._states(parameter)
+                if parameter.numel() >= _LEAST_8BIT:
+                    self.work(parameter)
+
+    @staticmethod
+    def work(parameter: Tensor) -> None:
+        """The CPU's update: both moments, the gradient and a root and its quotient, all in float32 at once."""
+        copies = 5 if parameter.dtype == torch.float32 else 6  # and the parameter itself, where it is not
+        taken = [torch.empty(parameter.shape) for _ in range(copies)]
+        del taken
 
     def _states(self, parameter: Tensor) -> dict[str, Tensor]:
         if parameter.numel() < _LEAST_8BIT:
