@@ -263,10 +263,18 @@ def test_names_from_files_stay_text(opened: Open, tmp_path: Path) -> None:
     assert html.read_text().count("<script") == 4
 
 
-def test_a_printed_page_shows_every_row_and_no_buttons(opened: Open, update_page: Path) -> None:
-    page = opened(update_page)
+def test_a_printed_page_shows_every_row_in_dark_ink_and_no_buttons(opened: Open, update_page: Path) -> None:
+    page = opened(update_page, color_scheme="dark")
+    chart = page.locator(".spectrum .js-plotly-plot").first
+    chart.locator(".main-svg").first.wait_for(timeout=20_000)
+    ink = "(node) => parseInt(node._fullLayout.font.color.slice(1, 3), 16)"
+    assert chart.evaluate(ink) > 200
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
     page.emulate_media(media="print")
+    until(page, lambda: chart.evaluate(ink) < 60)
     assert page.get_by_role("button", name="Copy command").count() == 0
-    scroll = page.locator(".scroll")
-    assert scroll.evaluate("(node) => node.scrollHeight <= node.clientHeight + 1")
+    assert page.locator(".scroll").evaluate("(node) => node.scrollHeight <= node.clientHeight + 1")
     expect(page.locator("[data-command]")).to_be_visible()
+    page.emulate_media(media="screen")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    until(page, lambda: chart.evaluate(ink) > 200)

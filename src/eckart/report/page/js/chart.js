@@ -48,12 +48,16 @@ export async function moved(node, shapes, annotations) {
   if (node.data) await Plotly.relayout(node, { shapes, annotations });
 }
 
-onTheme(() => {
+/** Draws what is shown once more, in the width that is given or else that of its place. */
+export function redraw(width = "") {
   for (const [node, make] of drawn) {
+    node.style.width = width;
     if (!node.isConnected) drawn.delete(node);
     else if (node.offsetParent !== null) chart(node, node.getAttribute("aria-label"), make);
   }
-});
+}
+
+onTheme(() => redraw());
 
 /** A vertical mark at x, with its words beside the axis. */
 export function markX(x, ink, dash = "solid") {

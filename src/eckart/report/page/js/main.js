@@ -2,6 +2,7 @@
 
 import { json, unpacked } from "./block.js";
 import { el, fill, segmented } from "./dom.js";
+import { watchPrinting } from "./paper.js";
 import { setTheme } from "./theme.js";
 import { tabs } from "./tabs.js";
 import { AnalysisView } from "./view_analysis.js";
@@ -11,6 +12,7 @@ import { SweepView } from "./view_sweep.js";
 import { TrainingView } from "./view_training.js";
 
 async function open() {
+  watchPrinting();
   const data = json("data");
   const numbers = new Float64Array(await unpacked("numbers"));
   fill(document.getElementById("head"),
