@@ -353,8 +353,8 @@ show(
 )
 
 # %% [markdown]
-# That is why LoRA works on *updates*. Trained weights look rather like the upper line. Updates, often, like the
-# lower.
+# That is why LoRA works on *updates*. Trained weights are full of many small directions; what a fine-tune changes lies
+# somewhere between the two lines, and `eckart analyze` shows where.
 #
 # ## 9. Many matrices, one budget
 #
