@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -261,6 +262,18 @@ def test_names_from_files_stay_text(opened: Open, tmp_path: Path) -> None:
     assert page.locator("b").count() == 0
     assert page.title().startswith("</title><script>alert(2)</script>")
     assert html.read_text().count("<script") == 4
+
+
+@pytest.mark.parametrize("weight", [torch.randn(9, 9), torch.zeros(9, 9)], ids=["random", "zero"])
+def test_an_analysis_of_nothing_that_an_adapter_takes_still_opens(
+    opened: Open, tmp_path: Path, weight: torch.Tensor
+) -> None:
+    analysis = replace(analyze({"embed_tokens.weight": weight}), kind="delta", source="tuned", base="base")
+    page = opened(write_page(Results({"nothing": analysis}), tmp_path / "report.html"))
+    expect(page.locator(".command")).to_contain_text("None of these matrices can become factors")
+    assert total(page, "params") == 0
+    slide(page, "Rank", 0)
+    assert total(page, "params") == 0
 
 
 def test_a_printed_page_shows_every_row_in_dark_ink_and_no_buttons(opened: Open, update_page: Path) -> None:

@@ -22,7 +22,7 @@ def analysis_data(analysis: Analysis, title: str, numbers: Numbers, *, most: int
         numbers: of the page.
         most: singular values that the analysis may put there.
     """
-    thinning = Thinning.of(analysis.matrices, most)
+    thinning, targets = Thinning.of(analysis.matrices, most), Targets.of(analysis)
     where, kinds = analysis.places(), list(analysis.by_kind())
     matrices = [_matrix(matrix, where[matrix.name], kinds, thinning, numbers) for matrix in analysis.matrices]
     thinned = [entry for entry in matrices if "rest" in entry["spectrum"]]
@@ -41,13 +41,13 @@ def analysis_data(analysis: Analysis, title: str, numbers: Numbers, *, most: int
         "matrices": matrices,
         "thinned": {"matrices": len(thinned), "values": thinning.kept, "partial": len(unknown)},
         "left_out": [{"name": item.name, "reason": item.reason} for item in analysis.left_out],
-        "targets": Targets.of(analysis).to_json(),
+        "targets": targets.to_json(),
         "stops": {
             "rank": rank_stops(min(dense, default=highest), highest),
             "energy": list(ENERGIES),
             "error": list(ERRORS),
         },
-        "command": _command(analysis),
+        "command": _command(analysis) if analysis.kind == "adapter" or targets.patterns else None,
     }
 
 

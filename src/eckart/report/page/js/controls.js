@@ -41,7 +41,7 @@ export class Controls {
   choosable() {
     const all = this.analysis.kinds.map((_, kind) => kind);
     return this.analysis.kind === "adapter" ? all
-      : all.filter((kind) => this.analysis.targets.patterns[this.analysis.kinds[kind]]);
+      : all.filter((kind) => Object.hasOwn(this.analysis.targets.patterns, this.analysis.kinds[kind]));
   }
 
   /** The choice as it stands. */

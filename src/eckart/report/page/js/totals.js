@@ -22,7 +22,8 @@ export class Totals {
       const next = this.analysis.kind === "weights"
         ? "These are the weights themselves. An adapter is made from a fine-tune of them: eckart analyze TUNED --base "
           + "BASE -o DIR shows its update here, with the command that extracts it."
-        : "This analysis was made of tensors in memory, which no command can read again.";
+        : this.analysis.source.startsWith("<") ? "This analysis was made of tensors in memory, which no command can read again."
+          : "None of these matrices can become factors of an adapter: embeddings and experts stay as they are.";
       return el("div", { class: "command" }, el("p", { class: "help" }, next), el("div", { class: "buttons" }, this.saveButton));
     }
     return el("div", { class: "command" },
@@ -45,7 +46,7 @@ export class Totals {
       tile("bytes", "Adapter size", found.bytes, `${most}${bytes(found.bytes)}`, `factors in ${choice.dtype}`),
       tile("error", "Relative error", found.error, `${most}${percent(found.error)}`, "‖W − Wᵣ‖ / ‖W‖ over all of them"),
       tile("energy", "Energy kept", found.energy, `${found.bounded ? "≥ " : ""}${percent(found.energy)}`, "share of ‖W‖²"),
-      tile("ranks", "Ranks", median(ranks), few === many ? `${few}` : `${few}–${many}`,
+      tile("ranks", "Ranks", median(ranks), ranks.length === 0 ? "–" : few === many ? `${few}` : `${few}–${many}`,
         `median ${digits(median(ranks))} over ${whole(ranks.length)} matrices`));
     fill(this.note, this.words(found));
     if (this.analysis.command) fill(this.code, commandText(this.analysis, choice));
