@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from eckart.errors import EckartError
 from eckart.planning.counts import Outline
 from eckart.planning.estimate import estimate_setting
 from eckart.planning.proportions import Proportions
@@ -162,7 +161,3 @@ def _words(setting: PlanSetting) -> str:
     """`qlora, 2 × 1,024 tokens, with checkpointing`."""
     checkpointing = ", with checkpointing" if setting.gradient_checkpointing else ""
     return f"{setting.method}, {setting.batch_size} × {setting.length:,} tokens{checkpointing}"
-
-
-class DoesNotFitError(EckartError):
-    """No setting of a model fits the memory."""

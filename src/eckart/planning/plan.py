@@ -190,7 +190,11 @@ def plan(
         OptionError: a setting, memory or data size that cannot be.
         MismatchError: the adapter, or the analysis, does not fit the model.
         MissingExtraError: transformers is not installed.
+        TypeError: an option that there is not.
     """
+    if unknown := sorted(options.keys() - Options.__annotations__.keys()):
+        msg = f"plan() got {', '.join(unknown)}; its options are {', '.join(Options.__annotations__)}"
+        raise TypeError(msg)
     if method is not None and method not in get_args(Method):
         msg = f"method must be one of {', '.join(get_args(Method))}, got {method!r}"
         raise OptionError(msg)
