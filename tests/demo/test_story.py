@@ -53,6 +53,7 @@ def test_losses_are_those_of_the_files_on_disk(told, settings):
 def test_every_path_of_the_story_is_there_and_loads(told):
     story, _ = told
     assert {path.name for path in story.learned.figures} >= {"loss.png", "growth.png", "spectra.png"}
+    assert "<title>" in story.learned.page.read_text(encoding="utf-8")
     assert json.loads(json.dumps(story.to_json(), allow_nan=False))["format"] == "eckart-demo/2"
     names = {path.name for path in story.base.parent.iterdir()}
     assert names == {"base", "text", "adapter", "adapter-small", "merged"}

@@ -11,6 +11,8 @@ from eckart.demo.corpus import Corpus, language_reference
 from eckart.errors import SourceError
 from eckart.nn import LoRAConfig
 from eckart.report import save_dynamics
+from eckart.report.page import FILE as PAGE
+from eckart.report.page import read_results, write_page
 from eckart.training import DataOptions, Dynamics, TrainResult, TrainSettings, Watcher, fast_dtype, read_dynamics, train
 from eckart.training.result import RESULT_FILE
 
@@ -49,6 +51,11 @@ class Learned:
         """The pictures beside the adapter."""
         return sorted(self.folder.glob("*.png"))
 
+    @property
+    def page(self) -> Path:
+        """The interactive page of the training."""
+        return self.folder / PAGE
+
 
 def write_texts(folder: Path, settings: DemoSettings) -> tuple[Path, Path]:
     """The texts to train on and to measure with, as files that a user can read and train on again."""
@@ -82,6 +89,7 @@ def learn(
     def finish(made: Path, result: TrainResult) -> None:
         if result.dynamics is not None:
             save_dynamics(result.dynamics, made)
+        write_page(read_results([made], titles=[ADAPTER]), made / PAGE, force=True)
         write_record(made, record)
 
     if not all(finished(folder, {ADAPTER: record}, force=force)):

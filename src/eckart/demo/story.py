@@ -90,6 +90,7 @@ class Story:
             "merged_loss": self.merged_loss,
             "same_token": self.agreement.same_token,
             "divergence": self.agreement.divergence,
+            "page": str(self.learned.page),
             "figures": [str(path) for path in self.learned.figures],
             "seconds": self.seconds,
         }

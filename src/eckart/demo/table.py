@@ -64,6 +64,7 @@ def _explanation(story: "Story") -> list[str]:
         "",
         f"Adapters  {story.learned.folder}, {story.small.resized.output}",
         f"Models    {story.base}, {story.merged.output}",
+        f"Page      {story.learned.page}",
         f"Figures   {story.learned.folder} ({', '.join(path.name for path in story.learned.figures)})",
         f"Time      {seconds_text(story.seconds)}",
     ]
