@@ -5,7 +5,7 @@ INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constr
 
 AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo test check bench chromium clean
+.PHONY: demo test check bench labs docs chromium clean
 
 demo: .venv/demo
 	.venv/bin/eckart demo -o eckart-demo
@@ -20,6 +20,14 @@ check: .venv/dev
 
 bench: .venv-bench/bench
 	.venv-bench/bin/python -m bench
+
+# Notebooks and pages of all five labs, in build/labs: a quarter of an hour.
+labs: .venv/dev
+	.venv/bin/python labs/build.py
+
+# The site, in build/site, with the labs that were built.
+docs: .venv/dev
+	.venv/bin/mkdocs build --strict
 
 # The browser that opens the report page in tests.
 chromium:
