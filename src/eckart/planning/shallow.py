@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from eckart.planning.simulation import PARTS, Simulation
+from eckart.planning.simulation import PARTS, Part, Simulation
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -53,7 +53,7 @@ def extrapolate(first: Simulation, second: Simulation, depths: tuple[int, int], 
     def line(one: int, two: int) -> int:
         return round(two + deeper * (two - one))
 
-    parts = {part: line(first.parts[part], second.parts[part]) for part in PARTS}
+    parts: dict[Part, int] = {part: line(first.parts[part], second.parts[part]) for part in PARTS}
     return Simulation(
         peak_bytes=sum(parts.values()),
         parts=parts,
