@@ -18,15 +18,14 @@ def run(options: Options) -> list[Limit]:
     """The loss that a distilled adapter leaves, against that of a plain truncation of six times its rank."""
     from eckart.adapter import extract
     from eckart.demo.corpus import language_reference
+    from eckart.demo.learning import excerpt
     from eckart.evaluation import measure_gains
     from eckart.training import Distillation, fast_dtype
     from eckart.training.distill import SHORT
 
     base, tuned = (str(folder) for folder in get_pair(options.pair))
     text = language_reference()
-    training, topics = "\n\n".join(text.training.values()), text.held_out.values()
-    share = HELD_OUT_CHARS / sum(map(len, topics))
-    held_out = "\n\n".join(topic[: round(len(topic) * share)] for topic in topics)
+    training, held_out = "\n\n".join(text.training.values()), excerpt(text, HELD_OUT_CHARS)
     distillation = Distillation(base, tuned, training, replace(SHORT, compute_dtype=fast_dtype()))
     adapters = {f"rank {rank}": extract(base, tuned, rank=rank).adapter for rank in RANKS}
     adapters["distilled"] = extract(base, tuned, rank=DISTILLED_RANK, refine=distillation).adapter

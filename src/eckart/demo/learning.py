@@ -32,10 +32,7 @@ class DemoSettings:
 
 def quick_settings() -> DemoSettings:
     """Thirty steps of 4×256 tokens: minutes on two cores, and enough to learn."""
-    training = TrainSettings(
-        steps=30, learning_rate=2e-3, dtype="bfloat16" if fast_dtype() == "bfloat16" else "float32"
-    )
-    return DemoSettings(training=training)
+    return DemoSettings(training=TrainSettings(steps=30, learning_rate=2e-3, dtype=fast_dtype()))
 
 
 @dataclass(frozen=True)

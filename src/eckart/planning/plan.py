@@ -18,6 +18,7 @@ from eckart.planning.setting import Attention, BaseDtype, Method, Optimizer, Pla
 from eckart.planning.simulate import simulate
 from eckart.planning.simulation import Part
 from eckart.planning.subject import subject_of
+from eckart.training.data import DEFAULT_LENGTH
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 FORMAT = "eckart-plan/1"
 TARGETS = ("attention-min", "attention", "mlp", "all-linear")
-LENGTH = 1024  # that `eckart train` cuts sequences to
 
 
 class Options(TypedDict, total=False):
@@ -252,7 +252,7 @@ def _setting(outline: "Outline | None", options: Options) -> PlanSetting:
         dtype=options.get("dtype", "bfloat16"),
         optimizer=options.get("optimizer", "adamw"),
         batch_size=options.get("batch_size", 1),
-        length=min(LENGTH, positions or LENGTH) if length is None else length,
+        length=min(DEFAULT_LENGTH, positions or DEFAULT_LENGTH) if length is None else length,
         gradient_checkpointing=options.get("gradient_checkpointing", False),
         attention=attention or leanest,
     )

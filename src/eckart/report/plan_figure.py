@@ -64,12 +64,7 @@ def save_plan_figure(plan: "Plan", path: str | Path) -> Path:
     if path.suffix not in (".png", ".svg", ".pdf"):
         msg = f"{path}: a figure's name ends in .png, .svg or .pdf"
         raise OutputError(msg)
-    try:
-        plan_figure(plan).savefig(path)
-    except OSError as failed:
-        msg = f"cannot write {path}: {failed.strerror or failed}"
-        raise OutputError(msg) from failed
-    return path
+    return style.save(plan_figure(plan), path)
 
 
 def _cards(highest: int) -> list[tuple[int, str]]:

@@ -1,8 +1,9 @@
 """The look of all figures: white paper, a light grid, colours that colour-blind readers tell apart."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from eckart.errors import MissingExtraError
+from eckart.errors import MissingExtraError, OutputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,3 +71,17 @@ def rank_axis(axes: "Axes", highest: int, *, spacing: Spacing) -> None:
     axes.set_xlim(1, max(highest, 2))
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
+
+
+def save(figure: "Figure", path: Path) -> Path:
+    """Write one figure, in the format that its name ends in.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        figure.savefig(path)
+    except OSError as failed:
+        msg = f"cannot write {path}: {failed.strerror or failed}"
+        raise OutputError(msg) from failed
+    return path

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eckart.errors import OutputError
 from eckart.report import style
 from eckart.report.words import count_text
 
@@ -71,13 +70,7 @@ def save_sweep_figure(sweep: "Sweep", folder: str | Path) -> Path | None:
     """
     if sweep.sweet_spot is None:
         return None
-    path = Path(folder) / FILE
-    try:
-        sweep_figure(sweep).savefig(path)
-    except OSError as failed:
-        msg = f"cannot write {path}: {failed.strerror or failed}"
-        raise OutputError(msg) from failed
-    return path
+    return style.save(sweep_figure(sweep), Path(folder) / FILE)
 
 
 def _ticks(sweep: "Sweep") -> tuple[list[int], list[str]]:
