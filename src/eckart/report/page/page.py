@@ -24,7 +24,7 @@ def page_html(results: Results) -> str:
 
     Raises:
         SourceError: there is nothing to show.
-        MissingExtraError: jinja2 or plotly is not installed.
+        MissingExtraError: jinja2 is not installed.
     """
     if results.is_empty():
         msg = "there is no result to make a page of"
