@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eckart.errors import MismatchError, SourceError
-from eckart.nn import LoRAConfig, inject, quantize_model
+from eckart.nn import LoRAConfig, inject, processor, quantize_model
 from eckart.planning.account import account
 from eckart.planning.architecture import build_model, read_architecture
 from eckart.planning.dataless import DATALESS, dataless
@@ -152,7 +152,17 @@ def test_the_peak_is_told_by_module_and_phase():
 def test_cuda_hands_out_multiples_of_512_bytes():
     took = simulate(LLAMA, setting(), device="cuda")
     assert all(value % 512 == 0 for value in took.parts.values())
-    assert took.peak_bytes > simulate(LLAMA, setting(), device="cpu").peak_bytes
+    assert took.parts["weights"] > simulate(LLAMA, setting(), device="cpu").parts["weights"]
+
+
+def test_a_gpu_multiplies_bfloat16_whatever_this_processor_does(monkeypatch):
+    took = []
+    for able in (True, False):
+        monkeypatch.setattr(processor, "multiplies_bfloat16", lambda able=able: able)
+        took.append([simulate(LARGE, setting(), device=device).peak_bytes for device in ("cuda", "cpu")])
+    (cuda, cpu), (same_cuda, cpu_in_float32) = took
+    assert cuda == same_cuda
+    assert cpu < cpu_in_float32
 
 
 def test_attention_on_cuda_drops_its_scores_within_the_kernel():

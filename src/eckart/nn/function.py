@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from eckart.nn.dropout import Dropout
-from eckart.nn.frozen import frozen_weight, product
+from eckart.nn.frozen import as_given, frozen_weight, product, working_dtype
 
 
 class _LowRankLinear(torch.autograd.Function):
     """y = x·Wᵀ + bias + scaling·drop(x)·Aᵀ·Bᵀ for rows x; with `scale`, y = scale ⊙ (y − bias) + bias."""
 
     @staticmethod
+    @as_given
     def forward(  # noqa: PLR0917
         ctx: Any,
         x: Tensor,
@@ -29,10 +30,12 @@ class _LowRankLinear(torch.autograd.Function):
         scaling: float,
         dropout: Dropout | None,
     ) -> Tensor:
-        h = (x if dropout is None else dropout(x)) @ A.T
-        y = product(x, frozen_weight(base, x.dtype), bias if scale is None else None)
-        y.addmm_(h, B.T, alpha=scaling)
-        ctx.save_for_backward(x, A, B, h, scale, None if scale is None else y)
+        dtype, work = x.dtype, working_dtype(x)
+        rows, down, up = (tensor.to(work) for tensor in (x, A, B))
+        h = (rows if dropout is None else dropout(rows)) @ down.T
+        added = bias.to(work) if bias is not None and scale is None else None
+        y = product(rows, frozen_weight(base, work), added).addmm_(h, up.T, alpha=scaling).to(dtype)
+        ctx.save_for_backward(x, A, B, h.to(dtype), scale, None if scale is None else y)
         ctx.base, ctx.scaling, ctx.dropout = base, scaling, dropout
         if scale is None:
             return y
@@ -40,6 +43,7 @@ class _LowRankLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @as_given
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (g,) = gradients
         x, A, B, h, scale, y = ctx.saved_tensors
@@ -49,16 +53,19 @@ class _LowRankLinear(torch.autograd.Function):
         dbias = g.sum(dim=0) if needs_bias else None
         if scale is not None:
             g = g * scale
+        dtype, work = g.dtype, working_dtype(g)
+        g, x, A, B, h = (tensor.to(work) for tensor in (g, x, A, B, h))
         dh = (g @ B).mul_(ctx.scaling)
-        dB = (g.T @ h).mul_(ctx.scaling) if needs_B else None
-        dA = dh.T @ (x if dropout is None else dropout(x)) if needs_A else None
+        dB = (g.T @ h).mul_(ctx.scaling).to(dtype) if needs_B else None
+        dA = (dh.T @ (x if dropout is None else dropout(x))).to(dtype) if needs_A else None
         dx = None
         if needs_x:
-            dx = product(g, frozen_weight(ctx.base, g.dtype).T)
+            dx = product(g, frozen_weight(ctx.base, work).T)
             if dropout is None:
                 dx.addmm_(dh, A)
             else:
-                dx.addcmul_(dh @ A, dropout.mask.to(dx.dtype))
+                dx.addcmul_(dh @ A, dropout.mask.to(work))
+            dx = dx.to(dtype)
         return dx, dA, dB, dbias, dscale, None, None, None
 
 

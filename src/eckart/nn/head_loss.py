@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from eckart.nn.frozen import product
+from eckart.nn.frozen import as_given, product, working_dtype
 
 IGNORED = -100  # label of tokens that do not count
 _PIECE_ENTRIES = 2**23  # logits at a time
@@ -21,6 +21,7 @@ class HeadLoss(torch.autograd.Function):
     """Σ −log softmax of rows · weightᵀ + bias at the targets, over a count: `head_loss` of labels that all count."""
 
     @staticmethod
+    @as_given
     def forward(  # noqa: PLR0917
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, count: float
     ) -> Tensor:
@@ -28,9 +29,11 @@ class HeadLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         step = max(1, _PIECE_ENTRIES // weight.shape[0])
+        work = working_dtype(hidden)
+        weight, bias = weight.to(work), None if bias is None else bias.to(work)
         for start in range(0, len(hidden), step):
             piece = slice(start, start + step)
-            goal, logits = targets[piece], product(hidden[piece], weight, bias).float()
+            goal, logits = targets[piece], product(hidden[piece].to(work), weight, bias).float()
             highest, place = logits.max(dim=1)
             aimed = logits.gather(1, goal[:, None])[:, 0]
             shares = torch.softmax(logits, dim=1)
@@ -39,12 +42,13 @@ class HeadLoss(torch.autograd.Function):
             total += (normaliser - aimed).double().sum()
             if gradient is not None:
                 shares[torch.arange(len(goal), device=goal.device), goal] -= 1
-                gradient[piece] = product(shares.mul_(1 / count).to(hidden.dtype), weight.T)
+                gradient[piece] = product(shares.mul_(1 / count).to(work), weight.T)
         ctx.save_for_backward(gradient)
         return (total / count).float()
 
     @staticmethod
     @once_differentiable
+    @as_given
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """The gradient of `hidden`."""
         (gradient,) = ctx.saved_tensors

@@ -14,7 +14,7 @@ from eckart.checkpoint.nf4_scheme import STATE, Nf4Scheme
 from eckart.errors import FileFormatError
 from eckart.linalg.nf4 import Nf4Blocks
 from eckart.nn.adapted import compute_dtype
-from eckart.nn.frozen import PackedLinear, product
+from eckart.nn.frozen import PackedLinear, as_given, product, working_dtype
 
 _PARTS = ("codes", "absmax", "nested_absmax", "nested_offset", "nested_map")
 
@@ -130,16 +130,20 @@ class _FrozenLinear(torch.autograd.Function):
     """y = x·Wᵀ + bias for rows x, which keeps nothing but the layer."""
 
     @staticmethod
+    @as_given
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: Nf4Linear) -> Tensor:
         ctx.layer = layer
-        return product(x, layer.dense(x.dtype), bias)
+        work = working_dtype(x)
+        return product(x.to(work), layer.dense(work), None if bias is None else bias.to(work)).to(x.dtype)
 
     @staticmethod
     @once_differentiable
+    @as_given
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (g,) = gradients
         needs_x, needs_bias, _ = ctx.needs_input_grad
-        dx = product(g, ctx.layer.dense(g.dtype).T) if needs_x else None
+        work = working_dtype(g)
+        dx = product(g.to(work), ctx.layer.dense(work).T).to(g.dtype) if needs_x else None
         return dx, g.sum(dim=0) if needs_bias else None, None
 
 

@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 from torch import Tensor, nn
 
+from eckart.nn import processor
 from eckart.planning.dataless import DatalessAdamW8bit
 
 _TILES = "trl.kernels.chunked_logprob"  # imported where a step needs that loss
@@ -15,7 +16,7 @@ _TILES = "trl.kernels.chunked_logprob"  # imported where a step needs that loss
 
 @contextmanager
 def as_on_cuda() -> Iterator[None]:
-    """Inside the block, attention drops no scores, TRL's loss folds its tiles and AdamW in 8 bits updates in place.
+    """Inside the block bfloat16 is multiplied, attention drops no scores, TRL's loss and AdamW in 8 bits work in place.
 
     Flash attention draws dropout inside its kernel, where the CPU falls back to a product that holds all scores. The
     loss' Triton kernels read and overwrite a tile of the logits, where the CPU makes several like it.
@@ -28,6 +29,7 @@ def as_on_cuda() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(nn.functional, "scaled_dot_product_attention", without_dropout))
         stack.enter_context(patch.object(DatalessAdamW8bit, "work", lambda *_: None))
+        stack.enter_context(patch.object(processor, "multiplies_bfloat16", lambda: True))
         if _TILES in sys.modules:
             for fold in ("_forward_tile", "_backward_tile"):
                 stack.enter_context(patch.object(sys.modules[_TILES], fold, lambda *_, **__: None))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from eckart.errors import EckartError, OptionError
+from eckart.nn.processor import multiplies_bfloat16
 from eckart.training.sequences import shuffled_batches
 
 if TYPE_CHECKING:
@@ -75,9 +76,7 @@ class FinetuneResult:
 
 def fast_dtype() -> Literal["float32", "bfloat16"]:
     """`bfloat16` where the processor multiplies in it, else `float32`."""
-    # Older torch cannot tell; there the slower, plainer type is right in any case.
-    able = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
+    return "bfloat16" if multiplies_bfloat16() else "float32"
 
 
 def finetune(
