@@ -110,3 +110,18 @@ def tiny_folder(tiny_model, tmp_path_factory):
         return made[name]
 
     return save
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer():
+    """Words -> a tokenizer that knows them, numbered from 3 after <unk>, <s> and </s>."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    def make(words):
+        numbers = {word: number for number, word in enumerate(["<unk>", "<s>", "</s>", *words])}
+        tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+    return make

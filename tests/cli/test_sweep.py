@@ -2,12 +2,8 @@
 
 import functools
 import json
-import shutil
-from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
 from eckart import training
@@ -15,25 +11,7 @@ from eckart.adapter import load_adapter
 from eckart.cli.main import app
 from eckart.training.sweep_cell import train_here
 
-WORDS = ["the", "a", "rank", "of", "weight", "adapter", "low", "high", "noise", "signal", "learns", "is"]
 QUICK = ("--steps", 2, "--batch-size", 2, "--max-length", 16)
-
-
-@pytest.fixture
-def model(tiny_folder, tmp_path) -> Path:
-    """A tiny Llama with a tokenizer that knows a dozen words."""
-    folder = shutil.copytree(tiny_folder("llama"), tmp_path / "model")
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<unk>", "<s>", *WORDS])}, "<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<s>").save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def text(tmp_path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text(" ".join(WORDS[(i * i) % 11] for i in range(600)))
-    return path
 
 
 @pytest.fixture(autouse=True)

@@ -2,39 +2,17 @@
 
 import json
 import os
-import shutil
 import signal
 import sys
-from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
 from eckart.adapter import load_adapter
-from eckart.cli import train as command
 from eckart.cli.main import app
+from eckart.cli.progress import Stages
 
-WORDS = ["the", "a", "rank", "of", "weight", "adapter", "low", "high", "noise", "signal", "learns", "is"]
 QUICK = ("--steps", 3, "--rank", 2, "--max-length", 16, "--learning-rate", 1e-2)
-
-
-@pytest.fixture
-def model(tiny_folder, tmp_path) -> Path:
-    """A tiny Llama with a tokenizer that knows a dozen words."""
-    folder = shutil.copytree(tiny_folder("llama"), tmp_path / "model")
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<unk>", "<s>", *WORDS])}, "<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<s>").save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def text(tmp_path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text(" ".join(WORDS[(i * i) % 11] for i in range(600)))
-    return path
 
 
 def eckart(*arguments: object) -> Result:
@@ -73,7 +51,7 @@ def test_json_holds_the_fields_scripts_rely_on(model, text, tmp_path):
 
 
 def test_every_option_arrives(model, tmp_path):
-    lines = [json.dumps({"prompt": "the rank ", "completion": f"is {word}"}) for word in WORDS * 4]
+    lines = [json.dumps({"prompt": "the rank ", "completion": f"is {word}"}) for word in ["high", "low", "noise"] * 16]
     data, held = tmp_path / "data.jsonl", tmp_path / "held.jsonl"
     data.write_text("\n".join(lines))
     held.write_text("\n".join(lines[:3]))
@@ -102,20 +80,20 @@ def test_every_option_arrives(model, tmp_path):
 
 
 def test_ctrl_c_keeps_a_checkpoint_says_how_to_go_on_and_exits_130(model, text, tmp_path, monkeypatch):
-    told = command._Line.at
+    told = Stages.at
 
     def at(self, stage, done, total, loss=None):
         told(self, stage, done, total, loss)
         if (stage, done) == ("training", 1):
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(command._Line, "at", at)
+    monkeypatch.setattr(Stages, "at", at)
     options = ("train", model, text, "-o", tmp_path / "out", *QUICK, "--no-dynamics")
     ended = eckart(*options)
     assert ended.exit_code == 130
     assert "stopped after step 2 of 3" in ended.stderr
     assert "the same command with --resume goes on" in ended.stderr
-    monkeypatch.setattr(command._Line, "at", told)
+    monkeypatch.setattr(Stages, "at", told)
     ended = eckart(*options)
     assert ended.exit_code == 1
     assert "--resume goes on, --force starts over" in ended.stderr

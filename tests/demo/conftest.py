@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from eckart.demo import DemoSettings, language_reference
 from eckart.nn import LoRAConfig
@@ -14,7 +13,7 @@ from eckart.training import FinetuneSettings, TrainSettings
 
 
 @pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory) -> Path:
+def tiny_llama(tmp_path_factory, word_tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("model") / "tiny"
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -31,12 +30,7 @@ def tiny_llama(tmp_path_factory) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     words = Counter(" ".join(language_reference().training.values()).split())
-    vocabulary = ["<unk>", "<s>", "</s>", *(word for word, _ in words.most_common(125))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(folder)
+    word_tokenizer(word for word, _ in words.most_common(125)).save_pretrained(folder)
     return folder
 
 

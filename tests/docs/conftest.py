@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
@@ -26,7 +25,7 @@ WORDS = 400
 
 
 @pytest.fixture(scope="session")
-def inputs(tmp_path_factory) -> Path:
+def inputs(tmp_path_factory, word_tokenizer) -> Path:
     """A folder with all that `docs/execute.py` prepares, tiny."""
     from execute import write_texts
 
@@ -36,7 +35,9 @@ def inputs(tmp_path_factory) -> Path:
     for path in sorted((folder / "notes").iterdir())[3:]:
         path.unlink()
     torch.manual_seed(0)
-    model, tokenizer = LlamaForCausalLM(_config()), _tokenizer(corpus.training.values())
+    counts = Counter(" ".join(corpus.training.values()).split())
+    tokenizer = word_tokenizer(word for word, _ in counts.most_common(WORDS - 3))
+    model = LlamaForCausalLM(_config())
     _save(model, tokenizer, folder / "base")
     for number, (name, rank) in enumerate({"adapter": 32, "other": 8}.items()):
         eckart.inject(model, LoRAConfig(rank=rank, alpha=2 * rank, dropout=0.0))
@@ -64,14 +65,6 @@ def _config() -> LlamaConfig:
         bos_token_id=1,
         eos_token_id=2,
     )
-
-
-def _tokenizer(texts) -> PreTrainedTokenizerFast:
-    counts = Counter(" ".join(texts).split())
-    vocabulary = ["<unk>", "<s>", "</s>", *(word for word, _ in counts.most_common(WORDS - 3))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
 def _move(model: torch.nn.Module, ending: str, *, seed: int) -> None:

@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 WORDS = ["the", "a", "rank", "of", "weight", "adapter", "low", "high", "noise", "signal", "learns", "is"]
 
 
-def write_tiny_llama(folder: Path, *, tied: bool = False, seed: int = 0) -> Path:
-    torch.manual_seed(seed)
+def write_tiny_llama(folder: Path, tokenizer: PreTrainedTokenizerFast, *, tied: bool = False) -> Path:
+    torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=32,
         hidden_size=16,
@@ -26,23 +25,18 @@ def write_tiny_llama(folder: Path, *, tied: bool = False, seed: int = 0) -> Path
         initializer_range=0.5,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    vocabulary = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture
-def tiny_llama(tmp_path: Path) -> Path:
-    return write_tiny_llama(tmp_path / "base")
+def tiny_llama(tmp_path: Path, word_tokenizer) -> Path:
+    return write_tiny_llama(tmp_path / "base", word_tokenizer(WORDS))
 
 
 @pytest.fixture
-def tied_llama(tmp_path: Path) -> Path:
-    return write_tiny_llama(tmp_path / "tied", tied=True)
+def tied_llama(tmp_path: Path, word_tokenizer) -> Path:
+    return write_tiny_llama(tmp_path / "tied", word_tokenizer(WORDS), tied=True)
 
 
 @pytest.fixture

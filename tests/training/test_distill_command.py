@@ -51,7 +51,7 @@ def test_json_tells_what_a_distillation_did_and_stderr_its_steps(place, tmp_path
     assert told["steps"] == 20
     assert told["kl_after"] < told["kl_before"]
     assert told["gain_recovered_after"] > told["gain_recovered_before"]
-    assert "step 20 of 20, KL" in ended.stderr
+    assert "Distilling: 20 of 20, KL" in ended.stderr
     assert {layer.rank for layer in load_adapter(tmp_path / "out").values()} == {1}
     assert all(layer["error"] > layer["error_lower_bound"] for layer in result["layers"])
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

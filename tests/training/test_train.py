@@ -386,7 +386,8 @@ def test_memory_that_is_too_small_is_told_with_the_settings_to_lower(tiny, text)
 
     with pytest.raises(EckartError) as refusal:
         train(tiny, text, config=CONFIG, settings=SETTINGS, options=OPTIONS, watcher=Watching(2, run_out))
-    for advice in ("--batch-size 2 (now 4)", "--gradient-checkpointing", "--quantize nf4", "--max-length 16 (now 32)"):
+    lower = ("--batch-size 2 (now 4)", "--gradient-checkpointing", "--quantize nf4", "--max-length 16 (now 32)")
+    for advice in (*lower, f"eckart plan {tiny} --memory"):
         assert advice in str(refusal.value)
 
 

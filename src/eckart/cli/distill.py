@@ -1,6 +1,5 @@
 """Options of a distillation, and its steps on stderr."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eckart.cli.evaluate import read_text
+from eckart.cli.progress import Stages
 from eckart.errors import OptionError
 
 if TYPE_CHECKING:
     from eckart.adapter import Adapter
-    from eckart.training import Distillation, StepCallback
-
-LINES = 10  # a run without a terminal
+    from eckart.training import Distillation
 
 DistillText = Annotated[
     Path | None,
@@ -60,41 +58,12 @@ def distillation(
     from eckart.training.distill import SHORT
 
     settings = replace(SHORT, steps=steps or SHORT.steps, seed=seed, compute_dtype=fast_dtype())
-    with _steps_shown() as progress:
+    with Stages() as stages:
         yield Distillation(
-            base, teacher, content, settings, device=Run(device=device).torch_device(), progress=progress
+            base,
+            teacher,
+            content,
+            settings,
+            device=Run(device=device).torch_device(),
+            progress=lambda step, steps, kl: stages.show("Distilling", step, steps, f"KL {kl:.4f}"),
         )
-
-
-@contextmanager
-def _steps_shown() -> "Iterator[StepCallback]":
-    """A bar that comes with the first step; a line now and then where stderr is not a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("Distilling"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("KL {task.fields[kl]:.4f}"),
-    )
-    terminal = sys.stderr.isatty()
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not terminal)
-
-    def tell(step: int, steps: int, kl: float) -> None:
-        if not terminal:
-            if step % max(1, steps // LINES) == 0 or step == steps:
-                sys.stderr.write(f"Distilling: step {step} of {steps}, KL {kl:.4f}\n")
-            return
-        if not bar.tasks:
-            bar.start()
-            bar.add_task("", total=steps, kl=kl)
-        bar.update(bar.tasks[0].id, completed=step, kl=kl)
-        if step == steps:  # another bar may follow
-            bar.stop()
-
-    try:
-        yield tell
-    finally:
-        bar.stop()

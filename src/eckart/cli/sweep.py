@@ -1,18 +1,12 @@
 """`eckart sweep`: which rank, on which modules?"""
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from eckart.cli.options import Force, Json, Seed
 from eckart.errors import MissingExtraError
-
-if TYPE_CHECKING:
-    from eckart.training import Watcher
 
 INTERRUPTED = 130
 
@@ -71,12 +65,13 @@ def sweep(
     from eckart import training
     from eckart.cli.output import note, show, show_json
     from eckart.cli.page import page_beside
+    from eckart.cli.progress import Stages
     from eckart.nn import LoRAConfig
     from eckart.report import save_sweep_figure, sweep_table
 
     grid = training.SweepGrid.parse(ranks, targets, seeds=seeds, first_seed=seed, alpha_per_rank=alpha_per_rank)
     try:
-        with _cells_shown() as watcher:
+        with Stages() as watcher:
             result = training.sweep(
                 model,
                 data,
@@ -109,46 +104,3 @@ def sweep(
         show_json(result.to_json())
     else:
         show(sweep_table(result))
-
-
-class _Cells:
-    """What the cells tell: a bar that each stage takes over; without a terminal, a line a stage."""
-
-    def __init__(self, progress: Any) -> None:
-        self.progress = progress
-        self.stage: str | None = None
-
-    def at(self, stage: str, done: int, total: int, loss: float | None = None) -> None:
-        """Move the bar."""
-        detail = "" if loss is None else f"loss {loss:.4f}"
-        if self.progress.disable:
-            if done == total:
-                sys.stderr.write(f"{stage}: {detail}\n")
-            return
-        if not self.progress.tasks:
-            self.progress.add_task(stage, total=total, detail=detail)
-        if stage != self.stage:
-            self.stage = stage
-            self.progress.reset(self.progress.tasks[0].id, description=stage, total=total, detail=detail)
-        self.progress.update(self.progress.tasks[0].id, completed=done, detail=detail)
-
-    def note(self, message: str) -> None:
-        """Say something above the bar."""
-        self.progress.console.print(message, highlight=False, markup=False)
-
-
-@contextmanager
-def _cells_shown() -> Iterator["Watcher"]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=16),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[detail]}"),
-    )
-    console = Console(stderr=True, soft_wrap=True)
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
-        yield _Cells(progress)

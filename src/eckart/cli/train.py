@@ -1,10 +1,7 @@
 """`eckart train`: an adapter of a language model, trained on data, with what that was worth and what it learnt."""
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +9,7 @@ from eckart.cli.options import Exclude, Force, Json, Seed, Target
 from eckart.errors import MissingExtraError, OptionError
 
 if TYPE_CHECKING:
-    from eckart.training import TrainResult, Watcher
+    from eckart.training import TrainResult
 
 INTERRUPTED = 130
 
@@ -100,6 +97,7 @@ def train(
     """  # noqa: D301
     from eckart import training
     from eckart.cli.output import note, show, show_json
+    from eckart.cli.progress import Stages
     from eckart.nn import LoRAConfig
     from eckart.report import training_table
 
@@ -107,7 +105,7 @@ def train(
         msg = f"--loss-on is answers or all, got {loss_on!r}"
         raise OptionError(msg)
     try:
-        with _line() as watcher:
+        with Stages(quiet=not training.is_writer()) as watcher:
             result = training.train(
                 model,
                 data,
@@ -171,43 +169,3 @@ def _draw(folder: Path, result: "TrainResult") -> None:
         save_dynamics(result.dynamics, folder)
     except MissingExtraError as error:
         note(f"No figures: {error}")
-
-
-class _Line:
-    """What a training tells, as one line; of processes that train together the first one's."""
-
-    def __init__(self, progress: Any) -> None:
-        self.progress = progress
-        self.stage: str | None = None
-        self.bar: Any = None
-
-    def at(self, stage: str, done: int, total: int, loss: float | None = None) -> None:
-        """Move the bar of a stage."""
-        if stage != self.stage:
-            self.stage = stage
-            self.bar = self.progress.add_task(stage, total=total, detail="")
-        detail = {} if loss is None else {"detail": f"loss {loss:.4f}"}
-        self.progress.update(self.bar, completed=done, **detail)
-
-    def note(self, message: str) -> None:
-        """Say something above the line."""
-        self.progress.console.print(message, highlight=False, markup=False)
-
-
-@contextmanager
-def _line() -> Iterator["Watcher"]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from eckart.training import is_writer
-
-    columns = (
-        TextColumn("{task.description:<22}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[detail]}"),
-    )
-    console = Console(stderr=True, quiet=not is_writer(), soft_wrap=True)
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
-        yield _Line(progress)

@@ -70,13 +70,14 @@ def first_bad_module(model: nn.Module, inputs: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def telling_memory(advice: str) -> Iterator[None]:
-    """Turn memory that is too small into an error that says which smaller settings to use."""
+def telling_memory(source: str, advice: str) -> Iterator[None]:
+    """Turn memory that is too small into an error that says which smaller settings to use for a model."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         short = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not short and not any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
             raise
-        msg = f"the memory is too small for this training; smaller settings, the cheapest first: {advice}"
+        plan = f"eckart plan {source} --memory SIZE tells which of them fit"
+        msg = f"the memory is too small for this training; smaller settings, the cheapest first: {advice}; {plan}"
         raise EckartError(msg) from error

@@ -94,7 +94,7 @@ def train(
         for note in data.notes:
             told.note(note)
         stack.enter_context(quiet_logging())
-        stack.enter_context(telling_memory(settings.smaller(data.options.length)))
+        stack.enter_context(telling_memory(subject.source, settings.smaller(data.options.length)))
         live = subject.model(settings, config)
         stack.enter_context(left_as_it_was(live))
         stack.enter_context(adapted(live, data, config, settings, told))

@@ -1,0 +1,23 @@
+"""A tiny language model on disk, and a text that it can learn."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+WORDS = ["the", "a", "rank", "of", "weight", "adapter", "low", "high", "noise", "signal", "learns", "is"]
+
+
+@pytest.fixture
+def model(tiny_folder, word_tokenizer, tmp_path) -> Path:
+    """A tiny Llama with a tokenizer that knows a dozen words."""
+    folder = shutil.copytree(tiny_folder("llama"), tmp_path / "model")
+    word_tokenizer(WORDS).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(WORDS[(i * i) % 11] for i in range(600)))
+    return path
