@@ -1,5 +1,6 @@
 """A lab is a script: it runs in a process of its own, in the quick form, and every warning is an error."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -28,14 +29,21 @@ class Lab:
 @pytest.fixture(scope="session")
 def run_lab():
     """The name of a lab, such as `lab1_what_svd_sees` -> what it printed, once a session; a failure shows its end."""
-    done: dict[str, Lab] = {}
 
-    def run(name: str) -> Lab:
-        if name not in done:
-            done[name] = _run(LABS / f"{name}.py")
-        return done[name]
+    @functools.cache
+    def run(name: str) -> Lab | AssertionError:
+        try:
+            return _run(LABS / f"{name}.py")
+        except AssertionError as failed:
+            return failed
 
-    return run
+    def lab(name: str) -> Lab:
+        ended = run(name)
+        if isinstance(ended, AssertionError):
+            raise ended
+        return ended
+
+    return lab
 
 
 def _run(script: Path) -> Lab:
