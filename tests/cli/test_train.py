@@ -131,6 +131,7 @@ def test_malformed_data_are_refused_with_line_and_reason(model, tmp_path):
     ended = eckart("train", model, path, "-o", tmp_path / "out", *QUICK)
     assert ended.exit_code == 1
     assert "data.jsonl line 2: not JSON" in ended.stderr
+    assert not list(tmp_path.glob("out*"))
     assert "data.jsonl line 3: holds txt; expected text, or prompt and completion, or messages" in ended.stderr
 
 

@@ -61,6 +61,12 @@ def prepare(output: Path, *, resume: bool, force: bool) -> Path:
     return folder
 
 
+def clear_if_idle(folder: Path) -> None:
+    """Take the folder of a training that ended early away, unless it holds what another could go on from."""
+    if is_writer() and last_checkpoint(folder) is None and not (folder / LAST_GOOD).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end."""
     found = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit() and _is_whole(path)]

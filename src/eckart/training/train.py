@@ -142,7 +142,12 @@ def train(
 @contextmanager
 def _working_folder(output: Path | None, *, resume: bool, force: bool) -> Iterator[Path]:
     if output is not None:
-        yield rundir.prepare(output, resume=resume, force=force)
+        folder = rundir.prepare(output, resume=resume, force=force)
+        try:
+            yield folder
+        except BaseException:
+            rundir.clear_if_idle(folder)
+            raise
         return
     folder = Path(tempfile.mkdtemp(prefix="eckart-train-"))
     try:
