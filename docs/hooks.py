@@ -62,8 +62,7 @@ def on_nav(nav: Navigation, config: "MkDocsConfig", files: Files) -> Navigation:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Fill in what comes from the code; drop the frame of an output that was not printed yet."""
-    markdown = markdown.replace("\n```text\n```\n", "")
+    """Fill in what comes from the code."""
     markdown = re.sub(r"<!-- options (\w+) -->", lambda match: options_table(match[1]), markdown)
     markdown = re.sub(r"<!-- names ([\w.]+) -->", lambda match: names(match[1]), markdown)
     return re.sub(r"<!-- labs -->", lambda match: _lab_list(), markdown)
