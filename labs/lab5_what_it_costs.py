@@ -326,14 +326,14 @@ check("levels", len(levels), 16)
 check("largest difference from the library's levels", (levels - nf4.CODEBOOK).abs().max().item(), 0, within=1e-6)
 
 # %% [markdown]
-# To quantise, take 64 weights at a time. Divide them by the largest, so that they lie between −1 and 1, and give each
+# To quantize, take 64 weights at a time. Divide them by the largest, so that they lie between −1 and 1, and give each
 # the number of the nearest level. Keep the numbers, four bits each, and the 64's scale.
 
 # %%
 W = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
 
 
-def quantised_by_hand(W, block, levels=nf4.CODEBOOK):
+def quantized_by_hand(W, block, levels=nf4.CODEBOOK):
     groups = W.reshape(-1, block)
     scales = groups.abs().amax(dim=1, keepdim=True)
     codes = ((groups / scales)[:, :, None] - levels).abs().argmin(dim=2)
@@ -344,7 +344,7 @@ def error(near, W):
     return ((near - W).norm() / W.norm()).item()
 
 
-codes, again = quantised_by_hand(W, 64)
+codes, again = quantized_by_hand(W, 64)
 blocks = nf4.quantize(W)
 pairs = codes.view(-1, 2)
 ours = (pairs[:, 0] * 16 + pairs[:, 1]).to(torch.uint8)[:, None]  # two codes a byte, the first in the high half
@@ -359,12 +359,12 @@ check("error of NF4 on Gaussian weights, in %", 100 * error(again, W), 9.2, with
 # %%
 even = torch.linspace(-1, 1, 15)
 rows = [
-    (block, f"{error(quantised_by_hand(W, block)[1], W):.2%}", f"{error(quantised_by_hand(W, block, even)[1], W):.2%}",
+    (block, f"{error(quantized_by_hand(W, block)[1], W):.2%}", f"{error(quantized_by_hand(W, block, even)[1], W):.2%}",
      f"{4 + 32 / block:.3f}")
     for block in (32, 64, 256, 1024, 4096)
 ]  # fmt: skip
 table(("block", "error of NF4", "error of even levels", "bits a weight"), rows, "Gaussian weights in four bits")
-check("error with even levels, in %", 100 * error(quantised_by_hand(W, 64, even)[1], W), 10.5, within=1.5)
+check("error with even levels, in %", 100 * error(quantized_by_hand(W, 64, even)[1], W), 10.5, within=1.5)
 
 figure = style.new_figure(height_inches=3.4)
 axes = figure.subplots()
@@ -375,14 +375,14 @@ style.headline(figure, "The levels stand closer where weights are many", "lines:
 show(figure, "A histogram like a bell with 16 lines, dense in the middle and sparse at the sides")
 
 # %% [markdown]
-# **Double quantisation** puts the scales into eight bits too, 256 of them sharing a scale of their own.
+# **Double quantization** puts the scales into eight bits too, 256 of them sharing a scale of their own.
 
 # %%
 double = nf4.quantize(W, double=True)
 stored = double.codes.nbytes + double.absmax.nbytes + double.nested_absmax.nbytes
 check("bits a weight, plain", 8 * (blocks.codes.nbytes + blocks.absmax.nbytes) / W.numel(), 4.5)
-check("bits a weight, scales quantised too", 8 * stored / W.numel(), 4.127, within=0.001)
-check("error with double quantisation, in %", 100 * error(double.dequantize(), W), 9.2, within=0.1)
+check("bits a weight, scales quantized too", 8 * stored / W.numel(), 4.127, within=0.001)
+check("error with double quantization, in %", 100 * error(double.dequantize(), W), 9.2, within=0.1)
 
 # %% [markdown]
 # This is the format of bitsandbytes, to the last bit. If that library is installed, the next cell compares all of it.
@@ -531,16 +531,16 @@ assert isinstance(layer, Nf4Linear)
 by_eckart = layer(torch.eye(original.shape[1])).T.detach()
 check(
     "largest difference of the layer's weight from ours",
-    (by_eckart - quantised_by_hand(original, 64)[1]).abs().max().item() / original.abs().max().item(),
+    (by_eckart - quantized_by_hand(original, 64)[1]).abs().max().item() / original.abs().max().item(),
     0,
     within=0.01,
 )
 check("error of NF4 on a real weight, in %", 100 * error(by_eckart, original), 9.5, within=1.5)
-quantised = losses()
-print(f"quantised: {quantised['task']:.3f} nats a token on the task, {quantised['story']:.3f} on the story")
+quantized = losses()
+print(f"quantized: {quantized['task']:.3f} nats a token on the task, {quantized['story']:.3f} on the story")
 
 eckart.inject(model, eckart.LoRAConfig(rank=8, alpha=16))
-results["QLoRA"] = measure(quantised, rate=1e-3) | {"disk": size_on_disk()}
+results["QLoRA"] = measure(quantized, rate=1e-3) | {"disk": size_on_disk()}
 
 # %%
 names = ("full", "LoRA", "DoRA", "QLoRA", "full, too fast")

@@ -6,33 +6,12 @@ The names used daily are here and arrive when they are first used, so that impor
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from eckart.version import __version__
+
 if TYPE_CHECKING:
-    from eckart.adapter import (
-        Adapter,
-        AdapterLayer,
-        AdapterResult,
-        Comparison,
-        ConvertResult,
-        MergeCheck,
-        MergeResult,
-        Mixture,
-        QuantizeResult,
-        RankChoice,
-        UnmergeResult,
-        check_merge,
-        combine,
-        compare,
-        convert,
-        extract,
-        load_adapter,
-        merge,
-        quantize,
-        resize,
-        unmerge,
-    )
-    from eckart.analysis import Analysis, MatrixAnalysis, analyze
-    from eckart.engine import Run
+    from eckart.engine import Execution
     from eckart.errors import EckartError
+    from eckart.formats import Adapter, AdapterLayer, load_adapter
     from eckart.linalg import (
         Allocation,
         Interval,
@@ -57,20 +36,36 @@ if TYPE_CHECKING:
         set_adapters,
         unmerge_weights,
     )
+    from eckart.operations import (
+        AdapterResult,
+        Analysis,
+        Comparison,
+        ConvertResult,
+        MatrixAnalysis,
+        MergeCheck,
+        MergeResult,
+        Mixture,
+        QuantizeResult,
+        RankChoice,
+        UnmergeResult,
+        analyze,
+        check_merge,
+        combine,
+        compare,
+        convert,
+        extract,
+        merge,
+        quantize,
+        resize,
+        unmerge,
+    )
     from eckart.planning import Plan, plan
     from eckart.training import DataOptions, TrainResult, TrainSettings, train
 
-__version__ = "0.1.0"
-
 _HOMES = {
-    "eckart.adapter": (
-        *("Adapter", "AdapterLayer", "AdapterResult", "Comparison", "ConvertResult", "MergeCheck", "MergeResult"),
-        *("Mixture", "QuantizeResult", "RankChoice", "UnmergeResult", "check_merge", "combine", "compare", "convert"),
-        *("extract", "load_adapter", "merge", "quantize", "resize", "unmerge"),
-    ),
-    "eckart.analysis": ("Analysis", "MatrixAnalysis", "analyze"),
-    "eckart.engine": ("Run",),
+    "eckart.engine": ("Execution",),
     "eckart.errors": ("EckartError",),
+    "eckart.formats": ("Adapter", "AdapterLayer", "load_adapter"),
     "eckart.linalg": (
         *("Allocation", "Interval", "LowRank", "RankBound", "Spectrum"),
         *("allocate", "factorize", "minimal_rank", "spectrum"),
@@ -78,6 +73,11 @@ _HOMES = {
     "eckart.nn": (
         *("Injection", "LoRAConfig", "adapter_of", "eject", "inject", "inject_adapter"),
         *("merge_weights", "quantize_model", "save_adapter", "set_adapters", "unmerge_weights"),
+    ),
+    "eckart.operations": (
+        *("AdapterResult", "Analysis", "Comparison", "ConvertResult", "MatrixAnalysis", "MergeCheck", "MergeResult"),
+        *("Mixture", "QuantizeResult", "RankChoice", "UnmergeResult", "analyze", "check_merge", "combine", "compare"),
+        *("convert", "extract", "merge", "quantize", "resize", "unmerge"),
     ),
     "eckart.planning": ("Plan", "plan"),
     "eckart.training": ("DataOptions", "TrainResult", "TrainSettings", "train"),
@@ -94,6 +94,7 @@ __all__ = [
     "ConvertResult",
     "DataOptions",
     "EckartError",
+    "Execution",
     "Injection",
     "Interval",
     "LoRAConfig",
@@ -106,7 +107,6 @@ __all__ = [
     "QuantizeResult",
     "RankBound",
     "RankChoice",
-    "Run",
     "Spectrum",
     "TrainResult",
     "TrainSettings",

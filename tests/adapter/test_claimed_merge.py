@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from eckart.adapter import Adapter, AdapterLayer, load_adapter
-from eckart.adapter.comparison.claimed_merge import check_merge, plan_merge_check
-from eckart.adapter.comparison.merge_check import MergeCheck
-from eckart.adapter.merging.merge import merge
+from eckart.adapter import Adapter, AdapterLayer
 from eckart.errors import MismatchError, OptionError
+from eckart.formats import load_adapter
+from eckart.operations.comparison.claimed_merge import check_merge, plan_merge_check
+from eckart.operations.comparison.merge_check import MergeCheck
+from eckart.operations.merging.merge import merge
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 TARGET = "layers.0.q_proj"
@@ -294,4 +295,4 @@ def test_a_preview_names_what_would_be_checked():
     base, given = base_weights(), adapter(kinds=("q_proj",))
     preview = plan_merge_check(base, given, base | {"extra.weight": torch.ones(2)}).preview()
     assert [(match.name, match.ranks) for match in preview.matches] == [(name, (4,)) for name in given]
-    assert [item.name for item in preview.left_out] == ["extra.weight"]
+    assert [item.name for item in preview.skipped] == ["extra.weight"]

@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-import eckart.adapter.combination.work as combining_module
-from eckart.adapter import Adapter, AdapterLayer, Budget, RankChoice, convert, extract, load_adapter
-from eckart.adapter.combination.combine import combine, plan_combine
-from eckart.adapter.combination.mixture import Mixture, dropped
-from eckart.adapter.weights import parse_weights
-from eckart.engine import Run
+import eckart.operations.combination.work as combining_module
+from eckart.adapter import Adapter, AdapterLayer
+from eckart.engine import Execution
 from eckart.errors import MismatchError, NotFiniteError, OptionError, OutputError
+from eckart.formats import load_adapter
+from eckart.operations import Budget, RankChoice, convert, extract
+from eckart.operations.combination.combine import combine, plan_combine
+from eckart.operations.combination.mixture import Mixture, dropped
+from eckart.operations.weights import parse_weights
 
 from .drawing import adapter_of, dense, drawn, same
 
@@ -123,7 +125,7 @@ def test_one_adapter_of_weight_one_is_itself_bit_for_bit(layer, tmp_path):
         assert found.error == 0
         assert torch.equal(found.adapter.modules_to_save["norm.weight"], torch.ones(3))
         assert (found.adapter.base_model, found.adapter.task_type) == ("org/base", "CAUSAL_LM")
-    assert [item.reason for item in found.left_out] == ["its weight is zero"]
+    assert [item.reason for item in found.skipped] == ["its weight is zero"]
 
 
 @pytest.mark.parametrize("weight", [0.5, -1.0, 1e-6])
@@ -145,12 +147,12 @@ def test_the_union_of_modules_is_combined():
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_updates_that_cancel_are_left_out_and_named(scale):
+def test_updates_that_cancel_are_skipped_and_named(scale):
     layer, other = drawn(scale=scale), drawn(seed=1)
     first, second = Adapter({"a": layer, "b": other}), Adapter({"a": layer})
     found = combine([first, second], weights=[1, -1])
     assert list(found.adapter) == ["b"]
-    assert [(item.name, item.reason) for item in found.left_out] == [("a", "its updates cancel")]
+    assert [(item.name, item.reason) for item in found.skipped] == [("a", "its updates cancel")]
     with pytest.raises(MismatchError, match="a: its updates cancel"):
         combine([second, second], weights=[1, -1])
 
@@ -203,7 +205,7 @@ def test_an_expert_that_cancels_is_zero_beside_the_others_and_gone_without_them(
         {n: replace(layer, lora_B=-layer.lora_B if n in cancelled else layer.lora_B) for n, layer in first.items()}
     )
     found = combine([first, second], mixture=mixture, output=tmp_path / "out")
-    assert {item.name for item in found.left_out} == {name for name in first if "down" in name}
+    assert {item.name for item in found.skipped} == {name for name in first if "down" in name}
     again = load_adapter(tmp_path / "out")
     assert {name for name in again if dense(again[name]).any()} == first.keys() - cancelled
     assert {layer.rank for layer in again.values()} == {6 if mixture == MAGNITUDE else 12}
@@ -264,7 +266,7 @@ def test_dare_is_repeatable_and_its_masks_differ_between_adapters_modules_and_se
     adapter = Adapter({"a": layer, "b": layer})
 
     def update(name, seed=0, **options):
-        return dense(combine([adapter], mixture=DARE, rank=30, run=Run(seed=seed), **options).adapter[name])
+        return dense(combine([adapter], mixture=DARE, rank=30, execution=Execution(seed=seed), **options).adapter[name])
 
     assert torch.equal(update("a"), update("a"))
     assert not torch.equal(update("a"), update("b"))
@@ -502,9 +504,9 @@ def test_an_interrupted_combination_goes_on_where_it_was(tmp_path, monkeypatch):
         adapter.save(tmp_path / str(i))
     paths, output = [tmp_path / "0", tmp_path / "1"], tmp_path / "out"
     with pytest.raises(RuntimeError):
-        combine(paths, rank=5, output=output, run=Run(workers=1))
+        combine(paths, rank=5, output=output, execution=Execution(workers=1))
     done.clear()
-    found = combine(paths, rank=5, output=output, run=Run(workers=1)).adapter
+    found = combine(paths, rank=5, output=output, execution=Execution(workers=1)).adapter
     assert len(done) == 2
     assert list(found) == list(expected)
     assert all(same(found[name], expected[name]) for name in expected)

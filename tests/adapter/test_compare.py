@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from eckart.adapter import Adapter, AdapterLayer, convert
-from eckart.adapter.comparison.adapters import compare_updates
-from eckart.adapter.comparison.compare import compare, plan_comparison
-from eckart.adapter.comparison.result import Comparison
+from eckart.adapter import Adapter, AdapterLayer
 from eckart.errors import MismatchError, OptionError
 from eckart.linalg import LowRank
+from eckart.operations import convert
+from eckart.operations.comparison.adapters import compare_updates
+from eckart.operations.comparison.compare import compare, plan_comparison
+from eckart.operations.comparison.result import Comparison
 
 SHAPES = {"q_proj": (48, 32), "v_proj": (16, 32)}
 
@@ -183,7 +184,7 @@ def test_a_module_that_one_side_lacks_counts_as_zero_there():
 def test_modules_are_chosen_by_patterns():
     found = compare(random_adapter(1), random_adapter(2), target=["q_proj"], exclude=["model.layers.1.q_proj"])
     assert [matrix.name for matrix in found.matrices] == ["model.layers.0.q_proj"]
-    assert {item.reason for item in found.left_out} == {"not targeted"}
+    assert {item.reason for item in found.skipped} == {"not targeted"}
 
 
 def test_what_lies_beside_the_factors_is_named():
@@ -191,7 +192,7 @@ def test_what_lies_beside_the_factors_is_named():
     layer = a["model.layers.0.q_proj"]
     dressed = replace(layer, bias=torch.ones(48), magnitude=torch.ones(48))
     b = replace(a, layers={**a, "model.layers.0.q_proj": dressed}, modules_to_save={"norm.weight": torch.ones(4)})
-    assert {item.name for item in compare(a, b).left_out} == {
+    assert {item.name for item in compare(a, b).skipped} == {
         "norm.weight", "model.layers.0.q_proj.bias", "model.layers.0.q_proj.magnitude",
     }  # fmt: skip
 
@@ -220,7 +221,7 @@ def test_checkpoints_are_compared_as_dense_matrices_are():
         assert matrix.outputs is not None
         torch.testing.assert_close(matrix.outputs.angles, expected, rtol=0, atol=1e-4)
         assert matrix.outputs.chance == 8 / matrix.shape[0]
-    assert [item.name for item in found.left_out] == ["norm.weight"]
+    assert [item.name for item in found.skipped] == ["norm.weight"]
 
 
 def test_checkpoints_of_one_base_are_compared_by_their_updates():
@@ -304,11 +305,11 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(case):
         compare(a, b, **options)
 
 
-def test_one_module_of_another_shape_is_left_out_and_named():
+def test_one_module_of_another_shape_is_skipped_and_named():
     a = random_adapter(1)
     b = replace(a, layers={**a, "model.layers.0.q_proj": wider(a["model.layers.0.q_proj"])})
     found = compare(a, b)
-    assert [item.reason for item in found.left_out] == ["its update is (48, 32) in A and (96, 32) in B"]
+    assert [item.reason for item in found.skipped] == ["its update is (48, 32) in A and (96, 32) in B"]
     assert len(found.matrices) == 3
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eckart.adapter import Adapter, load_adapter
-from eckart.adapter.conversion.convert import convert, plan_conversion
-from eckart.adapter.conversion.pipeline_names import kohya_names, parts_of
+from eckart.adapter import Adapter
 from eckart.errors import MismatchError, MissingExtraError, OptionError, OutputError
+from eckart.formats import load_adapter
+from eckart.formats.pipeline_names import kohya_names, parts_of
+from eckart.operations.conversion import convert, plan_conversion
 
 from .pipelines import adapter, assert_same_updates, clip, flux, kohya_file, layer, narrow, unet
 
@@ -166,7 +167,7 @@ def test_parts_that_are_missing_stay_as_they_are():
     assert not fused["lora_unet_double_blocks_0_img_attn_qkv"].lora_B[3072:6144].any()
     back = convert(fused, "diffusers")
     assert_same_updates(back.adapter, there)
-    assert [item.name for item in back.left_out] == ["transformer.transformer_blocks.0.attn.to_k"]
+    assert [item.name for item in back.skipped] == ["transformer.transformer_blocks.0.attn.to_k"]
 
 
 def test_a_layer_that_was_trained_fused_keeps_its_rank_in_every_part():
@@ -332,24 +333,24 @@ def test_a_pipeline_as_the_base_tells_its_names_without_diffusers(tmp_path, monk
 
 
 def test_an_adapter_is_read_under_the_own_names_of_a_base_that_is_one_component(tmp_path):
-    from eckart.adapter import formats
+    from eckart.formats import rename_for_base
 
     save_file({"mid_block.attentions.0.proj_in.weight": torch.zeros(8, 6)}, tmp_path / "unet.safetensors")
     there = Adapter({"unet.mid_block.attentions.0.proj_in": layer((8, 6))}, format="diffusers")
     there.save(tmp_path / "diffusers.safetensors")
     convert(there, "kohya", output=tmp_path / "kohya.safetensors")
     for form in ("diffusers", "kohya"):
-        found = formats.read(tmp_path / f"{form}.safetensors", tmp_path / "unet.safetensors")
+        found = rename_for_base(tmp_path / "unet.safetensors", load_adapter(tmp_path / f"{form}.safetensors"))
         assert found.format == "peft"
         assert_same_updates(found, {"mid_block.attentions.0.proj_in": there["unet.mid_block.attentions.0.proj_in"]})
     more = replace(there, layers={**there.layers, "text_encoder.text_model.encoder.layers.0.mlp.fc1": layer((8, 6))})
     more.save(tmp_path / "more.safetensors")
     with pytest.raises(MismatchError, match=r"text_encoder.*no such module"):
-        formats.read(tmp_path / "more.safetensors", tmp_path / "unet.safetensors")
+        rename_for_base(tmp_path / "unet.safetensors", load_adapter(tmp_path / "more.safetensors"))
 
 
 def test_without_diffusers_the_error_names_the_extra(tmp_path, monkeypatch):
-    from eckart.adapter.conversion import pipeline_names
+    from eckart.formats import pipeline_names
 
     pipeline_names._converters.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "diffusers.loaders", None)

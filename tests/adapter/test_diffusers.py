@@ -8,9 +8,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from eckart.adapter import Adapter, load_adapter
-from eckart.adapter.conversion.convert import convert
+from eckart.adapter import Adapter
 from eckart.errors import FileFormatError, MismatchError, OutputError
+from eckart.formats import load_adapter
+from eckart.operations.conversion import convert
 
 from .pipelines import adapter, assert_same_updates, layer, shapes_in
 

@@ -8,14 +8,15 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from eckart.adapter import Adapter, AdapterLayer, load_adapter
-from eckart.adapter.combination.combine import combine
-from eckart.adapter.conversion.convert import convert
-from eckart.adapter.merging.merge import merge
-from eckart.adapter.merging.unmerge import unmerge
-from eckart.adapter.resizing.resize import resize
+from eckart.adapter import Adapter, AdapterLayer
 from eckart.checkpoint import open_checkpoint
 from eckart.errors import MismatchError
+from eckart.formats import load_adapter
+from eckart.operations.combination.combine import combine
+from eckart.operations.conversion import convert
+from eckart.operations.merging.merge import merge
+from eckart.operations.merging.unmerge import unmerge
+from eckart.operations.resizing import resize
 
 CASES = 200
 SHAPES = {

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from eckart.adapter import load_adapter
-from eckart.adapter.merging.expert_modules import with_expert_modules
-from eckart.adapter.merging.merge import merge
 from eckart.checkpoint import open_checkpoint
+from eckart.formats import load_adapter
+from eckart.formats.expert_modules import with_expert_modules
+from eckart.operations.merging.merge import merge
 
 from .test_peft_experts import BOTH, logits, moe, peft_folder
 

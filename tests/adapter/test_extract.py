@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import eckart.adapter.extraction.pair as pair_module
-from eckart.adapter import Budget, FactorOptions, RankChoice, Scope, extract, load_adapter
-from eckart.engine import Run
+import eckart.operations.extraction.pair as pair_module
+from eckart.engine import Execution
 from eckart.errors import MismatchError, NotFiniteError, OptionError, OutputError
+from eckart.formats import load_adapter
+from eckart.operations import Budget, FactorOptions, RankChoice, Scope, extract
 
 
 def weights(folder):
@@ -83,12 +84,12 @@ def test_narrow_factors_keep_the_product_to_their_precision(llama_pair, tmp_path
             torch.testing.assert_close(identity, torch.eye(8).double(), rtol=0, atol=4 * eps)
 
 
-def test_every_tensor_is_in_the_adapter_or_left_out_with_a_reason(llama_pair):
+def test_every_tensor_is_in_the_adapter_or_skipped_with_a_reason(llama_pair):
     base, tuned = weights(llama_pair / "base"), weights(llama_pair / "tuned")
     tuned["model.norm.weight"] = tuned["model.norm.weight"] + 0.1
     found = extract(base, tuned, rank=2, scope=Scope(target=["attention"]))
     covered = {f"{name}.weight" for name in found.adapter}
-    reasons = {item.name: item.reason for item in found.left_out}
+    reasons = {item.name: item.reason for item in found.skipped}
     assert covered | set(reasons) == set(tuned)
     assert not covered & set(reasons)
     assert "--modules-to-save norm" in reasons["model.norm.weight"]
@@ -114,13 +115,13 @@ def test_identical_checkpoints_are_refused(llama_pair, tmp_path):
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_a_matrix_that_did_not_change_is_left_out(llama_pair):
+def test_a_matrix_that_did_not_change_is_skipped(llama_pair):
     base, tuned = weights(llama_pair / "base"), weights(llama_pair / "tuned")
     name = "model.layers.1.mlp.up_proj.weight"
     tuned[name] = base[name]
     found = extract(base, tuned, rank=2)
     assert name.removesuffix(".weight") not in found.adapter
-    assert (name, "unchanged") in [(item.name, item.reason) for item in found.left_out]
+    assert (name, "unchanged") in [(item.name, item.reason) for item in found.skipped]
 
 
 def test_all_faults_of_a_mismatched_pair_are_in_one_message(llama_pair, tmp_path):
@@ -187,11 +188,11 @@ def test_an_interrupted_run_goes_on_where_it_stopped(llama_pair, tmp_path, monke
 
     monkeypatch.setattr(pair_module, "factor", failing)
     with pytest.raises(KeyboardInterrupt):
-        extract(base, tuned, rank=4, output=out, run=Run(workers=1))
+        extract(base, tuned, rank=4, output=out, execution=Execution(workers=1))
     assert not out.exists()
     monkeypatch.setattr(pair_module, "factor", real)
     told = Notes()
-    found = extract(base, tuned, rank=4, output=out, run=Run(workers=1, progress=told))
+    found = extract(base, tuned, rank=4, output=out, execution=Execution(workers=1, progress=told))
     assert told.notes == ["going on from an earlier run: 5 of 14 matrices are done"]
     assert len(told.done) == 9
     for name, layer in whole.adapter.items():
@@ -214,19 +215,20 @@ def test_a_changed_input_starts_over_and_says_so(llama_pair, tmp_path, monkeypat
 
     monkeypatch.setattr(pair_module, "factor", failing)
     with pytest.raises(KeyboardInterrupt):
-        extract(llama_pair / "base", tuned, rank=4, output=out, run=Run(workers=1))
+        extract(llama_pair / "base", tuned, rank=4, output=out, execution=Execution(workers=1))
     monkeypatch.setattr(pair_module, "factor", real)
     changed = {name: tensor * 1.01 for name, tensor in weights(tuned).items()}
     save_file(changed, tuned / "model.safetensors", metadata={"format": "pt"})
     told = Notes()
-    extract(llama_pair / "base", tuned, rank=4, output=out, run=Run(workers=1, progress=told))
+    extract(llama_pair / "base", tuned, rank=4, output=out, execution=Execution(workers=1, progress=told))
     assert told.notes == ["starting over: inputs or options changed"]
     assert len(told.done) == 14
 
 
 def test_results_do_not_depend_on_the_number_of_workers(llama_pair):
     one, two = (
-        extract(llama_pair / "base", llama_pair / "tuned", rank=3, run=Run(workers=workers)) for workers in (1, 2)
+        extract(llama_pair / "base", llama_pair / "tuned", rank=3, execution=Execution(workers=workers))
+        for workers in (1, 2)
     )
     for name, layer in one.adapter.items():
         torch.testing.assert_close(two.adapter[name].delta(), layer.delta(), rtol=0, atol=1e-6)

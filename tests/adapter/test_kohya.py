@@ -7,9 +7,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from eckart.adapter import Adapter, load_adapter
-from eckart.adapter.resizing.resize import resize
+from eckart.adapter import Adapter
 from eckart.errors import FileFormatError, MismatchError, NotFiniteError, OutputError, SourceError
+from eckart.formats import load_adapter
+from eckart.operations.resizing import resize
 
 from .pipelines import layer
 

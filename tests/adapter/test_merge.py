@@ -13,13 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eckart.adapter import Adapter, AdapterLayer, convert, load_adapter, resize
-from eckart.adapter.merging.merge import merge
-from eckart.adapter.merging.plan import plan_merge
-from eckart.adapter.merging.update import Update
+from eckart.adapter import Adapter, AdapterLayer
 from eckart.checkpoint import open_checkpoint
-from eckart.engine import Run, Silent
+from eckart.engine import Execution, Silent
 from eckart.errors import MismatchError, NotFiniteError, OptionError, OutputError
+from eckart.formats import load_adapter
+from eckart.operations import convert, resize
+from eckart.operations.merging.merge import merge
+from eckart.operations.merging.plan import plan_merge
+from eckart.operations.weight_update import Update
 
 from .test_peft import Pixels, outputs, tokens
 
@@ -261,13 +263,14 @@ def in_eighths(layer):
 
 
 @pytest.mark.parametrize(
-    ("limit", "size"), [("eckart.linalg.slabs.SLAB_BYTES", 2048), ("eckart.adapter.merging.rewrite.NORM_CHUNK", 512)]
+    ("limit", "size"),
+    [("eckart.linalg.slabs.SLAB_BYTES", 2048), ("eckart.operations.model_writer.rewrite.NORM_CHUNK", 512)],
 )
 def test_slabs_of_any_size_give_the_same_file(tmp_path, monkeypatch, limit, size):
     base, adapters = every_kind(tmp_path)
     merge(base, adapters, tmp_path / "whole")
     monkeypatch.setattr(limit, size)
-    monkeypatch.setattr("eckart.adapter.merging.rewrite.LEAST_ROWS", 1)
+    monkeypatch.setattr("eckart.operations.model_writer.rewrite.LEAST_ROWS", 1)
     rows = []
     whole = Update.apply
     monkeypatch.setattr(Update, "apply", lambda self, slab, start: rows.append(len(slab)) or whole(self, slab, start))
@@ -309,7 +312,7 @@ def test_a_gguf_base_becomes_a_folder_that_transformers_loads(smollm2, tmp_path)
     module = "model.layers.3.mlp.up_proj"
     adapter = Adapter({module: layer(1536, 576, rank=4)})
     result = merge(smollm2, adapter, tmp_path / "out", dtype=torch.bfloat16)
-    assert [item.name for item in result.left_out] == ["tokenizer"]
+    assert [item.name for item in result.skipped] == ["tokenizer"]
     loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert loaded.dtype == torch.bfloat16
     assert not info["missing_keys"]
@@ -407,7 +410,7 @@ def test_a_narrower_dtype_that_cannot_hold_the_base_is_refused(tmp_path):
 def test_a_weight_of_zero_changes_nothing_and_is_told(tmp_path):
     result = merge(BASE, Adapter({Q: layer(8, 6)}), tmp_path / "out", weights=[0])
     assert result.changed == 0
-    assert ("adapter 1", "its weight is zero") in [(item.name, item.reason) for item in result.left_out]
+    assert ("adapter 1", "its weight is zero") in [(item.name, item.reason) for item in result.skipped]
     found = tensors_in(tmp_path / "out")
     assert all(torch.equal(found[name], tensor) for name, tensor in BASE.items())
 
@@ -426,9 +429,9 @@ class Notes(Silent):
 KILLED = """
 import sys, time
 from pathlib import Path
-import eckart.adapter.merging.rewrite as rewrite
-from eckart.adapter.merging.merge import merge
-from eckart.engine import Run
+import eckart.operations.model_writer.rewrite as rewrite
+from eckart.operations.merging.merge import merge
+from eckart.engine import Execution
 
 whole = rewrite.Rewriting._write_tensor
 def slow(self, tensor, files):
@@ -437,7 +440,7 @@ def slow(self, tensor, files):
         time.sleep(600)
     return whole(self, tensor, files)
 rewrite.Rewriting._write_tensor = slow
-merge(sys.argv[1], sys.argv[2], sys.argv[3], run=Run(workers=2))
+merge(sys.argv[1], sys.argv[2], sys.argv[3], execution=Execution(workers=2))
 """
 
 
@@ -461,7 +464,7 @@ def test_a_killed_merge_goes_on_where_it_was(tmp_path):
         process.stdout.close()
     assert not (tmp_path / "out").exists()
     notes = Notes()
-    merge(*places, run=Run(progress=notes))
+    merge(*places, execution=Execution(progress=notes))
     assert notes.notes == ["going on from an earlier run: 20 of 21 matrices are done"]
     assert notes.done == ["model.layers.1.self_attn.q_proj.weight"]
     merge(*places[:2], tmp_path / "fresh")
@@ -476,15 +479,15 @@ def interrupted(tmp_path, monkeypatch):
     save_file(base, tmp_path / "base.safetensors")
     adapter = Adapter({Q: layer(8, 6), "model.layers.0.o_proj": layer(6, 8)})
     with pytest.raises(NotFiniteError):
-        merge(tmp_path / "base.safetensors", adapter, tmp_path / "out", run=Run(workers=1))
+        merge(tmp_path / "base.safetensors", adapter, tmp_path / "out", execution=Execution(workers=1))
     return tmp_path / "base.safetensors", adapter
 
 
 def test_what_an_interrupted_run_left_is_not_used_after_a_change(tmp_path, monkeypatch):
     base, adapter = interrupted(tmp_path, monkeypatch)
     save_file(BASE, base)
-    for weights, run in ((None, Run(progress=Notes())), ([2.0], Run(progress=Notes(), resume=False))):
-        merge(base, adapter, tmp_path / "out", weights=weights, run=run, force=True)
+    for weights, run in ((None, Execution(progress=Notes())), ([2.0], Execution(progress=Notes(), resume=False))):
+        merge(base, adapter, tmp_path / "out", weights=weights, execution=run, force=True)
         assert len(run.progress.done) == len(BASE)
         exact = BASE[f"{Q}.weight"] + (weights or [1])[0] * adapter[Q].delta()
         torch.testing.assert_close(tensors_in(tmp_path / "out")[f"{Q}.weight"], exact)
@@ -496,7 +499,7 @@ def test_files_that_vanished_from_an_interrupted_run_are_written_again(tmp_path,
     file.write_bytes(file.read_bytes()[:-3])
     notes = Notes()
     with pytest.raises(NotFiniteError):
-        merge(base, adapter, tmp_path / "out", run=Run(workers=1, progress=notes))
+        merge(base, adapter, tmp_path / "out", execution=Execution(workers=1, progress=notes))
     assert not [note for note in notes.notes if "going on" in note]
 
 
@@ -525,7 +528,7 @@ def test_what_rounding_to_the_stored_dtype_costs_is_told_beside_the_update(dtype
     expected = float((stored - exact).norm() / (exact - weight.double()).norm())
     assert expected > 0.01
     assert result.update_error == pytest.approx(expected, rel=1e-3)
-    assert result.requantisation_error is None
+    assert result.requantization_error is None
 
 
 def test_a_merge_that_rounds_nothing_costs_nothing(tmp_path):
@@ -546,7 +549,7 @@ def test_an_adapter_in_kohyas_form_is_merged_under_the_names_of_the_base(tmp_pat
 def test_config_fields_that_nobody_knows_are_named(tmp_path):
     adapter = Adapter({"a": layer(4, 3)}, config={"lora_of_tomorrow": True})
     result = merge({"a.weight": torch.ones(4, 3)}, adapter, tmp_path / "merged")
-    assert any("lora_of_tomorrow" in item.name for item in result.left_out)
+    assert any("lora_of_tomorrow" in item.name for item in result.skipped)
     resized = resize(adapter, rank=1)
     assert resized.adapter.config["lora_of_tomorrow"]
-    assert any("lora_of_tomorrow" in item.name for item in resized.left_out)
+    assert any("lora_of_tomorrow" in item.name for item in resized.skipped)

@@ -1,4 +1,4 @@
-"""Merging into 4-bit weights: what transformers and bitsandbytes load is the merged weight, quantised once."""
+"""Merging into 4-bit weights: what transformers and bitsandbytes load is the merged weight, quantized once."""
 
 import json
 
@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from eckart.adapter import Adapter
-from eckart.adapter.merging.merge import merge
 from eckart.checkpoint import open_checkpoint
 from eckart.checkpoint.nf4_scheme import Nf4Scheme
 from eckart.linalg import nf4
+from eckart.operations.merging.merge import merge
 
 from .test_merge import layer, llama, tensors_in
 
@@ -49,7 +49,7 @@ ADAPTER = Adapter({Q: layer(64, 64, alpha=0.3), DOWN: layer(64, 128, alpha=0.3)}
 
 
 @pytest.mark.parametrize("double", [False, True])
-def test_the_merged_weight_is_quantised_in_the_same_scheme(double, tmp_path):
+def test_the_merged_weight_is_quantized_in_the_same_scheme(double, tmp_path):
     base, _ = nf4_folder(tmp_path, double=double)
     result = merge(base, ADAPTER, tmp_path / "out")
     before, after = open_checkpoint(base), open_checkpoint(tmp_path / "out")
@@ -70,7 +70,7 @@ def test_the_merged_weight_is_quantised_in_the_same_scheme(double, tmp_path):
         error += float((expected.dequantize() - exact).square().sum())
         size += float(exact.square().sum())
         update += float(delta.square().sum())
-    assert result.requantisation_error == pytest.approx((error / size) ** 0.5, rel=1e-3)
+    assert result.requantization_error == pytest.approx((error / size) ** 0.5, rel=1e-3)
     assert result.update_error == pytest.approx((error / update) ** 0.5, rel=1e-3)
     assert (tmp_path / "out/config.json").read_bytes() == (base / "config.json").read_bytes()
 
@@ -82,7 +82,7 @@ def test_slabs_that_end_inside_a_block_give_the_same_codes(tmp_path, monkeypatch
     slabs = merge(base, ADAPTER, tmp_path / "slabs")
     first, second = tensors_in(tmp_path / "whole"), tensors_in(tmp_path / "slabs")
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert slabs.requantisation_error == pytest.approx(whole.requantisation_error, rel=1e-4)
+    assert slabs.requantization_error == pytest.approx(whole.requantization_error, rel=1e-4)
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -101,12 +101,12 @@ def test_transformers_and_bitsandbytes_load_what_was_merged(double, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_plain_weights_leave_nothing_of_the_quantisation(dtype, tmp_path):
+def test_plain_weights_leave_nothing_of_the_quantization(dtype, tmp_path):
     from transformers import AutoModelForCausalLM
 
     base, _ = nf4_folder(tmp_path)
     result = merge(base, ADAPTER, tmp_path / "out", dtype=dtype)
-    assert result.requantisation_error is None
+    assert result.requantization_error is None
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert "quantization_config" not in config
     loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)

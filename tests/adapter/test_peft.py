@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from eckart.adapter import Adapter, AdapterLayer, Budget, RankChoice, Scope, extract, load_adapter
+from eckart.adapter import Adapter, AdapterLayer
 from eckart.errors import MismatchError
+from eckart.formats import load_adapter
+from eckart.operations import Budget, RankChoice, Scope, extract
 
 from .conftest import save_pair
 

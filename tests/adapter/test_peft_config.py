@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eckart.adapter import extract, load_adapter
-from eckart.adapter.formats.peft_config import KNOWN_FIELDS, unknown_fields
-from eckart.adapter.formats.peft_patterns import first_match
 from eckart.errors import FileFormatError, NotFiniteError, SourceError
+from eckart.formats import load_adapter
+from eckart.formats.peft_config import KNOWN_FIELDS, unknown_fields
+from eckart.formats.peft_patterns import first_match
+from eckart.operations import extract
 
 
 def damaged(tmp_path, llama_pair, change):

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from eckart.adapter import Adapter, AdapterLayer, load_adapter
+from eckart.adapter import Adapter, AdapterLayer
 from eckart.errors import FileFormatError, MismatchError
+from eckart.formats import load_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -1,4 +1,4 @@
-"""Quantised models: what transformers and bitsandbytes load is what was written, for many architectures."""
+"""Quantized models: what transformers and bitsandbytes load is what was written, for many architectures."""
 
 import json
 
@@ -7,14 +7,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eckart.adapter import Adapter
-from eckart.adapter.merging.merge import merge
-from eckart.adapter.quantisation.plan import plan_quantize
-from eckart.adapter.quantisation.quantize import quantize
 from eckart.checkpoint import open_checkpoint
 from eckart.checkpoint.nf4 import Nf4Checkpoint
-from eckart.engine import Run
+from eckart.engine import Execution
 from eckart.errors import EckartError, MismatchError, NotFiniteError, OptionError, OutputError
 from eckart.linalg import nf4
+from eckart.operations.merging.merge import merge
+from eckart.operations.quantization.plan import plan_quantize
+from eckart.operations.quantization.quantize import quantize
 
 from .test_merge import gpt2, layer, llama, tensors_in
 
@@ -41,7 +41,7 @@ def in_4_bits(model):
     return {name: m for name, m in model.named_modules() if isinstance(m, bitsandbytes.nn.Linear4bit)}
 
 
-def dequantised(module):
+def dequantized(module):
     """Its weight; as one row, because bitsandbytes 0.50 takes wrong scales where a row ends inside a block."""
     state = module.weight.quant_state
     shape, state.shape = state.shape, torch.Size([state.shape.numel()])
@@ -66,7 +66,7 @@ def test_what_is_written_loads_in_transformers(architecture, tiny_folder, tmp_pa
     assert isinstance(found, Nf4Checkpoint)
     assert {name: info.shape for name, info in found.tensors.items()} == {n: i.shape for n, i in dense.tensors.items()}
     assert len(modules) == len(found.schemes) == len(result.layers)
-    weights = sorted(float(dequantised(module).double().norm()) for module in modules.values())
+    weights = sorted(float(dequantized(module).double().norm()) for module in modules.values())
     assert weights == pytest.approx(sorted(float(found.read(name).double().norm()) for name in found.schemes))
     for name in found.tensors.keys() - found.schemes.keys():
         assert torch.equal(found.read(name), dense.read(name))
@@ -76,7 +76,7 @@ def test_what_is_written_loads_in_transformers(architecture, tiny_folder, tmp_pa
 
 
 @pytest.mark.parametrize("options", [{}, {"double": True}, {"block_size": 128}, {"target": ["attention"]}], ids=str)
-def test_logits_are_those_of_the_dequantised_weights(options, tmp_path):
+def test_logits_are_those_of_the_dequantized_weights(options, tmp_path):
     dense = llama(hidden_size=128, intermediate_size=256)
     dense.save_pretrained(tmp_path / "dense")
     quantize(tmp_path / "dense", tmp_path / "out", **options)
@@ -115,8 +115,8 @@ def test_files_and_config_are_those_that_transformers_writes(double, tmp_path):
 def test_smollm2_takes_little_more_than_half_a_byte_a_parameter(smollm2, tmp_path):
     plain, double = (plan_quantize(smollm2, double=double) for double in (False, True))
     for plan, most in ((plain, 0.563), (double, 0.519)):
-        count = sum(tensor.views[0].shape[0] * tensor.views[0].shape[1] for tensor in plan.quantised)
-        assert sum(spec.nbytes for tensor in plan.quantised for spec in tensor.specs) / count < most
+        count = sum(tensor.views[0].shape[0] * tensor.views[0].shape[1] for tensor in plan.quantized)
+        assert sum(spec.nbytes for tensor in plan.quantized for spec in tensor.specs) / count < most
     result = quantize(smollm2, tmp_path / "out", double=True, dtype=torch.bfloat16)
     assert result.nbytes < 112e6
     assert (len(result.layers), result.tensors) == (210, 272)
@@ -141,10 +141,10 @@ def test_layers_that_stay_dense_are_told_to_transformers(options, dense, tmp_pat
     model = loaded(tmp_path / "out")
     assert in_4_bits(model).keys() == {item.name for item in result.layers}
     assert {name.rpartition(".")[2] for name, m in model.named_modules() if type(m) is torch.nn.Linear} == dense
-    assert dense == {item.name.rpartition(".")[2] for item in result.left_out} - {"tokenizer"}
+    assert dense == {item.name.rpartition(".")[2] for item in result.skipped} - {"tokenizer"}
 
 
-def test_a_merge_into_a_quantised_conv1d_is_quantised_in_its_orientation(tmp_path):
+def test_a_merge_into_a_quantized_conv1d_is_quantized_in_its_orientation(tmp_path):
     gpt2().save_pretrained(tmp_path / "dense")
     quantize(tmp_path / "dense", tmp_path / "base")
     name = "transformer.h.1.attn.c_proj"
@@ -153,13 +153,13 @@ def test_a_merge_into_a_quantised_conv1d_is_quantised_in_its_orientation(tmp_pat
     exact = before.T + adapter[name].delta()
     merge(tmp_path / "base", adapter, tmp_path / "merged")
     weight = in_4_bits(loaded(tmp_path / "merged"))[name]
-    torch.testing.assert_close(dequantised(weight), nf4.quantize(exact).dequantize())
+    torch.testing.assert_close(dequantized(weight), nf4.quantize(exact).dequantize())
     merge(tmp_path / "base", adapter, tmp_path / "plain", dtype=torch.float32)
     torch.testing.assert_close(loaded(tmp_path / "plain").get_parameter(f"{name}.weight").data, exact.T)
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
-    from eckart.adapter.merging import rewrite
+    from eckart.operations.model_writer import rewrite
 
     llama().save_pretrained(tmp_path / "dense")
     quantize(tmp_path / "dense", tmp_path / "whole")
@@ -173,9 +173,9 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr(rewrite.Rewriting, "_write_tensor", counted)
     with pytest.raises(KeyboardInterrupt):
-        quantize(tmp_path / "dense", tmp_path / "out", run=Run(workers=1))
+        quantize(tmp_path / "dense", tmp_path / "out", execution=Execution(workers=1))
     assert not (tmp_path / "out").exists()
-    result = quantize(tmp_path / "dense", tmp_path / "out", run=Run(workers=1))
+    result = quantize(tmp_path / "dense", tmp_path / "out", execution=Execution(workers=1))
     assert len(seen) < 9 + result.tensors
     assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
 
@@ -207,7 +207,7 @@ def _state(**tensors):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_quantised_is_refused_and_nothing_is_left(tensors, options, error, said, tmp_path):
+def test_what_cannot_be_quantized_is_refused_and_nothing_is_left(tensors, options, error, said, tmp_path):
     (tmp_path / "model").mkdir()
     save_file(tensors, tmp_path / "model/model.safetensors")
     (tmp_path / "model/config.json").write_text('{"model_type": "llama"}')
@@ -216,11 +216,11 @@ def test_what_cannot_be_quantised_is_refused_and_nothing_is_left(tensors, option
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_quantised_model_an_existing_output_and_a_model_without_config_are_refused(tmp_path):
+def test_a_quantized_model_an_existing_output_and_a_model_without_config_are_refused(tmp_path):
     model = llama()
     model.save_pretrained(tmp_path / "dense")
     quantize(tmp_path / "dense", tmp_path / "nf4")
-    with pytest.raises(MismatchError, match="quantised already"):
+    with pytest.raises(MismatchError, match="quantized already"):
         quantize(tmp_path / "nf4", tmp_path / "again")
     with pytest.raises(OutputError, match="--force"):
         quantize(tmp_path / "dense", tmp_path / "nf4")
@@ -228,7 +228,7 @@ def test_a_quantised_model_an_existing_output_and_a_model_without_config_are_ref
         quantize(model.state_dict(), tmp_path / "again")
 
 
-def test_a_live_model_is_quantised_as_its_folder_is(tmp_path):
+def test_a_live_model_is_quantized_as_its_folder_is(tmp_path):
     model = llama()
     model.save_pretrained(tmp_path / "dense")
     quantize(tmp_path / "dense", tmp_path / "of folder")

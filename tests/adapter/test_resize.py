@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-import eckart.adapter.resizing.resize as resize_module
-from eckart.adapter import Adapter, Budget, FactorOptions, RankChoice, extract, load_adapter
-from eckart.adapter.resizing.cut import alpha_for
-from eckart.adapter.resizing.resize import plan_resize, resize
-from eckart.engine import Run
+import eckart.operations.resizing as resize_module
+from eckart.adapter import Adapter
+from eckart.engine import Execution
 from eckart.errors import MismatchError, NotFiniteError, OptionError, OutputError
+from eckart.formats import load_adapter
+from eckart.operations import Budget, FactorOptions, RankChoice, extract
+from eckart.operations.rank_change import alpha_for
+from eckart.operations.resizing import plan_resize, resize
 
 from .drawing import adapter_of, dense, drawn, same
 
@@ -90,7 +92,7 @@ def test_the_rank_that_is_there_keeps_the_factors_bit_for_bit(layer):
 
 def test_padding_is_the_same_each_time_and_of_another_seed_another():
     def padding(seed):
-        return resize(adapter_of(q=drawn()), rank=9, run=Run(seed=seed)).adapter["q"].lora_A
+        return resize(adapter_of(q=drawn()), rank=9, execution=Execution(seed=seed)).adapter["q"].lora_A
 
     assert torch.equal(padding(0), padding(0))
     assert not torch.equal(padding(0), padding(1))
@@ -139,7 +141,7 @@ def test_a_budget_is_kept_used_and_best(tmp_path, text, dtype):
     assert size <= budget.amount
     assert found.guarantee is not None
     assert [record.name for record in found.layers] == list(layers)
-    dropped = {item.name for item in found.left_out}
+    dropped = {item.name for item in found.skipped}
     assert (
         dropped == {record.name for record in found.layers if record.rank == 0} == layers.keys() - found.adapter.keys()
     )
@@ -184,7 +186,7 @@ def test_both_factors_of_a_cut_share_the_scale(alpha):
 
 
 @pytest.mark.parametrize("fields", [{}, {"bias": torch.ones(40)}, {"dora": True}])
-def test_a_zero_update_is_kept_by_a_rank_and_left_out_otherwise_unless_it_holds_more(fields):
+def test_a_zero_update_is_kept_by_a_rank_and_skipped_otherwise_unless_it_holds_more(fields):
     zero = replace(drawn(**fields), lora_B=torch.zeros(40, 6))
     adapter = adapter_of(q=zero, k=drawn(seed=1, **fields))
     kept = resize(adapter, rank=2).adapter["q"]
@@ -196,7 +198,7 @@ def test_a_zero_update_is_kept_by_a_rank_and_left_out_otherwise_unless_it_holds_
         assert found.adapter["q"].rank == 1
         assert not dense(found.adapter["q"]).any()
     else:
-        assert [(item.name, item.reason) for item in found.left_out] == [("q", "its update is zero")]
+        assert [(item.name, item.reason) for item in found.skipped] == [("q", "its update is zero")]
         assert "q" not in found.adapter
 
 
@@ -221,7 +223,7 @@ def test_only_the_targets_change(tmp_path):
     assert found.adapter["m.0.q_proj"].lora_A.dtype == torch.bfloat16
     preview = plan_resize(adapter, rank=2, target=["q_proj"], exclude=["m.1.q_proj"]).preview()
     assert [match.name for match in preview.matches] == ["m.0.q_proj"]
-    assert len(preview.left_out) == 3
+    assert len(preview.skipped) == 3
     assert preview.written_bytes >= found.nbytes
 
 
@@ -292,11 +294,11 @@ def test_an_interrupted_resize_goes_on_where_it_was(tmp_path, monkeypatch):
     original = resize_module._resized
     monkeypatch.setattr(resize_module, "_resized", failing)
     with pytest.raises(RuntimeError):
-        resize(tmp_path / "a", rank=3, output=tmp_path / "out", run=Run(workers=1))
+        resize(tmp_path / "a", rank=3, output=tmp_path / "out", execution=Execution(workers=1))
     assert not (tmp_path / "out").exists()
     assert len(list((tmp_path / "out.partial").glob("*.safetensors"))) == 3
     done.clear()
-    found = resize(tmp_path / "a", rank=3, output=tmp_path / "out", run=Run(workers=1))
+    found = resize(tmp_path / "a", rank=3, output=tmp_path / "out", execution=Execution(workers=1))
     assert len(done) == 1
     assert list(found.adapter) == list(adapter)
     assert all(same(found.adapter[name], expected[name]) for name in adapter)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from eckart.adapter import Adapter
-from eckart.adapter.merging.merge import merge
-from eckart.adapter.merging.unmerge import unmerge
 from eckart.errors import MismatchError, OptionError
+from eckart.operations.merging.merge import merge
+from eckart.operations.merging.unmerge import unmerge
 
 from .test_merge import adapted, generator, gpt2, layer, llama, save, tensors_in
 
@@ -45,7 +45,7 @@ def test_every_entry_is_restored_within_one_unit_of_the_merged_entry(dtype, weig
     assert result.base_equal == equal / entries
     assert result.max_ulps <= 1
     assert result.bit_equal > 0.9
-    assert result.to_json()["format"] == "eckart-unmerge/1"
+    assert result.to_json()["format"] == "eckart-unmerge/2"
 
 
 def test_the_share_that_merges_back_is_counted_by_merging_back(tmp_path):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from eckart.adapter import Adapter, AdapterLayer
-from eckart.analysis import analyze
 from eckart.errors import MismatchError, OptionError
+from eckart.operations.analysis import analyze
 
 
 @pytest.fixture
@@ -35,13 +35,13 @@ def test_an_adapter_has_the_spectrum_of_its_scaled_product(form: str, adapter: A
         torch.testing.assert_close(matrix.spectrum.singular_values, dense[:4], rtol=1e-6, atol=0)
         assert matrix.spectrum.numerical_rank == 4
         assert matrix.spectrum.complete
-    assert [left.name for left in found.left_out] == ["model.norm.weight"]
+    assert [left.name for left in found.skipped] == ["model.norm.weight"]
 
 
 def test_patterns_choose_among_an_adapters_layers(adapter: Adapter) -> None:
     found = analyze(adapter, target=["v_proj"])
     assert [matrix.name for matrix in found.matrices] == ["model.layers.0.v_proj"]
-    assert "model.layers.0.q_proj" in [left.name for left in found.left_out]
+    assert "model.layers.0.q_proj" in [left.name for left in found.skipped]
     with pytest.raises(MismatchError, match="v_proj"):
         analyze(adapter, target=["w_proj"])
 

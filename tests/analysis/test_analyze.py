@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from eckart.analysis import Analysis, analyze, work
 from eckart.errors import MismatchError, NotFiniteError
+from eckart.operations.analysis import Analysis, analyze, work
 
 QUERY = "encoder.layer.0.attention.self.query"
 
@@ -52,18 +52,18 @@ def test_ranks_of_a_real_weight_are_those_of_a_dense_svd(minilm: Path) -> None:
     assert found.dtype == "float32"
 
 
-def test_every_tensor_of_a_real_checkpoint_is_analysed_or_left_out_with_a_reason(minilm: Path) -> None:
+def test_every_tensor_of_a_real_checkpoint_is_analysed_or_skipped_with_a_reason(minilm: Path) -> None:
     from safetensors import safe_open
 
     found = analyze(minilm, target=[QUERY])
     with safe_open(minilm / "model.safetensors", "pt") as file:
         stored = {name.removesuffix(".weight") for name in file.keys()}  # noqa: SIM118
-    named_once = [entry.name.removesuffix(".weight") for entry in [*found.matrices, *found.left_out]]
+    named_once = [entry.name.removesuffix(".weight") for entry in [*found.matrices, *found.skipped]]
     assert sorted(named_once) == sorted(stored)
-    assert all(left.reason for left in found.left_out)
+    assert all(left.reason for left in found.skipped)
 
 
-def test_a_quantised_weight_names_its_quantisation_and_claims_no_rounding_floor(smollm2: Path) -> None:
+def test_a_quantized_weight_names_its_quantization_and_claims_no_rounding_floor(smollm2: Path) -> None:
     found = analyze(smollm2, target=["layers.0.self_attn.k_proj"]).matrices[0]
     assert found.dtype == "Q4_1"
     assert found.noise is None

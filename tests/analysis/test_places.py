@@ -2,7 +2,7 @@
 
 import pytest
 
-from eckart.analysis.places import Place, places
+from eckart.operations.analysis.places import Place, places
 
 ARCHITECTURES = {
     "llama": {

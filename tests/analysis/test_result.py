@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from eckart.analysis import Analysis, analyze, work
 from eckart.errors import FileFormatError, MissingExtraError, OutputError, SourceError
+from eckart.operations.analysis import Analysis, analyze, work
 
 FIELDS = [
     *("name", "shape", "dtype", "fro_norm", "spectral_norm", "stable_rank", "effective_rank"),
@@ -39,7 +39,7 @@ def bounded(monkeypatch: pytest.MonkeyPatch) -> Analysis:
 
 def test_the_json_has_the_fields_of_its_format(analysis: Analysis) -> None:
     content = analysis.to_json()
-    assert list(content) == ["format", "kind", "source", "base", "matrices", "left_out", "total"]
+    assert list(content) == ["format", "kind", "source", "base", "matrices", "skipped", "total"]
     assert content["format"] == "eckart-analysis/1"
     assert content["kind"] == "delta"
     assert all(list(matrix) == FIELDS for matrix in content["matrices"])
@@ -47,7 +47,7 @@ def test_the_json_has_the_fields_of_its_format(analysis: Analysis) -> None:
     assert list(matrix["rank_for_energy"]) == ["0.9", "0.95", "0.99"]
     assert list(matrix["rank_for_error"]) == ["0.1", "0.01"]
     assert {"zero_fraction", "rounding_floor", "signal_rank"} <= set(matrix["noise"])
-    assert content["left_out"] == [{"name": "norm.weight", "reason": "norm"}]
+    assert content["skipped"] == [{"name": "norm.weight", "reason": "norm"}]
     assert content["total"]["params"] == 3 * 12 * 9
     assert content["total"]["matrices"] == 3
     assert content["total"]["peak_rss_bytes"] > 10**6

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from eckart.analysis import Analysis, analyze
-from eckart.engine import Run, Silent
+from eckart.engine import Execution, Silent
 from eckart.errors import OutputError
+from eckart.operations.analysis import Analysis, analyze
 
 WEIGHTS = {f"layers.{i}.q.weight": torch.randn(6, 5, generator=torch.Generator().manual_seed(i)) for i in range(6)}
 
@@ -31,14 +31,14 @@ class Killed(Silent):
 
 def killed_after(count: int, output: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        analyze(WEIGHTS, output=output, run=Run(progress=Killed(count), workers=1))
+        analyze(WEIGHTS, output=output, execution=Execution(progress=Killed(count), workers=1))
 
 
 def test_a_killed_run_goes_on_and_gives_the_same_numbers(tmp_path: Path) -> None:
     killed_after(4, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     again = Killed()
-    resumed = analyze(WEIGHTS, output=tmp_path / "out", run=Run(progress=again))
+    resumed = analyze(WEIGHTS, output=tmp_path / "out", execution=Execution(progress=again))
     assert again.notes == ["going on from an earlier run: 3 of 6 matrices are done"]
     assert len(again.done) == 3
     assert resumed.to_json()["matrices"] == analyze(WEIGHTS).to_json()["matrices"]
@@ -54,7 +54,7 @@ def test_a_run_that_is_not_the_same_starts_over(change: str, tmp_path: Path) -> 
         WEIGHTS,
         output=tmp_path / "out",
         full=change == "other options",
-        run=Run(progress=again, resume=change != "asked to"),
+        execution=Execution(progress=again, resume=change != "asked to"),
     )
     assert len(again.done) == 6
     assert again.notes[0].startswith("starting over")
@@ -64,7 +64,7 @@ def test_an_output_that_exists_is_refused_before_any_work(tmp_path: Path) -> Non
     (tmp_path / "out").mkdir()
     progress = Killed()
     with pytest.raises(OutputError, match="--force"):
-        analyze(WEIGHTS, output=tmp_path / "out", run=Run(progress=progress))
+        analyze(WEIGHTS, output=tmp_path / "out", execution=Execution(progress=progress))
     assert progress.done == []
 
 

@@ -90,13 +90,13 @@ def test_a_head_that_only_the_base_stores_must_be_excluded() -> None:
     assert compare(base, tuned, ["lm_head"]) == []
 
 
-def test_a_quantised_base_is_named_as_such() -> None:
-    quantised = BASE | {
+def test_a_quantized_base_is_named_as_such() -> None:
+    quantized = BASE | {
         "model.layers.0.q_proj.weight": torch.zeros(8, 1, dtype=torch.uint8),
         "model.layers.0.q_proj.weight.absmax": torch.zeros(1),
     }
-    faults = compare(quantised, BASE)
-    assert any("q_proj.weight: the base cannot be used: quantised" in fault for fault in faults)
+    faults = compare(quantized, BASE)
+    assert any("q_proj.weight: the base cannot be used: quantized" in fault for fault in faults)
 
 
 def test_names_that_differ_by_a_prefix_are_one_fault() -> None:

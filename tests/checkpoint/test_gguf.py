@@ -147,7 +147,7 @@ def test_each_architecture_is_what_transformers_loads(architecture, kind, tiny_m
         found = checkpoint.read(name)
         assert found.dtype == info.dtype
         assert torch.equal(found.float(), expected[name])
-    assert checkpoint.tensors["model.layers.0.mlp.up_proj.weight"].quantisation == (
+    assert checkpoint.tensors["model.layers.0.mlp.up_proj.weight"].quantization == (
         kind.name if kind in (Q.Q8_0, Q.Q4_0) else None
     )
 

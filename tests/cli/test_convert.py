@@ -41,12 +41,12 @@ def test_json_holds_the_fields_scripts_rely_on(kohya, tmp_path):
     result = json.loads(ended.stdout)
     new = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     assert result == {
-        "format": "eckart-convert/1",
+        "format": "eckart-convert/2",
         "from": "kohya",
         "to": "peft",
         "layers": [{"name": new.removeprefix("unet."), "shape": [8, 6], "rank": 4}],
         "renamed": [[f"lora_unet_{MODULE}", new]],
-        "left_out": [],
+        "skipped": [],
         "bytes": sum(file.stat().st_size for file in (tmp_path / "out").iterdir()),
         "output": str(tmp_path / "out"),
     }
@@ -56,7 +56,7 @@ def test_a_dry_run_writes_nothing(kohya, tmp_path):
     ended = eckart("convert", kohya, "-o", tmp_path / "out", "--to", "peft", "--dry-run")
     assert "1 modules match" in ended.stdout
     ended = eckart("convert", kohya, "-o", tmp_path / "out", "--to", "peft", "--dry-run", "--json")
-    assert json.loads(ended.stdout)["format"] == "eckart-convert-preview/1"
+    assert json.loads(ended.stdout)["format"] == "eckart-convert-preview/2"
     assert list(tmp_path.iterdir()) == [kohya]
 
 

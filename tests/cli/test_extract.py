@@ -38,7 +38,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     return write_pair(tmp_path, SHAPES)
 
 
-def test_the_table_tells_ranks_errors_and_what_was_left_out(pair, tmp_path):
+def test_the_table_tells_ranks_errors_and_what_was_skipped(pair, tmp_path):
     ended = eckart("extract", *pair, "-o", tmp_path / "out", "--rank", 4)
     assert ended.exit_code == 0, ended.stderr
     for part in ("relative error", "least possible", "q_proj", "norm"):
@@ -49,14 +49,14 @@ def test_the_table_tells_ranks_errors_and_what_was_left_out(pair, tmp_path):
 def test_json_holds_the_fields_scripts_rely_on(pair, tmp_path):
     ended = eckart("extract", *pair, "-o", tmp_path / "out", "--energy", 0.5, "--json")
     result = json.loads(ended.stdout)
-    assert result["format"] == "eckart-extract/1"
+    assert result["format"] == "eckart-extract/2"
     assert {"name", "rank", "error", "error_lower_bound"} <= set(result["layers"][0])
     assert result["eval"] is None
     assert result["params"] == sum(layer["rank"] * (40 + 24) for layer in result["layers"])
     assert result["bytes"] == sum(file.stat().st_size for file in (tmp_path / "out").glob("adapter_*"))
     assert result == json.loads((tmp_path / "out" / "extract.json").read_text())
     assert (tmp_path / "out" / "report.html").is_file()
-    assert [item["name"] for item in result["left_out"]] == ["norm.weight"]
+    assert [item["name"] for item in result["skipped"]] == ["norm.weight"]
 
 
 def test_an_adapter_is_as_readable_as_its_config(pair, tmp_path):

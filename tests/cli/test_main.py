@@ -85,7 +85,7 @@ def test_an_unexpected_error_is_one_line_that_says_how_to_see_more(monkeypatch: 
         msg = "first line\nsecond line"
         raise RuntimeError(msg)
 
-    monkeypatch.setattr("eckart.analysis.analyze", broken)
+    monkeypatch.setattr("eckart.operations.analysis.analyze", broken)
     ended = CliRunner().invoke(app, ["analyze", "here"])
     assert ended.exit_code == 1
     assert ended.stderr == "eckart: unexpected RuntimeError: first line; run with --debug to see where\n"
@@ -94,9 +94,9 @@ def test_an_unexpected_error_is_one_line_that_says_how_to_see_more(monkeypatch: 
 def test_an_interruption_is_status_130_and_says_what_is_kept(tmp_path: Path) -> None:
     (tmp_path / "out.partial").mkdir()
     ended = python(
-        "import sys, eckart.analysis\n"
+        "import sys, eckart.operations.analysis\n"
         "def interrupted(*_, **__): raise KeyboardInterrupt\n"
-        "eckart.analysis.analyze = interrupted\n"
+        "eckart.operations.analysis.analyze = interrupted\n"
         f"sys.argv = ['eckart', 'analyze', 'here', '-o', {str(tmp_path / 'out')!r}]\n"
         "from eckart.cli.main import run\nrun()"
     )

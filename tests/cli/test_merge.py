@@ -40,8 +40,8 @@ def test_the_table_tells_where_the_model_is_and_what_changed(places):
 def test_json_holds_the_fields_scripts_rely_on(places):
     base, adapter, output = places
     result = json.loads(eckart("merge", base, adapter, "-o", output, "--json").stdout)
-    assert result["format"] == "eckart-merge/1"
-    assert (result["tensors"], result["changed"], result["requantisation_error"]) == (4, 2, None)
+    assert result["format"] == "eckart-merge/2"
+    assert (result["tensors"], result["changed"], result["requantization_error"]) == (4, 2, None)
     assert result["bytes"] == 4 * (3 * 24 * 16 + 16)
 
 
@@ -55,7 +55,7 @@ def test_a_merge_is_taken_out_again(places):
     first, second = load_file(base / "model.safetensors"), load_file(restored / "model.safetensors")
     assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
     result = json.loads(eckart("unmerge", output, adapter, "-o", restored, "--force", "--json").stdout)
-    assert result["format"] == "eckart-unmerge/1"
+    assert result["format"] == "eckart-unmerge/2"
     assert {"bit_equal", "base_equal", "max_ulps"} <= result.keys()
 
 
@@ -66,7 +66,7 @@ def test_a_dry_run_matches_and_writes_nothing(places, command):
     assert ended.exit_code == 0, ended.stderr
     assert "2 modules match" in ended.stdout
     preview = json.loads(eckart(command, base, adapter, "-o", output, "--dry-run", "--json").stdout)
-    assert preview["format"] == f"eckart-{command}-preview/1"
+    assert preview["format"] == f"eckart-{command}-preview/2"
     assert [match["ranks"] for match in preview["matches"]] == [[4], [4]]
     assert preview["written_bytes"] == 4 * (3 * 24 * 16 + 16)
     assert {path.name for path in output.parent.iterdir()} == {"base", "adapter"}

@@ -42,8 +42,8 @@ def test_the_table_tells_error_size_and_what_stayed(model, tmp_path):
 def test_json_holds_the_fields_scripts_rely_on(model, tmp_path, options, block, double):
     ended = eckart(model, "-o", tmp_path / "out", "--json", *options)
     result = json.loads(ended.stdout)
-    assert result["format"] == "eckart-quantize/1"
-    assert (result["tensors"], result["quantised"], result["params"], result["quantised_params"]) == (
+    assert result["format"] == "eckart-quantize/2"
+    assert (result["tensors"], result["quantized"], result["params"], result["quantized_params"]) == (
         6,
         4,
         15424,
@@ -53,7 +53,7 @@ def test_json_holds_the_fields_scripts_rely_on(model, tmp_path, options, block, 
     stored = {name: files.stored.tensors[name].nbytes for name in files.stored.tensors}
     assert result["bytes"] == sum(stored.values())
     parts = sum(size for name, size in stored.items() if "proj" in name)
-    assert result["bytes_per_quantised_param"] == parts / 12288
+    assert result["bytes_per_quantized_param"] == parts / 12288
     errors = [layer["error"] for layer in result["layers"]]
     assert min(errors) <= result["error"] <= max(errors)
     assert {(scheme.block_size, scheme.double) for scheme in files.schemes.values()} == {(block, double)}
@@ -63,7 +63,7 @@ def test_a_dry_run_matches_and_writes_nothing(model, tmp_path):
     ended = eckart(model, "-o", tmp_path / "out", "--dry-run", "--exclude", "q_proj")
     assert "2 modules match" in ended.stdout
     preview = json.loads(eckart(model, "-o", tmp_path / "out", "--dry-run", "--json").stdout)
-    assert preview["format"] == "eckart-quantize-preview/1"
+    assert preview["format"] == "eckart-quantize-preview/2"
     eckart(model, "-o", tmp_path / "out")
     written = open_checkpoint(tmp_path / "out").stored.tensors.values()
     assert preview["written_bytes"] == sum(info.nbytes for info in written)

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
-from eckart.analysis import analyze
 from eckart.cli.main import app
+from eckart.operations.analysis import analyze
 
 
 def eckart(*arguments: object) -> Result:
@@ -62,7 +62,7 @@ def test_folders_without_a_result_are_named_all_together(analysed: Path, tmp_pat
         ("sweep.json", "not JSON", "is not JSON"),
         ("sweep.json", "[1]", "its format is 'list'"),
         ("train.json", '{"format": "eckart-train/9"}', "expected 'eckart-train/1'"),
-        ("extract.json", '{"format": "eckart-extract/1", "layers": [{}]}', "damaged"),
+        ("extract.json", '{"format": "eckart-extract/2", "layers": [{}]}', "damaged"),
         ("sweep.json", '{"format": "eckart-sweep/1", "sweet_spot": 7, "about": {"model": 1}}', "damaged"),
         ("dynamics.json", "{}", "no record"),
         ("analysis.json", "{}", "not an analysis"),

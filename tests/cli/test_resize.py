@@ -7,8 +7,9 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from eckart.adapter import Adapter, AdapterLayer, load_adapter
+from eckart.adapter import Adapter, AdapterLayer
 from eckart.cli.main import app
+from eckart.formats import load_adapter
 
 
 def eckart(*arguments: object) -> Result:
@@ -42,7 +43,7 @@ def test_json_holds_the_fields_scripts_rely_on(adapter, tmp_path):
     out = tmp_path / "out"
     ended = eckart("resize", adapter, "-o", out, "--budget", "1500", "--dtype", "bfloat16", "--json")
     result = json.loads(ended.stdout)
-    assert result["format"] == "eckart-resize/1"
+    assert result["format"] == "eckart-resize/2"
     assert {"name", "shape", "rank", "error", "error_lower_bound"} <= set(result["layers"][0])
     assert result["params"] == sum(layer["rank"] * 64 for layer in result["layers"]) <= 1500
     assert result["bytes"] == sum(file.stat().st_size for file in out.iterdir())
@@ -56,8 +57,8 @@ def test_a_dry_run_writes_nothing(adapter, tmp_path):
     assert "9 modules match" in ended.stdout
     assert "not targeted" in ended.stdout
     preview = json.loads(eckart("resize", adapter, *options, "--json").stdout)
-    assert preview["format"] == "eckart-resize-preview/1"
-    assert len(preview["matches"]) == len(preview["left_out"]) == 9
+    assert preview["format"] == "eckart-resize-preview/2"
+    assert len(preview["matches"]) == len(preview["skipped"]) == 9
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 

@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from eckart import training
-from eckart.adapter import load_adapter
 from eckart.cli.main import app
+from eckart.formats import load_adapter
 from eckart.training.sweep_cell import train_here
 
 QUICK = ("--steps", 2, "--batch-size", 2, "--max-length", 16)

@@ -8,9 +8,9 @@ import sys
 import pytest
 from typer.testing import CliRunner, Result
 
-from eckart.adapter import load_adapter
 from eckart.cli.main import app
 from eckart.cli.progress import Stages
+from eckart.formats import load_adapter
 
 QUICK = ("--steps", 3, "--rank", 2, "--max-length", 16, "--learning-rate", 1e-2)
 

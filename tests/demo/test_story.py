@@ -14,7 +14,6 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import eckart.demo
-from eckart.adapter import load_adapter, resize
 from eckart.checkpoint import open_checkpoint
 from eckart.cli.demo import demo
 from eckart.demo import DemoSettings, package, quick_settings, story_table, tell_story
@@ -22,6 +21,8 @@ from eckart.demo.checked import agreement, log_probabilities
 from eckart.demo.smallest import smallest_rank
 from eckart.errors import EckartError, MissingExtraError, OutputError, SourceError
 from eckart.evaluation import adapter_applied, load_model, load_tokenizer, text_loss
+from eckart.formats import load_adapter
+from eckart.operations import resize
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,7 @@ def test_outputs_are_written_in_their_places_and_nothing_else_changes(monkeypatc
     assert rewritten(text, again) == text
 
 
-def test_a_gap_stands_for_lines_that_are_left_out():
+def test_a_gap_stands_for_lines_that_are_skipped():
     actual = ["one 1", "two 2", "three rows", "four", "five"]
     assert elided(["one 9", GAP, "three rows", GAP], actual) == ["one 1", GAP, "three rows", GAP]
     assert elided([GAP, "anything"], actual) == [GAP, "five"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eckart.engine import Journal, Record, Run, Silent, Task, journal_of, run_kept
+from eckart.engine import Execution, Journal, Record, Silent, Task, journal_of, run_kept
 from eckart.errors import OutputError
 
 PATIENCE = 120  # seconds for a Python process to import torch on a busy machine
@@ -225,9 +225,9 @@ def tasks_of(done, count=4):
 
 
 def kept_run(output, tasks, progress, fingerprint="one", **options):
-    run = Run(workers=1, progress=progress, **options)
-    with journal_of(output, fingerprint, run) as journal:
-        return run_kept(tasks, stage="test", run=run, journal=journal)
+    execution = Execution(workers=1, progress=progress, **options)
+    with journal_of(output, fingerprint, execution) as journal:
+        return run_kept(tasks, stage="test", execution=execution, journal=journal)
 
 
 def test_a_run_that_failed_goes_on_with_what_was_not_done(output):
@@ -265,7 +265,7 @@ def test_without_an_output_nothing_is_kept(tmp_path):
 KILLED = """
 import sys, time, torch
 from pathlib import Path
-from eckart.engine import Record, Run, Task, journal_of, run_kept
+from eckart.engine import Execution, Record, Task, journal_of, run_kept
 
 def work(i):
     if i == 2:
@@ -273,10 +273,10 @@ def work(i):
         time.sleep(600)
     return Record({"i": i}, {"values": torch.arange(5, dtype=torch.float64) / (i + 3)})
 
-run = Run(workers=1)
+execution = Execution(workers=1)
 tasks = [Task(f"layer.{i}", 1, 10 - i, lambda i=i: work(i)) for i in range(4)]
-with journal_of(Path(sys.argv[1]), "one", run) as journal:
-    run_kept(tasks, stage="test", run=run, journal=journal)
+with journal_of(Path(sys.argv[1]), "one", execution) as journal:
+    run_kept(tasks, stage="test", execution=execution, journal=journal)
 """
 
 

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from eckart.engine import Run, Silent, Task, run_tasks
+from eckart.engine import Execution, Silent, Task, run_tasks
 
 PATIENCE = 20  # seconds that a test waits for what must happen at once
 
@@ -55,7 +55,7 @@ class Meter:
 
 
 def results(tasks, **options):
-    return {task.name: result for task, result in run_tasks(tasks, stage="test", run=Run(**options))}
+    return {task.name: result for task, result in run_tasks(tasks, stage="test", execution=Execution(**options))}
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -129,7 +129,7 @@ def test_the_first_error_stops_what_has_not_begun_and_is_raised_as_it_was(worker
 def test_leaving_the_iterator_starts_nothing_more_and_waits_for_nothing():
     meter, hold = Meter(), threading.Event()
     tasks = [Task("slow", 1, 100, lambda: hold.wait(PATIENCE)), *(meter.task(f"t{i}", 1, 0.02) for i in range(60))]
-    iterator = run_tasks(tasks, stage="test", run=Run(workers=3))
+    iterator = run_tasks(tasks, stage="test", execution=Execution(workers=3))
     next(iterator)
     before = time.perf_counter()
     iterator.close()
@@ -144,7 +144,7 @@ def test_leaving_the_iterator_starts_nothing_more_and_waits_for_nothing():
 
 def test_nothing_begins_before_the_first_result_is_asked_for():
     meter = Meter()
-    iterator = run_tasks([meter.task("t", 1)], stage="test", run=Run(workers=2))
+    iterator = run_tasks([meter.task("t", 1)], stage="test", execution=Execution(workers=2))
     time.sleep(0.05)
     assert meter.begun == 0
     assert len(list(iterator)) == 1
@@ -158,7 +158,7 @@ def test_the_thread_count_of_torch_is_restored(ends):
     tasks = [Task(f"t{i}", 1, 1, lambda: inside.append(torch.get_num_threads())) for i in range(4)]
     if ends == "with an error":
         tasks.append(Task("broken", 1, 0, lambda: 1 / 0))
-    iterator = run_tasks(tasks, stage="test", run=Run(workers=3))
+    iterator = run_tasks(tasks, stage="test", execution=Execution(workers=3))
     try:
         if ends == "early":
             next(iterator)

@@ -15,7 +15,7 @@ LESSON = {
     "bytes that differ from the library's": "0",
     "error of NF4 on Gaussian weights, in %": "9.211",
     "bits a weight, plain": "4.5",
-    "bits a weight, scales quantised too": "4.127",
+    "bits a weight, scales quantized too": "4.127",
     "codes that differ from bitsandbytes'": "0",
     "scales that differ from bitsandbytes'": "0",
     "bytes of codes that changed": "0",

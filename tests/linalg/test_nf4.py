@@ -120,7 +120,7 @@ def test_the_error_of_a_gaussian_weight_is_the_known_one():
     assert float(worst.max()) <= 0.15191
 
 
-def test_quantising_again_changes_nothing():
+def test_quantizing_again_changes_nothing():
     weight = nf4.quantize(normal(100, 100)).dequantize()
     assert torch.equal(nf4.quantize(weight).dequantize(), weight)
 
@@ -146,6 +146,6 @@ def test_arrays_strided_views_and_other_dtypes_of_the_result():
         (torch.ones(2, 2), {"block_size": 100}, "32, 64, .*, 4096, got 100"),
     ],
 )
-def test_what_cannot_be_quantised_is_refused(weight, options, said):
+def test_what_cannot_be_quantized_is_refused(weight, options, said):
     with pytest.raises(ValueError, match=said):
         nf4.quantize(weight, **options)

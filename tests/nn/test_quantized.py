@@ -1,4 +1,4 @@
-"""Layers in four bits: what a dense layer with the dequantised weight computes, in an eighth of its memory."""
+"""Layers in four bits: what a dense layer with the dequantized weight computes, in an eighth of its memory."""
 
 import copy
 import gc
@@ -143,7 +143,7 @@ def test_a_cast_leaves_the_scales_as_they_are():
 
 
 @pytest.mark.parametrize("double", [True, False])
-def test_a_model_computes_with_dequantised_weights(double):
+def test_a_model_computes_with_dequantized_weights(double):
     torch.manual_seed(0)
     model = Net()
     dense = copy.deepcopy(model)
@@ -176,7 +176,7 @@ def test_dense_weights_are_freed_one_after_another(monkeypatch):
     assert alive == [4, 3, 2, 1]
 
 
-def test_conv1d_is_quantised_as_bitsandbytes_does_it(tmp_path):
+def test_conv1d_is_quantized_as_bitsandbytes_does_it(tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -191,7 +191,7 @@ def test_conv1d_is_quantised_as_bitsandbytes_does_it(tmp_path):
     assert model(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
 
 
-def test_a_quantised_model_is_read_and_saved_like_a_checkpoint(tmp_path):
+def test_a_quantized_model_is_read_and_saved_like_a_checkpoint(tmp_path):
     model = Net()
     quantize_model(model)
     state = model.state_dict()
@@ -211,7 +211,7 @@ def test_a_quantised_model_is_read_and_saved_like_a_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
-def test_adapters_take_the_gradients_that_they_take_on_dequantised_weights(method):
+def test_adapters_take_the_gradients_that_they_take_on_dequantized_weights(method):
     torch.manual_seed(0)
     packed = Net()
     dense = copy.deepcopy(packed)
@@ -305,7 +305,7 @@ class Odd(nn.Linear):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_quantised_is_refused(model, options, error, said):
+def test_what_cannot_be_quantized_is_refused(model, options, error, said):
     with pytest.raises(error, match=said):
         quantize_model(model(), **options)
 
@@ -318,5 +318,5 @@ def test_a_model_with_adapters_or_without_finite_weights_is_refused_unchanged():
         quantize_model(model)
     assert type(model.up) is nn.Linear
     inject(model, LoRAConfig(rank=1, target=("up",)))
-    with pytest.raises(MismatchError, match="quantise it first"):
+    with pytest.raises(MismatchError, match="quantize it first"):
         quantize_model(model)

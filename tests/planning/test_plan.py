@@ -8,9 +8,9 @@ import torch
 from transformers import Gemma2Config, LlamaConfig, T5Config
 
 from eckart.adapter import Adapter, AdapterLayer
-from eckart.analysis import analyze
 from eckart.errors import MismatchError, OptionError
 from eckart.nn import LoRAConfig
+from eckart.operations.analysis import analyze
 from eckart.planning import PlanSetting, plan, simulate
 from eckart.planning import forecast as forecasts
 from eckart.planning.counts import Outline

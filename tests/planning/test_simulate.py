@@ -104,7 +104,7 @@ def test_an_update_in_8_bits_works_in_place_on_a_gpu_only():
     assert cuda.details["temporary"] < cpu.details["temporary"] / 4
 
 
-def test_a_base_in_nf4_takes_what_the_quantised_model_takes():
+def test_a_base_in_nf4_takes_what_the_quantized_model_takes():
     took = simulate(LLAMA, setting(method="qlora"), device="cpu")
     model = build_model(read_architecture(LLAMA), setting())
     dense = sum(parameter.numel() for parameter in model.parameters())
@@ -184,7 +184,7 @@ def test_nothing_is_asked_of_the_network_or_a_device(monkeypatch):
 def test_what_runs_otherwise_than_asked_is_noted():
     took = simulate(MODELS["gemma2 (capped logits)"] | {"quantization_config": {"quant_method": "fp8"}}, setting())
     assert any("no SDPA" in note for note in took.notes)
-    assert any("quantisation is left out" in note for note in took.notes)
+    assert any("quantization is left out" in note for note in took.notes)
     assert any("experts" in note for note in simulate(MODELS["mixtral (experts)"], setting()).notes)
     assert simulate(LLAMA, setting()).notes == ()
 

@@ -9,9 +9,9 @@ import torch
 from rich.console import Console
 
 from eckart.adapter import Adapter, AdapterLayer
-from eckart.adapter.comparison.compare import compare
-from eckart.adapter.comparison.merge_check import MergeCheck, MergedMatrix
-from eckart.adapter.comparison.result import Comparison
+from eckart.operations.comparison.compare import compare
+from eckart.operations.comparison.merge_check import MergeCheck, MergedMatrix
+from eckart.operations.comparison.result import Comparison
 from eckart.report.comparison import comparison_table, merge_check_table, verdict_text
 from eckart.report.comparison_figures import alignment_map, overlap_map
 

@@ -12,9 +12,9 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from eckart.analysis import Analysis, analyze
 from eckart.errors import MissingExtraError, OutputError
 from eckart.linalg import Spectrum
+from eckart.operations.analysis import Analysis, analyze
 from eckart.report import energy_figure, error_figure, rank_map, save_figures, spectrum_figure
 
 ALL = [spectrum_figure, energy_figure, error_figure, rank_map]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from eckart.adapter.merging.merge import MergeResult
-from eckart.adapter.merging.unmerge import UnmergeResult
-from eckart.checkpoint import LeftOut
+from eckart.checkpoint import Skipped
+from eckart.operations.merging.merge import MergeResult
+from eckart.operations.merging.unmerge import UnmergeResult
 from eckart.report.merging import merge_table, unmerge_table
 
 
@@ -29,9 +29,9 @@ def merged(**options) -> MergeResult:
         (merged(update_error=0.64), "an error of 64.0% of the update, as any merge", "NF4"),
         (merged(update_error=0.001), "2 of 9 tensors changed", "Rounding"),
         (merged(untied=True), "no longer shares the embedding's", "NF4"),
-        (merged(requantisation_error=0.08, update_error=0.2), "8.00% of the merged weights and 20.0% of", "lost"),
+        (merged(requantization_error=0.08, update_error=0.2), "8.00% of the merged weights and 20.0% of", "lost"),
         (
-            merged(requantisation_error=0.08, update_error=3.0),
+            merged(requantization_error=0.08, update_error=3.0),
             "3 times the update: most of what was merged is lost",
             "%%",
         ),
@@ -43,7 +43,7 @@ def test_a_merge_tells_its_cost(result, said, unsaid):
 
 
 def test_a_share_that_is_not_whole_never_reads_as_all():
-    result = UnmergeResult(Path("out"), 9, 2, 10**6, 1 - 1e-9, 1.0, 0.0, [LeftOut("tokenizer", "none")], 1.0)
+    result = UnmergeResult(Path("out"), 9, 2, 10**6, 1 - 1e-9, 1.0, 0.0, [Skipped("tokenizer", "none")], 1.0)
     said = text(unmerge_table(result))
     assert "Merging again gives 99.99%" in said
     assert "100% equal the base" in said

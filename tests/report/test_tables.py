@@ -8,11 +8,11 @@ import pytest
 import torch
 from rich.console import Console, RenderableType
 
-from eckart.adapter import RankChoice, extract
-from eckart.analysis import Analysis, analyze
-from eckart.checkpoint import LeftOut
+from eckart.checkpoint import Skipped
 from eckart.evaluation import GainReport
 from eckart.linalg import Interval, RankBound
+from eckart.operations import RankChoice, extract
+from eckart.operations.analysis import Analysis, analyze
 from eckart.report import adapter_table, analysis_table
 from eckart.report.words import bytes_text, count_text, number_text, seconds_text
 from eckart.training import DistillResult
@@ -67,9 +67,9 @@ def test_a_zero_matrix_has_dashes_for_numbers() -> None:
     assert row(lines, "zero")[2:] == ["–", "–", "–"]
 
 
-def test_what_was_left_out_is_counted_by_reason(of_weights: Analysis) -> None:
-    left = [LeftOut(f"layers.{i}.bias", "bias") for i in range(50)] + [LeftOut(f"x{i}", f"r{i}") for i in range(5)]
-    text = printed_narrow(analysis_table(replace(of_weights, left_out=left)))
+def test_what_was_skipped_is_counted_by_reason(of_weights: Analysis) -> None:
+    left = [Skipped(f"layers.{i}.bias", "bias") for i in range(50)] + [Skipped(f"x{i}", f"r{i}") for i in range(5)]
+    text = printed_narrow(analysis_table(replace(of_weights, skipped=left)))
     assert "50 × bias (such as layers.0.bias)" in text
     assert "Left out: 2 more" in text
 

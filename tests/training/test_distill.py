@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from eckart.adapter import Adapter, extract, load_adapter, resize
-from eckart.adapter.extraction.factors import FactorOptions
-from eckart.adapter.extraction.scope import Scope
+from eckart.adapter import Adapter
 from eckart.errors import EckartError, MismatchError, NotFiniteError, OptionError
 from eckart.evaluation import adapter_applied, load_model, text_loss
+from eckart.formats import load_adapter
 from eckart.nn import adapter_of, eject, inject_adapter
+from eckart.operations import extract, resize
+from eckart.operations.extraction.scope import Scope
+from eckart.operations.factors import FactorOptions
 from eckart.training import Distillation, FinetuneSettings, distill, finetune, pack_texts
 from eckart.training.distill import SHORT, hold_out
 from eckart.training.divergence import summed_agreement, turn_into_gradient

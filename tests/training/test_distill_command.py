@@ -7,9 +7,9 @@ import pytest
 from transformers.utils import logging
 from typer.testing import CliRunner, Result
 
-from eckart.adapter import load_adapter
 from eckart.cli.main import app
 from eckart.evaluation import load_model, load_tokenizer
+from eckart.formats import load_adapter
 from eckart.training import FinetuneSettings, finetune, pack_texts
 
 from .tiny import words, write_tiny_llama

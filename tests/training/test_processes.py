@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import eckart
-from eckart.adapter import load_adapter
+from eckart.formats import load_adapter
 from eckart.nn import LoRAConfig
 from eckart.training import DataOptions, TrainSettings, train
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from eckart.adapter import load_adapter
 from eckart.errors import EckartError, MismatchError, OptionError, OutputError
+from eckart.formats import load_adapter
 from eckart.nn import LoRAConfig
 from eckart.training import DataOptions, DivergenceError, TrainSettings
 from eckart.training.sweep import sweep

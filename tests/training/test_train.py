@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from eckart.adapter import load_adapter
 from eckart.errors import EckartError, MismatchError, NotFiniteError, OptionError, OutputError
+from eckart.formats import load_adapter
 from eckart.nn import LoRAConfig, adapted_modules, adapter_of, inject
 from eckart.training import (
     DataOptions,

@@ -4,12 +4,13 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from eckart.adapter.deferred import Deferred
+from eckart.errors import OutputError
 from eckart.linalg import LowRank
 
 LayerKind = Literal["linear", "conv1d", "embedding", "conv", "expert"]
@@ -169,9 +170,27 @@ class Adapter(Mapping[str, AdapterLayer]):
             OutputError: `path` exists and `force` is not given, or cannot be written.
             MismatchError: the format cannot express the adapter; the message says why.
         """
-        from eckart.adapter import formats
+        write = _WRITERS.get(self.format)
+        if write is None:
+            msg = f"adapters are saved by eckart.formats: import it, or eckart, to save one in the {self.format} format"
+            raise OutputError(msg)
+        write(self, Path(path), force=force)
 
-        formats.write(self, Path(path), force=force)
+
+class Writer(Protocol):
+    """Writes an adapter in one format, whole or not at all."""
+
+    def __call__(self, adapter: Adapter, path: Path, *, force: bool) -> None:
+        """Errors as `Adapter.save`."""
+        ...
+
+
+_WRITERS: dict[AdapterFormat, Writer] = {}
+
+
+def register_writer(format: AdapterFormat, writer: Writer) -> None:  # noqa: A002
+    """Make `Adapter.save` write a format with `writer`; the value knows no files, so `eckart.formats` calls this."""
+    _WRITERS[format] = writer
 
 
 def _without_data(layers: Mapping[str, AdapterLayer]) -> dict[str, AdapterLayer]:
@@ -179,15 +198,3 @@ def _without_data(layers: Mapping[str, AdapterLayer]) -> dict[str, AdapterLayer]
         name: replace(layer, **{part: tensor.to("meta") for part, tensor in layer.tensors().items()})
         for name, layer in layers.items()
     }
-
-
-def load_adapter(source: str | Path) -> Adapter:
-    """An adapter from its files or from the hub; headers are checked here, a layer is read when it is looked up.
-
-    Raises:
-        SourceError: there is no adapter at `source`.
-        FileFormatError: config and tensors are damaged or disagree; every fault is listed.
-    """
-    from eckart.adapter import formats
-
-    return formats.read(source)

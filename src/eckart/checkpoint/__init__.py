@@ -2,7 +2,7 @@
 
 from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
 from eckart.checkpoint.compare import compare_layouts
-from eckart.checkpoint.layout import Layout, LeftOut, MatrixView, layout
+from eckart.checkpoint.layout import Layout, MatrixView, Skipped, layout
 from eckart.checkpoint.matrices import DifferenceMatrix, WeightMatrix
 from eckart.checkpoint.naming import matches
 from eckart.checkpoint.open import open_checkpoint
@@ -15,8 +15,8 @@ __all__ = [
     "Checkpoint",
     "DifferenceMatrix",
     "Layout",
-    "LeftOut",
     "MatrixView",
+    "Skipped",
     "SourceFiles",
     "TensorInfo",
     "TensorSpec",

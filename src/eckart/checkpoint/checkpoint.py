@@ -15,9 +15,9 @@ class TensorInfo:
 
     Attributes:
         dtype: the dtype that reading returns.
-        nbytes: bytes in the file (of a quantised tensor, its blocks).
+        nbytes: bytes in the file (of a quantized tensor, its blocks).
         file: the file that holds it.
-        quantisation: the GGUF type's name, or nf4, when the tensor is dequantised on reading, else None.
+        quantization: the GGUF type's name, or nf4, when the tensor is dequantized on reading, else None.
     """
 
     name: str
@@ -25,7 +25,7 @@ class TensorInfo:
     dtype: torch.dtype
     nbytes: int
     file: Path
-    quantisation: str | None = None
+    quantization: str | None = None
 
 
 class Checkpoint(Protocol):
@@ -48,7 +48,7 @@ class Checkpoint(Protocol):
     folder: Path | None
 
     def read(self, name: str) -> Tensor:
-        """The whole tensor in the dtype that `tensors` states: the stored one, or what it is dequantised to."""
+        """The whole tensor in the dtype that `tensors` states: the stored one, or what it is dequantized to."""
         ...
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:

@@ -2,9 +2,14 @@
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
 from eckart.checkpoint.layout import is_buffer, layout, module_of
 from eckart.checkpoint.naming import is_embedding, is_output_layer, matches
+
+COMPARED_BYTES = 2**23  # read at a time to see whether a tensor changed
 
 
 def compare_layouts(base: Checkpoint, tuned: Checkpoint, exclude: Sequence[str] = ()) -> list[str]:
@@ -24,7 +29,7 @@ def compare_layouts(base: Checkpoint, tuned: Checkpoint, exclude: Sequence[str] 
     prefix = _prefix_fault(base, tuned)
     if prefix:
         return [prefix]
-    left_out = {item.name: item.reason for item in layout(base).left_out}
+    skipped = {item.name: item.reason for item in layout(base).skipped}
     matrices = {view.tensor for view in layout(tuned).matrices}
     faults = []
     for name in dict.fromkeys([*base.tensors, *tuned.tensors]):
@@ -33,8 +38,8 @@ def compare_layouts(base: Checkpoint, tuned: Checkpoint, exclude: Sequence[str] 
         old, new = _find(base, name), _find(tuned, name)
         if (info := old or new) and is_buffer(info):
             continue
-        if name in matrices and old and old.name in left_out:
-            faults.append(f"{name}: the base cannot be used: {left_out[old.name]}")
+        if name in matrices and old and old.name in skipped:
+            faults.append(f"{name}: the base cannot be used: {skipped[old.name]}")
         elif fault := _fault(name, base, tuned):
             faults.append(f"{name}: {fault}")
     return faults
@@ -80,3 +85,24 @@ def _prefix_fault(base: Checkpoint, tuned: Checkpoint) -> str | None:
                     "save both from the same model class"
                 )
     return None
+
+
+def changed(base: Checkpoint, tuned: Checkpoint, tensor: str) -> bool:
+    """Whether a tensor differs between the checkpoints; reads until the first difference."""
+    stored = base.tied.get(tensor, tensor)
+    if stored not in base.tensors:
+        return True
+    info = tuned.tensors[tensor]
+    if not info.shape:
+        return not _equal(base.read(stored), tuned.read(tensor))
+    step = max(1, COMPARED_BYTES * info.shape[0] // max(info.nbytes, 1))
+    starts = range(0, info.shape[0], step)
+    spans = [(start, min(start + step, info.shape[0])) for start in starts]
+    return any(not _equal(base.rows(stored, *span), tuned.rows(tensor, *span)) for span in spans)
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors hold the same values, whatever dtypes they are stored in."""
+    if first.dtype == second.dtype:
+        return torch.equal(first, second)
+    return torch.equal(first.to(torch.float64), second.to(torch.float64))

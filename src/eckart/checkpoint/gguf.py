@@ -1,7 +1,7 @@
-"""GGUF checkpoints of the llama family, under Hugging Face names and dequantised as they are read.
+"""GGUF checkpoints of the llama family, under Hugging Face names and dequantized as they are read.
 
 Only architectures whose tensors equal what transformers loads from the same file, bit for bit, are opened.
-Dequantisation is the `gguf` package's; a quantisation block never crosses a row, so rows can be read alone.
+Dequantization is the `gguf` package's; a quantization block never crosses a row, so rows can be read alone.
 """
 
 import hashlib
@@ -78,12 +78,12 @@ class GgufCheckpoint:
         self.tied: Mapping[str, str] = tied_weights(self.tensors, self.config)
 
     def read(self, name: str) -> Tensor:
-        """The whole tensor: float32 if quantised, otherwise as stored."""
+        """The whole tensor: float32 if quantized, otherwise as stored."""
         shape = self.tensors[name].shape
         return self.rows(name, 0, shape[0]) if shape else self._stored_rows(name, 0, 1).reshape(())
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Entries `start` to `stop` of the first dimension: float32 if quantised, otherwise as stored."""
+        """Entries `start` to `stop` of the first dimension: float32 if quantized, otherwise as stored."""
         info = self.tensors[name]
         check_rows(info, start, stop)
         heads = self._rotary_heads(name)
@@ -112,7 +112,7 @@ class GgufCheckpoint:
         return self._blocks(tensor, start * rows, stop * rows).reshape(stop - start, *tensor.shape[1:])
 
     def _blocks(self, tensor: GgufTensor, start: int, stop: int) -> Tensor:
-        """Rows of the tensor flattened to two dimensions, dequantised a chunk at a time."""
+        """Rows of the tensor flattened to two dimensions, dequantized a chunk at a time."""
         from gguf.quants import dequantize
 
         kind = self._types[tensor.type_id]
@@ -143,7 +143,7 @@ class GgufCheckpoint:
         if not name:
             return f"{what} has no place in a dense model of type {self.config['model_type']}"
         if kind is None:
-            return f"{what} has type {tensor.type_id}, which the installed gguf package cannot dequantise"
+            return f"{what} has type {tensor.type_id}, which the installed gguf package cannot dequantize"
         if tensor.shape and tensor.shape[-1] % kind.block:
             return f"{what}: rows of {tensor.shape[-1]} do not divide into {kind.name} blocks of {kind.block}"
         heads = self._rotary_heads(name)
@@ -155,8 +155,8 @@ class GgufCheckpoint:
 
     def _info(self, name: str, tensor: GgufTensor) -> TensorInfo:
         kind = self._types[tensor.type_id].name
-        dtype, quantisation = _PLAIN.get(kind, torch.float32), None if kind in _PLAIN else kind
-        return TensorInfo(name, tensor.shape, dtype, self._nbytes(tensor), self._header.path, quantisation)
+        dtype, quantization = _PLAIN.get(kind, torch.float32), None if kind in _PLAIN else kind
+        return TensorInfo(name, tensor.shape, dtype, self._nbytes(tensor), self._header.path, quantization)
 
     def _nbytes(self, tensor: GgufTensor) -> int:
         return self._row_bytes(tensor) * math.prod(tensor.shape[:-1])
@@ -175,7 +175,7 @@ class GgufCheckpoint:
 
 
 def _known_types() -> dict[int, _Type]:
-    """Storage types by their number in files: the plain ones and those that the gguf package dequantises."""
+    """Storage types by their number in files: the plain ones and those that the gguf package dequantizes."""
     try:
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
         from gguf.quants import dequantize

@@ -16,8 +16,8 @@ _CONV1D_MODULES = {"c_attn", "c_proj", "c_fc", "q_attn"}
 _TRANSPOSED_EXPERTS = {"gpt_oss", "llama4", "llama4_text", "qwen3_vl_moe", "qwen3_vl_moe_text"}
 _EXPERT_MODULES = {"input_linear", "output_linear"}
 _BUFFERS = {"inv_freq", "rope_freqs", "masked_bias", "position_ids", "original_inv_freq"}
-_QUANTISED = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", "SCB", "weight_format")
-_QUANTISED_BESIDE = ("qweight", "qzeros", "weight_scale", "weight_scale_inv", "SCB")
+_QUANTIZED = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", "SCB", "weight_format")
+_QUANTIZED_BESIDE = ("qweight", "qzeros", "weight_scale", "weight_scale_inv", "SCB")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class MatrixView:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class Skipped:
     """A tensor, or a matrix, that is not worked on, and why."""
 
     name: str
@@ -67,7 +67,7 @@ class Layout:
     """Every tensor of a checkpoint, in exactly one of two lists."""
 
     matrices: list[MatrixView]
-    left_out: list[LeftOut]
+    skipped: list[Skipped]
 
 
 def layout(checkpoint: Checkpoint) -> Layout:
@@ -80,7 +80,7 @@ def layout(checkpoint: Checkpoint) -> Layout:
     for name, info in checkpoint.tensors.items():
         reason = _reason_to_leave(info, checkpoint)
         if reason:
-            result.left_out.append(LeftOut(name, reason))
+            result.skipped.append(Skipped(name, reason))
             continue
         kind = _kind(info, checkpoint.kinds, has_conv1d=has_conv1d)
         transposed = kind == "conv1d" or (kind == "expert" and _expert_is_transposed(info, checkpoint.config))
@@ -131,7 +131,7 @@ def _reason_to_leave(info: TensorInfo, checkpoint: Checkpoint) -> str | None:
     is_depthwise = known == "grouped conv" or (known is None and _is_depthwise(info))
     unknown = dimensions > 2 and not _is_conv(info, known) and not _is_expert(info)
     rules = (
-        (_is_quantised(info, checkpoint.tensors), "quantised storage: dequantise the checkpoint first"),
+        (_is_quantized(info, checkpoint.tensors), "quantized storage: dequantize the checkpoint first"),
         (is_buffer(info), "buffer"),
         (not info.dtype.is_floating_point, f"{str(info.dtype).removeprefix('torch.')}, not floating point"),
         (0 in info.shape, "no elements"),
@@ -176,13 +176,13 @@ def _is_expert(info: TensorInfo) -> bool:
     return len(info.shape) == 3 and ("experts" in parts or parts[-1] in _EXPERT_MODULES)
 
 
-def _is_quantised(info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> bool:
-    """Whether the tensor is part of a quantised weight: values and scales that mean nothing alone."""
+def _is_quantized(info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> bool:
+    """Whether the tensor is part of a quantized weight: values and scales that mean nothing alone."""
     module, _, leaf = info.name.rpartition(".")
     if leaf.endswith("bias"):
         return False
-    beside = [f"{info.name}.absmax", *(f"{module}.{part}" for part in _QUANTISED_BESIDE)]
-    return leaf in _QUANTISED or "quant_state" in info.name or any(name in tensors for name in beside)
+    beside = [f"{info.name}.absmax", *(f"{module}.{part}" for part in _QUANTIZED_BESIDE)]
+    return leaf in _QUANTIZED or "quant_state" in info.name or any(name in tensors for name in beside)
 
 
 def model_types(config: Mapping[str, Any]) -> set[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from math import prod
 
 import torch
 from torch import Tensor
@@ -97,3 +98,16 @@ def _not_finite(checkpoint: Checkpoint, view: MatrixView) -> NotFiniteError:
         f"{checkpoint.source}: {view.name} holds {bad:,} values that are NaN or Inf; "
         f"mend the checkpoint, or leave the matrix out with --exclude {view.module}"
     )
+
+
+def as_view(name: str, shape: tuple[int, ...]) -> MatrixView:
+    """Any tensor as one matrix of its entries."""
+    rows = shape[0] if shape else 1
+    return MatrixView(name, name, name, "parameter", (rows, prod(shape[1:])), 0, False, shape)
+
+
+def rows_of(checkpoint: Checkpoint, view: MatrixView) -> Iterator[Tensor]:
+    """Row blocks in the stored dtype, also of a scalar, in the main memory."""
+    if not view.tensor_shape:
+        return iter([checkpoint.read(view.tensor).reshape(1, 1).cpu()])
+    return (rows.cpu() for rows in stored_rows(checkpoint, view))

@@ -14,16 +14,16 @@ from eckart.linalg.nf4 import NESTED_BLOCK, Nf4Blocks
 
 
 class Nf4Checkpoint:
-    """A checkpoint whose NF4 weights have the shape and dtype that they stand for, and are dequantised on reading.
+    """A checkpoint whose NF4 weights have the shape and dtype that they stand for, and are dequantized on reading.
 
     bitsandbytes has the weight of a Conv1D as (out, in); read here it is (in, out), as in any other file of that model.
 
     Attributes:
         stored: the same checkpoint as it lies in its files, with codes and scales as tensors.
-        schemes: how each quantised weight is stored, by its name.
+        schemes: how each quantized weight is stored, by its name.
 
     Raises:
-        FileFormatError: parts of quantised weights are missing, damaged or disagree; every fault is listed.
+        FileFormatError: parts of quantized weights are missing, damaged or disagree; every fault is listed.
     """
 
     def __init__(self, stored: Checkpoint) -> None:
@@ -41,7 +41,7 @@ class Nf4Checkpoint:
         }
 
     def read(self, name: str) -> Tensor:
-        """The whole tensor; a quantised one in the dtype that it was quantised from."""
+        """The whole tensor; a quantized one in the dtype that it was quantized from."""
         if name not in self.schemes:
             return self.stored.read(name)
         weight = self.blocks(name).dequantize()
@@ -58,14 +58,14 @@ class Nf4Checkpoint:
         row, count = math.prod(info.shape[1:]), math.prod(info.shape)
         if start == stop:
             return torch.empty((0, *info.shape[1:]), dtype=info.dtype)
-        # Scales quantised together are read together.
+        # Scales quantized together are read together.
         group = scheme.block_size * (NESTED_BLOCK if scheme.double else 1)
         first, last = start * row // group * group, min(-(-stop * row // group) * group, count)
         values = self._blocks(scheme, first, last).dequantize()
         return values[start * row - first : stop * row - first].view(stop - start, *info.shape[1:])
 
     def blocks(self, name: str) -> Nf4Blocks:
-        """A quantised weight as it is stored."""
+        """A quantized weight as it is stored."""
         scheme = self.schemes[name]
         return replace(self._blocks(scheme, 0, math.prod(scheme.shape)), shape=scheme.shape)
 

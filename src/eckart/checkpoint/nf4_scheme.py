@@ -33,9 +33,9 @@ class Nf4Scheme:
     Attributes:
         name: of the weight, and of the tensor that holds its codes.
         shape: of the weight.
-        dtype: that the weight was quantised from and is dequantised to.
+        dtype: that the weight was quantized from and is dequantized to.
         block_size: values that share a scale.
-        double: whether the scales are quantised too.
+        double: whether the scales are quantized too.
         storage: the dtype whose numbers the bytes of the codes are stored as.
     """
 
@@ -62,7 +62,7 @@ class Nf4Scheme:
         return [codes, *(TensorSpec(f"{self.name}{end}", (size,), dtype) for end, size, dtype in parts)]
 
     def tensors(self, blocks: Nf4Blocks) -> Iterator[tuple[str, Tensor]]:
-        """What `specs` announces, with the values of a quantised weight."""
+        """What `specs` announces, with the values of a quantized weight."""
         yield self.name, blocks.codes.view(-1).view(self.storage)[:, None]
         yield f"{self.name}.absmax", blocks.absmax
         yield f"{self.name}.quant_map", CODEBOOK
@@ -152,15 +152,15 @@ def state_of(stored: Checkpoint, name: str) -> dict[str, Any]:
     """The JSON beside a weight; ValueError if it is not one that bitsandbytes writes."""
     info = stored.tensors[f"{name}{STATE}"]
     if info.dtype != torch.uint8 or info.nbytes > _STATE_LIMIT_BYTES:
-        msg = f"the quantisation state is {info.shape}, {info.dtype}, expected the bytes of a short text"
+        msg = f"the quantization state is {info.shape}, {info.dtype}, expected the bytes of a short text"
         raise ValueError(msg)
     try:
         state = json.loads(stored.read(info.name).cpu().numpy().tobytes())
     except (ValueError, RecursionError) as error:
-        msg = f"the quantisation state is not JSON ({error})"
+        msg = f"the quantization state is not JSON ({error})"
         raise ValueError(msg) from None
     if not isinstance(state, dict):
-        msg = "the quantisation state is not a JSON object"
+        msg = "the quantization state is not a JSON object"
         raise ValueError(msg)
     faults = [f"{field} is {str(state.get(field))[:60]}, expected {expected}" for field, expected in _unfit(state)]
     if faults:

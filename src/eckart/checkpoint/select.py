@@ -69,7 +69,7 @@ def _reasons(layout: Layout) -> dict[str, str]:
         for view in layout.matrices
         for module in view.tied_modules
     }
-    return tied | {module_of(item.name): f"is left out: {item.reason}" for item in layout.left_out}
+    return tied | {module_of(item.name): f"is left out: {item.reason}" for item in layout.skipped}
 
 
 def _nearest(pattern: str, modules: Sequence[str]) -> list[str]:

@@ -40,16 +40,23 @@ def analyze(
      o_proj      30  576×576    3.28   187 (81–216)  387 (297–403)    19 (7–32)
     120 matrices, 26.5 M parameters, 6.3 s, peak memory 325 MB
     """  # noqa: D301
-    from eckart.analysis import analyze as analyze_source
     from eckart.cli.output import show, show_json
     from eckart.cli.page import page_beside
     from eckart.cli.progress import Bar
-    from eckart.engine import Run
+    from eckart.engine import Execution
+    from eckart.operations.analysis import analyze as analyze_source
     from eckart.report import analysis_table, save_figures
 
-    run = Run(device=device, workers=workers, seed=seed, resume=not no_resume, progress=Bar())
+    execution = Execution(device=device, workers=workers, seed=seed, resume=not no_resume, progress=Bar())
     analysis = analyze_source(
-        source, base, full=full, target=target or (), exclude=exclude or (), output=output, force=force, run=run
+        source,
+        base,
+        full=full,
+        target=target or (),
+        exclude=exclude or (),
+        output=output,
+        force=force,
+        execution=execution,
     )
     if output:
         save_figures(analysis, output)

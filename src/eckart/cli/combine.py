@@ -67,14 +67,14 @@ def combine(
     All layers together: relative error 35.44%; no adapter of these ranks has
     less than 35.44%.
     """  # noqa: D301
-    from eckart.adapter import FactorOptions, RankChoice
-    from eckart.adapter.combination.combine import combine as combined
-    from eckart.adapter.combination.combine import plan_combine
-    from eckart.adapter.combination.mixture import Mixture
-    from eckart.adapter.weights import parse_weights
     from eckart.cli.output import show, show_json
     from eckart.cli.progress import Bar
-    from eckart.engine import Run
+    from eckart.engine import Execution
+    from eckart.operations import FactorOptions, RankChoice
+    from eckart.operations.combination.combine import combine as combined
+    from eckart.operations.combination.combine import plan_combine
+    from eckart.operations.combination.mixture import Mixture
+    from eckart.operations.weights import parse_weights
     from eckart.report import adapter_table, preview_table
 
     given = (rank, energy, error, budget) != (None, None, None, None)
@@ -88,6 +88,6 @@ def combine(
     if dry_run:
         preview = plan_combine(adapters, **options).preview()
         return show_json(preview.to_json()) if as_json else show(preview_table(preview))
-    run = Run(device="cpu", workers=workers, seed=seed, resume=not no_resume, progress=Bar())
-    result = combined(adapters, output=output, run=run, force=force, **options)
+    execution = Execution(device="cpu", workers=workers, seed=seed, resume=not no_resume, progress=Bar())
+    result = combined(adapters, output=output, execution=execution, force=force, **options)
     return show_json(result.to_json()) if as_json else show(adapter_table(result))

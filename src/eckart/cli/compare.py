@@ -49,16 +49,18 @@ def compare(
     Verdict: merged is base + rank8, within the rounding of a merge.
     …
     """  # noqa: D301
-    from eckart.adapter.comparison.compare import plan_comparison
-    from eckart.adapter.comparison.result import Comparison
     from eckart.checkpoint import check_output
     from eckart.cli.output import show, show_json
     from eckart.cli.progress import Bar
-    from eckart.engine import Run
+    from eckart.engine import Execution
+    from eckart.operations.comparison.compare import plan_comparison
+    from eckart.operations.comparison.result import Comparison
     from eckart.report import comparison_table, merge_check_table, preview_table, save_comparison
 
-    run = Run(device=device, workers=workers, seed=seed, progress=Bar())
-    plan = plan_comparison(a, b, base=base, directions=directions, target=target or (), exclude=exclude or (), run=run)
+    execution = Execution(device=device, workers=workers, seed=seed, progress=Bar())
+    plan = plan_comparison(
+        a, b, base=base, directions=directions, target=target or (), exclude=exclude or (), execution=execution
+    )
     if dry_run:
         preview = plan.preview()
         return show_json(preview.to_json()) if as_json else show(preview_table(preview))

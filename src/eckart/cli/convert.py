@@ -45,8 +45,8 @@ def convert(
       transformer.transformer_blocks.0.attn.to_out.0
     266 layers, 19.7 MB
     """  # noqa: D301
-    from eckart.adapter.conversion.convert import plan_conversion
     from eckart.cli.output import show, show_json
+    from eckart.operations.conversion import plan_conversion
     from eckart.report import conversion_table, preview_table
 
     plan = plan_conversion(adapter, to, base=base)  # type: ignore[arg-type]  # checked there

@@ -53,7 +53,7 @@ def distillation(
         msg = "--distill needs the model that the adapter belongs to, and the adapter names none: --base BASE"
         raise OptionError(msg)
     content = read_text(text, "--distill")
-    from eckart.engine import Run
+    from eckart.engine import Execution
     from eckart.training import Distillation, fast_dtype
     from eckart.training.distill import SHORT
 
@@ -64,6 +64,6 @@ def distillation(
             teacher,
             content,
             settings,
-            device=Run(device=device).torch_device(),
+            device=Execution(device=device).torch_device(),
             progress=lambda step, steps, kl: stages.show("Distilling", step, steps, f"KL {kl:.4f}"),
         )

@@ -88,13 +88,13 @@ def extract(
     errors by weights are those of the trained factors, which follow predictions
     instead.
     """  # noqa: D301
-    from eckart import adapter as adapters
+    from eckart import operations
     from eckart.cli.distill import distillation
     from eckart.cli.evaluate import gain_of, read_text
     from eckart.cli.output import show, show_json
     from eckart.cli.page import result_beside
     from eckart.cli.progress import Bar
-    from eckart.engine import Run
+    from eckart.engine import Execution
     from eckart.errors import OptionError
     from eckart.report import adapter_table
 
@@ -103,14 +103,14 @@ def extract(
         raise OptionError(msg)
     text = read_text(evaluation) if evaluation else None
     with distillation(base, tuned, distill, steps=steps, seed=seed, device=device) as refine:
-        extraction = adapters.extract(
+        extraction = operations.extract(
             base,
             tuned,
-            rank=adapters.RankChoice.given(rank=rank, energy=energy, error=error, budget=budget),
+            rank=operations.RankChoice.given(rank=rank, energy=energy, error=error, budget=budget),
             output=output,
-            scope=adapters.Scope(target or adapters.Scope().target, exclude or (), modules_to_save or ()),
-            options=adapters.FactorOptions.named(dtype, balanced=not unbalanced),
-            run=Run(device=device, workers=workers, seed=seed, resume=not no_resume, progress=Bar()),
+            scope=operations.Scope(target or operations.Scope().target, exclude or (), modules_to_save or ()),
+            options=operations.FactorOptions.named(dtype, balanced=not unbalanced),
+            execution=Execution(device=device, workers=workers, seed=seed, resume=not no_resume, progress=Bar()),
             force=force,
             refine=refine,
         )

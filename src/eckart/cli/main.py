@@ -13,7 +13,6 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from eckart import __version__
 from eckart.cli.analyze import analyze
 from eckart.cli.combine import combine
 from eckart.cli.compare import compare
@@ -29,6 +28,7 @@ from eckart.cli.sweep import sweep
 from eckart.cli.train import train
 from eckart.cli.unmerge import unmerge
 from eckart.errors import EckartError
+from eckart.version import __version__
 
 REFUSED, INTERRUPTED = 1, 130
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h

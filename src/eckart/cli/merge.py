@@ -46,17 +46,17 @@ def merge(
     $ eckart merge base-nf4 adapter -o merged-nf4
     Model in merged-nf4
     210 of 272 tensors changed, 112 MB, 2.8 s
-    Quantised again to NF4, with an error of 1.79% of the merged weights and
+    Quantized again to NF4, with an error of 1.79% of the merged weights and
     1.09 times the update: most of what was merged is lost. --dtype bfloat16
     writes plain weights without this error.
     """  # noqa: D301
-    from eckart.adapter import FactorOptions
-    from eckart.adapter.merging.merge import merge as merged
-    from eckart.adapter.merging.plan import plan_merge
-    from eckart.adapter.weights import parse_weights
     from eckart.cli.output import show, show_json
     from eckart.cli.progress import Bar
-    from eckart.engine import Run
+    from eckart.engine import Execution
+    from eckart.operations import FactorOptions
+    from eckart.operations.merging.merge import merge as merged
+    from eckart.operations.merging.plan import plan_merge
+    from eckart.operations.weights import parse_weights
 
     options = {"weights": parse_weights(weights), "dtype": FactorOptions.named(dtype).dtype if dtype else None}
     if dry_run:
@@ -66,6 +66,6 @@ def merge(
         return show_json(preview.to_json()) if as_json else show(preview_table(preview))
     from eckart.report import merge_table
 
-    run = Run(device="cpu", workers=workers, resume=not no_resume, progress=Bar())
-    result = merged(base, adapters, output, run=run, force=force, **options)
+    execution = Execution(device="cpu", workers=workers, resume=not no_resume, progress=Bar())
+    result = merged(base, adapters, output, execution=execution, force=force, **options)
     return show_json(result.to_json()) if as_json else show(merge_table(result))

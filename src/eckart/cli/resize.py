@@ -81,14 +81,15 @@ def resize(
     errors by weights are those of the trained factors, which follow predictions
     instead.
     """  # noqa: D301
-    from eckart.adapter import Budget, FactorOptions, RankChoice, load_adapter
-    from eckart.adapter.resizing.resize import plan_resize
-    from eckart.adapter.resizing.resize import resize as resized
     from eckart.cli.distill import distillation
     from eckart.cli.output import show, show_json
     from eckart.cli.progress import Bar
-    from eckart.engine import Run
+    from eckart.engine import Execution
     from eckart.errors import OptionError
+    from eckart.formats import load_adapter
+    from eckart.operations import Budget, FactorOptions, RankChoice
+    from eckart.operations.resizing import plan_resize
+    from eckart.operations.resizing import resize as resized
     from eckart.report import adapter_table, preview_table
 
     choice = RankChoice(rank, energy, error, Budget.parse(budget) if budget is not None else None)
@@ -104,9 +105,9 @@ def resize(
         msg = "--base is the model to distil with: name the text with --distill"
         raise OptionError(msg)
     source = load_adapter(adapter)
-    run = Run(device="cpu", workers=workers, seed=seed, resume=not no_resume, progress=Bar())
+    execution = Execution(device="cpu", workers=workers, seed=seed, resume=not no_resume, progress=Bar())
     with distillation(base or source.base_model, source, distill, steps=steps, seed=seed) as refine:
-        result = resized(source, rank=choice, output=output, run=run, force=force, refine=refine, **options)
+        result = resized(source, rank=choice, output=output, execution=execution, force=force, refine=refine, **options)
     distilled = refine.result if refine else None
     if as_json:
         return show_json(result.to_json() | {"distill": distilled.to_json() if distilled else None})

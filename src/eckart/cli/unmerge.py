@@ -36,13 +36,13 @@ def unmerge(
     99.61% equal the base bit for bit; the largest difference from it is 1 × a unit
     in the last place.
     """  # noqa: D301
-    from eckart.adapter import FactorOptions
-    from eckart.adapter.merging.unmerge import plan_unmerge
-    from eckart.adapter.merging.unmerge import unmerge as unmerged
-    from eckart.adapter.weights import parse_weights
     from eckart.cli.output import show, show_json
     from eckart.cli.progress import Bar
-    from eckart.engine import Run
+    from eckart.engine import Execution
+    from eckart.operations import FactorOptions
+    from eckart.operations.merging.unmerge import plan_unmerge
+    from eckart.operations.merging.unmerge import unmerge as unmerged
+    from eckart.operations.weights import parse_weights
 
     factors, plain = parse_weights(weights), FactorOptions.named(dtype).dtype if dtype else None
     if dry_run:
@@ -52,6 +52,8 @@ def unmerge(
         return show_json(preview.to_json()) if as_json else show(preview_table(preview))
     from eckart.report import unmerge_table
 
-    run = Run(device="cpu", workers=workers, resume=not no_resume, progress=Bar())
-    result = unmerged(merged, adapters, output, base=base, weights=factors, dtype=plain, run=run, force=force)
+    execution = Execution(device="cpu", workers=workers, resume=not no_resume, progress=Bar())
+    result = unmerged(
+        merged, adapters, output, base=base, weights=factors, dtype=plain, execution=execution, force=force
+    )
     return show_json(result.to_json()) if as_json else show(unmerge_table(result))

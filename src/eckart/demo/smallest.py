@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from eckart.adapter import Adapter, AdapterResult, resize
+from eckart.adapter import Adapter
 from eckart.errors import EckartError
+from eckart.operations import AdapterResult, resize
 
 Loss = Callable[[str, Adapter], float]
 """The loss of the base with an adapter, in nats per token, named by what is measured."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eckart.adapter import Adapter, MergeResult, load_adapter, merge, resize
+from eckart.adapter import Adapter
 from eckart.demo.base import make_base
 from eckart.demo.checked import Agreement, agreement, log_probabilities
 from eckart.demo.learning import ADAPTER, DemoSettings, Learned, learn, write_texts
@@ -18,6 +18,8 @@ from eckart.demo.package import MODEL, require_demo
 from eckart.demo.smallest import Tried, smallest_rank
 from eckart.errors import OutputError
 from eckart.evaluation import adapter_applied, load_model, load_tokenizer, text_loss
+from eckart.formats import load_adapter
+from eckart.operations import MergeResult, merge, resize
 
 FORMAT = "eckart-demo/2"
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eckart.engine.run import Run
+from eckart.engine.execution import Execution
 from eckart.engine.tasks import Task, run_tasks
 from eckart.errors import OutputError
 
@@ -114,7 +114,7 @@ class Journal:
 
 
 @contextmanager
-def journal_of(output: Path | None, fingerprint: str, run: Run) -> Iterator[Journal | None]:
+def journal_of(output: Path | None, fingerprint: str, execution: Execution) -> Iterator[Journal | None]:
     """The journal of an output while it is worked on: thrown away when the block ends well, kept when it does not.
 
     Without an output nothing is kept. The user is told when an earlier run's matrices had to be thrown away.
@@ -122,28 +122,30 @@ def journal_of(output: Path | None, fingerprint: str, run: Run) -> Iterator[Jour
     if output is None:
         yield None
         return
-    journal = Journal(output, fingerprint, resume=run.resume)
+    journal = Journal(output, fingerprint, resume=execution.resume)
     try:
         if journal.restarted:
-            run.progress.note(f"starting over: {journal.restarted}")
+            execution.progress.note(f"starting over: {journal.restarted}")
         yield journal
         journal.close()
     finally:
         journal.release()
 
 
-def run_kept(tasks: Sequence[Task[Record]], *, stage: str, run: Run, journal: Journal | None) -> dict[str, Record]:
+def run_kept(
+    tasks: Sequence[Task[Record]], *, stage: str, execution: Execution, journal: Journal | None
+) -> dict[str, Record]:
     """Records of all tasks by name: those the journal kept, and the others by running, kept as they come.
 
     Tensors of a kept record are mapped from its file rather than held in memory.
     """
     if journal is None:
-        return {task.name: record for task, record in run_tasks(tasks, stage=stage, run=run)}
+        return {task.name: record for task, record in run_tasks(tasks, stage=stage, execution=execution)}
     records = {task.name: kept for task in tasks if (kept := journal.load(task.name))}
     if records:
-        run.progress.note(f"going on from an earlier run: {len(records)} of {len(tasks)} matrices are done")
+        execution.progress.note(f"going on from an earlier run: {len(records)} of {len(tasks)} matrices are done")
     rest = [task for task in tasks if task.name not in records]
-    for task, record in run_tasks(rest, stage=stage, run=run):
+    for task, record in run_tasks(rest, stage=stage, execution=execution):
         journal.keep(task.name, record)
         records[task.name] = journal.load(task.name) or record
     return records

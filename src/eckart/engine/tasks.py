@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import torch
 from threadpoolctl import threadpool_limits
 
-from eckart.engine.run import Run
+from eckart.engine.execution import Execution
 
 T = TypeVar("T")
 
@@ -35,39 +35,39 @@ class Task(Generic[T]):
     call: Callable[[], T]
 
 
-def run_tasks(tasks: Sequence[Task[T]], *, stage: str, run: Run) -> Iterator[tuple[Task[T], T]]:
+def run_tasks(tasks: Sequence[Task[T]], *, stage: str, execution: Execution) -> Iterator[tuple[Task[T], T]]:
     """Do all tasks, the largest first, and hand out results as they come.
 
-    A task waits while those running hold so much that it would pass `run.memory_bytes`; one alone always runs.
+    A task waits while those running hold so much that it would pass `execution.memory_bytes`; one alone always runs.
     The first error stops the rest and is raised here. Leaving the iterator early, or Ctrl-C, starts nothing more and
     does not wait for what is running.
     """
-    run.progress.start(stage, len(tasks), sum(task.nbytes for task in tasks))
-    pool = _Pool(sorted(tasks, key=lambda task: -task.memory_bytes), run)
+    execution.progress.start(stage, len(tasks), sum(task.nbytes for task in tasks))
+    pool = _Pool(sorted(tasks, key=lambda task: -task.memory_bytes), execution)
     try:
         for _ in tasks:
             task, result, error = pool.next_result()
             if error is not None:
                 pool.stop(wait=True)
                 raise error
-            run.progress.advance(task.name, task.nbytes)
+            execution.progress.advance(task.name, task.nbytes)
             yield task, result
     finally:
         pool.stop(wait=False)
-        run.progress.finish()
+        execution.progress.finish()
 
 
 class _Pool(Generic[T]):
     """Daemon threads that take tasks in order; daemons, so that an interrupted program need not wait for them."""
 
-    def __init__(self, tasks: Sequence[Task[T]], run: Run) -> None:
+    def __init__(self, tasks: Sequence[Task[T]], execution: Execution) -> None:
         self._waiting = list(reversed(tasks))
         self._held_bytes = 0
-        self._limit = run.memory_bytes
+        self._limit = execution.memory_bytes
         self._changed = threading.Condition()
         self._done: queue.SimpleQueue = queue.SimpleQueue()
         self._threads_before = torch.get_num_threads()
-        count = min(run.worker_count(), max(len(tasks), 1))
+        count = min(execution.worker_count(), max(len(tasks), 1))
         threads = 1 if count > 1 else self._threads_before
         # torch's threads are set on each worker; NumPy's BLAS has one number for the whole process.
         self._numpy_threads = threadpool_limits(limits=1 if count > 1 else None, user_api="blas")

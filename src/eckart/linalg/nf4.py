@@ -51,16 +51,16 @@ _PAIRS = torch.cartesian_prod(CODEBOOK, CODEBOOK).view(torch.int64).view(-1)
 
 @dataclass(frozen=True, eq=False)
 class Nf4Blocks:
-    """A quantised tensor, as bitsandbytes stores it.
+    """A quantized tensor, as bitsandbytes stores it.
 
     Attributes:
         codes: uint8, shape `(⌈n/2⌉, 1)`: two codes a byte in row-major order, the first in the high nibble.
-        absmax: scale of each block, float32; with double quantisation uint8, which the second level explains.
+        absmax: scale of each block, float32; with double quantization uint8, which the second level explains.
         shape: of the weight.
-        dtype: that it was quantised from, and that `dequantize` returns.
+        dtype: that it was quantized from, and that `dequantize` returns.
         block_size: values that share a scale.
-        nested_absmax: float32, a scale for each 256 of `absmax`; None without double quantisation.
-        nested_offset: float32 scalar, the mean of all scales, taken off before they were quantised.
+        nested_absmax: float32, a scale for each 256 of `absmax`; None without double quantization.
+        nested_offset: float32 scalar, the mean of all scales, taken off before they were quantized.
         nested_map: float32, shape `(256,)`: what the codes in `absmax` mean.
     """
 
@@ -75,7 +75,7 @@ class Nf4Blocks:
 
     @property
     def double(self) -> bool:
-        """Whether the scales are quantised too."""
+        """Whether the scales are quantized too."""
         return self.nested_absmax is not None
 
     def scales(self) -> Tensor:
@@ -89,7 +89,7 @@ class Nf4Blocks:
         """The weight again: code times scale in float32, then cast.
 
         Args:
-            dtype: of the result; None is the dtype that was quantised.
+            dtype: of the result; None is the dtype that was quantized.
 
         Returns:
             shape `self.shape`.
@@ -110,12 +110,12 @@ class Nf4Blocks:
 
 
 def quantize(weight: Tensor | np.ndarray, *, block_size: int = 64, double: bool = False) -> Nf4Blocks:
-    """Quantise a weight to NF4.
+    """Quantize a weight to NF4.
 
     Args:
         weight: any shape, in row-major order; float32, bfloat16 or float16.
         block_size: values that share a scale: 32, 64, 128, 256, 512, 1024, 2048 or 4096.
-        double: quantise the scales too, to 8 bits in blocks of 256.
+        double: quantize the scales too, to 8 bits in blocks of 256.
 
     Returns:
         `Nf4Blocks`, about 0.5 bytes a value with `double`, 0.56 without, at the default block size.
@@ -150,7 +150,7 @@ def _chunks(count: int) -> Iterator[tuple[int, int]]:
 
 
 def _fresh(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory to be filled. NumPy asks for huge pages: handing out small ones takes longer than dequantising."""
+    """Memory to be filled. NumPy asks for huge pages: handing out small ones takes longer than dequantizing."""
     nbytes = count * dtype.itemsize
     if device.type != "cpu" or nbytes < _HUGE:
         return torch.empty(count, dtype=dtype, device=device)
@@ -207,14 +207,14 @@ def _in_blocks(values: Tensor, size: int) -> Tensor:
 
 
 def nested(blocks: Nf4Blocks) -> Nf4Blocks:
-    """The same blocks with 8-bit scales: double quantisation.
+    """The same blocks with 8-bit scales: double quantization.
 
     Raises:
         ValueError: the scales are too large.
     """
     offset = blocks.absmax.mean()
     if not torch.isfinite(offset):
-        msg = f"the scales, up to {float(blocks.absmax.max()):.3g}, are too large to quantise: their mean overflows"
+        msg = f"the scales, up to {float(blocks.absmax.max()):.3g}, are too large to quantize: their mean overflows"
         raise ValueError(msg)
     centred = blocks.absmax - offset
     groups = _in_blocks(centred, NESTED_BLOCK)

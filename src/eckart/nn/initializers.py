@@ -17,7 +17,7 @@ from eckart.nn.factors import LoRAFactors
 from eckart.nn.from_data import activation_directions, gradient_directions
 from eckart.nn.inject import adapted_modules
 from eckart.nn.linear import LoRALinear
-from eckart.nn.loftq import quantise_around
+from eckart.nn.loftq import quantize_around
 
 Batches = Sequence[Mapping[str, Tensor]]
 
@@ -67,7 +67,7 @@ def initialize(
 
     - `zero`: as `inject` made them.
     - `pissa`, `olora`: see these functions.
-    - `loftq`: the base goes to NF4 and the factors hold what that loses; see `quantise_around`.
+    - `loftq`: the base goes to NF4 and the factors hold what that loses; see `quantize_around`.
     - `eva`: A is the leading right singular vectors of each layer's inputs, B zero (Paischer et al. 2024).
     - `lora-ga`: A and B are leading singular vectors of each weight's gradient, A the first `rank` right ones, B the
       next `rank` left ones, times out_features^¼ / √16 (Wang, Yu & Li 2024).
@@ -101,7 +101,7 @@ def initialize(
             factors[path].start_at(right[: ranks[path]] * size, left[:, ranks[path] :] * size)
     elif init == "loftq":
         for path, module in modules.items():
-            quantise_around(module, factors[path])
+            quantize_around(module, factors[path])
     else:
         for path, module in modules.items():
             _start_from_weight(init, module.rows(), factors[path], generator)

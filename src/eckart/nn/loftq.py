@@ -16,14 +16,14 @@ _ROUNDS = 5
 def loftq(
     weight: Tensor, rank: int, scaling: float, *, block_size: int = 64, double: bool = True
 ) -> tuple[nf4.Nf4Blocks, Tensor, Tensor]:
-    """Quantise a weight and factor the error, in turns; the best of five rounds is kept.
+    """Quantize a weight and factor the error, in turns; the best of five rounds is kept.
 
     Args:
         weight: shape `(out_features, in_features)`.
         rank: of the factors.
         scaling: that their product gets.
         block_size: values that share a scale.
-        double: whether the scales are quantised too.
+        double: whether the scales are quantized too.
 
     Returns:
         Q in NF4, A `(rank, in_features)` and B `(out_features, rank)`: of all rounds those with the least
@@ -46,7 +46,7 @@ def loftq(
     return best[1:]
 
 
-def quantise_around(module: AdaptedModule, factors: LoRAFactors) -> None:
+def quantize_around(module: AdaptedModule, factors: LoRAFactors) -> None:
     """Put the base of an adapted linear layer into NF4, and into the factors what that loses.
 
     The adapter as a value stays what training changes, B·A − B₀·A₀: it fits the dense base.

@@ -7,8 +7,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from eckart.adapter.quantisation.fit import unfit
-from eckart.adapter.quantisation.plan import ALL_LINEAR
 from eckart.checkpoint import MatrixView, layout, open_checkpoint, select
 from eckart.errors import MismatchError, NotFiniteError, OptionError
 from eckart.linalg import nf4
@@ -17,6 +15,8 @@ from eckart.nn.frozen import frozen_weight, is_conv1d
 from eckart.nn.linear4bit import blocks_of, is_linear4bit
 from eckart.nn.quantized import Nf4Linear
 from eckart.nn.targets import fault_of, paths_of
+from eckart.operations.quantization.fit import why_not_quantizable
+from eckart.operations.quantization.plan import ALL_LINEAR
 
 
 def quantize_model(
@@ -27,23 +27,23 @@ def quantize_model(
     block_size: int = 64,
     double: bool = True,
 ) -> list[str]:
-    """Replace linear layers by ones in NF4, which compute with the dequantised weight and never train.
+    """Replace linear layers by ones in NF4, which compute with the dequantized weight and never train.
 
     Layers that have their weight from elsewhere (a tied output layer), that are more than a linear layer, or that
     transformers keeps in float32 stay as they are. A Linear4bit of bitsandbytes becomes one of ours, with its codes.
 
     Args:
         model: any module, on any device.
-        target: layers to quantise, by PEFT's rules; the output layer only by its name.
+        target: layers to quantize, by PEFT's rules; the output layer only by its name.
         exclude: layers not to; wins over `target`.
         block_size: values that share a scale.
-        double: quantise the scales too: 0.52 bytes a parameter instead of 0.56.
+        double: quantize the scales too: 0.52 bytes a parameter instead of 0.56.
 
     Returns:
         Paths of the layers that are in NF4 now and were not, or were those of bitsandbytes.
 
     Raises:
-        MismatchError: a pattern matches nothing, or nothing that it matches can be quantised.
+        MismatchError: a pattern matches nothing, or nothing that it matches can be quantized.
         OptionError: bitsandbytes has no such block size.
         NotFiniteError: weights hold NaN or Inf; nothing was changed.
 
@@ -52,7 +52,7 @@ def quantize_model(
     if block_size not in nf4.BLOCK_SIZES:
         msg = f"block size {block_size}: bitsandbytes has {', '.join(map(str, nf4.BLOCK_SIZES))}"
         raise OptionError(msg)
-    places = quantisable(model, *((value,) if isinstance(value, str) else tuple(value) for value in (target, exclude)))
+    places = quantizable(model, *((value,) if isinstance(value, str) else tuple(value) for value in (target, exclude)))
     _check_finite(model, places)
     for path, everywhere in places.items():
         packed = _in_4_bits(model.get_submodule(path), block_size=block_size, double=double)
@@ -72,12 +72,12 @@ def _in_4_bits(module: nn.Module, *, block_size: int, double: bool) -> Nf4Linear
     return Nf4Linear(blocks, module.bias).train(module.training)  # type: ignore[arg-type]
 
 
-def quantisable(
+def quantizable(
     model: nn.Module, target: tuple[str, ...] = ALL_LINEAR, exclude: tuple[str, ...] = ()
 ) -> dict[str, tuple[str, ...]]:
     """Layers that `quantize_model` replaces with all their places; names only, so that no weight is held."""
     if any(isinstance(module, AdaptedModule) for module in model.modules()):
-        msg = "the model has adapters: quantise it first, then inject"
+        msg = "the model has adapters: quantize it first, then inject"
         raise MismatchError(msg)
     for module in model.modules():
         if is_linear4bit(module):
@@ -87,7 +87,7 @@ def quantisable(
     everywhere = paths_of(dict(model.named_modules(remove_duplicate=False)))
     chosen, faults = {}, []
     for view in views:
-        fault = unfit(view, checkpoint.tensors[view.tensor].dtype, checkpoint.config)
+        fault = why_not_quantizable(view, checkpoint.tensors[view.tensor].dtype, checkpoint.config)
         if fault is None:
             module = model.get_submodule(view.module)
             if isinstance(module, Nf4Linear):
@@ -127,5 +127,5 @@ def _check_finite(model: nn.Module, paths: Iterable[str]) -> None:
         if weight.is_floating_point() and not all(math.isfinite(value) for value in torch.aminmax(weight.detach())):
             bad.append(path)
     if bad:
-        msg = "weights that hold NaN or Inf cannot be quantised; nothing was changed"
+        msg = "weights that hold NaN or Inf cannot be quantized; nothing was changed"
         raise NotFiniteError.of(msg, bad)

@@ -20,7 +20,7 @@ _PARTS = ("codes", "absmax", "nested_absmax", "nested_offset", "nested_map")
 
 
 class Nf4Linear(PackedLinear):
-    """x·Wᵀ + bias with W in NF4, which never trains and is dequantised in every pass, forward and backward.
+    """x·Wᵀ + bias with W in NF4, which never trains and is dequantized in every pass, forward and backward.
 
     Its state dict is that of a bitsandbytes layer, so that eckart reads a live model as it does a checkpoint.
 
@@ -52,8 +52,8 @@ class Nf4Linear(PackedLinear):
         return self.codes
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        """The weight in the dtype that it was quantised from, then cast, shape `(out_features, in_features)`."""
-        return _dequantised(self.blocks).to(dtype)
+        """The weight in the dtype that it was quantized from, then cast, shape `(out_features, in_features)`."""
+        return _dequantized(self.blocks).to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """x·Wᵀ + bias, shape `(…, out_features)`, in the dtype of x or autocast's."""
@@ -147,7 +147,7 @@ class _FrozenLinear(torch.autograd.Function):
         return dx, g.sum(dim=0) if needs_bias else None, None
 
 
-def _dequantised(blocks: Nf4Blocks) -> Tensor:
+def _dequantized(blocks: Nf4Blocks) -> Tensor:
     """By bitsandbytes' kernel on a GPU, where it is installed; the values are the same."""
     kernel = _kernel() if blocks.codes.is_cuda else None
     return by_bitsandbytes(blocks, kernel) if kernel else blocks.dequantize()

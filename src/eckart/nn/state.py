@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from eckart.adapter import Adapter, AdapterLayer
-from eckart.adapter.formats.peft_config import is_trained_bias
 from eckart.errors import MismatchError
+from eckart.formats.peft_config import is_trained_bias
 from eckart.nn.inject import (
     Injection,
     adapted_modules,

@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from eckart.linalg import nf4
 from eckart.linalg.nf4 import NESTED_BLOCK, Nf4Blocks
 from eckart.nn.frozen import frozen_weight
-from eckart.nn.quantize import quantisable
+from eckart.nn.quantize import quantizable
 from eckart.nn.quantized import Nf4Linear
 from eckart.planning.step import Making
 
 _BLOCK = 64  # of `quantize_model`
-_CHUNK = 2**19  # values that the CPU dequantises at a time
+_CHUNK = 2**19  # values that the CPU dequantizes at a time
 _STATE_BLOCK = 256  # values that share a scale in bitsandbytes' 8-bit optimizers
 _LEAST_8BIT = 4096  # values from which bitsandbytes keeps states in 8 bits
 
 
 class DatalessNf4Linear(Nf4Linear):
-    """A layer in NF4 that takes the memory of dequantising, and computes nothing."""
+    """A layer in NF4 that takes the memory of dequantizing, and computes nothing."""
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """Memory of the weight's shape, beside the scales, and a chunk of values and of places in a table."""
@@ -39,7 +39,7 @@ def quantize_dataless(model: nn.Module) -> list[str]:
     Returns:
         Paths of the layers that are in NF4 now.
     """
-    places = quantisable(model)
+    places = quantizable(model)
     for path, everywhere in places.items():
         module = model.get_submodule(path)
         weight = frozen_weight(module, cast("Tensor", module.weight).dtype)
@@ -51,7 +51,7 @@ def quantize_dataless(model: nn.Module) -> list[str]:
 
 
 def _blocks_like(weight: Tensor) -> Nf4Blocks:
-    """The tensors of a weight in NF4 with double quantisation, without values."""
+    """The tensors of a weight in NF4 with double quantization, without values."""
     count = weight.numel()
     scales = -(-count // _BLOCK)
     return Nf4Blocks(

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from eckart.analysis import Analysis
 from eckart.errors import MismatchError
 from eckart.linalg import allocate
+from eckart.operations.analysis import Analysis
 from eckart.planning.counts import AdapterCount
 
 

@@ -20,7 +20,7 @@ class PlanSetting:
 
     Attributes:
         method: `full` trains every weight in `dtype`; `lora` and `dora` an adapter; `qlora` an adapter on a base whose
-            linear layers are in NF4 with double quantisation.
+            linear layers are in NF4 with double quantization.
         lora: the adapter; None is rank 16 on all linear layers. Not looked at by `full`.
         dtype: of the base's weights (of what `qlora` leaves dense) and of the activations. Factors are float32.
         optimizer: AdamW with states in the dtype of what trains, or with states in 8 bits by blocks of 256, as

@@ -78,7 +78,7 @@ def _notes(architecture: "PretrainedConfig", step: TrainingStep) -> Iterator[str
     if setting.attention == "sdpa" and config._attn_implementation != "sdpa":
         yield f"{type(step.model).__name__} has no SDPA in transformers: its attention is {config._attn_implementation}"
     if getattr(architecture, "quantization_config", None):
-        yield f"the checkpoint's own quantisation is left out: the base is in {setting.dtype}, or NF4 with qlora"
+        yield f"the checkpoint's own quantization is left out: the base is in {setting.dtype}, or NF4 with qlora"
     if any("expert" in key for key in config.get_text_config().to_dict()):
         yield "experts compute by grouped products, whose memory does not depend on which tokens go where"
 

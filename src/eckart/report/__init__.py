@@ -8,11 +8,11 @@ from eckart.report.figures import energy_figure, error_figure, save_figures, spe
 from eckart.report.merging import merge_table, unmerge_table
 from eckart.report.plan import plan_table
 from eckart.report.plan_figure import plan_figure, save_plan_figure
-from eckart.report.quantisation import quantize_table
+from eckart.report.quantization import quantize_table
 from eckart.report.rank_map import rank_map
 from eckart.report.sweep import sweep_table
 from eckart.report.sweep_figure import save_sweep_figure, sweep_figure
-from eckart.report.tables import adapter_table, analysis_table, left_out_lines, preview_table
+from eckart.report.tables import adapter_table, analysis_table, preview_table, skipped_lines
 from eckart.report.training import training_table
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "conversion_table",
     "energy_figure",
     "error_figure",
-    "left_out_lines",
     "loss_figure",
     "merge_check_table",
     "merge_table",
@@ -38,6 +37,7 @@ __all__ = [
     "save_figures",
     "save_plan_figure",
     "save_sweep_figure",
+    "skipped_lines",
     "spectrum_figure",
     "sweep_figure",
     "sweep_table",

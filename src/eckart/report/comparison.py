@@ -7,12 +7,12 @@ from rich.text import Text
 
 from eckart.linalg import Interval
 from eckart.report.grid import Column, grid, is_summarised
-from eckart.report.tables import SUMMARY, left_out_lines
+from eckart.report.tables import SUMMARY, skipped_lines
 from eckart.report.words import number_text, seconds_text
 
 if TYPE_CHECKING:
-    from eckart.adapter.comparison.merge_check import MergeCheck, MergedMatrix
-    from eckart.adapter.comparison.result import Alignment, Comparison, MatrixComparison
+    from eckart.operations.comparison.merge_check import MergeCheck, MergedMatrix
+    from eckart.operations.comparison.result import Alignment, Comparison, MatrixComparison
 
 LISTED = 8  # names of what differs
 OF = {"adapters": "updates", "checkpoints": "weights", "updates": "updates of the base"}
@@ -61,7 +61,7 @@ def comparison_table(comparison: "Comparison") -> RenderableType:
     if comparison.base:
         head.append(f"\nbase: {comparison.base}")
     head.append(f"\n{OF[comparison.kind]} compared", style="not bold")
-    return Group(head, grid(matrices, columns), *map(Text, notes), *left_out_lines(comparison.left_out))
+    return Group(head, grid(matrices, columns), *map(Text, notes), *skipped_lines(comparison.skipped))
 
 
 def merge_check_table(check: "MergeCheck") -> RenderableType:
@@ -87,7 +87,7 @@ def merge_check_table(check: "MergeCheck") -> RenderableType:
         if len(names) > LISTED:
             notes.append(f"and {len(names) - LISTED} more")
     head = Text(f"Verdict: {verdict_text(check)}", style="bold")
-    return Group(head, grid(check.matrices, columns), *map(Text, notes), *left_out_lines(check.not_checked))
+    return Group(head, grid(check.matrices, columns), *map(Text, notes), *skipped_lines(check.not_checked))
 
 
 def verdict_text(check: "MergeCheck") -> str:

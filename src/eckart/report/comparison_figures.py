@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from eckart.adapter.comparison.result import Comparison
-from eckart.analysis.places import forward_order, places
 from eckart.checkpoint import atomic_directory
+from eckart.operations.analysis.places import forward_order, places
+from eckart.operations.comparison.result import Comparison
 from eckart.report import style
 from eckart.report.heat_map import colour_bar, layer_ticks, paint
 from eckart.report.words import number_text
@@ -18,8 +18,8 @@ from eckart.report.words import number_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from eckart.adapter.comparison.merge_check import MergeCheck
-    from eckart.adapter.comparison.result import Alignment, MatrixComparison
+    from eckart.operations.comparison.merge_check import MergeCheck
+    from eckart.operations.comparison.result import Alignment, MatrixComparison
 
 RESULT = "comparison.json"
 

@@ -6,11 +6,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from eckart.report.grid import Column, grid, is_summarised
-from eckart.report.tables import SUMMARY, left_out_lines
+from eckart.report.tables import SUMMARY, skipped_lines
 from eckart.report.words import bytes_text
 
 if TYPE_CHECKING:
-    from eckart.adapter.conversion.convert import ConvertedLayer, ConvertResult
+    from eckart.operations.conversion import ConvertedLayer, ConvertResult
 
 
 def conversion_table(result: "ConvertResult") -> RenderableType:
@@ -28,4 +28,4 @@ def conversion_table(result: "ConvertResult") -> RenderableType:
         notes.append(f"{len(result.renamed)} names changed, such as\n  {old} →\n  {new}")
     notes.append(f"{len(layers)} layers, {bytes_text(result.nbytes)}")
     head = Text(f"Adapter{where}, from {result.origin} to {result.to}", style="bold")
-    return Group(head, grid(layers, columns), *map(Text, notes), *left_out_lines(result.left_out))
+    return Group(head, grid(layers, columns), *map(Text, notes), *skipped_lines(result.skipped))

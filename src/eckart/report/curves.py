@@ -11,8 +11,8 @@ from torch import Tensor
 from eckart.linalg import Interval
 
 if TYPE_CHECKING:
-    from eckart.analysis import Analysis, MatrixAnalysis
     from eckart.linalg import Spectrum
+    from eckart.operations.analysis import Analysis, MatrixAnalysis
 
 MOST_KINDS = 10  # lines that a reader can still tell apart
 FEW_MATRICES = 6  # drawn one by one, under their own names

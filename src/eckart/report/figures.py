@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from eckart.analysis import Analysis, MatrixAnalysis
+    from eckart.operations.analysis import Analysis, MatrixAnalysis
 
 LOWEST_SIGMA = 1e-6  # of σ₁: what lies deeper is rounding of the decomposition, not of the weights
 SHOWN = 0.98  # of each line; its last values drop by orders of magnitude and would flatten the rest

@@ -8,8 +8,8 @@ from typing import Generic, Literal, TypeVar
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from eckart.analysis.places import Named, by_kind
 from eckart.linalg import Interval
+from eckart.operations.analysis.places import Named, by_kind
 from eckart.report.words import Number, number_text, shape_text
 
 FEW = 16  # matrices listed one by one; more are summarised by their kind

@@ -5,19 +5,19 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from eckart.report.tables import left_out_lines
+from eckart.report.tables import skipped_lines
 from eckart.report.words import bytes_text, number_text, seconds_text
 
 if TYPE_CHECKING:
-    from eckart.adapter.merging.merge import MergeResult
-    from eckart.adapter.merging.unmerge import UnmergeResult
+    from eckart.operations.merging.merge import MergeResult
+    from eckart.operations.merging.unmerge import UnmergeResult
 
 TOLD = 0.01  # share of an update that rounding may cost before the reader is told so
 MOST = 0.5  # share of an update that may be lost before the reader is told so
 
 
 def merge_table(result: "MergeResult") -> RenderableType:
-    """Where the model is, what changed, and what quantising it again cost.
+    """Where the model is, what changed, and what quantizing it again cost.
 
     Returns:
         a rich renderable.
@@ -25,8 +25,8 @@ def merge_table(result: "MergeResult") -> RenderableType:
     lines = [_counts(result)]
     if result.untied:
         lines.append("The output layer now has its own weight: it no longer shares the embedding's.")
-    if result.requantisation_error is not None:
-        cost = f"Quantised again to NF4, with an error of {result.requantisation_error:.2%} of the merged weights"
+    if result.requantization_error is not None:
+        cost = f"Quantized again to NF4, with an error of {result.requantization_error:.2%} of the merged weights"
         if result.update_error is not None:
             cost += f" and {_times(result.update_error)} the update"
             cost += ": most of what was merged is lost" if result.update_error > MOST else ""
@@ -74,4 +74,4 @@ def _times(share: float) -> str:
 
 
 def _lines(head: str, lines: list[str], result: "MergeResult | UnmergeResult") -> Group:
-    return Group(Text(head, style="bold"), *map(Text, lines), *left_out_lines(result.left_out))
+    return Group(Text(head, style="bold"), *map(Text, lines), *skipped_lines(result.skipped))

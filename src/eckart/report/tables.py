@@ -12,10 +12,10 @@ from eckart.report.grid import Column, grid, is_summarised
 from eckart.report.words import bytes_text, count_text, number_text, seconds_text
 
 if TYPE_CHECKING:
-    from eckart.adapter import AdapterResult, LayerRecord, Match, Preview
-    from eckart.analysis import Analysis, MatrixAnalysis
-    from eckart.checkpoint import LeftOut
+    from eckart.checkpoint import Skipped
     from eckart.evaluation import GainReport
+    from eckart.operations import AdapterResult, LayerRecord, Match, Preview
+    from eckart.operations.analysis import Analysis, MatrixAnalysis
     from eckart.training import DistillResult
 
 SHOWN_LEFT_OUT = 4
@@ -46,7 +46,7 @@ def analysis_table(analysis: "Analysis") -> RenderableType:
         f"{seconds_text(analysis.seconds)}, peak memory {bytes_text(analysis.peak_rss_bytes)}"
     )
     table = grid(analysis.matrices, columns)
-    return Group(Text(name(analysis), style="bold"), table, *map(Text, notes), *left_out_lines(analysis.left_out))
+    return Group(Text(name(analysis), style="bold"), table, *map(Text, notes), *skipped_lines(analysis.skipped))
 
 
 def adapter_table(
@@ -79,7 +79,7 @@ def adapter_table(
         f"{bytes_text(result.nbytes)}, {seconds_text(result.seconds)}"
     )
     table = grid(result.layers, columns)
-    return Group(Text(where, style="bold"), table, *map(Text, notes), *left_out_lines(result.left_out))
+    return Group(Text(where, style="bold"), table, *map(Text, notes), *skipped_lines(result.skipped))
 
 
 def preview_table(preview: "Preview") -> RenderableType:
@@ -99,12 +99,12 @@ def preview_table(preview: "Preview") -> RenderableType:
         f"{bytes_text(preview.written_bytes)} written. Nothing was."
     )
     head = Text(f"{preview.made_by}, dry run", style="bold")
-    return Group(head, grid(preview.matches, columns), *map(Text, notes), *left_out_lines(preview.left_out))
+    return Group(head, grid(preview.matches, columns), *map(Text, notes), *skipped_lines(preview.skipped))
 
 
-def left_out_lines(left_out: Iterable["LeftOut"]) -> list[Text]:
+def skipped_lines(skipped: Iterable["Skipped"]) -> list[Text]:
     """What was left out, as one line a reason: how many, why, and an example."""
-    found = list(left_out)
+    found = list(skipped)
     reasons = Counter(left.reason for left in found).most_common()
     example = {left.reason: left.name for left in reversed(found)}
     lines = [

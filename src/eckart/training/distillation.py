@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from eckart.adapter import Adapter, AdapterLayer
-from eckart.adapter.resizing.cut import rounding_floor
 from eckart.errors import EckartError
 from eckart.evaluation import adapter_applied, load_model, load_tokenizer
 from eckart.linalg import LowRank
 from eckart.nn import AdaptedModule, adapted_modules, inject_adapter
+from eckart.operations.rank_change import rounding_floor
 from eckart.training.distill import (
     HELD_OUT_SHARE,
     LEAST_HELD_OUT_TOKENS,

@@ -64,7 +64,7 @@ class Subject:
         """The model in the dtype that the settings ask for, its linear layers in NF4 if they ask for that.
 
         Raises:
-            OptionError: a live model is in another dtype, or not to be quantised; biases would train in bfloat16.
+            OptionError: a live model is in another dtype, or not to be quantized; biases would train in bfloat16.
         """
         dtype = settings.torch_dtype
         if self.live is not None:
@@ -75,7 +75,7 @@ class Subject:
                 msg = f"the model is in {dtype}, and a live model trains in the dtype it has: expected {expected}"
                 raise OptionError(msg)
             if settings.quantize is not None:
-                msg = "a live model is quantised by whom it belongs to: eckart.quantize_model(model), then train"
+                msg = "a live model is quantized by whom it belongs to: eckart.quantize_model(model), then train"
                 raise OptionError(msg)
         if settings.quantize is not None and config is not None and config.init == "loftq":
             msg = "init loftq puts the layers that it adapts into NF4 itself: leave --quantize away"

@@ -3,9 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from eckart.adapter.rank_choice import HEADER_BYTES, Budget
-from eckart.analysis import Analysis
 from eckart.linalg import RankBound, Spectrum, allocate
+from eckart.operations.analysis import Analysis
+from eckart.operations.rank_choice import HEADER_BYTES, Budget
 from eckart.report.page.targets import Targets
 
 

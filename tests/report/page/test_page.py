@@ -14,9 +14,10 @@ from playwright.sync_api import Locator, Page, expect
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from eckart.adapter import Adapter, AdapterLayer, load_adapter
-from eckart.analysis import Analysis, analyze
+from eckart.adapter import Adapter, AdapterLayer
 from eckart.cli.main import app
+from eckart.formats import load_adapter
+from eckart.operations.analysis import Analysis, analyze
 from eckart.report.page import Results, write_page
 from eckart.report.page.stops import ENERGIES
 
@@ -167,7 +168,7 @@ def test_an_adapter_is_resized_to_what_its_page_says(
         page = opened(write_page(Results({"adapter": analysis}), tmp_path / "page.html", force=True))
         slide(page, way, place)
         made = run_copied(page, tmp_path, monkeypatch)
-        assert made["format"] == "eckart-resize/1"
+        assert made["format"] == "eckart-resize/2"
         assert made["params"] == total(page, "params")
         assert made["error"] == pytest.approx(total(page, "error"), rel=1e-5)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from playwright.sync_api import Page
 
-from eckart.analysis import Analysis, MatrixAnalysis
 from eckart.linalg import Spectrum
+from eckart.operations.analysis import Analysis, MatrixAnalysis
 from eckart.report.page import Results, write_page
 
 from .expected import choosable, expected

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from eckart.analysis.places import forward_order, places
+from eckart.operations.analysis.places import forward_order, places
 
 
 def sweep_data(title: str, sweep: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import eckart
 from eckart.checkpoint import atomic_file
 from eckart.errors import FileFormatError, MissingExtraError, SourceError
 from eckart.report.page import bundle
@@ -15,6 +14,7 @@ from eckart.report.page.numbers import Numbers
 from eckart.report.page.others import extraction_data, sweep_data
 from eckart.report.page.results import Results
 from eckart.report.page.training import training_data
+from eckart.version import __version__
 
 FILE = "report.html"
 
@@ -77,7 +77,7 @@ def page_data(results: Results, numbers: Numbers) -> dict[str, Any]:
     """
     try:
         return {
-            "version": eckart.__version__,
+            "version": __version__,
             "analyses": [analysis_data(analysis, title, numbers) for title, analysis in results.analyses.items()],
             "trainings": [training_data(title, *parts, numbers) for title, parts in results.trainings.items()],
             "sweeps": [sweep_data(title, sweep) for title, sweep in results.sweeps.items()],

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eckart.analysis import Analysis
 from eckart.errors import FileFormatError, SourceError
+from eckart.operations.analysis import Analysis
 from eckart.training.trajectory import Dynamics, read_dynamics
 
 ANALYSIS, DYNAMICS, TRAINING, SWEEP, EXTRACTION = (
     *("analysis.json", "dynamics.json", "train.json", "sweep.json", "extract.json"),
 )
-FORMATS = {TRAINING: "eckart-train/1", SWEEP: "eckart-sweep/1", EXTRACTION: "eckart-extract/1"}
+FORMATS = {TRAINING: "eckart-train/1", SWEEP: "eckart-sweep/1", EXTRACTION: "eckart-extract/2"}
 MOST_BYTES = 512 * 2**20
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from eckart.analysis import MatrixAnalysis
 from eckart.linalg import Interval, Spectrum
+from eckart.operations.analysis import MatrixAnalysis
 from eckart.report.page.numbers import Numbers
 from eckart.report.page.stops import ENERGIES, ERRORS, sparse_ranks
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eckart.analysis import Analysis
 from eckart.checkpoint.naming import in_preset, is_embedding, is_output_layer, matches
+from eckart.operations.analysis import Analysis
 
 PRESETS = ("all-linear", "attention", "attention-min", "mlp")
 NOT_TARGETED = "not targeted"
@@ -30,7 +30,7 @@ class Targets:
         kinds = {kind: [matrix.name for matrix in matrices] for kind, matrices in analysis.by_kind().items()}
         chosen = {kind: names for kind, names in kinds.items() if all(map(_extractable, names))}
         known = [*(matrix.name for matrix in analysis.matrices)]
-        known += [item.name for item in analysis.left_out if item.reason == NOT_TARGETED]
+        known += [item.name for item in analysis.skipped if item.reason == NOT_TARGETED]
         linear = [name for name in known if _extractable(name)]
         patterns = {kind: _patterns(kind, names, known) for kind, names in chosen.items()}
         presets = {}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from eckart.analysis.places import by_kind, places
+from eckart.operations.analysis.places import by_kind, places
 from eckart.report.page.numbers import Numbers
 from eckart.training.trajectory import LOGGED, Dynamics, LayerDynamics
 

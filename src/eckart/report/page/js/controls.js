@@ -62,7 +62,7 @@ export class Controls {
 
   /** An adapter that holds more than factors, or experts, is resized by rules that its spectra do not tell. */
   budgetFits() {
-    const { kind, left_out: rest, matrices } = this.analysis;
+    const { kind, skipped: rest, matrices } = this.analysis;
     return kind !== "adapter" || (rest.length === 0 && matrices.every((matrix) => !matrix.name.includes("[")));
   }
 

@@ -1,1 +1,0 @@
-"""An adapter at another rank, exactly."""

@@ -1,0 +1,236 @@
+"""diffusers' adapters: `pytorch_lora_weights.safetensors`, whose names begin with the pipeline's component.
+
+Scales lie in the header's `lora_adapter_metadata`, a JSON object of each component's PEFT fields: `unet.lora_alpha`.
+Without it alpha is the rank. Sources: diffusers' `loaders/lora_base.py`, `utils/{peft_utils,state_dict_utils}.py`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from eckart.adapter.adapter import Adapter, AdapterLayer, LayerKind
+from eckart.adapter.deferred import Deferred
+from eckart.checkpoint import Checkpoint, TensorSpec, atomic_directory, atomic_file, open_checkpoint, write_tensors
+from eckart.errors import FileFormatError, MismatchError
+from eckart.formats.components import COMPONENTS, canonical, component, component_of, components
+from eckart.formats.peft_config import PeftConfig, config_of
+from eckart.formats.peft_patterns import first_match
+from eckart.formats.stored import factor_fault, header_texts, outline, read_alpha, read_finite, refused_kinds
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+_METADATA = "lora_adapter_metadata"
+_PARTS = {
+    ".lora_A.weight": "lora_A",
+    ".lora_B.weight": "lora_B",
+    ".lora_B.bias": "bias",
+    ".lora_magnitude_vector": "magnitude",
+    ".lora_magnitude_vector.weight": "magnitude",
+    ".alpha": "alpha",
+    # As diffusers wrote them before it had PEFT.
+    ".lora.down.weight": "lora_A",
+    ".lora.up.weight": "lora_B",
+    ".lora_linear_layer.down.weight": "lora_A",
+    ".lora_linear_layer.up.weight": "lora_B",
+    "_lora.down.weight": "lora_A",
+    "_lora.up.weight": "lora_B",
+}
+_NAMES = {
+    "lora_A": "lora_A.weight",
+    "lora_B": "lora_B.weight",
+    "bias": "lora_B.bias",
+    "magnitude": "lora_magnitude_vector",
+}
+
+
+def read(path: Path) -> Adapter:
+    """The adapter in a diffusers file, its module names with their component in front.
+
+    Raises:
+        FileFormatError: metadata and tensors are damaged or disagree; every fault is listed.
+    """
+    stored = open_checkpoint(path)
+    (file,) = {info.file for info in stored.tensors.values()}
+    names, whole, faults = _parts(list(stored.tensors))
+    texts = header_texts(file)
+    configs, found = _configs(texts.pop(_METADATA, "{}"), whole)
+    faults += found
+    outlines = {}
+    for module, parts in names.items():
+        try:
+            outlines[module] = _outline(stored, module, parts, configs)
+        except ValueError as fault:
+            faults.append(f"{module}: {fault}")
+    if faults or not outlines:
+        msg = f"{path}: metadata and tensors do not make an adapter of diffusers"
+        raise FileFormatError.of(msg, faults or ["no LoRA tensors"])
+
+    def read_layer(module: str) -> AdapterLayer:
+        tensors = {part: read_finite(stored, name) for part, name in names[module].items() if part != "alpha"}
+        if "magnitude" in tensors:
+            tensors["magnitude"] = tensors["magnitude"].flatten()
+        return replace(outlines[module], **tensors)
+
+    return Adapter(Deferred(outlines, read_layer), config={"metadata": texts}, format="diffusers", files=(file,))
+
+
+def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
+    """Write an adapter as a folder that diffusers loads, or as the one file when `path` ends in .safetensors.
+
+    Raises:
+        OutputError: `path` exists and `force` is not given, or cannot be written.
+        MismatchError: the format cannot express the adapter; every fault is listed.
+    """
+    layers = adapter.outline()
+    faults = refusals(layers)
+    faults += [f"{name}: its name begins with no component of a pipeline" for name in layers if component(name) is None]
+    if faults or not layers:
+        msg = f"{path}: diffusers' format cannot hold this adapter"
+        raise MismatchError.of(msg, faults or ["it has no layer"])
+    specs = [TensorSpec(name, tuple(tensor.shape), tensor.dtype) for name, tensor in _named(layers)]
+    described = json.dumps(_described(layers), indent=2, sort_keys=True)
+    texts = {"format": "pt", **adapter.config.get("metadata", {}), _METADATA: described}
+    if path.suffix == ".safetensors":
+        with atomic_file(path, force=force) as file:
+            write_tensors(file, specs, _named(adapter), texts)
+    else:
+        with atomic_directory(path, force=force) as folder:
+            write_tensors(folder / WEIGHTS, specs, _named(adapter), texts)
+
+
+def refusals(adapter: Adapter) -> list[str]:
+    """What of an adapter the format has no place for, each with the reason."""
+    reasons: dict[LayerKind, str] = {
+        "embedding": "diffusers loads updates of linear layers and convolutions only, not of embeddings",
+        "expert": "diffusers loads no updates of single experts",
+        "conv1d": "no component of a pipeline has a Conv1D",
+    }
+    return refused_kinds(adapter, reasons)
+
+
+def module_and_part(key: str) -> tuple[str, str] | None:
+    """The module and the part that a tensor of the file is, also by the names of old versions; None if it is neither.
+
+    Old names hold `.processor.` and the projections of the UNet in every component: `self_attn.to_q_lora` in a text
+    encoder is its `q_proj`.
+    """
+    end = next((end for end in _PARTS if key.endswith(end)), None)
+    if end is None:
+        return None
+    module = key.removesuffix(end).replace(".processor.", ".")
+    if end.startswith("_lora"):
+        place, _, leaf = module.rpartition(".")
+        if place.endswith("self_attn"):
+            leaf = leaf.replace("to_", "") + "_proj"
+        module = f"{place}.{leaf}.0" if leaf == "to_out" else f"{place}.{leaf}"
+    return module, _PARTS[end]
+
+
+def _parts(keys: list[str]) -> tuple[dict[str, dict[str, str]], str | None, list[str]]:
+    """The tensor of each part of each module, the component if no name tells one, and tensors of no adapter."""
+    read = {key: module_and_part(key) for key in keys}
+    modules = {found[0]: None for found in read.values() if found}
+    # Files saved by a model rather than by a pipeline lack the component.
+    guessed = component_of(modules) if all(component(module) is None for module in modules) else None
+    names: dict[str, dict[str, str]] = {}
+    faults = []
+    for key, found in read.items():
+        module = canonical(f"{guessed}.{found[0]}" if guessed else found[0]) if found else ""
+        if found is None:
+            faults.append(f"{key}: no part of a LoRA in diffusers' format")
+        elif component(module) is None:
+            faults.append(f"{key}: begins with none of the components {', '.join(COMPONENTS)}")
+        elif names.setdefault(module, {}).setdefault(found[1], key) != key:
+            faults.append(f"{key}: {names[module][found[1]]} is the same part of {module}")
+    return names, guessed, faults
+
+
+def _configs(text: str, whole: str | None) -> tuple[dict[str, PeftConfig], list[str]]:
+    """What the metadata says of each component; fields without one are of the component `whole`."""
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return {}, [f"{_METADATA} is not valid JSON ({error})"]
+    if not isinstance(fields, dict):
+        return {}, [f"{_METADATA} is {type(fields).__name__}, expected an object"]
+    described: dict[str, dict[str, Any]] = {}
+    faults = []
+    for name, value in fields.items():
+        part = component(name) or whole
+        if part is None:
+            faults.append(f"{_METADATA}: {name} begins with none of the components {', '.join(COMPONENTS)}")
+        else:
+            described.setdefault(part, {})[name.removeprefix(f"{part}.")] = value
+    configs = {}
+    for part, values in described.items():
+        try:
+            configs[part] = PeftConfig.model_validate(values | {"peft_type": "LORA"})
+        except ValidationError as error:
+            faults += [f"{_METADATA}: {part}.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+    return configs, faults
+
+
+def _outline(
+    stored: Checkpoint, module: str, parts: Mapping[str, str], configs: Mapping[str, PeftConfig]
+) -> AdapterLayer:
+    """One module's update as headers tell it; ValueError says what does not fit."""
+    missing = [part for part in ("lora_A", "lora_B") if part not in parts]
+    if missing:
+        msg = f"{' and '.join(missing)} missing"
+        raise ValueError(msg)
+    tensors = {part: outline(stored, name) for part, name in parts.items() if part != "alpha"}
+    A, B = tensors["lora_A"], tensors["lora_B"]
+    if fault := factor_fault(A, B):
+        raise ValueError(fault)
+    part = module.partition(".")[0]
+    own = (module_and_part(parts["lora_A"]) or (module,))[0].removeprefix(f"{part}.")
+    config, rank, alpha = configs.get(part), A.shape[0], None
+    if config is not None:
+        alpha = float(first_match(config.alpha_pattern, own, config.lora_alpha))
+        said = first_match(config.rank_pattern, own, config.r)
+        if said != rank:
+            msg = f"rank is {said} by {_METADATA}, lora_A is {tuple(A.shape)}"
+            raise ValueError(msg)
+    if "alpha" in parts:
+        stored_alpha = read_alpha(stored, parts["alpha"])
+        if alpha is not None and alpha != stored_alpha:
+            msg = f"alpha is {alpha:g} by {_METADATA} and {stored_alpha:g} by {parts['alpha']}"
+            raise ValueError(msg)
+        alpha = stored_alpha
+    vectors = {name: tensors[name].flatten() for name in ("bias", "magnitude") if name in tensors}
+    for name, vector in vectors.items():
+        if vector.shape != (B.shape[0],):
+            msg = f"{name} holds {vector.numel()} values for {B.shape[0]} outputs"
+            raise ValueError(msg)
+    rslora = bool(config and config.use_rslora)
+    kind = "conv" if A.ndim > 2 else "linear"
+    return AdapterLayer(A, B, float(rank) if alpha is None else alpha, rslora=rslora, kind=kind, **vectors)
+
+
+def _named(adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor under its name in the file, one layer after another."""
+    for module, layer in adapter.items():
+        for part, tensor in layer.tensors().items():
+            shaped = tensor
+            if part == "magnitude" and layer.kind == "conv":
+                shaped = tensor.reshape(1, -1, *(1 for _ in layer.lora_A.shape[2:]))
+            yield f"{module}.{_NAMES[part]}", shaped
+
+
+def _described(adapter: Adapter) -> dict[str, Any]:
+    """The metadata: for each component the fields of the PEFT config that diffusers builds."""
+    fields: dict[str, Any] = {}
+    for part, layers in components(adapter).items():
+        config = config_of(layers)
+        if part.startswith("text_encoder"):
+            # Newer CLIP encoders have no text_model, and diffusers renames the tensors but not the metadata: names
+            # that begin behind it, unanchored, hold for both.
+            config["target_modules"] = [name.removeprefix("text_model.") for name in config["target_modules"]]
+            for pattern in ("rank_pattern", "alpha_pattern"):
+                config[pattern] = {key.removeprefix(r"^text_model\."): value for key, value in config[pattern].items()}
+        fields |= {f"{part}.{field}": value for field, value in config.items()}
+    return fields

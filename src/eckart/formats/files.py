@@ -1,0 +1,65 @@
+"""Adapters as files: which format a file has, and its reader."""
+
+import re
+from pathlib import Path
+
+from eckart.adapter.adapter import Adapter
+from eckart.checkpoint import Skipped, locate, open_checkpoint
+from eckart.errors import SourceError
+from eckart.formats import diffusers, kohya, peft, peft_config
+from eckart.formats.components import COMPONENTS, component, component_of, joined
+from eckart.formats.peft_config import CONFIG
+
+
+def load_adapter(source: str | Path) -> Adapter:
+    """An adapter from its files or from the hub; headers are checked here, a layer is read when it is looked up.
+
+    A folder with `adapter_config.json` is PEFT's. A folder of such folders, named like the components of a pipeline, is
+    one adapter in diffusers' naming. Any other file is diffusers' or kohya's by the names of its tensors.
+
+    Args:
+        source: folder, .safetensors file or hub name.
+
+    Raises:
+        SourceError: there is no adapter at `source`.
+        FileFormatError: config and tensors are damaged or disagree; every fault is listed.
+    """
+    path = Path(source).expanduser()
+    if (path / CONFIG).is_file():
+        return peft.read(path)
+    folders = {part: path / part for part in COMPONENTS if (path / part / CONFIG).is_file()}
+    if folders:
+        return joined({part: peft.read(folder) for part, folder in folders.items()})
+    files = locate(source)
+    file = files.weights[0]
+    if (files.folder / CONFIG).is_file() and file.name == peft.WEIGHTS:
+        return peft.read(files.folder)
+    keys = [] if files.is_gguf or len(files.weights) > 1 else list(open_checkpoint(file).tensors)
+    lora = [key for key in keys if re.search("lora[._]", key)]
+    if any(component(key) or component_of([key]) for key in lora):
+        return diffusers.read(file)
+    if lora:
+        return kohya.read(file)
+    msg = (
+        f"{source}: not a PEFT adapter, which is a folder with {CONFIG} and {peft.WEIGHTS}, nor a .safetensors file "
+        "with LoRA tensors named as diffusers or kohya's sd-scripts name them"
+    )
+    raise SourceError(msg)
+
+
+def check_name(adapter: Adapter, path: Path) -> None:
+    """Refuse, before any work, a name that the adapter's format cannot be written under.
+
+    Raises:
+        OutputError: the message says what to name it.
+    """
+    if adapter.format == "kohya":
+        kohya.check_name(path)
+
+
+def unknown_fields(adapter: Adapter) -> list[Skipped]:
+    """Fields of an adapter's config that nobody here knows, for its user to be told of."""
+    if adapter.format != "peft":
+        return []
+    reason = "a field that neither PEFT 0.21 nor eckart knows: what it means for the tensors is not heeded"
+    return [Skipped(f"{CONFIG}: {field}", reason) for field in peft_config.unknown_fields(adapter.config)]

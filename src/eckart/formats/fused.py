@@ -1,0 +1,137 @@
+"""Layers that one format fuses and another keeps apart: FLUX's query, key and value are one layer in kohya's files.
+
+Apart → fused stacks lora_A and sets lora_B block-diagonally, rank Σrᵢ; fused → apart takes rows of lora_B. Both are
+exact. A fused layer that is block-diagonal is seen to be, so that each part gets back no more than its own rank.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from eckart.adapter.adapter import AdapterLayer
+from eckart.formats.pipeline_names import WHOLE, Part, Rows
+
+_SAME = 1e-14  # relative: alpha over rank, and back, is not the same to the last bit
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What of a fused layer is one module's: runs of its outputs, and the columns of lora_B that are not zero there."""
+
+    runs: tuple[tuple[int, int], ...]
+    columns: tuple[int, ...]
+
+
+def cuts_of(layer: AdapterLayer, parts: Sequence[Part]) -> list[Cut]:
+    """How a fused layer falls into its parts; no columns for a part that it leaves as it is.
+
+    Raises:
+        ValueError: its outputs cannot be divided so.
+    """
+    runs = [_runs(part.rows, layer.lora_B.shape[0]) for part in parts]
+    used = [_rows(layer.lora_B, own).flatten(1).any(dim=0) for own in runs]
+    rank, count = layer.rank, len(parts)
+    if rank % count == 0:
+        blocks = torch.arange(rank) // (rank // count)
+        if not any(bool(columns[blocks != place].any()) for place, columns in enumerate(used)):
+            # Trained apart by kohya: each has its share of the rank, also where a column is still zero.
+            used = [blocks == place if bool(columns.any()) else columns for place, columns in enumerate(used)]
+    if layer.magnitude is not None or layer.bias is not None:
+        # A module is rescaled, or its bias changed, even where its update is zero: no part may go.
+        used = [columns if bool(columns.any()) else torch.arange(rank) == 0 for columns in used]
+    return [Cut(own, tuple(columns.nonzero().flatten().tolist())) for own, columns in zip(runs, used, strict=True)]
+
+
+def cut_out(layer: AdapterLayer, cut: Cut) -> AdapterLayer:
+    """One part of a fused layer."""
+    columns = torch.tensor(cut.columns, device=layer.lora_A.device)
+    return replace(
+        layer,
+        lora_A=layer.lora_A[columns],
+        lora_B=_rows(layer.lora_B, cut.runs)[:, columns],
+        alpha=layer.scaling * len(cut.columns),
+        rslora=False,
+        bias=None if layer.bias is None else _rows(layer.bias, cut.runs),
+        magnitude=None if layer.magnitude is None else _rows(layer.magnitude, cut.runs),
+    )
+
+
+def fuse(layers: Sequence[AdapterLayer | None], parts: Sequence[Part]) -> AdapterLayer:
+    """The parts as one layer; a part that is None stays as it is.
+
+    Where scales differ, the first one's is that of the whole and the others' lora_B carries the ratio, in float32 or
+    wider.
+
+    Raises:
+        ValueError: their shapes do not make one layer, or only some have a magnitude.
+    """
+    present = [(layer, part.rows) for layer, part in zip(layers, parts, strict=True) if layer is not None]
+    first = present[0][0]
+    outputs = {Fraction(layer.lora_B.shape[0]) / _share(rows) for layer, rows in present}
+    inputs = {layer.lora_A.shape[1:] for layer, _ in present}
+    magnitudes = [layer.magnitude for layer, _ in present if layer.magnitude is not None]
+    if len(outputs) > 1 or len(inputs) > 1 or any(layer.lora_A.ndim > 2 for layer, _ in present):
+        msg = f"its parts are {', '.join(str((len(layer.lora_B), *layer.lora_A.shape[1:])) for layer, _ in present)}"
+        raise ValueError(msg)
+    if magnitudes and len(magnitudes) < len(parts):
+        msg = "DoRA on some of its parts and not on all"
+        raise ValueError(msg)
+    total, rank = int(outputs.pop()), sum(layer.rank for layer, _ in present)
+    scale = next((layer.scaling for layer, _ in present if layer.scaling), 0.0)
+    pieces = [_rescaled(layer, scale) for layer, _ in present]
+    dtype = _common(pieces)
+    B = torch.zeros(total, rank, dtype=dtype, device=first.lora_B.device)
+    magnitude = torch.empty(total, dtype=_common(magnitudes), device=first.lora_B.device) if magnitudes else None
+    column = 0
+    for (layer, rows), piece in zip(present, pieces, strict=True):
+        start = 0
+        for begin, end in _runs(rows, total):
+            stop = start + end - begin
+            B[begin:end, column : column + layer.rank] = piece[start:stop]
+            if magnitude is not None and layer.magnitude is not None:
+                magnitude[begin:end] = layer.magnitude[start:stop]
+            start = stop
+        column += layer.rank
+    A = torch.cat([layer.lora_A.to(_common([layer.lora_A for layer, _ in present])) for layer, _ in present])
+    return AdapterLayer(A, B, scale * rank, magnitude=magnitude)
+
+
+def is_whole(parts: Sequence[Part]) -> bool:
+    """Whether a layer is one module as it is."""
+    return len(parts) == 1 and parts[0].rows == WHOLE
+
+
+def _runs(rows: Rows, outputs: int) -> tuple[tuple[int, int], ...]:
+    """Shares of the outputs as row numbers; ValueError if they are no whole ones."""
+    ends = [(begin * outputs, end * outputs) for begin, end in rows]
+    if any(end.denominator > 1 for pair in ends for end in pair):
+        msg = f"{outputs} outputs cannot be divided among its parts"
+        raise ValueError(msg)
+    return tuple((int(begin), int(end)) for begin, end in ends)
+
+
+def _rows(tensor: Tensor, runs: Sequence[tuple[int, int]]) -> Tensor:
+    return torch.cat([tensor[begin:end] for begin, end in runs])
+
+
+def _share(rows: Rows) -> Fraction:
+    return sum((end - begin for begin, end in rows), Fraction(0))
+
+
+def _rescaled(layer: AdapterLayer, scale: float) -> Tensor:
+    """lora_B such that `scale` is the layer's scale."""
+    if math.isclose(layer.scaling, scale, rel_tol=_SAME):
+        return layer.lora_B
+    wide = torch.promote_types(layer.lora_B.dtype, torch.float32)
+    return (layer.lora_B.to(torch.float64) * (layer.scaling / scale)).to(wide)
+
+
+def _common(tensors: Sequence[Tensor]) -> torch.dtype:
+    dtype = tensors[0].dtype
+    for tensor in tensors[1:]:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype

@@ -1,0 +1,174 @@
+"""`adapter_config.json`: what PEFT's tensors mean, read and written.
+
+Rank and alpha hold for all modules unless `rank_pattern` or `alpha_pattern` says otherwise: keys there are regexes, so
+every name is escaped and anchored when written. Source: PEFT's `tuners/lora/config.py`.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from eckart.adapter.adapter import Adapter
+from eckart.errors import FileFormatError, MismatchError
+from eckart.formats.peft_patterns import matches_whole
+
+CONFIG = "adapter_config.json"
+_MAX_CONFIG_BYTES = 16 * 2**20
+_REFUSED = {
+    "megatron_config": "Megatron adapters are not read",
+    "layer_replication": "replicated layers (layer_replication) are not read",
+    "trainable_token_indices": "adapters of single tokens (trainable_token_indices) are not read",
+    **dict.fromkeys(
+        ("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "use_qalora"),
+        "a variant of LoRA that is no fixed low-rank update of each weight",
+    ),
+}
+# These change the base when PEFT loads the adapter: the tensors are an update of what is left of it.
+_BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# The fields of PEFT 0.21's LoraConfig.
+KNOWN_FIELDS = frozenset(
+    {
+        "alora_invocation_tokens", "alpha_pattern", "arrow_config", "auto_mapping", "base_model_name_or_path", "bias",
+        "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode",
+        "init_lora_weights", "kasa_config", "layer_replication", "layers_pattern", "layers_to_transform",
+        "loftq_config", "lora_alpha", "lora_bias", "lora_dropout", "lora_ga_config", "megatron_config",
+        "megatron_core", "modules_to_save", "monteclora_config", "peft_type", "peft_version", "qalora_group_size",
+        "r", "rank_pattern", "revision", "runtime_config", "target_modules", "target_parameters", "task_type",
+        "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora", "use_rslora", "velora_config",
+    }
+)  # fmt: skip
+
+
+class PeftConfig(BaseModel):
+    """The fields of `adapter_config.json` that decide what the tensors mean; others are kept as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+    peft_type: str
+    r: int = Field(default=8, ge=1)
+    lora_alpha: float = 8
+    use_rslora: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
+    fan_in_fan_out: bool = False
+    target_modules: list[str] | str | None = None
+    target_parameters: list[str] | None = None
+    rank_pattern: dict[str, int] = Field(default_factory=dict)
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    base_model_name_or_path: str | None = None
+    task_type: str | None = None
+
+
+def read_config(file: Path) -> PeftConfig:
+    """The config in a file.
+
+    Raises:
+        FileFormatError: it is damaged, or of an adapter that is not read; every fault is listed.
+    """
+    if file.stat().st_size > _MAX_CONFIG_BYTES:
+        msg = f"{file}: {file.stat().st_size:,} bytes are too many for a config"
+        raise FileFormatError(msg)
+    try:
+        config = PeftConfig.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()]
+        msg = f"{file}: not a PEFT config"
+        raise FileFormatError.of(msg, faults) from error
+    extra = config.model_extra or {}
+    faults = [f"{field}: {reason}" for field, reason in _REFUSED.items() if extra.get(field)]
+    if str(extra.get("init_lora_weights")).lower().startswith(_BASE_CHANGING):
+        faults.append(
+            f"init_lora_weights is {extra['init_lora_weights']!r}: the update is of what PEFT leaves of the base; save "
+            "the adapter once more with PEFT's path_initial_model_for_weight_conversion"
+        )
+    if config.peft_type != "LORA":
+        faults.append(f"peft_type is {config.peft_type}, only LORA adapters are read")
+    if faults:
+        msg = f"{file}: this adapter cannot be read"
+        raise FileFormatError.of(msg, faults)
+    return config
+
+
+def config_of(adapter: Adapter) -> dict[str, Any]:
+    """The `adapter_config.json` that describes an adapter, with no more fields than PEFT needs.
+
+    Args:
+        adapter: in PEFT's terms, where all experts of a parameter are one layer; outlines do.
+
+    Raises:
+        MismatchError: layers that one PEFT config cannot describe.
+    """
+    layers = list(adapter.values())
+    if not layers:
+        msg = "an adapter without a single layer cannot be written"
+        raise MismatchError(msg)
+    if any(layer.magnitude is not None for layer in layers) and any(layer.magnitude is None for layer in layers):
+        msg = "PEFT cannot mix DoRA layers with plain ones: " + ", ".join(
+            name for name, layer in adapter.items() if layer.magnitude is None
+        )
+        raise MismatchError(msg)
+    rslora = all(layer.rslora for layer in layers)
+    ranks = {name: layer.rank for name, layer in adapter.items()}
+    # Where rules differ between layers, alpha / rank is the one that every layer can be written in.
+    alphas = {
+        name: float(layer.alpha if rslora else layer.scaling * layer.rank if layer.rslora else layer.alpha)
+        for name, layer in adapter.items()
+    }
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    bias = adapter.config.get("bias", "none")
+    saved = sorted({name.rpartition(".")[0] for name in adapter.modules_to_save if not is_trained_bias(name, adapter)})
+    config = {
+        **adapter.config,
+        "peft_type": "LORA",
+        "base_model_name_or_path": adapter.base_model,
+        "task_type": adapter.task_type,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": _plain(alpha),
+        "rank_pattern": _pattern(ranks, rank),
+        "alpha_pattern": {name: _plain(value) for name, value in _pattern(alphas, alpha).items()},
+        "target_modules": [name for name, layer in adapter.items() if layer.kind != "expert"],
+        "lora_dropout": 0.0,
+        "bias": bias,
+        "fan_in_fan_out": any(layer.kind == "conv1d" for layer in layers),
+    }
+    optional = {
+        "target_parameters": [name for name, layer in adapter.items() if layer.kind == "expert"],
+        "modules_to_save": saved or None,
+        "use_rslora": rslora,
+        "use_dora": layers[0].magnitude is not None,
+        "lora_bias": any(layer.bias is not None for layer in layers),
+    }
+    return config | {name: value for name, value in optional.items() if value}
+
+
+def is_trained_bias(name: str, adapter: Adapter) -> bool:
+    """Whether a whole tensor is a bias that PEFT trained in place (`bias` other than "none")."""
+    return name.endswith(".bias") and adapter.config.get("bias", "none") != "none"
+
+
+def unknown_fields(config: Mapping[str, Any]) -> list[str]:
+    """Fields of an adapter's config that neither PEFT 0.21 nor eckart knows: they may change what the tensors mean."""
+    return sorted(set(config) - KNOWN_FIELDS)
+
+
+def is_module_target(module: str, config: PeftConfig) -> bool:
+    """Whether the config targets a module itself, rather than a parameter in it."""
+    targets = config.target_modules or []
+    if isinstance(targets, str):
+        return matches_whole(targets, module)
+    return any(f".{module}".endswith(f".{target}") for target in targets)
+
+
+def _pattern(values: Mapping[str, Any], common: Any) -> dict[str, Any]:
+    """The values that differ from the common one, by an anchored and escaped regex of the whole name."""
+    return {f"^{re.escape(name)}": value for name, value in values.items() if value != common}
+
+
+def _plain(number: float) -> float | int:
+    """A whole number without its decimal point, as PEFT writes alpha."""
+    return int(number) if number == int(number) else number

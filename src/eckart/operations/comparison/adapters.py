@@ -1,0 +1,210 @@
+"""Two adapters side by side, from their factors: norms, cosine, angles and overlap of every update."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from eckart.adapter.adapter import Adapter
+from eckart.checkpoint import Checkpoint, MatrixView, Skipped, WeightMatrix
+from eckart.engine import Execution, Task, run_tasks
+from eckart.errors import MismatchError
+from eckart.formats.common_names import to_common_names
+from eckart.linalg import LowRank
+from eckart.linalg.slabs import compute_dtype
+from eckart.operations.comparison.result import Comparison, MatrixComparison, Unpaired, align, cosine, directions_of
+from eckart.operations.comparison.updated import UpdatedMatrix, intruders_of
+from eckart.operations.placement import Term, find_places
+from eckart.operations.preview import Match, Preview
+from eckart.operations.select_layers import select_layers
+from eckart.operations.weight_update import Update, update_of
+
+
+def compare_updates(
+    name: str, a: LowRank, b: LowRank, *, directions: int, dtype: torch.dtype = torch.float64
+) -> MatrixComparison:
+    """Two low-rank updates of one matrix, from their singular vectors, so that no gauge of the factors shows.
+
+    Args:
+        name: of the module.
+        a: shape `(out, in)`.
+        b: same shape.
+        directions: leading directions whose overlap is told.
+        dtype: that the factors were stored in: it tells small directions from rounding.
+    """
+    (UA, SA, VA), (UB, SB, VB) = a.svd(), b.svd()
+    norm_a, norm_b = float(torch.linalg.vector_norm(SA)), float(torch.linalg.vector_norm(SB))
+    inner = SA @ ((UA.T @ UB) * (VA @ VB.T)) @ SB
+    # Balanced factors first: stacked ones of very different lengths would lose the digits of the shorter.
+    difference = (LowRank.from_svd(UA, SA, VA) - LowRank.from_svd(UB, SB, VB)).fro_norm
+    i, j = directions_of(SA, a.shape, dtype), directions_of(SB, b.shape, dtype)
+    return MatrixComparison(
+        *(name, a.shape, norm_a, norm_b, difference, cosine(float(inner), norm_a, norm_b), (i, j)),
+        outputs=align(UA[:, :i], UB[:, :j], directions=directions),
+        inputs=align(VA[:i].T, VB[:j].T, directions=directions),
+    )
+
+
+@dataclass(frozen=True)
+class AdapterPair:
+    """Two adapters that were checked to fit together.
+
+    Attributes:
+        adapters: A and B.
+        names: as the user gave them.
+        base: what they adapt, None if it was not given.
+        places: of each module that both adapt, its matrix in the base.
+        shared, alone: modules that both, and only one, adapts.
+        skipped: what is not compared, and why.
+        directions: leading directions whose overlap is told.
+        execution: how the work is run.
+    """
+
+    adapters: tuple[Adapter, Adapter]
+    names: tuple[str, str]
+    base: Checkpoint | None
+    places: dict[str, MatrixView]
+    shared: list[str]
+    alone: list[str]
+    skipped: list[Skipped]
+    directions: int
+    execution: Execution
+
+    @classmethod
+    def checked(
+        cls,
+        adapters: tuple[Adapter, Adapter],
+        names: tuple[str, str],
+        base: Checkpoint | None,
+        *,
+        directions: int,
+        patterns: tuple[Sequence[str], Sequence[str]],
+        execution: Execution,
+    ) -> "AdapterPair":
+        """The work on two adapters, from headers alone.
+
+        Raises:
+            MismatchError: they are of different bases, or a pattern matches nothing.
+        """
+        first, second = to_common_names(adapters, base)
+        adapters = first, second
+        outlines = [adapter.outline() for adapter in adapters]
+        layers = {name: layer for outline in reversed(outlines) for name, layer in outline.items()}
+        taken = select_layers(replace(outlines[0], layers=layers), *patterns)
+        shared, alone, skipped = _paired(outlines, names, set(taken))
+        skipped += [Skipped(name, "not targeted") for name in layers if name not in taken]
+        places = {}
+        if base is not None:
+            found = find_places(base, outlines)
+            changed = [item for changes in found.changes.values() for item in changes.items()]
+            places = {term.key: found.views[view] for view, terms in changed for term in terms if term.part == "update"}
+        return cls(adapters, names, base, places, shared, alone, skipped, directions, execution)
+
+    @property
+    def inputs(self) -> list[Path | None]:
+        """What is read, and so must not be replaced."""
+        files = [file for adapter in self.adapters for file in adapter.files]
+        return [*files, self.base.folder if self.base else None]
+
+    def preview(self) -> Preview:
+        """What would be read and compared; nothing is read for it."""
+        outlines = [adapter.outline() for adapter in self.adapters]
+        matches = []
+        for name in [*self.shared, *self.alone]:
+            layers = [outline.get(name) for outline in outlines]
+            shape = next(layer.low_rank().shape for layer in layers if layer)
+            ranks = tuple(layer.rank if layer else 0 for layer in layers)
+            matches.append(Match(name, shape, ranks))
+        read = sum(self._nbytes(name) for name in [*self.shared, *self.alone])
+        return Preview("compare", matches, self.skipped, read, 0)
+
+    def compare(self) -> Comparison:
+        """Read every layer of both once and compare them."""
+        began = time.monotonic()
+        tasks = [self._task(name) for name in [*self.shared, *self.alone]]
+        found = {task.name: result for task, result in run_tasks(tasks, stage="Comparing", execution=self.execution)}
+        return Comparison(
+            kind="adapters",
+            a=self.names[0],
+            b=self.names[1],
+            base=None if self.base is None else self.base.source,
+            matrices=[result for name in self.shared if isinstance(result := found[name], MatrixComparison)],
+            unpaired=[result for name in self.alone if isinstance(result := found[name], Unpaired)],
+            skipped=self.skipped,
+            seconds=time.monotonic() - began,
+        )
+
+    def _task(self, name: str) -> Task[MatrixComparison | Unpaired]:
+        nbytes = self._nbytes(name)
+        held = 16 * nbytes
+        if name in self.places:
+            rows, columns = self.places[name].stored_shape
+            held += 3 * 4 * rows * columns + 3 * 8 * min(rows, columns) ** 2
+        work = self._compare_one if name in self.shared else self._measure_one
+        return Task(name, nbytes, held, lambda: work(name))
+
+    def _nbytes(self, name: str) -> int:
+        layers = [adapter.outline().get(name) for adapter in self.adapters]
+        return sum(layer.lora_A.nbytes + layer.lora_B.nbytes for layer in layers if layer)
+
+    def _measure_one(self, name: str) -> Unpaired:
+        side = "a" if name in self.adapters[0].layers else "b"
+        adapter = self.adapters[0] if side == "a" else self.adapters[1]
+        return Unpaired(name, side, adapter[name].low_rank().fro_norm)
+
+    def _compare_one(self, name: str) -> MatrixComparison:
+        layers = [adapter[name] for adapter in self.adapters]
+        a, b = (layer.low_rank() for layer in layers)
+        dtype = torch.float64 if all(layer.lora_A.dtype == torch.float64 for layer in layers) else torch.float32
+        found = compare_updates(name, a, b, directions=self.directions, dtype=dtype)
+        if self.base is None or name not in self.places:
+            return found
+        device = self.execution.torch_device()
+        weight = WeightMatrix(self.base, self.places[name])
+        tuned = (UpdatedMatrix(weight, self._update(name, side, weight), device) for side in (0, 1))
+        return intruders_of(found, WeightMatrix(self.base, self.places[name], device), tuned, self.execution)
+
+    def _update(self, name: str, side: int, weight: WeightMatrix) -> Update:
+        """What one side makes of a matrix of the base, DoRA's norms included."""
+        terms, dtype = [Term(side, name, "update")], compute_dtype(weight)
+        return update_of(terms, self.adapters, (1.0, 1.0), dtype=dtype, view=weight.view, slabs=weight.slabs)
+
+
+def _paired(
+    outlines: Sequence[Adapter], names: tuple[str, str], taken: set[str]
+) -> tuple[list[str], list[str], list[Skipped]]:
+    """Modules that both adapt in one shape, those that one adapts, and what is not compared."""
+    both = [name for name in outlines[0] if name in taken and name in outlines[1].layers]
+    alone = [name for outline in outlines for name in outline if name in taken and name not in both]
+    if not both:
+        example = [next((name for name in outline if name in taken), "none") for outline in outlines]
+        msg = (
+            f"{names[0]} and {names[1]} adapt no module in common (such as {example[0]} and {example[1]}): "
+            "there is nothing to compare; check that both are of one model and name its modules alike"
+        )
+        raise MismatchError(msg)
+    faults = {}
+    for name in both:
+        first, second = (outline[name].low_rank().shape for outline in outlines)
+        if first != second:
+            faults[name] = f"its update is {first} in A and {second} in B"
+    if len(faults) == len(both):
+        msg = f"{names[0]} and {names[1]} are adapters of different bases"
+        raise MismatchError.of(msg, [f"{name}: {fault}" for name, fault in faults.items()])
+    skipped = [Skipped(name, fault) for name, fault in faults.items()]
+    for outline in outlines:
+        skipped += _beside_factors(outline, taken)
+    return [name for name in both if name not in faults], alone, skipped
+
+
+def _beside_factors(outline: Adapter, taken: set[str]) -> list[Skipped]:
+    """What an adapter changes beside its low-rank updates, which a comparison of those does not show."""
+    found = [Skipped(name, "kept whole by the adapter, not as factors") for name in outline.modules_to_save]
+    for name, layer in outline.items():
+        if name in taken and layer.bias is not None:
+            found.append(Skipped(f"{name}.bias", "bias"))
+        if name in taken and layer.magnitude is not None:
+            found.append(Skipped(f"{name}.magnitude", "DoRA magnitude: only the factors are compared"))
+    return found

@@ -1,0 +1,156 @@
+"""Two checkpoints side by side, or their updates of one base: streamed, with their leading singular directions."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from eckart.checkpoint import (
+    Checkpoint,
+    DifferenceMatrix,
+    MatrixView,
+    Skipped,
+    WeightMatrix,
+    compare_layouts,
+    layout,
+    select,
+)
+from eckart.checkpoint.matrices import counterpart
+from eckart.engine import Execution, Task, run_tasks
+from eckart.errors import MismatchError
+from eckart.linalg import RowSlabs, truncated_svd
+from eckart.linalg.krylov import RESIDENT_BYTES
+from eckart.linalg.slabs import NORM_CHUNK, SLAB_BYTES
+from eckart.operations.comparison.result import Comparison, MatrixComparison, align, cosine, directions_of
+from eckart.operations.comparison.updated import intruders_of
+from eckart.operations.preview import Match, Preview
+
+
+@dataclass(frozen=True)
+class CheckpointPair:
+    """Two checkpoints that were checked to hold the same matrices.
+
+    Attributes:
+        a, b: the two.
+        base: what is subtracted from both; None to compare the weights themselves.
+        views: of each matrix in `a`.
+        skipped: every other tensor of `a`, and why.
+        directions: leading singular directions that angles and overlap are of.
+        execution: how the work is run.
+    """
+
+    a: Checkpoint
+    b: Checkpoint
+    base: Checkpoint | None
+    views: list[MatrixView]
+    skipped: list[Skipped]
+    directions: int
+    execution: Execution
+
+    @classmethod
+    def checked(
+        cls,
+        a: Checkpoint,
+        b: Checkpoint,
+        base: Checkpoint | None,
+        *,
+        directions: int,
+        patterns: tuple[Sequence[str], Sequence[str]],
+        execution: Execution,
+    ) -> "CheckpointPair":
+        """The work on two checkpoints, from headers alone.
+
+        Raises:
+            MismatchError: the checkpoints are not of one model, or a pattern matches nothing.
+        """
+        target, exclude = patterns
+        pairs = [(a, b)] if base is None else [(base, a), (base, b)]
+        for first, second in pairs:
+            if faults := compare_layouts(first, second, exclude):
+                msg = f"{first.source} and {second.source} are not of one model (base and tuned below)"
+                raise MismatchError.of(msg, faults)
+        found = layout(a)
+        views = select(found, target or [".*"], exclude) if target or exclude else found.matrices
+        names = {view.name for view in views}
+        unchosen = [Skipped(view.name, "not targeted") for view in found.matrices if view.name not in names]
+        return cls(a, b, base, views, [*found.skipped, *unchosen], directions, execution)
+
+    @property
+    def inputs(self) -> list[Path | None]:
+        """What is read, and so must not be replaced."""
+        return [side.folder for side in self._sides()]
+
+    def preview(self) -> Preview:
+        """What would be read and compared; nothing is read for it."""
+        matches = [Match(view.name, view.shape, ()) for view in self.views]
+        return Preview("compare", matches, self.skipped, sum(map(self._nbytes, self.views)), 0)
+
+    def compare(self) -> Comparison:
+        """Stream every matrix and compare it; matrices of up to half a gigabyte are held, one side at a time."""
+        began = time.monotonic()
+        tasks = [self._task(view) for view in self.views]
+        found = {task.name: result for task, result in run_tasks(tasks, stage="Comparing", execution=self.execution)}
+        return Comparison(
+            kind="checkpoints" if self.base is None else "updates",
+            a=self.a.source,
+            b=self.b.source,
+            base=None if self.base is None else self.base.source,
+            matrices=[found[view.name] for view in self.views],
+            unpaired=[],
+            skipped=self.skipped,
+            seconds=time.monotonic() - began,
+        )
+
+    def _nbytes(self, view: MatrixView) -> int:
+        stored = [side.tensors[side.tied.get(view.tensor, view.tensor)] for side in self._sides()]
+        return math.prod(view.stored_shape) * sum(info.dtype.itemsize for info in stored)
+
+    def _sides(self) -> list[Checkpoint]:
+        return [self.a, self.b, *([self.base] if self.base else [])]
+
+    def _task(self, view: MatrixView) -> Task[MatrixComparison]:
+        entries, side = math.prod(view.stored_shape), min(view.stored_shape)
+        held = (1 if self.base is None else 3) * min(4 * entries, RESIDENT_BYTES) + 6 * SLAB_BYTES
+        held += 24 * self.directions * sum(view.stored_shape) + (0 if self.base is None else 3 * 8 * side**2)
+        return Task(view.name, self._nbytes(view), held, lambda: self._compare_one(view))
+
+    def _compare_one(self, view: MatrixView) -> MatrixComparison:
+        """Norms and inner product in one pass, then the leading directions of one side after the other."""
+        device = self.execution.torch_device()
+        sides = [WeightMatrix(side, counterpart(side, view), device) for side in (self.a, self.b)]
+        matrices: list[RowSlabs] = [*sides]
+        if self.base is not None:
+            matrices = [DifferenceMatrix(side, self.base, counterpart(side, view), device) for side in (self.a, self.b)]
+        norm_a, norm_b, difference, inner = _products(*matrices)
+        left, right = [], []
+        for matrix, norm in zip(matrices, (norm_a, norm_b), strict=True):
+            rank = min(self.directions, *matrix.shape)
+            svd = truncated_svd(matrix, rank=rank, generator=self.execution.generator(view.name))
+            count = directions_of(svd.S, matrix.shape, matrix.dtype) if norm > 0 else 0
+            left.append(svd.U[:, :count])
+            right.append(svd.Vh[:count].T)
+        along = [align(*bases, directions=self.directions) for bases in (left, right)]
+        outputs, inputs = reversed(along) if view.transposed else along
+        found = MatrixComparison(
+            *(view.name, view.shape, norm_a, norm_b, difference, cosine(inner, norm_a, norm_b)),
+            *((left[0].shape[1], left[1].shape[1]), outputs, inputs),
+        )
+        if self.base is None:
+            return found
+        return intruders_of(found, WeightMatrix(self.base, counterpart(self.base, view), device), sides, self.execution)
+
+
+def _products(a: RowSlabs, b: RowSlabs) -> tuple[float, float, float, float]:
+    """‖A‖, ‖B‖, ‖A − B‖ and ⟨A, B⟩, subtracted first and summed in float64, in one pass over both."""
+    sums = torch.zeros(4, dtype=torch.float64)
+    for first, second in zip(a.slabs(), b.slabs(), strict=True):
+        for x, y in zip(first.reshape(-1).split(NORM_CHUNK), second.reshape(-1).split(NORM_CHUNK), strict=True):
+            x, y = x.to(torch.float64), y.to(torch.float64)  # noqa: PLW2901
+            z = x - y
+            sums += torch.stack([x @ x, y @ y, z @ z, x @ y]).cpu()
+    squares, inner = sums[:3].tolist(), float(sums[3])
+    norm_a, norm_b, difference = (square**0.5 for square in squares)
+    return norm_a, norm_b, difference, inner

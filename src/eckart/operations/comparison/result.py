@@ -1,0 +1,219 @@
+"""What a comparison says: norms, cosine, angles and overlap of each pair of matrices, and of all together."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from eckart.checkpoint import Skipped
+from eckart.linalg import Overlap, overlap, principal_angles
+from eckart.linalg.intruder import Intruders
+
+Kind = Literal["adapters", "checkpoints", "updates"]
+DIRECTIONS = 16  # leading directions whose overlap is told
+
+Triplets = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How two column spaces, or two row spaces, lie to each other.
+
+    Attributes:
+        angles: principal angles in radians, ascending, float64.
+        overlap: φ(i, j) of the leading directions, beside what chance gives.
+    """
+
+    angles: Tensor
+    overlap: Overlap
+
+    @property
+    def shared(self) -> float:
+        """φ of all the leading directions told: 1 where one side's lie within the other's."""
+        return float(self.overlap.phi[-1, -1])
+
+    @property
+    def chance(self) -> float:
+        """What two random subspaces of those dimensions share on average."""
+        return float(self.overlap.chance[-1, -1])
+
+    def to_json(self) -> dict[str, Any]:
+        """Angles, and φ with chance, each `[i-1][j-1]`."""
+        return {
+            "angles": self.angles.tolist(),
+            "phi": _rounded(self.overlap.phi),
+            "chance": _rounded(self.overlap.chance),
+        }
+
+
+@dataclass(frozen=True)
+class MatrixComparison:
+    """Two matrices of one name.
+
+    Attributes:
+        name: of the module.
+        shape: `(out_features, in_features)`.
+        norm_a, norm_b, norm_difference: Frobenius norms of A, of B and of A − B.
+        cosine: ⟨A, B⟩ / (‖A‖·‖B‖), from −1 to 1; None where one is zero.
+        directions: singular directions of A and of B that the angles are between.
+        outputs: their column spaces, in the space of outputs; None where one has no direction.
+        inputs: their row spaces, in the space of inputs.
+        intruders: of base + A and of base + B, where a base was given.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    norm_a: float
+    norm_b: float
+    norm_difference: float
+    cosine: float | None
+    directions: tuple[int, int]
+    outputs: Alignment | None
+    inputs: Alignment | None
+    intruders: tuple[Intruders, Intruders] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of `comparison.json`."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "norm_a": self.norm_a,
+            "norm_b": self.norm_b,
+            "norm_difference": self.norm_difference,
+            "cosine": self.cosine,
+            "directions": list(self.directions),
+            "outputs": self.outputs and self.outputs.to_json(),
+            "inputs": self.inputs and self.inputs.to_json(),
+            "intruders": self.intruders and [_intruders_to_json(each) for each in self.intruders],
+        }
+
+
+@dataclass(frozen=True)
+class Unpaired:
+    """A matrix that only one side has, and so counts as zero on the other.
+
+    Attributes:
+        name: of the module.
+        side: which has it.
+        norm: its Frobenius norm.
+    """
+
+    name: str
+    side: Literal["a", "b"]
+    norm: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two adapters, two checkpoints, or two fine-tunes' updates of one base.
+
+    Attributes:
+        kind: what A and B are.
+        a, b: as the user named them.
+        base: what both were made from, None if it was not given.
+        matrices: those that both have, in the order of A.
+        unpaired: those that one has.
+        skipped: what was not compared, and why.
+        seconds: wall time.
+    """
+
+    kind: Kind
+    a: str
+    b: str
+    base: str | None
+    matrices: Sequence[MatrixComparison]
+    unpaired: Sequence[Unpaired]
+    skipped: Sequence[Skipped]
+    seconds: float
+
+    @property
+    def norm_a(self) -> float:
+        """Frobenius norm of all of A's matrices together."""
+        return _together([*(m.norm_a for m in self.matrices), *(u.norm for u in self.unpaired if u.side == "a")])
+
+    @property
+    def norm_b(self) -> float:
+        """Frobenius norm of all of B's matrices together."""
+        return _together([*(m.norm_b for m in self.matrices), *(u.norm for u in self.unpaired if u.side == "b")])
+
+    @property
+    def norm_difference(self) -> float:
+        """Frobenius norm of A − B over all matrices; one that a side lacks counts as zero there."""
+        return _together([*(m.norm_difference for m in self.matrices), *(u.norm for u in self.unpaired)])
+
+    @property
+    def cosine(self) -> float | None:
+        """⟨A, B⟩ / (‖A‖·‖B‖) over all matrices; one that a side lacks counts as zero there."""
+        a, b = self.norm_a, self.norm_b
+        if not (a > 0 and b > 0):
+            return None
+        return _clamped(sum((m.cosine or 0.0) * (m.norm_a / a) * (m.norm_b / b) for m in self.matrices))
+
+    def to_json(self) -> dict[str, Any]:
+        """The `eckart-compare/2` object."""
+        return {
+            "format": "eckart-compare/2",
+            "kind": self.kind,
+            "a": self.a,
+            "b": self.b,
+            "base": self.base,
+            "total": {
+                "norm_a": self.norm_a,
+                "norm_b": self.norm_b,
+                "norm_difference": self.norm_difference,
+                "cosine": self.cosine,
+                "seconds": self.seconds,
+            },
+            "matrices": [matrix.to_json() for matrix in self.matrices],
+            "unpaired": [{"name": item.name, "side": item.side, "norm": item.norm} for item in self.unpaired],
+            "skipped": [{"name": item.name, "reason": item.reason} for item in self.skipped],
+        }
+
+
+def cosine(inner: float, norm_a: float, norm_b: float) -> float | None:
+    """The cosine of two matrices, None where one is zero."""
+    return _clamped(inner / norm_a / norm_b) if norm_a > 0 and norm_b > 0 else None
+
+
+def directions_of(S: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> int:
+    """Singular values above max(shape)·ε·σ₁, as `Spectrum.numerical_rank` counts: the others are rounding.
+
+    Args:
+        S: descending.
+        shape: of the matrix.
+        dtype: that its numbers were stored in.
+    """
+    eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    return int((max(shape) * eps * S[0] < S).sum()) if len(S) else 0
+
+
+def align(first: Tensor, second: Tensor, *, directions: int) -> Alignment | None:
+    """Angles between the spans of two orthonormal bases, and the overlap of their leading columns."""
+    if not (first.shape[1] and second.shape[1]):
+        return None
+    first, second = first.cpu(), second.cpu()
+    return Alignment(principal_angles(first, second), overlap(first[:, :directions], second[:, :directions]))
+
+
+def _together(norms: Iterable[float]) -> float:
+    return float(torch.linalg.vector_norm(torch.tensor(list(norms), dtype=torch.float64)))
+
+
+def _clamped(value: float) -> float:
+    return max(-1.0, min(1.0, value))
+
+
+def _rounded(values: Tensor) -> list[list[float]]:
+    return [[round(value, 6) for value in row] for row in values.tolist()]
+
+
+def _intruders_to_json(found: Intruders) -> dict[str, Any]:
+    return {
+        "found": found.found,
+        "undecided": found.undecided,
+        "threshold": found.threshold,
+        "cosine_lower": found.lower.tolist(),
+        "cosine_upper": found.upper.tolist(),
+    }

@@ -1,0 +1,228 @@
+"""One adapter in another format: checked from its outline, then written layer after layer, every scale as it was."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from eckart.adapter.adapter import Adapter, AdapterFormat
+from eckart.checkpoint import Skipped, atomic_directory, check_output
+from eckart.errors import MismatchError, OptionError
+from eckart.formats import diffusers, kohya, load_adapter
+from eckart.formats.components import component_of, components
+from eckart.formats.model_names import Base, Model
+from eckart.formats.peft_config import config_of
+from eckart.formats.renaming import Renaming, to_component, to_kohya, to_modules
+from eckart.operations.preview import Match, Preview
+
+
+@dataclass(frozen=True)
+class ConvertedLayer:
+    """One layer of the result: its name, the shape of its update, and its rank."""
+
+    name: str
+    shape: tuple[int, int]
+    rank: int
+
+
+@dataclass(frozen=True)
+class ConvertResult:
+    """An adapter in another format.
+
+    Attributes:
+        origin: the format that it was in.
+        to: the format that it is in now.
+        adapters: the result by component; under "" where it is one adapter.
+        renamed: (old, new) name of each layer that is called otherwise now; a fused one has several of one side.
+        skipped: what has no place in the result because it changes nothing, and why.
+        output: where it was written, None if it was not.
+        nbytes: size of the written files, or of the tensors.
+    """
+
+    origin: AdapterFormat
+    to: AdapterFormat
+    adapters: Mapping[str, Adapter]
+    renamed: Sequence[tuple[str, str]]
+    skipped: Sequence[Skipped]
+    output: Path | None
+    nbytes: int
+
+    @property
+    def adapter(self) -> Adapter:
+        """The result where it is one adapter.
+
+        Raises:
+            MismatchError: it is one for each component of a pipeline: take them from `adapters`.
+        """
+        if len(self.adapters) > 1:
+            msg = f"one adapter for each of {', '.join(self.adapters)}, in .adapters"
+            raise MismatchError(msg)
+        return next(iter(self.adapters.values()))
+
+    @property
+    def layers(self) -> list[ConvertedLayer]:
+        """Every layer, in the order of the files."""
+        return [ConvertedLayer(match.name, match.shape, match.ranks[0]) for match in _matches(self.adapters)]
+
+    def to_json(self) -> dict[str, Any]:
+        """The `eckart-convert/2` object."""
+        return {
+            "format": "eckart-convert/2",
+            "from": self.origin,
+            "to": self.to,
+            "layers": [{"name": it.name, "shape": list(it.shape), "rank": it.rank} for it in self.layers],
+            "renamed": [list(pair) for pair in self.renamed],
+            "skipped": [{"name": item.name, "reason": item.reason} for item in self.skipped],
+            "bytes": self.nbytes,
+            "output": None if self.output is None else str(self.output),
+        }
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A conversion that was checked and can be carried out; see `ConvertResult` for the attributes."""
+
+    source: Adapter
+    to: AdapterFormat
+    adapters: Mapping[str, Adapter]
+    renamed: Sequence[tuple[str, str]]
+    skipped: Sequence[Skipped]
+
+    def preview(self) -> Preview:
+        """What would be read and written."""
+        written = sum(adapter.nbytes for adapter in self.adapters.values())
+        return Preview("convert", _matches(self.adapters), self.skipped, self.source.nbytes, written)
+
+    def write(self, output: Path | None = None, *, force: bool = False) -> ConvertResult:
+        """Write the result, or without `output` only return it.
+
+        Raises:
+            OutputError: `output` must not, or cannot, be written.
+        """
+        nbytes = sum(adapter.nbytes for adapter in self.adapters.values())
+        if output is not None:
+            if self.to == "kohya":
+                kohya.check_name(output)
+            check_output(output, nbytes, force=force, inputs=self.source.files)
+            self._save(output, force=force)
+            nbytes = sum(file.stat().st_size for file in [output, *output.rglob("*")] if file.is_file())
+        return ConvertResult(self.source.format, self.to, self.adapters, self.renamed, self.skipped, output, nbytes)
+
+    def _save(self, output: Path, *, force: bool) -> None:
+        if len(self.adapters) == 1:
+            next(iter(self.adapters.values())).save(output, force=force)
+            return
+        with atomic_directory(output, force=force) as folder:
+            for part, adapter in self.adapters.items():
+                adapter.save(folder / part)
+
+
+def convert(
+    adapter: Adapter | str | Path,
+    to: AdapterFormat,
+    *,
+    base: Base | None = None,
+    output: str | Path | None = None,
+    force: bool = False,
+) -> ConvertResult:
+    """An adapter in another format, with every scale and update as it was.
+
+    Only where parts of several scales become one layer (kohya's qkv of FLUX) are they rounded, once, in float32.
+
+    Args:
+        adapter: the adapter, or where it lies.
+        to: "peft", "kohya" or "diffusers".
+        base: the model; it tells the names behind kohya's, and every shape is compared with it.
+        output: a folder for PEFT, in which a pipeline of several components gets one folder for each; for kohya a
+            .safetensors file; for diffusers either.
+        force: replace an existing result.
+
+    Raises:
+        MismatchError: what the format cannot express, and names that cannot be told, all in one message.
+        OutputError: `output` must not, or cannot, be written.
+        MissingExtraError: diffusers, whose tables of names are needed, is not installed.
+    """
+    plan = plan_conversion(adapter, to, base=base)
+    return plan.write(None if output is None else Path(output), force=force)
+
+
+def plan_conversion(adapter: Adapter | str | Path, to: AdapterFormat, *, base: Base | None = None) -> Conversion:
+    """Check a conversion. Headers are read, and of layers that kohya fuses also lora_B, whose zeros tell the parts.
+
+    Raises: as `convert`, but for the output.
+    """
+    if to not in get_args(AdapterFormat):
+        msg = f"an adapter is converted to one of {', '.join(get_args(AdapterFormat))}, not {to!r}"
+        raise OptionError(msg)
+    source = adapter if isinstance(adapter, Adapter) else load_adapter(adapter)
+    model = None if base is None else Model.of(base)
+    steps: list[Renaming] = []
+    found = source
+    if source.format == "kohya" and (to != "kohya" or model):
+        steps.append(to_modules(source, model))
+        found = steps[-1].of(source, format="diffusers" if steps[-1].is_pipeline else "peft", config={})
+    elif source.format == "peft" and to != "peft" and (part := component_of(source)):
+        steps.append(to_component(source, part))
+        whole = {f"{part}.{name}": tensor for name, tensor in source.outline().modules_to_save.items()}
+        found = steps[-1].of(source, format="diffusers", config={}, modules_to_save=whole)
+    faults = [fault for step in steps for fault in step.faults]
+    faults += model.misfits(found.outline()) if model else []
+    faults += _refusals(found.outline(), source, to)
+    if to == "kohya" and source.format != "kohya":
+        steps.append(to_kohya(found))
+        faults += steps[-1].faults
+    if faults:
+        msg = f"this adapter cannot be converted to {to}"
+        raise MismatchError.of(msg, faults)
+    if to == source.format == "kohya":
+        found, steps = source, []
+    elif to == "kohya":
+        found = steps[-1].of(found, format="kohya", config={})
+    skipped = [item for step in steps for item in step.skipped]
+    return Conversion(source, to, _targets(found, to, base), _renamed(steps), skipped)
+
+
+def _refusals(outline: Adapter, source: Adapter, to: AdapterFormat) -> list[str]:
+    """What the target cannot express, each by its name."""
+    faults = []
+    if to == "kohya":
+        faults = kohya.refusals(outline)
+        if source.format != "kohya":
+            bias = "its bias is trained (lora_bias), which of kohya's readers only ComfyUI would add"
+            faults += [f"{name}: {bias}" for name, layer in outline.items() if layer.bias is not None]
+    elif to == "diffusers":
+        faults = diffusers.refusals(outline)
+        if outline.format != "diffusers":
+            faults.append(f"{next(iter(outline), 'it')}: no module of a pipeline's UNet, transformer or text encoder")
+    if to != "kohya" and source.format != "peft":
+        for adapter in _targets(outline, "peft", None).values():
+            try:
+                config_of(adapter)
+            except MismatchError as fault:
+                faults.append(str(fault))
+    return faults
+
+
+def _targets(found: Adapter, to: AdapterFormat, base: Base | None) -> dict[str, Adapter]:
+    """The adapters to write: of a pipeline in PEFT's format one for each component."""
+    if to != "peft" or found.format == "peft":
+        named = str(base) if isinstance(base, str | Path) else None
+        return {"": replace(found, base_model=found.base_model or named)}
+    parts = components(found)
+    return {"": next(iter(parts.values()))} if len(parts) == 1 else parts
+
+
+def _matches(adapters: Mapping[str, Adapter]) -> list[Match]:
+    return [
+        Match(f"{part}.{name}" if part else name, (len(layer.lora_B), layer.lora_A[0].numel()), (layer.rank,))
+        for part, adapter in adapters.items()
+        for name, layer in adapter.outline().items()
+    ]
+
+
+def _renamed(steps: Sequence[Renaming]) -> list[tuple[str, str]]:
+    """Old and new names of every layer, through all steps."""
+    origins: dict[str, tuple[str, ...]] = {}
+    for step in steps:
+        origins = {move.new: tuple(o for old in move.old for o in origins.get(old, (old,))) for move in step.moves}
+    return [(old, new) for new, olds in origins.items() for old in olds if old != new]

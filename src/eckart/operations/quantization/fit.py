@@ -1,0 +1,92 @@
+"""Which layers transformers loads in 4 bits, and how its config says so."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from eckart.checkpoint import Checkpoint, Layout, MatrixView
+from eckart.checkpoint.layout import model_types
+from eckart.checkpoint.naming import in_preset, is_output_layer
+from eckart.checkpoint.nf4 import Nf4Checkpoint
+from eckart.errors import MismatchError
+from eckart.linalg.nf4 import DTYPES
+
+CONFIG = "quantization_config"
+_OWN_LINEAR = {"falcon", "idefics", "deepseek_v4"}  # with a class of linear layers that transformers does not replace
+_KEPT_IN_FLOAT32 = {"wo": {"t5", "mt5", "umt5", "udop", "pop2piano"}, "qformer": {"blip-2"}}
+
+_CLASS_HEADS = ("classifier", "score")
+
+
+def check_model(base: Checkpoint, found: Layout) -> None:
+    """Refuse a model that would not load in 4 bits, whatever its layers.
+
+    Raises:
+        MismatchError: it is quantized already, has no config, or is of a type whose layers transformers leaves dense.
+    """
+    faults = []
+    stored = any(item.reason.startswith("quantized") for item in found.skipped)
+    if isinstance(base, Nf4Checkpoint) or stored or base.config.get(CONFIG):
+        faults.append("it is quantized already; give the model that it was made from")
+    if not base.config:
+        faults.append("it has no config.json, which tells transformers that weights are in NF4: give a model folder")
+    faults += [
+        f"linear layers of {kind} are of a class of its own, which transformers does not load in 4 bits"
+        for kind in sorted(model_types(base.config) & _OWN_LINEAR)
+    ]
+    if faults:
+        msg = f"{base.source}: this model cannot be quantized"
+        raise MismatchError.of(msg, faults)
+
+
+def why_not_quantizable(view: MatrixView, dtype: torch.dtype, config: Mapping[str, Any]) -> str | None:
+    """Why a matrix that was asked for stays as it is, or None."""
+    parts = view.module.split(".")
+    kept = any(part in parts and not kinds.isdisjoint(model_types(config)) for part, kinds in _KEPT_IN_FLOAT32.items())
+    rules = (
+        (view.kind not in ("linear", "conv1d"), f"{view.kind}, and 4 bits are for linear layers"),
+        ("experts" in parts, "expert: transformers stacks experts in one parameter, which stays dense"),
+        (not in_preset("all-linear", view.module) and not is_output_layer(view.module), "router"),
+        (kept, "transformers keeps it in float32"),
+        (dtype not in DTYPES, f"{str(dtype).removeprefix('torch.')}: give --dtype float32, bfloat16 or float16"),
+    )
+    return next((reason for applies, reason in rules if applies), None)
+
+
+def bitsandbytes_config(dense: list[str], taken: list[str], *, compute: torch.dtype, double: bool) -> dict[str, Any]:
+    """What transformers' BitsAndBytesConfig writes of a model in NF4.
+
+    Args:
+        dense: linear modules that stay as they are.
+        taken: modules in NF4.
+        compute: the dtype that products are taken in.
+        double: whether scales are quantized too.
+    """
+    return {
+        "_load_in_4bit": True,
+        "_load_in_8bit": False,
+        "bnb_4bit_compute_dtype": str(compute).removeprefix("torch."),
+        "bnb_4bit_quant_storage": "uint8",
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": double,
+        "llm_int8_enable_fp32_cpu_offload": False,
+        "llm_int8_has_fp16_weight": False,
+        "llm_int8_skip_modules": _skipped(dense, taken),
+        "llm_int8_threshold": 6.0,
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "quant_method": "bitsandbytes",
+    }
+
+
+def _skipped(dense: list[str], taken: list[str]) -> list[str] | None:
+    """Modules that transformers must leave alone; None where it does so by itself.
+
+    By itself it leaves the layer that makes logits over the vocabulary, but not a head for classes.
+    """
+    if all(is_output_layer(name) and name.rpartition(".")[2] not in _CLASS_HEADS for name in dense):
+        return None
+    # A plain name is read as any ending too; where it would take a module in NF4, it is anchored.
+    return [f"^{re.escape(name)}$" if any(module.endswith(name) for module in taken) else name for name in dense]

@@ -1,0 +1,185 @@
+"""What adapters make of one matrix, computed rows at a time: base + Σ wᵢ·Δᵢ, in one dtype, rounded by nobody here.
+
+Of a plain layer Δ = scaling·BA. Of DoRA Δ = m⊙(W+ΔW)/‖W+ΔW‖ − W, a norm for each output (Liu et al. 2024). Of a tensor
+saved whole Δ = saved − W. The last two take their share of the base away: what is left of it is `keep`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from eckart.adapter.adapter import Adapter, AdapterLayer
+from eckart.checkpoint import MatrixView
+from eckart.errors import NotFiniteError
+from eckart.operations.placement import Term, outputs_are_columns, stored_factors
+
+Slabs = Callable[[], Iterator[Tensor]]
+
+
+@dataclass
+class _Dora:
+    """W' of one DoRA layer.
+
+    Attributes:
+        weight: of the adapter.
+        left: with `right` the factors of the update, the scale in them.
+        own: the weight that the adapter saves whole and updates, as PEFT does with embeddings; None is the base's.
+        by_column: whether an output is a column.
+        gains: what each output is multiplied by.
+    """
+
+    weight: float
+    left: Tensor
+    right: Tensor
+    own: Tensor | None
+    by_column: bool
+    gains: Tensor = field(default_factory=lambda: torch.ones(()))
+
+    def moved(self, slab: Tensor, start: int) -> Tensor:
+        """W + ΔW of some rows."""
+        stop = start + len(slab)
+        base = slab if self.own is None else self.own[start:stop].to(slab.dtype)
+        return (self.left[start:stop] @ self.right).add_(base)
+
+    def rows(self, slab: Tensor, start: int) -> Tensor:
+        """W' of some rows."""
+        gains = self.gains if self.by_column else self.gains[start : start + len(slab), None]
+        return self.moved(slab, start).mul_(gains)
+
+
+@dataclass
+class Update:
+    """A change of one matrix, or of a tensor that is none, seen as a matrix of `(len, values an entry)`.
+
+    Attributes:
+        dtype: to compute in.
+        keep: share of the base that stays.
+        products: factors of all plain updates, scales and weights in them; None without any.
+        whole: tensors to add, each with its factor.
+        dora: layers that renormalise.
+    """
+
+    dtype: torch.dtype
+    keep: float = 1.0
+    products: tuple[Tensor, Tensor] | None = None
+    whole: list[tuple[float, Tensor]] = field(default_factory=list)
+    dora: list[_Dora] = field(default_factory=list)
+
+    def change(self, slab: Tensor, start: int) -> Tensor:
+        """What is added to rows of the base, from row `start` on.
+
+        Args:
+            slab: shape `(rows, columns)`, in the dtype to compute in; not changed.
+            start: first of the rows.
+
+        Returns:
+            a tensor that belongs to nobody.
+        """
+        stop = start + len(slab)
+        if self.products is None:
+            total = torch.zeros_like(slab)
+        else:
+            left, right = self.products
+            total = left[start:stop] @ right
+        for factor, tensor in self.whole:
+            total.add_(tensor[start:stop].to(slab.dtype), alpha=factor)
+        for layer in self.dora:
+            total.add_(layer.rows(slab, start), alpha=layer.weight)
+        return total
+
+    def apply(self, slab: Tensor, start: int) -> Tensor:
+        """The changed rows; arguments as of `change`."""
+        # Added to the finished change: a product that starts from the base would round at every step of its sums.
+        total = self.change(slab, start)
+        if self.keep == 1:
+            return total.add_(slab)
+        return total.add_(slab, alpha=self.keep) if self.keep else total
+
+
+def update_of(
+    terms: Sequence[Term],
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    *,
+    dtype: torch.dtype,
+    view: MatrixView,
+    slabs: Slabs,
+) -> Update:
+    """Read what changes one matrix, upcast once.
+
+    Args:
+        terms: what changes it.
+        adapters: that they name.
+        weights: of the adapters.
+        dtype: to compute in.
+        view: the matrix.
+        slabs: rows of the base, for the norms of DoRA.
+
+    Raises:
+        NotFiniteError: a tensor of an adapter holds NaN or Inf.
+    """
+    result, lefts, rights = Update(dtype), [], []
+    saved = {term.adapter: _saved(adapters[term.adapter], term.key) for term in terms if term.part == "whole"}
+    for term in terms:
+        if term.part == "whole":
+            continue
+        weight, layer = weights[term.adapter], _checked(adapters[term.adapter], term.key)
+        if term.part == "bias" and layer.bias is not None:
+            result.whole.append((weight * layer.scaling, layer.bias[:, None]))
+            continue
+        left, right = (factor.to(dtype) for factor in stored_factors(layer, view))
+        if layer.magnitude is None:
+            lefts.append(left * (weight * layer.scaling))
+            rights.append(right)
+        else:
+            own = saved.pop(term.adapter, None)
+            dora = _Dora(weight, left * layer.scaling, right, own, outputs_are_columns(layer, view))
+            dora.gains = (layer.magnitude.to(torch.float64) / _norms(dora, slabs)).to(dtype)
+            result.dora.append(dora)
+            result.keep -= weight
+    for number, tensor in saved.items():
+        result.whole.append((weights[number], tensor))
+        result.keep -= weights[number]
+    if lefts:
+        result.products = torch.cat(lefts, dim=1), torch.cat(rights)
+    return result
+
+
+def _saved(adapter: Adapter, name: str) -> Tensor:
+    """A tensor that an adapter saves whole, as a matrix of its entries."""
+    tensor = adapter.modules_to_save[name].detach().cpu()
+    _check_finite(name, tensor)
+    return tensor.reshape(len(tensor) if tensor.ndim else 1, -1)
+
+
+def _checked(adapter: Adapter, module: str) -> AdapterLayer:
+    """A layer of finite numbers, in the main memory."""
+    layer = adapter[module]
+    tensors = {part: tensor.detach().cpu() for part, tensor in layer.tensors().items()}
+    for part, tensor in tensors.items():
+        _check_finite(f"{module}.{part}", tensor)
+    return replace(layer, **tensors)
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    # NaN and Inf survive a sum, which is one pass without a mask; a sum that overflowed proves nothing.
+    if not torch.isfinite(tensor.sum(dtype=torch.float32)) and (bad := int((~torch.isfinite(tensor)).sum())):
+        msg = f"the adapter's {name} holds {bad:,} values that are NaN or Inf"
+        raise NotFiniteError(msg)
+
+
+def _norms(dora: _Dora, slabs: Slabs) -> Tensor:
+    """‖W + ΔW‖ of each output, in float64, from one pass over the base."""
+    squares = torch.zeros(dora.right.shape[1] if dora.by_column else dora.left.shape[0], dtype=torch.float64)
+    start = 0
+    for slab in slabs():
+        moved = dora.moved(slab, start)
+        part = torch.linalg.vector_norm(moved, dim=0 if dora.by_column else 1, dtype=torch.float64).square_()
+        if dora.by_column:
+            squares += part
+        else:
+            squares[start : start + len(slab)] = part
+        start += len(slab)
+    return squares.sqrt_()

@@ -1,0 +1,30 @@
+"""A model in NF4 as a table for a terminal of 80 columns."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from eckart.report.grid import Column, grid, is_summarised
+from eckart.report.tables import SUMMARY, skipped_lines
+from eckart.report.words import bytes_text, count_text, seconds_text
+
+if TYPE_CHECKING:
+    from eckart.operations.quantization.quantize import QuantizedLayer, QuantizeResult
+
+
+def quantize_table(result: "QuantizeResult") -> RenderableType:
+    """The error of each layer, the size of the model, and what stayed dense.
+
+    Returns:
+        a rich renderable of at most 80 columns.
+    """
+    columns: list[Column[QuantizedLayer]] = [Column("relative error", lambda layer: layer.error, "share")]
+    notes = [SUMMARY] if is_summarised(result.layers) else []
+    notes += [
+        f"All layers together: relative error {result.error:.2%}.",
+        f"{count_text(result.quantized_params)} of {count_text(result.params)} parameters in NF4, "
+        f"{result.bytes_per_param:.3f} bytes each; {bytes_text(result.nbytes)} in all, {seconds_text(result.seconds)}",
+    ]
+    head = Text(f"Model in {result.output}", style="bold")
+    return Group(head, grid(result.layers, columns), *map(Text, notes), *skipped_lines(result.skipped))
