@@ -21,7 +21,7 @@ def run(options: Options) -> list[Limit]:
     from eckart.evaluation import measure_gains
     from eckart.operations import extract
     from eckart.training import Distillation, fast_dtype
-    from eckart.training.distill import SHORT
+    from eckart.training.distiller import SHORT
 
     base, tuned = (str(folder) for folder in get_pair(options.pair))
     text = language_reference()

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, sync_playwright
 from bench.options import Options
 from bench.results import Limit, Row
 from eckart.linalg import Spectrum
-from eckart.operations.analysis import Analysis, MatrixAnalysis, analyze
+from eckart.operations import Analysis, MatrixAnalysis, analyze
 from eckart.report.page import Results, write_page
 
 OPEN_SECONDS, MOST_MEGABYTES = 2.0, 8.0

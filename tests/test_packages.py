@@ -10,27 +10,29 @@ import eckart
 
 SOURCE = Path(eckart.__file__).parent
 ORDER = (
-    "errors", "version", "linalg", "engine", "checkpoint", "adapter", "formats", "operations", "nn",
+    "errors", "version", "result", "linalg", "engine", "checkpoint", "adapter", "formats", "operations", "nn",
     "evaluation", "training", "planning", "report", "demo", "cli", "__main__",
 )  # fmt: skip
 ALONE = {"reference"}  # the NumPy layer: code to read first, and what the others are tested against
 
 
 def modules(source: Path) -> dict[str, Path]:
-    """Every module of the package by its dotted name."""
+    """Every module of the package by its dotted name; of a package the stub, which says what it exports."""
     names = {path.relative_to(source.parent).with_suffix("").as_posix().replace("/", "."): path
              for path in sorted(source.rglob("*.py"))}  # fmt: skip
-    return {name.removesuffix(".__init__"): path for name, path in names.items()}
+    stubs = {name: path.with_suffix(".pyi") for name, path in names.items() if path.with_suffix(".pyi").is_file()}
+    return {name.removesuffix(".__init__"): path for name, path in (names | stubs).items()}
 
 
-def imported_names(file: Path) -> Iterator[str]:
+def imported_names(file: Path, package: str) -> Iterator[str]:
     """What a file imports anywhere: at its top, in a function, for type checking, or through importlib."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file} imports relatively"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            assert node.level == 0 or file.suffix == ".pyi", f"{file} imports relatively"
+            parts = [package] * node.level + [node.module] * (node.module is not None)
+            yield from (".".join([*parts, alias.name]) for alias in node.names)
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
             if called in ("import_module", "__import__"):
@@ -46,7 +48,7 @@ def import_graph(source: Path) -> dict[str, set[str]]:
             name = name.rpartition(".")[0]
         return name or None
 
-    return {name: {module for each in imported_names(path) if (module := module_of(each))}
+    return {name: {module for each in imported_names(path, name) if (module := module_of(each))}
             for name, path in known.items()}  # fmt: skip
 
 
@@ -96,7 +98,12 @@ def test_imports_follow_the_order_and_never_go_in_a_circle() -> None:
 
 
 def test_every_package_is_in_the_order() -> None:
-    found = {path.name.removesuffix(".py") for path in SOURCE.iterdir()} - {"__init__", "__pycache__", "py.typed"}
+    found = {path.name.removesuffix(".py") for path in SOURCE.iterdir()} - {
+        "__init__",
+        "__init__.pyi",
+        "__pycache__",
+        "py.typed",
+    }
     assert found == {*ORDER, *ALONE}
 
 
@@ -131,3 +138,14 @@ def test_a_planted_violation_is_found(tmp_path: Path, file: str, text: str, mess
     found = violations(source)
     assert found
     assert any(message in each for each in found)
+
+
+def test_no_exported_name_hides_a_module_of_its_package() -> None:
+    """`eckart.linalg.spectrum` would be a function or a module, depending on what was imported first."""
+    known, stubs = modules(SOURCE), [path for path in modules(SOURCE).values() if path.suffix == ".pyi"]
+    assert len(stubs) > 10
+    for stub in stubs:
+        package = stub.relative_to(SOURCE.parent).parent.as_posix().replace("/", ".")
+        exported = {name.rpartition(".")[2] for name in imported_names(stub, package)}
+        hidden = {name for name in exported if f"{package}.{name}" in known and package != "eckart"}
+        assert hidden == set(), f"{package} exports {hidden}"

@@ -1,14 +1,27 @@
-"""What eckart refuses, and how it says so: one exception family, all faults in one message."""
+"""What eckart refuses, and how it says so: one exception family, all faults in one message.
 
-from collections.abc import Sequence
+A message names an option as the Python argument in backticks, such as `modules_to_save` or `modules_to_save=norm`; the
+command line shows it as its flag, `--modules-to-save norm`.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from typing import Self
 
 
 class EckartError(Exception):
     """A refusal in the user's words: what arrived, what was expected, what to do."""
 
     @classmethod
-    def of(cls, headline: str, faults: Sequence[str], *, shown: int = 12) -> "EckartError":
-        """One error that lists every fault found, the first `shown` in full and the rest as a count."""
+    def listing(cls, headline: str, faults: Sequence[str], *, shown: int = 12) -> Self:
+        """One error that lists every fault, the first `shown` in full and the rest as a count.
+
+        Args:
+            headline: what is wrong, without a colon at its end.
+            faults: one line each.
+            shown: how many are listed.
+        """
         lines = [f"  - {fault}" for fault in faults[:shown]]
         if len(faults) > shown:
             lines.append(f"  - and {len(faults) - shown} more")
@@ -27,8 +40,8 @@ class MismatchError(EckartError):
     """Two checkpoints, or a checkpoint and a pattern, that do not belong together."""
 
 
-class OptionError(EckartError):
-    """An option whose value cannot be met."""
+class OptionError(EckartError, ValueError):
+    """An argument or option whose value is invalid or cannot be met."""
 
 
 class OutputError(EckartError):
@@ -36,13 +49,34 @@ class OutputError(EckartError):
 
 
 class NotFiniteError(EckartError):
-    """A tensor that holds NaN or Inf, met while it was streamed."""
+    """A tensor that contains NaN or Inf."""
 
 
 class MissingExtraError(EckartError):
-    """An optional library that is not installed; the message names the extra that brings it."""
+    """An optional library that is not installed; the message gives the command that installs it."""
 
     @classmethod
-    def for_extra(cls, extra: str, purpose: str) -> "MissingExtraError":
-        """The error for `purpose`, which needs what `pip install 'eckart[extra]'` installs."""
-        return cls(f"{purpose} needs the '{extra}' extra: pip install 'eckart[{extra}]'")
+    def for_extra(cls, extra: str, purpose: str) -> Self:
+        """The error for `purpose`, which needs the libraries of an extra of eckart.
+
+        The command names the libraries themselves, so it works whether eckart was installed or is a source checkout.
+        """
+        libraries = " ".join(f"'{name}'" for name in sorted(set(_requirements(extra)))) or f"'eckart[{extra}]'"
+        return cls(f"{purpose} needs the '{extra}' extra: pip install {libraries}")
+
+
+def _requirements(extra: str) -> Iterator[str]:
+    """What an extra of the installed distribution requires, extras of eckart itself resolved."""
+    try:
+        declared = metadata.requires("eckart") or []
+    except metadata.PackageNotFoundError:
+        return
+    for line in declared:
+        requirement, _, marker = (part.strip() for part in line.partition(";"))
+        if re.search(rf"""extra\s*==\s*['"]{re.escape(extra)}['"]""", marker):
+            own = re.fullmatch(r"eckart\[(.*)\]", requirement)
+            if own:
+                for inner in own[1].split(","):
+                    yield from _requirements(inner.strip())
+            else:
+                yield requirement

@@ -286,5 +286,5 @@ def test_a_file_that_changes_after_it_was_opened_is_not_read(tiny_gguf, tmp_path
 
 def test_without_the_gguf_package_its_extra_is_named(tiny_gguf, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf.constants", None)
-    with pytest.raises(MissingExtraError, match=r"eckart\[gguf\]"):
+    with pytest.raises(MissingExtraError, match=r"'gguf' extra: pip install '"):
         open_checkpoint(tiny_gguf)

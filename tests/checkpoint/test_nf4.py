@@ -12,8 +12,7 @@ from eckart.checkpoint.nf4_scheme import STATE, Nf4Scheme
 from eckart.checkpoint.writer import TensorSpec
 from eckart.errors import FileFormatError
 from eckart.linalg import nf4
-from eckart.operations import extract
-from eckart.operations.analysis import analyze
+from eckart.operations import analyze, extract
 
 bitsandbytes = pytest.importorskip("bitsandbytes.functional")
 UP = "model.layers.0.mlp.up_proj.weight"

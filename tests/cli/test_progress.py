@@ -14,10 +14,10 @@ class Terminal(io.StringIO):
 
 
 def run(bar: Progress) -> None:
-    bar.start("spectra", 2, 2_000_000)
-    bar.advance("q_proj", 1_500_000)
+    bar.start("spectra", 2_000_000, "bytes")
+    bar.update(1_500_000, "q_proj")
     bar.note("something to know")
-    bar.advance("v_proj", 500_000)
+    bar.update(500_000, "v_proj")
     bar.finish()
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from eckart.cli.main import app
-from eckart.operations.analysis import analyze
+from eckart.operations import analyze
 
 
 def eckart(*arguments: object) -> Result:
@@ -84,6 +84,6 @@ def test_without_the_extra_an_analysis_is_whole_and_the_page_is_named_as_missing
     ended = eckart("analyze", weights, "-o", tmp_path / "out")
     assert ended.exit_code == 0, ended.stderr
     assert "No report.html: " in ended.stderr
-    assert "eckart[report]" in ended.stderr
+    assert "'report' extra: pip install 'jinja2" in ended.stderr
     assert json.loads((tmp_path / "out" / "analysis.json").read_text())["kind"] == "weights"
     assert not (tmp_path / "out" / "report.html").exists()

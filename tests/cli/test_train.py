@@ -139,4 +139,4 @@ def test_without_trl_the_extra_is_named(model, text, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trl.trainer.sft_trainer", None)
     ended = eckart("train", model, text, "-o", tmp_path / "out", *QUICK)
     assert ended.exit_code == 1
-    assert "pip install 'eckart[train]'" in ended.stderr
+    assert "'train' extra: pip install 'accelerate" in ended.stderr

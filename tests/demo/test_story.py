@@ -178,7 +178,7 @@ def test_a_missing_model_package_is_refused_with_the_line_that_installs_it(monke
 
 def test_a_missing_library_is_refused_by_the_extra_that_brings_it(monkeypatch, settings, tmp_path):
     monkeypatch.setattr(package.util, "find_spec", lambda name: None if name == "gguf" else object())
-    with pytest.raises(MissingExtraError, match=r"gguf missing.*eckart\[demo\]"):
+    with pytest.raises(MissingExtraError, match=r"gguf missing.*'demo' extra: pip install '"):
         tell_story(tmp_path / "demo", settings)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eckart.engine import Execution, Journal, Record, Silent, Task, journal_of, run_kept
+from eckart.engine import Execution, Journal, NoProgress, Record, Task, journal_of, run_kept
 from eckart.errors import OutputError
 
 PATIENCE = 120  # seconds for a Python process to import torch on a busy machine
@@ -203,15 +203,15 @@ def test_a_matrix_that_cannot_be_kept_says_what_to_do_and_leaves_no_half(output)
     assert journal.load("layer.0") is None
 
 
-class Notes(Silent):
+class Notes(NoProgress):
     def __init__(self):
         self.notes, self.started = [], []
 
     def note(self, message):
         self.notes.append(message)
 
-    def start(self, stage, matrices, nbytes):
-        self.started.append(matrices)
+    def start(self, stage, total, unit):
+        self.started.append(total)
 
 
 def tasks_of(done, count=4):

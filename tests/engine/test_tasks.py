@@ -6,12 +6,12 @@ import time
 import pytest
 import torch
 
-from eckart.engine import Execution, Silent, Task, run_tasks
+from eckart.engine import Execution, NoProgress, Task, run_tasks
 
 PATIENCE = 20  # seconds that a test waits for what must happen at once
 
 
-class Told(Silent):
+class Told(NoProgress):
     """What was told, and from which threads."""
 
     def __init__(self):
@@ -21,11 +21,11 @@ class Told(Silent):
         self.calls.append(call)
         self.threads.add(threading.get_ident())
 
-    def start(self, stage, matrices, nbytes):
-        self._tell("start", stage, matrices, nbytes)
+    def start(self, stage, total, unit):
+        self._tell("start", stage, total, unit)
 
-    def advance(self, name, nbytes):
-        self._tell("advance", name, nbytes)
+    def update(self, amount, detail=""):
+        self._tell("update", amount, detail)
 
     def finish(self):
         self._tell("finish")
@@ -192,9 +192,9 @@ def test_progress_is_told_from_one_thread_in_order():
     told = Told()
     results([Task(f"t{i}", 10 + i, 1, lambda: None) for i in range(5)], workers=3, progress=told)
     first, *middle, last = told.calls
-    assert first == ("start", "test", 5, 60)
+    assert first == ("start", "test", 60, "bytes")
     assert last == ("finish",)
-    assert {(name, nbytes) for _, name, nbytes in middle} == {(f"t{i}", 10 + i) for i in range(5)}
+    assert {(name, nbytes) for _, nbytes, name in middle} == {(f"t{i}", 10 + i) for i in range(5)}
     assert told.threads == {threading.get_ident()}
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eckart.linalg import Spectrum, allocate, partial_spectrum
-from eckart.linalg.spectrum import Tail
+from eckart.linalg.spectra import Tail
 
 from .planting import dense_values, one_to, planted, seeded
 

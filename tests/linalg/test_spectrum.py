@@ -86,7 +86,7 @@ def test_finite_values_too_large_to_square_are_refused_for_what_they_are():
 @pytest.mark.parametrize("shape", [(400, 60), (60, 400), (128, 128)], ids=str)
 @pytest.mark.parametrize("smallest", [1e-2, 1e-8], ids=["by Gram", "by QR"])
 def test_a_streamed_matrix_has_the_spectrum_of_the_same_in_memory(rows, shape, smallest, monkeypatch):
-    monkeypatch.setattr("eckart.linalg.svd.BLOCK_BYTES", 8 * 400 * 20)  # matrices come in several blocks
+    monkeypatch.setattr("eckart.linalg.full_spectrum.BLOCK_BYTES", 8 * 400 * 20)  # matrices come in several blocks
     values = torch.logspace(0, math.log10(smallest), min(shape), dtype=torch.float64)
     weight = planted(values, shape)
     streamed = spectrum(Streamed(weight, rows=rows))

@@ -8,7 +8,7 @@ from eckart.errors import MismatchError
 from eckart.nn import LoRAConfig, inject
 from eckart.planning.architecture import build_model, read_architecture
 from eckart.planning.counts import Outline
-from eckart.planning.presets import presets
+from eckart.planning.preset_models import presets
 from eckart.planning.setting import PlanSetting
 
 TARGETS = ("attention-min", "attention", "mlp", "all-linear")

@@ -6,7 +6,7 @@ from eckart.errors import EckartError
 from eckart.nn import LoRAConfig
 from eckart.planning.measure import measure
 from eckart.planning.setting import PlanSetting
-from eckart.planning.simulate import simulate
+from eckart.planning.simulator import simulate
 
 from .small import MODELS
 

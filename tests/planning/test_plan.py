@@ -10,7 +10,7 @@ from transformers import Gemma2Config, LlamaConfig, T5Config
 from eckart.adapter import Adapter, AdapterLayer
 from eckart.errors import MismatchError, OptionError
 from eckart.nn import LoRAConfig
-from eckart.operations.analysis import analyze
+from eckart.operations import analyze
 from eckart.planning import PlanSetting, plan, simulate
 from eckart.planning import forecast as forecasts
 from eckart.planning.counts import Outline

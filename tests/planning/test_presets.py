@@ -3,7 +3,7 @@
 import pytest
 
 from eckart.planning.counts import Outline
-from eckart.planning.presets import find_preset, nearest_presets, presets
+from eckart.planning.preset_models import find_preset, nearest_presets, presets
 
 # Totals as the models' publishers state them, of the class that the config names.
 PUBLISHED = {

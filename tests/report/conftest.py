@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eckart.adapter import Adapter, AdapterLayer
-from eckart.operations.analysis import Analysis, analyze
+from eckart.operations import Analysis, analyze
 
 SHAPES = {"self_attn.q_proj": (48, 32), "self_attn.v_proj": (16, 32), "mlp.down_proj": (32, 64)}
 LAYERS = 8

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from eckart.errors import MissingExtraError, OutputError
 from eckart.linalg import Spectrum
-from eckart.operations.analysis import Analysis, analyze
+from eckart.operations import Analysis, analyze
 from eckart.report import energy_figure, error_figure, rank_map, save_figures, spectrum_figure
 
 ALL = [spectrum_figure, energy_figure, error_figure, rank_map]
@@ -162,7 +162,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(of_update: Analysis, tmp_p
 
 def test_without_matplotlib_the_error_names_the_extra(of_update: Analysis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MissingExtraError, match=r"eckart\[report\]"):
+    with pytest.raises(MissingExtraError, match=r"'report' extra: pip install '"):
         energy_figure(of_update)
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from eckart.checkpoint import Skipped
 from eckart.operations.merging.merge import MergeResult
 from eckart.operations.merging.unmerge import UnmergeResult
 from eckart.report.merging import merge_table, unmerge_table
+from eckart.result import Skipped
 
 
 def text(table) -> str:

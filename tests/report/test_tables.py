@@ -8,13 +8,12 @@ import pytest
 import torch
 from rich.console import Console, RenderableType
 
-from eckart.checkpoint import Skipped
 from eckart.evaluation import GainReport
 from eckart.linalg import Interval, RankBound
-from eckart.operations import RankChoice, extract
-from eckart.operations.analysis import Analysis, analyze
+from eckart.operations import Analysis, RankChoice, analyze, extract
 from eckart.report import adapter_table, analysis_table
 from eckart.report.words import bytes_text, count_text, number_text, seconds_text
+from eckart.result import Skipped
 from eckart.training import DistillResult
 from eckart.training.divergence import Agreement
 

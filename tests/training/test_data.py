@@ -279,7 +279,7 @@ def test_a_dataset_that_the_hub_does_not_give_is_refused_in_our_words(tokenizer)
 
 def test_without_datasets_the_extra_is_named(monkeypatch, text, tokenizer):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtraError, match=r"eckart\[train\]"):
+    with pytest.raises(MissingExtraError, match=r"'train' extra: pip install '"):
         load_data(text, tokenizer, options=SHORT)
 
 

@@ -21,7 +21,7 @@ from eckart.operations import extract, resize
 from eckart.operations.extraction.scope import Scope
 from eckart.operations.factors import FactorOptions
 from eckart.training import Distillation, FinetuneSettings, distill, finetune, pack_texts
-from eckart.training.distill import SHORT, hold_out
+from eckart.training.distiller import SHORT, hold_out
 from eckart.training.divergence import summed_agreement, turn_into_gradient
 
 from .tiny import words

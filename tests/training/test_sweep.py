@@ -15,16 +15,16 @@ from eckart.errors import EckartError, MismatchError, OptionError, OutputError
 from eckart.formats import load_adapter
 from eckart.nn import LoRAConfig
 from eckart.training import DataOptions, DivergenceError, TrainSettings
-from eckart.training.sweep import sweep
 from eckart.training.sweep_cell import CellJob, train_apart, train_here
 from eckart.training.sweep_grid import SweepGrid, patterns
+from eckart.training.sweep_run import sweep
 
 GRID = SweepGrid(ranks=(2, 4), targets=("q_proj+v_proj", "all-linear"), seeds=(0, 1, 2))
 SETTINGS = TrainSettings(steps=3, batch_size=2)
 OPTIONS = DataOptions(max_length=32)
 
 
-class Silent:
+class NoProgress:
     def at(self, stage, done, total, loss=None):
         pass
 
@@ -267,11 +267,11 @@ def test_a_cell_in_a_fresh_process_learns_what_it_learns_here(tiny, text, tmp_pa
     ]
     told = []
 
-    class Told(Silent):
+    class Told(NoProgress):
         def at(self, stage, done, total, loss=None):
             told.append((stage, done, total))
 
-    apart, here = train_apart(jobs[0], Told()), train_here(jobs[1], Silent())
+    apart, here = train_apart(jobs[0], Told()), train_here(jobs[1], NoProgress())
     assert ("training", 3, 3) in told
     for field in ("heldout_loss_before", "heldout_loss_after", "losses", "trainable_params", "steps"):
         assert apart[field] == here[field]
@@ -282,7 +282,7 @@ def test_a_cell_in_a_fresh_process_learns_what_it_learns_here(tiny, text, tmp_pa
 def test_errors_of_the_fresh_process_arrive_as_they_were_raised(tiny, text, tmp_path):
     job = CellJob(str(tiny), str(tmp_path / "nowhere"), None, LoRAConfig(), SETTINGS, OPTIONS, str(tmp_path / "out"))
     with pytest.raises(EckartError, match="nowhere: no such file"):
-        train_apart(job, Silent())
+        train_apart(job, NoProgress())
 
 
 def test_the_fresh_process_ends_when_its_parent_is_killed(tiny, text, tmp_path):

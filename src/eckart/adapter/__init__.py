@@ -1,6 +1,5 @@
 """An adapter as a value: low-rank updates by module name, in memory or read when they are looked up."""
 
-from eckart.adapter.adapter import Adapter, AdapterFormat, AdapterLayer, LayerKind
-from eckart.adapter.deferred import Deferred
+import lazy_loader
 
-__all__ = ["Adapter", "AdapterFormat", "AdapterLayer", "Deferred", "LayerKind"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,6 +1,7 @@
 """What lies beside the weights of a model folder: config and tokenizer."""
 
-from eckart.checkpoint import Checkpoint, Skipped
+from eckart.checkpoint import Checkpoint
+from eckart.result import Skipped
 
 
 def has_companions(base: Checkpoint) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
-from eckart.checkpoint.layout import is_buffer, layout, module_of
+from eckart.checkpoint.layouts import is_buffer, layout, module_of
 from eckart.checkpoint.naming import is_embedding, is_output_layer, matches
 
 COMPARED_BYTES = 2**23  # read at a time to see whether a tensor changed

@@ -70,7 +70,7 @@ class GgufCheckpoint:
         faults = [fault for tensor in header.tensors if (fault := self._tensor_fault(tensor))]
         if faults:
             msg = f"{path}: not a usable GGUF checkpoint"
-            raise FileFormatError.of(msg, faults)
+            raise FileFormatError.listing(msg, faults)
         self._stored = {hf_name(tensor.name): tensor for tensor in header.tensors}
         self.tensors: Mapping[str, TensorInfo] = {
             name: self._info(name, tensor) for name, tensor in self._stored.items()

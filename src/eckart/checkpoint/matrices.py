@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from eckart.checkpoint.checkpoint import Checkpoint
-from eckart.checkpoint.layout import MatrixView
+from eckart.checkpoint.layouts import MatrixView
 from eckart.errors import NotFiniteError
 from eckart.linalg.slabs import compute_dtype, rows_per_slab
 

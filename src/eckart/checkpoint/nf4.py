@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo, check_rows
-from eckart.checkpoint.layout import conv1d_tensors
+from eckart.checkpoint.layouts import conv1d_tensors
 from eckart.checkpoint.nf4_scheme import Nf4Scheme, own_name, read_schemes, state_of
 from eckart.linalg.nf4 import NESTED_BLOCK, Nf4Blocks
 

@@ -103,7 +103,7 @@ def read_schemes(stored: Checkpoint) -> dict[str, Nf4Scheme]:
                 faults.append(f"{name}: {fault}")
     if faults:
         msg = f"{stored.source}: NF4 weights that cannot be read"
-        raise FileFormatError.of(msg, faults)
+        raise FileFormatError.listing(msg, faults)
     return schemes
 
 

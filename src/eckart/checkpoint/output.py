@@ -47,7 +47,7 @@ def check_output(path: Path, needed_bytes: int = 0, *, force: bool = False, inpu
         faults.append(f"it needs {_size(needed_bytes)} and {parent} has {_size(free)} free")
     if faults:
         msg = f"{path}: this output cannot be written"
-        raise OutputError.of(msg, faults)
+        raise OutputError.listing(msg, faults)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ class SafetensorsCheckpoint:
             faults = _index_faults(headers, files)
         if faults:
             msg = f"{source}: not a usable safetensors checkpoint"
-            raise FileFormatError.of(msg, faults)
+            raise FileFormatError.listing(msg, faults)
         self.source = source
         self.folder: Path | None = files.folder
         self.config: dict[str, Any] = read_config(files.folder)

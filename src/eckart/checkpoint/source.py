@@ -140,7 +140,7 @@ def _files_in(folder: Path, names: Sequence[str], weight_map: Mapping[str, str] 
     faults = [fault for name in names if (fault := _file_fault(name, folder))]
     if faults:
         msg = f"{folder}: weight files that cannot be used"
-        raise FileFormatError.of(msg, faults)
+        raise FileFormatError.listing(msg, faults)
     return SourceFiles(tuple(folder / name for name in names), folder, weight_map or {})
 
 

@@ -44,7 +44,7 @@ def analyze(
     from eckart.cli.page import page_beside
     from eckart.cli.progress import Bar
     from eckart.engine import Execution
-    from eckart.operations.analysis import analyze as analyze_source
+    from eckart.operations import analyze as analyze_source
     from eckart.report import analysis_table, save_figures
 
     execution = Execution(device=device, workers=workers, seed=seed, resume=not no_resume, progress=Bar())

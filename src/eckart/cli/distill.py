@@ -55,7 +55,7 @@ def distillation(
     content = read_text(text, "--distill")
     from eckart.engine import Execution
     from eckart.training import Distillation, fast_dtype
-    from eckart.training.distill import SHORT
+    from eckart.training.distiller import SHORT
 
     settings = replace(SHORT, steps=steps or SHORT.steps, seed=seed, compute_dtype=fast_dtype())
     with Stages() as stages:

@@ -41,9 +41,9 @@ def gain_of(base: str, tuned: str, adapter: "Adapter", text: str) -> "GainReport
         nonlocal label
         if stage != label:
             bar.finish()
-            bar.start(f"Loss of {stage}", windows, windows)
+            bar.start(f"Loss of {stage}", windows, "windows")
             label = stage
-        bar.advance(stage, 1)
+        bar.update(1)
 
     try:
         return measure_gain(base, tuned, adapter, text, progress=tell)

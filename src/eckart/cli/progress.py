@@ -18,7 +18,7 @@ class Bar:
     def __init__(self) -> None:
         self._shown: tuple[RichProgress, TaskID] | None = None
 
-    def start(self, stage: str, matrices: int, nbytes: int) -> None:
+    def start(self, stage: str, total: int, unit: str) -> None:
         """Show the bar of a stage."""
         if not sys.stderr.isatty():
             return
@@ -28,19 +28,19 @@ class Bar:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[done]}/{task.fields[matrices]} matrices"),
+            TextColumn("{task.fields[done]} matrices"),
             DownloadColumn(),
             TimeRemainingColumn(),
         )
         progress = Progress(*columns, console=Console(stderr=True), transient=True)
         progress.start()
-        self._shown = progress, progress.add_task(stage, total=nbytes, done=0, matrices=matrices)
+        self._shown = progress, progress.add_task(stage, total=total, done=0)
 
-    def advance(self, name: str, nbytes: int) -> None:
+    def update(self, amount: int, detail: str = "") -> None:
         """Count one more matrix."""
         if self._shown:
             progress, bar = self._shown
-            progress.update(bar, advance=nbytes, done=progress.tasks[bar].fields["done"] + 1)
+            progress.update(bar, advance=amount, done=progress.tasks[bar].fields["done"] + 1)
 
     def note(self, message: str) -> None:
         """Say something now, above the bar if there is one."""

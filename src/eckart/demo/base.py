@@ -55,7 +55,7 @@ def finished(folder: Path, records: Mapping[str, Record], *, force: bool) -> lis
     faults = [f"{name} exists" for name, done in same.items() if not done and (folder / name).exists()]
     if faults and not force:
         msg = f"{folder} holds parts that do not come from these settings; choose another folder, or replace: --force"
-        raise OutputError.of(msg, faults)
+        raise OutputError.listing(msg, faults)
     return list(same.values())
 
 

@@ -166,7 +166,7 @@ def _check(folder: Path, derived: list[Path], *, force: bool) -> None:
     found = [f"{path.name} exists" for path in derived if path.exists()]
     if found and not (folder / ADAPTER).exists() and not force:
         msg = f"{folder} holds results without the adapter they came from; choose another folder, or replace: --force"
-        raise OutputError.of(msg, found)
+        raise OutputError.listing(msg, found)
 
 
 class _Measure:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from eckart.engine.progress import Progress, Silent
+from eckart.engine.progress import NoProgress, Progress
 from eckart.errors import OptionError
 
 
@@ -28,7 +28,7 @@ class Execution:
     memory_bytes: int = 900 * 2**20
     resume: bool = True
     seed: int = 0
-    progress: Progress = field(default_factory=Silent)
+    progress: Progress = field(default_factory=NoProgress)
 
     def check(self) -> None:
         """Refuse what is not there, before anything is read.

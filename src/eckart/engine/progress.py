@@ -1,17 +1,25 @@
-"""How long work tells of itself: counts that a display may show, and a silent one."""
+"""Progress reporting: one protocol for everything that takes long, and a reporter that does nothing."""
 
-from typing import Protocol
+from typing import Literal, Protocol
+
+Unit = Literal["bytes", "steps", "windows", "cells"]
 
 
 class Progress(Protocol):
-    """What is told while matrices are worked on; called from one thread only."""
+    """Receives the progress of long work; called from one thread only."""
 
-    def start(self, stage: str, matrices: int, nbytes: int) -> None:
-        """A stage begins that will work on `matrices` matrices of `nbytes` bytes in all."""
+    def start(self, stage: str, total: int, unit: Unit) -> None:
+        """A stage begins.
+
+        Args:
+            stage: what is done, such as `Extracting`.
+            total: how much there is to do, in `unit`; 0 where that is unknown.
+            unit: what is counted.
+        """
         ...
 
-    def advance(self, name: str, nbytes: int) -> None:
-        """One more matrix of `nbytes` bytes is done."""
+    def update(self, amount: int, detail: str = "") -> None:
+        """`amount` more units are done; `detail` is shown next to the count until there is another."""
         ...
 
     def note(self, message: str) -> None:
@@ -23,17 +31,17 @@ class Progress(Protocol):
         ...
 
 
-class Silent:
-    """Tells nothing."""
+class NoProgress:
+    """Does nothing."""
 
-    def start(self, stage: str, matrices: int, nbytes: int) -> None:
-        """Tells nothing."""
+    def start(self, stage: str, total: int, unit: Unit) -> None:
+        """Does nothing."""
 
-    def advance(self, name: str, nbytes: int) -> None:
-        """Tells nothing."""
+    def update(self, amount: int, detail: str = "") -> None:
+        """Does nothing."""
 
     def note(self, message: str) -> None:
-        """Tells nothing."""
+        """Does nothing."""
 
     def finish(self) -> None:
-        """Tells nothing."""
+        """Does nothing."""

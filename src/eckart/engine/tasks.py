@@ -42,7 +42,7 @@ def run_tasks(tasks: Sequence[Task[T]], *, stage: str, execution: Execution) -> 
     The first error stops the rest and is raised here. Leaving the iterator early, or Ctrl-C, starts nothing more and
     does not wait for what is running.
     """
-    execution.progress.start(stage, len(tasks), sum(task.nbytes for task in tasks))
+    execution.progress.start(stage, sum(task.nbytes for task in tasks), "bytes")
     pool = _Pool(sorted(tasks, key=lambda task: -task.memory_bytes), execution)
     try:
         for _ in tasks:
@@ -50,7 +50,7 @@ def run_tasks(tasks: Sequence[Task[T]], *, stage: str, execution: Execution) -> 
             if error is not None:
                 pool.stop(wait=True)
                 raise error
-            execution.progress.advance(task.name, task.nbytes)
+            execution.progress.update(task.nbytes, task.name)
             yield task, result
     finally:
         pool.stop(wait=False)

@@ -1,19 +1,5 @@
 """A language model on text: its loss, and the part of a fine-tune's gain that an adapter recovers."""
 
-from eckart.evaluation.applied import adapter_applied
-from eckart.evaluation.gain import GainCallback, GainReport, measure_gain, measure_gains
-from eckart.evaluation.loss import LossResult, WindowCallback, text_loss
-from eckart.evaluation.model import load_model, load_tokenizer
+import lazy_loader
 
-__all__ = [
-    "GainCallback",
-    "GainReport",
-    "LossResult",
-    "WindowCallback",
-    "adapter_applied",
-    "load_model",
-    "load_tokenizer",
-    "measure_gain",
-    "measure_gains",
-    "text_loss",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

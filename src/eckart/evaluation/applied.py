@@ -107,7 +107,7 @@ def _resolve(model: nn.Module, adapter: "Adapter") -> dict[nn.Module, _Change]:
             changes.setdefault(module, _Change()).whole[leaf] = value
     if faults:
         msg = "the adapter does not fit the model:"
-        raise MismatchError.of(msg, faults)
+        raise MismatchError.listing(msg, faults)
     return changes
 
 

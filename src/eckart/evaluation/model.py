@@ -41,7 +41,7 @@ def load_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> "Pr
     if missing := sorted(found["missing_keys"]):
         # transformers would fill them with random numbers, and every loss would be of another model.
         msg = f"{source} does not load as a causal language model: these weights are missing"
-        raise SourceError.of(msg, missing)
+        raise SourceError.listing(msg, missing)
     quantizer = getattr(model, "hf_quantizer", None)
     if gguf is not None and quantizer is not None:
         quantizer.remove_quantization_config(model)  # else the dense model still refuses to be saved

@@ -57,7 +57,7 @@ def _in_pipeline(adapter: Adapter) -> Adapter:
     renaming = to_modules(adapter, None)
     if renaming.faults:
         msg = "an adapter in kohya's format cannot be put beside one in diffusers'"
-        raise MismatchError.of(msg, renaming.faults)
+        raise MismatchError.listing(msg, renaming.faults)
     return renaming.of(adapter, config={}, format="diffusers")
 
 

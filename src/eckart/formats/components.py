@@ -43,7 +43,7 @@ def joined(parts: Mapping[str, Adapter]) -> Adapter:
     ]
     if faults:
         msg = "these components cannot be one adapter; give each folder alone"
-        raise MismatchError.of(msg, faults)
+        raise MismatchError.listing(msg, faults)
     outlines = {part: adapter.outline() for part, adapter in parts.items()}
     layers = {canonical(f"{part}.{name}"): (part, name) for part, adapter in parts.items() for name in adapter}
     saved = {f"{part}.{name}": (part, name) for part, adapter in parts.items() for name in adapter.modules_to_save}

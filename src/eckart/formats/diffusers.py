@@ -67,7 +67,7 @@ def read(path: Path) -> Adapter:
             faults.append(f"{module}: {fault}")
     if faults or not outlines:
         msg = f"{path}: metadata and tensors do not make an adapter of diffusers"
-        raise FileFormatError.of(msg, faults or ["no LoRA tensors"])
+        raise FileFormatError.listing(msg, faults or ["no LoRA tensors"])
 
     def read_layer(module: str) -> AdapterLayer:
         tensors = {part: read_finite(stored, name) for part, name in names[module].items() if part != "alpha"}
@@ -90,7 +90,7 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
     faults += [f"{name}: its name begins with no component of a pipeline" for name in layers if component(name) is None]
     if faults or not layers:
         msg = f"{path}: diffusers' format cannot hold this adapter"
-        raise MismatchError.of(msg, faults or ["it has no layer"])
+        raise MismatchError.listing(msg, faults or ["it has no layer"])
     specs = [TensorSpec(name, tuple(tensor.shape), tensor.dtype) for name, tensor in _named(layers)]
     described = json.dumps(_described(layers), indent=2, sort_keys=True)
     texts = {"format": "pt", **adapter.config.get("metadata", {}), _METADATA: described}

@@ -4,11 +4,12 @@ import re
 from pathlib import Path
 
 from eckart.adapter.adapter import Adapter
-from eckart.checkpoint import Skipped, locate, open_checkpoint
+from eckart.checkpoint import locate, open_checkpoint
 from eckart.errors import SourceError
 from eckart.formats import diffusers, kohya, peft, peft_config
 from eckart.formats.components import COMPONENTS, component, component_of, joined
 from eckart.formats.peft_config import CONFIG
+from eckart.result import Skipped
 
 
 def load_adapter(source: str | Path) -> Adapter:

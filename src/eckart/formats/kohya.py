@@ -57,7 +57,7 @@ def read(path: Path) -> Adapter:
             faults.append(f"{module}: {fault}")
     if faults or not outlines:
         msg = f"{path}: these tensors cannot be read as a LoRA in kohya's format"
-        raise FileFormatError.of(msg, faults or ["no LoRA tensors"])
+        raise FileFormatError.listing(msg, faults or ["no LoRA tensors"])
 
     def read_layer(module: str) -> AdapterLayer:
         tensors = {part: read_finite(stored, name) for part, name in names[module].items() if part != "alpha"}
@@ -82,7 +82,7 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
     faults += [f"{name}: its name has dots: eckart convert --to kohya flattens names" for name in layers if "." in name]
     if faults or not layers:
         msg = f"{path}: kohya's format cannot hold this adapter"
-        raise MismatchError.of(msg, faults or ["it has no layer"])
+        raise MismatchError.listing(msg, faults or ["it has no layer"])
     specs = [TensorSpec(name, tuple(tensor.shape), tensor.dtype) for name, tensor in _named(layers)]
     with atomic_file(path, force=force) as file:
         write_tensors(file, specs, _named(adapter), _metadata(layers))

@@ -70,7 +70,7 @@ def read(path: Path) -> Adapter:
             faults.append(f"{module}: {fault}")
     if faults or not outlines:
         msg = f"{path}: config and tensors do not make an adapter"
-        raise FileFormatError.of(msg, faults or ["no LoRA tensors"])
+        raise FileFormatError.listing(msg, faults or ["no LoRA tensors"])
 
     def read_module(module: str) -> dict[str, Tensor]:
         return {_FIELDS.get(part, part): read_finite(stored, name) for part, name in modules[module].items()}

@@ -77,7 +77,7 @@ def read_config(file: Path) -> PeftConfig:
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()]
         msg = f"{file}: not a PEFT config"
-        raise FileFormatError.of(msg, faults) from error
+        raise FileFormatError.listing(msg, faults) from error
     extra = config.model_extra or {}
     faults = [f"{field}: {reason}" for field, reason in _REFUSED.items() if extra.get(field)]
     if str(extra.get("init_lora_weights")).lower().startswith(_BASE_CHANGING):
@@ -89,7 +89,7 @@ def read_config(file: Path) -> PeftConfig:
         faults.append(f"peft_type is {config.peft_type}, only LORA adapters are read")
     if faults:
         msg = f"{file}: this adapter cannot be read"
-        raise FileFormatError.of(msg, faults)
+        raise FileFormatError.listing(msg, faults)
     return config
 
 

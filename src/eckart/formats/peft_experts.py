@@ -142,7 +142,7 @@ def stacks_of(outline: Adapter) -> tuple[Adapter, dict[str, Stack]]:
         stacks[parameter] = Stack(parameter, counts[parameter.rpartition(".")[0]], _common(experts.values()))
     if faults:
         msg = "PEFT cannot hold these experts"
-        raise MismatchError.of(msg, faults)
+        raise MismatchError.listing(msg, faults)
     return replace(outline, layers=plain | {name: stack.outline for name, stack in stacks.items()}), stacks
 
 

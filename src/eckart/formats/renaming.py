@@ -11,12 +11,13 @@ from math import prod
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.adapter.deferred import Deferred
-from eckart.checkpoint import MatrixView, Skipped
+from eckart.checkpoint import MatrixView
 from eckart.errors import MismatchError
 from eckart.formats.components import components
 from eckart.formats.fused import cut_out, cuts_of, fuse, is_whole
 from eckart.formats.model_names import Base, Model, flattened
 from eckart.formats.pipeline_names import Part, Table, kohya_names, parts_of
+from eckart.result import Skipped
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def named(adapter: Adapter, base: Base) -> Adapter:
     faults += model.misfits(adapter.outline())
     if faults:
         msg = f"the adapter does not fit {model.source}"
-        raise MismatchError.of(msg, faults)
+        raise MismatchError.listing(msg, faults)
     return components(adapter)[model.component] if model.component else adapter
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from eckart.linalg.spectrum import Spectrum
+from eckart.linalg.spectra import Spectrum
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from eckart.linalg.krylov import (
     preimages,
 )
 from eckart.linalg.slabs import Matrix, as_slabs, rows_per_slab
-from eckart.linalg.spectrum import Spectrum, Tail
+from eckart.linalg.spectra import Spectrum, Tail
 from eckart.linalg.symmetric import eigenvalues
 
 STARTS = 8

@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from eckart.linalg.full_spectrum import gram
 from eckart.linalg.krylov import CERTIFIED_STEPS, block_size, images, preimages, resident
 from eckart.linalg.slabs import Matrix, RowSlabs, as_slabs
-from eckart.linalg.svd import gram
 from eckart.linalg.symmetric import eigensystem
 from eckart.linalg.truncated import truncated_svd
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eckart.linalg.slabs import Matrix
-from eckart.linalg.spectrum import Spectrum
+from eckart.linalg.spectra import Spectrum
 from eckart.linalg.truncated import truncated_svd
 
 # A singular value above this share of ‖B‖‖A‖ can be divided by: its vectors are then orthonormal to about 1e-13.

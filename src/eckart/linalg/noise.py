@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eckart.linalg.krylov import PartialSVD, partial_svd
 from eckart.linalg.slabs import Matrix, RowSlabs, as_slabs, compute_dtype
-from eckart.linalg.spectrum import Spectrum
+from eckart.linalg.spectra import Spectrum
 
 DEAD_ZONE = 0.5  # share of unchanged entries from which rounding no longer acts as independent noise
 FLIP_MARGIN = 1.1  # sign-flipped edges agree with the true one within a tenth, up to 93 % unchanged entries

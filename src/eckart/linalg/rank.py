@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 
 from eckart.linalg.certificate import partial_spectrum
+from eckart.linalg.full_spectrum import spectrum
 from eckart.linalg.slabs import Matrix, RowSlabs, as_slabs
-from eckart.linalg.spectrum import RankBound, Spectrum
-from eckart.linalg.svd import spectrum
+from eckart.linalg.spectra import RankBound, Spectrum
 
 EXACT_SIDE = 1024  # up to this short side the whole spectrum costs less than a search
 SEARCHED = 8  # ranks above the short side over this are cheaper to read off the whole spectrum

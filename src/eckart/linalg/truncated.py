@@ -12,10 +12,10 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from eckart.linalg.certificate import certify
+from eckart.linalg.full_spectrum import exact_values, gram
 from eckart.linalg.krylov import CERTIFIED_STEPS, block_size, images, orthonormal_rows, partial_svd, preimages, resident
 from eckart.linalg.slabs import Matrix, RowSlabs, as_slabs, compute_dtype, squared_norm
-from eckart.linalg.spectrum import Spectrum
-from eckart.linalg.svd import exact_values, gram
+from eckart.linalg.spectra import Spectrum
 from eckart.linalg.symmetric import eigensystem
 
 

@@ -62,4 +62,4 @@ class LoRAConfig:
             faults.append("target must name at least one module or preset")
         if faults:
             msg = "this adapter cannot be made"
-            raise OptionError.of(msg, faults)
+            raise OptionError.listing(msg, faults)

@@ -137,10 +137,10 @@ def _leading(symmetric: Tensor, count: int) -> Tensor:
 def _check(sums: Blocks) -> None:
     if broken := [path for path, total in sums.items() if not torch.isfinite(total).all()]:
         msg = "the data drives these layers to values that are not finite"
-        raise NotFiniteError.of(msg, broken)
+        raise NotFiniteError.listing(msg, broken)
     if unreached := [path for path, total in sums.items() if not total.any()]:
         msg = "the batches never reach these layers, or drive them with zeros alone"
-        raise MismatchError.of(msg, unreached)
+        raise MismatchError.listing(msg, unreached)
 
 
 @contextmanager

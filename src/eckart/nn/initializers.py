@@ -15,7 +15,7 @@ from eckart.nn.adapted import AdaptedModule
 from eckart.nn.config import Init
 from eckart.nn.factors import LoRAFactors
 from eckart.nn.from_data import activation_directions, gradient_directions
-from eckart.nn.inject import adapted_modules
+from eckart.nn.injection import adapted_modules
 from eckart.nn.linear import LoRALinear
 from eckart.nn.loftq import quantize_around
 
@@ -141,4 +141,4 @@ def _check(
     ]
     if faults:
         msg = f"these layers cannot start by {init}"
-        raise MismatchError.of(msg, faults)
+        raise MismatchError.listing(msg, faults)

@@ -15,7 +15,7 @@ from eckart.errors import MismatchError, NotFiniteError
 from eckart.nn.adapted import AdaptedModule
 from eckart.nn.factors import LoRAFactors
 from eckart.nn.frozen import PackedLinear
-from eckart.nn.inject import adapted_modules
+from eckart.nn.injection import adapted_modules
 from eckart.nn.row_norm import row_norms, squared_row_norms
 
 _SLAB_ENTRIES = 2**20  # worked on at a time, in float64
@@ -38,7 +38,7 @@ def merge_weights(model: nn.Module) -> list[str]:
     modules = {path: m for path, m in adapted_modules(model).items() if not m.merged and any(m.switched_on())}
     if packed := [path for path, module in modules.items() if isinstance(module.base_layer, PackedLinear)]:
         msg = "weights in four bits cannot take an update in; eckart merge writes a model of its own"
-        raise MismatchError.of(msg, packed)
+        raise MismatchError.listing(msg, packed)
     merged: list[str] = []
     for path, module in modules.items():
         is_finite = _merge(model, module)

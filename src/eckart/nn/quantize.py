@@ -98,7 +98,7 @@ def quantizable(
             faults.append(f"{view.module}: {fault}")
     if faults and not chosen:
         msg = "nothing that was asked for can be in NF4"
-        raise MismatchError.of(msg, faults)
+        raise MismatchError.listing(msg, faults)
     return chosen
 
 
@@ -128,4 +128,4 @@ def _check_finite(model: nn.Module, paths: Iterable[str]) -> None:
             bad.append(path)
     if bad:
         msg = "weights that hold NaN or Inf cannot be quantized; nothing was changed"
-        raise NotFiniteError.of(msg, bad)
+        raise NotFiniteError.listing(msg, bad)

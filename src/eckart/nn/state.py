@@ -9,7 +9,7 @@ from torch import nn
 from eckart.adapter import Adapter, AdapterLayer
 from eckart.errors import MismatchError
 from eckart.formats.peft_config import is_trained_bias
-from eckart.nn.inject import (
+from eckart.nn.injection import (
     Injection,
     adapted_modules,
     check_biases_are_free,
@@ -109,7 +109,7 @@ def inject_adapter(
         layers[target.path] = _copied(layer)
     if faults:
         msg = "the adapter does not fit the model"
-        raise MismatchError.of(msg, faults)
+        raise MismatchError.listing(msg, faults)
     if biases:
         check_biases_are_free(model)
     put_in(model, targets, layers, name=name, dropout=dropout, trainable=trainable)

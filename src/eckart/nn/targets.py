@@ -97,7 +97,7 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[Target]:
         faults.append(f"every module that {', '.join(config.target)} takes is excluded")
     if faults:
         msg = "the adapter does not fit the model"
-        raise MismatchError.of(msg, faults)
+        raise MismatchError.listing(msg, faults)
     _warn_of_scaling(config, targets)
     return targets
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eckart.adapter.adapter import Adapter
-from eckart.checkpoint import Skipped
+from eckart.result import Skipped
 
 Refine = Callable[[Adapter], Adapter]
 """What a finished adapter goes through before it is written; it gives the very same back where it changes nothing."""
@@ -85,7 +85,7 @@ class AdapterResult:
             "error_lower_bound": self.error_lower_bound,
             "params": self.adapter.params,
             "bytes": self.nbytes,
-            "skipped": [{"name": item.name, "reason": item.reason} for item in self.skipped],
+            "skipped": [item.to_json() for item in self.skipped],
             "guarantee": self.guarantee,
             "seconds": self.seconds,
         }

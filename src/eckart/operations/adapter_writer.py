@@ -8,13 +8,14 @@ from typing import Any
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.adapter.deferred import Deferred
-from eckart.checkpoint import Skipped, check_output
+from eckart.checkpoint import check_output
 from eckart.engine import Execution, Journal, Record, Task, journal_of, run_kept
 from eckart.engine.fingerprint import fingerprint
 from eckart.errors import MismatchError, OutputError
 from eckart.formats import check_name, load_adapter, unknown_fields
 from eckart.operations.adapter_result import AdapterResult, LayerRecord
 from eckart.operations.ranks import parameter_of
+from eckart.result import Skipped
 
 
 def record_of(layer: AdapterLayer, *, error: float, error_lower_bound: float, fro_norm: float) -> Record:
@@ -106,7 +107,7 @@ class AdapterWriter:
             ]
             if not stay:
                 msg = f"{self.made_by}: no layer is left, so there is no adapter to write"
-                raise MismatchError.of(msg, [f"{item.name}: {item.reason}" for item in dropped])
+                raise MismatchError.listing(msg, [f"{item.name}: {item.reason}" for item in dropped])
             made = {name: _layer(record) for name, record in records.items() if parameter_of(name) in stay}
             told = [
                 LayerRecord(name, shapes[name], **record.facts["kept"])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from eckart.adapter.adapter import Adapter, AdapterFormat
-from eckart.checkpoint import Skipped, atomic_directory, check_output
+from eckart.checkpoint import atomic_directory, check_output
 from eckart.errors import MismatchError, OptionError
 from eckart.formats import diffusers, kohya, load_adapter
 from eckart.formats.components import component_of, components
@@ -14,6 +14,7 @@ from eckart.formats.model_names import Base, Model
 from eckart.formats.peft_config import config_of
 from eckart.formats.renaming import Renaming, to_component, to_kohya, to_modules
 from eckart.operations.preview import Match, Preview
+from eckart.result import Skipped
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class ConvertResult:
             "to": self.to,
             "layers": [{"name": it.name, "shape": list(it.shape), "rank": it.rank} for it in self.layers],
             "renamed": [list(pair) for pair in self.renamed],
-            "skipped": [{"name": item.name, "reason": item.reason} for item in self.skipped],
+            "skipped": [item.to_json() for item in self.skipped],
             "bytes": self.nbytes,
             "output": None if self.output is None else str(self.output),
         }
@@ -173,7 +174,7 @@ def plan_conversion(adapter: Adapter | str | Path, to: AdapterFormat, *, base: B
         faults += steps[-1].faults
     if faults:
         msg = f"this adapter cannot be converted to {to}"
-        raise MismatchError.of(msg, faults)
+        raise MismatchError.listing(msg, faults)
     if to == source.format == "kohya":
         found, steps = source, []
     elif to == "kohya":

@@ -104,7 +104,7 @@ def find_places(base: Checkpoint, adapters: Sequence[Adapter]) -> Places:
         faults += [f"{who}{fault}" for fault in _place_whole(number, adapter, base, places, tensors)]
     if faults:
         msg = f"what has no place in {base.source}"
-        raise MismatchError.of(msg, faults)
+        raise MismatchError.listing(msg, faults)
     return places
 
 

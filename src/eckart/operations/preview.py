@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eckart.checkpoint import Skipped
+from eckart.result import Skipped
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Preview:
             "matches": [
                 {"name": match.name, "shape": list(match.shape), "ranks": list(match.ranks)} for match in self.matches
             ],
-            "skipped": [{"name": item.name, "reason": item.reason} for item in self.skipped],
+            "skipped": [item.to_json() for item in self.skipped],
             "read_bytes": self.read_bytes,
             "written_bytes": self.written_bytes,
         }

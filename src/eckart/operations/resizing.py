@@ -10,7 +10,6 @@ from typing import TypeVar
 import torch
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
-from eckart.checkpoint import Skipped
 from eckart.engine import Execution, Record, Task, run_tasks
 from eckart.formats import load_adapter
 from eckart.operations.adapter_result import AdapterResult, LayerRecord, Refine
@@ -20,6 +19,7 @@ from eckart.operations.rank_change import at_rank, check_finite, known_spectrum,
 from eckart.operations.rank_choice import RankChoice
 from eckart.operations.ranks import Costs, choose
 from eckart.operations.select_layers import select_layers, shapes_of
+from eckart.result import Skipped
 
 DEFAULT_EXECUTION = Execution()
 T = TypeVar("T")

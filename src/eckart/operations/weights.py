@@ -34,5 +34,5 @@ def checked_weights(weights: Sequence[float] | None, count: int) -> tuple[float,
         faults.append(f"{len(weights)} weights for {count} adapters")
     if faults:
         msg = "--weights: expected one finite number for each adapter"
-        raise OptionError.of(msg, faults)
+        raise OptionError.listing(msg, faults)
     return tuple(float(weight) for weight in weights)

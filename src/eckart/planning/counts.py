@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from eckart.nn import LoRAConfig
-from eckart.nn.inject import own_parameters
+from eckart.nn.injection import own_parameters
 from eckart.nn.targets import find_targets, sizes_of
 from eckart.planning.architecture import build_model, read_architecture
 from eckart.planning.setting import Attention, PlanSetting

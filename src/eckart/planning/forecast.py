@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from eckart.planning.counts import Outline
-from eckart.planning.estimate import estimate_setting
+from eckart.planning.estimates import estimate_setting
 from eckart.planning.proportions import Proportions
 from eckart.planning.setting import PlanSetting
 from eckart.planning.shallow import at_depth, extrapolate, shallow_depths
-from eckart.planning.simulate import simulate
 from eckart.planning.simulation import Part, Simulation, SimulationError
+from eckart.planning.simulator import simulate
 from eckart.planning.subject import Subject
 
 TOLERANCE = 0.005  # by which an extrapolation may miss the whole model

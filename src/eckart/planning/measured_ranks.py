@@ -6,7 +6,7 @@ from pathlib import Path
 
 from eckart.errors import MismatchError
 from eckart.linalg import allocate
-from eckart.operations.analysis import Analysis
+from eckart.operations import Analysis
 from eckart.planning.counts import AdapterCount
 
 
@@ -51,7 +51,7 @@ def measured_ranks(path: str | Path, adapter: AdapterCount, *, rank: int) -> Mea
     spectra = {m.name: m.spectrum for m in analysis.matrices if adapter.modules.get(m.name) == m.spectrum.shape}
     if missing := [name for name in adapter.modules if name not in spectra]:
         msg = f"{path} does not tell of every module that is adapted"
-        raise MismatchError.of(msg, [f"{name}: not there, or of another shape" for name in missing])
+        raise MismatchError.listing(msg, [f"{name}: not there, or of another shape" for name in missing])
     budget = rank * sum(map(sum, adapter.modules.values()))
     found = allocate(spectra, budget_params=budget)
     total = sum(spectrum.fro_norm**2 for spectrum in spectra.values())

@@ -62,7 +62,7 @@ class PlanSetting:
             faults.append(f"init loftq puts the base into NF4: method must be qlora, got {self.method}")
         if faults:
             msg = "this training cannot be planned:"
-            raise OptionError.of(msg, faults)
+            raise OptionError.listing(msg, faults)
 
     @property
     def adapter(self) -> "LoRAConfig | None":

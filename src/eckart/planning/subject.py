@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from eckart.checkpoint.source import SOURCE_MAY_BE
 from eckart.errors import MissingExtraError, SourceError
-from eckart.planning.presets import find_preset, nearest_presets
+from eckart.planning.preset_models import find_preset, nearest_presets
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

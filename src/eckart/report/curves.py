@@ -12,7 +12,7 @@ from eckart.linalg import Interval
 
 if TYPE_CHECKING:
     from eckart.linalg import Spectrum
-    from eckart.operations.analysis import Analysis, MatrixAnalysis
+    from eckart.operations import Analysis, MatrixAnalysis
 
 MOST_KINDS = 10  # lines that a reader can still tell apart
 FEW_MATRICES = 6  # drawn one by one, under their own names

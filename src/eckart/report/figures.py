@@ -13,13 +13,13 @@ import torch
 from eckart.errors import OutputError
 from eckart.report import findings, style
 from eckart.report.curves import Curve, curve, groups, middle
-from eckart.report.rank_map import rank_map
+from eckart.report.rank_maps import rank_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from eckart.operations.analysis import Analysis, MatrixAnalysis
+    from eckart.operations import Analysis, MatrixAnalysis
 
 LOWEST_SIGMA = 1e-6  # of σ₁: what lies deeper is rounding of the decomposition, not of the weights
 SHOWN = 0.98  # of each line; its last values drop by orders of magnitude and would flatten the rest

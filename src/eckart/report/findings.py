@@ -7,7 +7,7 @@ from eckart.linalg import Interval
 from eckart.report.curves import middle
 
 if TYPE_CHECKING:
-    from eckart.operations.analysis import Analysis, MatrixAnalysis
+    from eckart.operations import Analysis, MatrixAnalysis
 
 USUAL_RANK = 16  # what LoRA is trained with where nobody chose
 SUBJECTS = {"weights": "the weights", "delta": "the update", "adapter": "the adapter"}

@@ -16,7 +16,7 @@ from eckart.report.words import bytes_text, count_text, seconds_text
 if TYPE_CHECKING:
     from eckart.planning.advise import Advice
     from eckart.planning.forecast import Forecast
-    from eckart.planning.plan import Checked, Plan
+    from eckart.planning.planner import Checked, Plan
 
 _HEADINGS = {
     "weights": "weights",

@@ -12,10 +12,9 @@ from eckart.report.grid import Column, grid, is_summarised
 from eckart.report.words import bytes_text, count_text, number_text, seconds_text
 
 if TYPE_CHECKING:
-    from eckart.checkpoint import Skipped
     from eckart.evaluation import GainReport
-    from eckart.operations import AdapterResult, LayerRecord, Match, Preview
-    from eckart.operations.analysis import Analysis, MatrixAnalysis
+    from eckart.operations import AdapterResult, Analysis, LayerRecord, Match, MatrixAnalysis, Preview
+    from eckart.result import Skipped
     from eckart.training import DistillResult
 
 SHOWN_LEFT_OUT = 4

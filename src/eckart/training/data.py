@@ -53,7 +53,7 @@ class DataOptions:
             faults.append(f"held_out is a share between 0 and 1, got {self.held_out}")
         if faults:
             msg = "these options cannot be met:"
-            raise OptionError.of(msg, faults)
+            raise OptionError.listing(msg, faults)
 
     @property
     def length(self) -> int:
@@ -243,7 +243,7 @@ def _records(
     dataset = _dataset(examples(), folder)
     if faults:
         msg = f"{_name(source)} cannot be trained on:"
-        raise FileFormatError.of(msg, faults)
+        raise FileFormatError.listing(msg, faults)
     return dataset, form or "nothing"
 
 
@@ -296,7 +296,7 @@ def _check_enough(train: "Dataset", held: "Dataset", source: Source, options: Da
         faults.append("nothing is left to hold out; name other data for it (--eval-data)")
     if faults:
         msg = f"{_name(source)} is too little to train on with sequences of {options.length} tokens:"
-        raise EckartError.of(msg, faults)
+        raise EckartError.listing(msg, faults)
 
 
 def _name(source: Source) -> str:

@@ -16,7 +16,7 @@ from eckart.evaluation import adapter_applied, load_model, load_tokenizer
 from eckart.linalg import LowRank
 from eckart.nn import AdaptedModule, adapted_modules, inject_adapter
 from eckart.operations.rank_change import rounding_floor
-from eckart.training.distill import (
+from eckart.training.distiller import (
     HELD_OUT_SHARE,
     LEAST_HELD_OUT_TOKENS,
     SHORT,
@@ -24,7 +24,7 @@ from eckart.training.distill import (
     DistillResult,
     distill,
 )
-from eckart.training.finetune import FinetuneSettings, StepCallback
+from eckart.training.finetuning import FinetuneSettings, StepCallback
 
 SEQUENCE_TOKENS = 256
 TEACHER = "teacher"

@@ -183,7 +183,7 @@ def _continued(earlier: Dynamics, fresh: Dynamics) -> Dynamics:
         was.base_norm = is_now.base_norm  # which a file holds to seven digits
     if faults:
         msg = "the earlier record is of another run"
-        raise MismatchError.of(msg, sorted(faults))
+        raise MismatchError.listing(msg, sorted(faults))
     return earlier
 
 

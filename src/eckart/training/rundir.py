@@ -107,7 +107,7 @@ def read_run(folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
     faults = _differences(expected, run, "")
     if faults:
         msg = f"the training in {folder} was started otherwise, and goes on only as it was:"
-        raise MismatchError.of(msg, faults)
+        raise MismatchError.listing(msg, faults)
     return run
 
 

@@ -87,7 +87,7 @@ class TrainSettings:
             faults.append("device cuda: no CUDA device is there")
         if faults:
             msg = "these settings cannot train an adapter:"
-            raise OptionError.of(msg, faults)
+            raise OptionError.listing(msg, faults)
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -19,7 +19,7 @@ from eckart.nn import LoRAConfig
 from eckart.training.data import DataOptions
 from eckart.training.health import DivergenceError
 from eckart.training.settings import TrainSettings
-from eckart.training.train import train
+from eckart.training.training_run import train
 from eckart.training.watching import Watcher
 
 CHILD = "from eckart.training.sweep_cell import main; main()"

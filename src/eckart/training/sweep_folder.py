@@ -56,7 +56,7 @@ def _check_same_settings(folder: Path, about: dict[str, Any]) -> None:
     ]
     if faults:
         msg = f"{folder} holds a sweep of other settings; give another output, or start over: --force"
-        raise OutputError.of(msg, faults)
+        raise OutputError.listing(msg, faults)
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, Any]:

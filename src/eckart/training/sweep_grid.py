@@ -44,7 +44,7 @@ class SweepGrid:
             faults.append(f"alpha over rank must be positive, got {self.alpha_per_rank}")
         if faults:
             msg = "this cannot be swept over:"
-            raise OptionError.of(msg, faults)
+            raise OptionError.listing(msg, faults)
 
     @classmethod
     def parse(
@@ -84,4 +84,4 @@ def check_cells(model: str | Path, grid: SweepGrid, config: LoRAConfig) -> None:
                 faults += [f"{target}, {line.strip(' -')}" for line in (lines[1:] or lines)[:SHOWN]]
     if faults:
         msg = "these cells cannot be trained:"
-        raise MismatchError.of(msg, list(dict.fromkeys(faults)))
+        raise MismatchError.listing(msg, list(dict.fromkeys(faults)))

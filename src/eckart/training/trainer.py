@@ -250,7 +250,7 @@ class AdapterTrainer(SFTTrainer):
         ]
         if differing:
             msg = f"{file} is of another adapter:"
-            raise MismatchError.of(msg, sorted(differing))
+            raise MismatchError.listing(msg, sorted(differing))
         for name, tensor in own.items():
             tensor.copy_(stored[name])
 

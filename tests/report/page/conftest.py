@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from eckart.operations.analysis import Analysis, analyze
+from eckart.operations import Analysis, analyze
 from eckart.report.page import Results, write_page
 
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from eckart.linalg import RankBound, Spectrum, allocate
-from eckart.operations.analysis import Analysis
+from eckart.operations import Analysis
 from eckart.operations.rank_choice import HEADER_BYTES, Budget
 from eckart.report.page.targets import Targets
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from eckart.adapter import Adapter, AdapterLayer
 from eckart.cli.main import app
 from eckart.formats import load_adapter
-from eckart.operations.analysis import Analysis, analyze
+from eckart.operations import Analysis, analyze
 from eckart.report.page import Results, write_page
 from eckart.report.page.stops import ENERGIES
 

@@ -8,7 +8,7 @@ from playwright.sync_api import Browser
 
 from eckart.adapter import Adapter, AdapterLayer
 from eckart.linalg import allocate, partial_spectrum
-from eckart.operations.analysis import Analysis, MatrixAnalysis, analyze
+from eckart.operations import Analysis, MatrixAnalysis, analyze
 from eckart.report.page import bundle
 from eckart.report.page.analysis import analysis_data
 from eckart.report.page.numbers import Numbers

@@ -8,7 +8,7 @@ import torch
 from playwright.sync_api import Page
 
 from eckart.linalg import Spectrum
-from eckart.operations.analysis import Analysis, MatrixAnalysis
+from eckart.operations import Analysis, MatrixAnalysis
 from eckart.report.page import Results, write_page
 
 from .expected import choosable, expected

@@ -9,7 +9,7 @@ import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from eckart.operations.analysis import analyze
+from eckart.operations import analyze
 from eckart.report.page import Results, write_page
 from eckart.training.sweep_result import Sweep, SweepCell
 from eckart.training.trajectory import Dynamics, LayerDynamics

@@ -8,7 +8,7 @@ import torch
 
 from eckart.linalg import Interval, Spectrum
 from eckart.linalg.noise import NoiseEstimate
-from eckart.linalg.spectrum import Tail
+from eckart.linalg.spectra import Tail
 
 ENERGIES = (0.9, 0.95, 0.99)
 ERRORS = (0.1, 0.01)

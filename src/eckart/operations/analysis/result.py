@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from eckart.checkpoint import Skipped
 from eckart.errors import FileFormatError, MissingExtraError, SourceError
 from eckart.linalg import Interval
 from eckart.operations.analysis.files import refuse_existing, write_together
 from eckart.operations.analysis.matrix import MatrixAnalysis
 from eckart.operations.analysis.places import Place, by_kind, places
+from eckart.result import Skipped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,7 +90,7 @@ class Analysis:
 
     def to_json(self) -> dict[str, Any]:
         """The content of `analysis.json`: only dictionaries, lists, strings, finite numbers and None."""
-        skipped = [{"name": item.name, "reason": item.reason} for item in self.skipped]
+        skipped = [item.to_json() for item in self.skipped]
         return {
             "format": FORMAT,
             "kind": self.kind,

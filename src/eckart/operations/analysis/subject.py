@@ -9,7 +9,6 @@ from eckart.checkpoint import (
     Checkpoint,
     Layout,
     MatrixView,
-    Skipped,
     compare_layouts,
     layout,
     open_checkpoint,
@@ -23,6 +22,7 @@ from eckart.formats.sources import Source, name_of, open_adapter_or_checkpoint
 from eckart.operations.analysis.matrix import MatrixAnalysis
 from eckart.operations.analysis.result import Kind
 from eckart.operations.analysis.work import MatrixWork, dtype_name
+from eckart.result import Skipped
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _of_checkpoints(tuned: Checkpoint, base: Checkpoint | None, choice: Choice, 
     """The weights of a checkpoint, or its difference from another."""
     if base is not None and (faults := compare_layouts(base, tuned, choice.exclude)):
         msg = f"{tuned.source} is not a fine-tune of {base.source}"
-        raise MismatchError.of(msg, faults)
+        raise MismatchError.listing(msg, faults)
     views, skipped = choice.of(layout(tuned))
     tensors = dict.fromkeys(view.tensor for view in views)
     if base is not None and not any(changed(base, tuned, tensor) for tensor in tensors):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from eckart.adapter.adapter import Adapter
-from eckart.checkpoint import Skipped, open_checkpoint
+from eckart.checkpoint import open_checkpoint
 from eckart.engine import Execution
 from eckart.errors import OptionError
 from eckart.formats import load_adapter
@@ -21,6 +21,7 @@ from eckart.operations.combination.plan import CombinePlan
 from eckart.operations.combination.work import Combining
 from eckart.operations.rank_choice import RankChoice
 from eckart.operations.weights import checked_weights
+from eckart.result import Skipped
 
 DEFAULT_EXECUTION, SUM = Execution(), Mixture()
 Base = str | Path | Mapping[str, Tensor] | nn.Module

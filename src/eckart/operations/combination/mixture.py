@@ -42,7 +42,7 @@ class Mixture:
             faults.append(f"--density {self.density}: expected a share in (0, 1]")
         if faults:
             msg = "adapters cannot be put together so"
-            raise OptionError.of(msg, faults)
+            raise OptionError.listing(msg, faults)
 
     def of(self, updates: Updates) -> Tensor:
         """One update out of several.

@@ -197,7 +197,7 @@ class CombinePlan:
         faults = [*self._layer_faults(), *self._saved_faults()]
         if faults:
             msg = "these adapters cannot be combined"
-            raise MismatchError.of(msg, faults)
+            raise MismatchError.listing(msg, faults)
         _ = self.placed  # which refuses what has no place in the base
         if self.choice is not None and (budget := self.choice.budget) is not None:
             self.costs(in_bytes=budget.in_bytes).check(budget, self.needed())

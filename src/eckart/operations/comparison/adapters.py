@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from eckart.adapter.adapter import Adapter
-from eckart.checkpoint import Checkpoint, MatrixView, Skipped, WeightMatrix
+from eckart.checkpoint import Checkpoint, MatrixView, WeightMatrix
 from eckart.engine import Execution, Task, run_tasks
 from eckart.errors import MismatchError
 from eckart.formats.common_names import to_common_names
@@ -20,6 +20,7 @@ from eckart.operations.placement import Term, find_places
 from eckart.operations.preview import Match, Preview
 from eckart.operations.select_layers import select_layers
 from eckart.operations.weight_update import Update, update_of
+from eckart.result import Skipped
 
 
 def compare_updates(
@@ -192,7 +193,7 @@ def _paired(
             faults[name] = f"its update is {first} in A and {second} in B"
     if len(faults) == len(both):
         msg = f"{names[0]} and {names[1]} are adapters of different bases"
-        raise MismatchError.of(msg, [f"{name}: {fault}" for name, fault in faults.items()])
+        raise MismatchError.listing(msg, [f"{name}: {fault}" for name, fault in faults.items()])
     skipped = [Skipped(name, fault) for name, fault in faults.items()]
     for outline in outlines:
         skipped += _beside_factors(outline, taken)

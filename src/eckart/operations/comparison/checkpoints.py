@@ -12,7 +12,6 @@ from eckart.checkpoint import (
     Checkpoint,
     DifferenceMatrix,
     MatrixView,
-    Skipped,
     WeightMatrix,
     compare_layouts,
     layout,
@@ -27,6 +26,7 @@ from eckart.linalg.slabs import NORM_CHUNK, SLAB_BYTES
 from eckart.operations.comparison.result import Comparison, MatrixComparison, align, cosine, directions_of
 from eckart.operations.comparison.updated import intruders_of
 from eckart.operations.preview import Match, Preview
+from eckart.result import Skipped
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class CheckpointPair:
         for first, second in pairs:
             if faults := compare_layouts(first, second, exclude):
                 msg = f"{first.source} and {second.source} are not of one model (base and tuned below)"
-                raise MismatchError.of(msg, faults)
+                raise MismatchError.listing(msg, faults)
         found = layout(a)
         views = select(found, target or [".*"], exclude) if target or exclude else found.matrices
         names = {view.name for view in views}

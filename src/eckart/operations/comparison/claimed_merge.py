@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from eckart.adapter.adapter import Adapter
-from eckart.checkpoint import Checkpoint, MatrixView, Skipped, open_checkpoint
-from eckart.checkpoint.layout import is_buffer
+from eckart.checkpoint import Checkpoint, MatrixView, open_checkpoint
+from eckart.checkpoint.layouts import is_buffer
 from eckart.checkpoint.matrices import as_view, stored_rows
 from eckart.engine import Execution, Task, run_tasks
 from eckart.errors import OptionError
@@ -24,6 +24,7 @@ from eckart.operations.placement import Places, Term, find_places
 from eckart.operations.preview import Match, Preview
 from eckart.operations.weight_update import update_of
 from eckart.operations.weights import checked_weights
+from eckart.result import Skipped
 
 DEFAULT_EXECUTION = Execution()
 

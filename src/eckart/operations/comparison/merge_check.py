@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from eckart.checkpoint import Skipped
 from eckart.linalg import Interval
+from eckart.result import Skipped
 
 Verdict = Literal["equal", "rounding", "other weight", "not merged", "undecided", "differs"]
 
@@ -137,7 +137,7 @@ class MergeCheck:
             "matrices": [matrix.to_json() for matrix in self.matrices],
             "altered": list(self.altered),
             "faults": list(self.faults),
-            "not_checked": [{"name": item.name, "reason": item.reason} for item in self.not_checked],
+            "not_checked": [item.to_json() for item in self.not_checked],
             "unchanged": self.unchanged,
             "total": {"seconds": self.seconds},
         }

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from eckart.checkpoint import Skipped
 from eckart.linalg import Overlap, overlap, principal_angles
 from eckart.linalg.intruder import Intruders
+from eckart.result import Skipped
 
 Kind = Literal["adapters", "checkpoints", "updates"]
 DIRECTIONS = 16  # leading directions whose overlap is told
@@ -168,7 +168,7 @@ class Comparison:
             },
             "matrices": [matrix.to_json() for matrix in self.matrices],
             "unpaired": [{"name": item.name, "side": item.side, "norm": item.norm} for item in self.unpaired],
-            "skipped": [{"name": item.name, "reason": item.reason} for item in self.skipped],
+            "skipped": [item.to_json() for item in self.skipped],
         }
 
 

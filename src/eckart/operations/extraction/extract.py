@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
-from eckart.checkpoint import Checkpoint, MatrixView, Skipped, check_output, open_checkpoint
+from eckart.checkpoint import Checkpoint, MatrixView, check_output, open_checkpoint
 from eckart.engine import Execution, Record, journal_of
 from eckart.formats import load_adapter
 from eckart.operations.adapter_result import AdapterResult, LayerRecord, Refine
@@ -16,6 +16,7 @@ from eckart.operations.extraction.pair import Pair, Rest
 from eckart.operations.extraction.scope import Scope, plan
 from eckart.operations.factors import FactorOptions, layer_of
 from eckart.operations.rank_choice import DEFAULT_RANK, RankChoice
+from eckart.result import Skipped
 
 EVERYTHING, FULL_PRECISION, DEFAULT_EXECUTION = Scope(), FactorOptions(), Execution()
 Source = str | Path | Mapping[str, Tensor] | nn.Module

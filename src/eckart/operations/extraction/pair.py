@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from eckart.adapter.adapter import Adapter
-from eckart.checkpoint import Checkpoint, DifferenceMatrix, MatrixView, Skipped
+from eckart.checkpoint import Checkpoint, DifferenceMatrix, MatrixView
 from eckart.checkpoint.compare import changed
 from eckart.engine import Execution, Journal, Record, Task, run_kept, run_tasks
 from eckart.engine.fingerprint import fingerprint
@@ -21,6 +21,7 @@ from eckart.operations.adapter_result import LayerRecord
 from eckart.operations.extraction.scope import Plan
 from eckart.operations.factors import FactorOptions, error_of, factor
 from eckart.operations.rank_choice import HEADER_BYTES, Budget, RankChoice
+from eckart.result import Skipped
 
 T = TypeVar("T")
 BUDGET_RANK = 256  # values of a large matrix that a shared budget considers before it asks for all of them

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from eckart.checkpoint import (
     Checkpoint,
     MatrixView,
-    Skipped,
     compare_layouts,
     layout,
     select,
 )
 from eckart.checkpoint.naming import matches
 from eckart.errors import MismatchError
+from eckart.result import Skipped
 
 _WITHOUT_LORA = {
     "expert": "expert tensors are analysed, not extracted",
@@ -63,7 +63,7 @@ def plan(base: Checkpoint, tuned: Checkpoint, scope: Scope) -> Plan:
     faults = compare_layouts(base, tuned, scope.exclude)
     if faults:
         msg = f"{tuned.source} is not a fine-tune of {base.source}"
-        raise MismatchError.of(msg, faults)
+        raise MismatchError.listing(msg, faults)
     found = layout(tuned)
     known = [name.removesuffix(".weight") for name in base.tensors]
     chosen = {
@@ -125,4 +125,4 @@ def _check_saved(scope: Scope, result: Plan) -> None:
     ]
     if faults:
         msg = "modules to save that are not there"
-        raise MismatchError.of(msg, faults)
+        raise MismatchError.listing(msg, faults)

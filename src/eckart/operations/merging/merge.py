@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from eckart.checkpoint import Skipped
 from eckart.engine import Execution
 from eckart.operations.merging.plan import Adapters, Source, plan_merge
 from eckart.operations.model_writer.rounding_cost import errors_of
+from eckart.result import Skipped
 
 DEFAULT_EXECUTION = Execution()
 
@@ -53,7 +53,7 @@ class MergeResult:
             "untied": self.untied,
             "requantization_error": self.requantization_error,
             "update_error": self.update_error,
-            "skipped": [{"name": item.name, "reason": item.reason} for item in self.skipped],
+            "skipped": [item.to_json() for item in self.skipped],
             "seconds": self.seconds,
         }
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eckart.adapter.adapter import Adapter
-from eckart.checkpoint import Checkpoint, MatrixView, Skipped, open_checkpoint
+from eckart.checkpoint import Checkpoint, MatrixView, open_checkpoint
 from eckart.checkpoint.companions import has_companions, missing_companions
 from eckart.checkpoint.matrices import as_view
 from eckart.checkpoint.nf4 import Nf4Checkpoint
@@ -26,6 +26,7 @@ from eckart.operations.placement import Term, find_places, stored_factors
 from eckart.operations.preview import Match, Preview
 from eckart.operations.weight_update import Update, update_of
 from eckart.operations.weights import checked_weights
+from eckart.result import Skipped
 
 _TIE = "tie_word_embeddings"
 Source = str | Path | Mapping[str, Tensor] | nn.Module

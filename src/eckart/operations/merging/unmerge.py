@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.deferred import Deferred
-from eckart.checkpoint import Checkpoint, MatrixView, Skipped, open_checkpoint
+from eckart.checkpoint import Checkpoint, MatrixView, open_checkpoint
 from eckart.checkpoint.matrices import rows_of
 from eckart.checkpoint.nf4 import Nf4Checkpoint
 from eckart.engine import Execution, Task, run_tasks
@@ -21,6 +21,7 @@ from eckart.linalg.slabs import SLAB_BYTES
 from eckart.operations.merging.plan import Adapters, MergePlan, Source, plan_merge
 from eckart.operations.model_writer.rewrite import Rewritten, in_cache
 from eckart.operations.placement import Term
+from eckart.result import Skipped
 
 DEFAULT_EXECUTION = Execution()
 
@@ -62,7 +63,7 @@ class UnmergeResult:
             "bit_equal": self.bit_equal,
             "base_equal": self.base_equal,
             "max_ulps": self.max_ulps,
-            "skipped": [{"name": item.name, "reason": item.reason} for item in self.skipped],
+            "skipped": [item.to_json() for item in self.skipped],
             "seconds": self.seconds,
         }
 
@@ -83,7 +84,7 @@ def plan_unmerge(
     lost = _lost(plan)
     if lost and base is None:
         msg = "renormalised (DoRA) or replaced by the adapter, which only the base undoes: give it with --base"
-        raise MismatchError.of(msg, [tensor.name for tensor in lost])
+        raise MismatchError.listing(msg, [tensor.name for tensor in lost])
     negative = tuple(-weight for weight in plan.weights)
     plan = replace(plan, weights=negative, made_by="unmerge")
     return plan if base is None else _from_base(plan, lost, open_checkpoint(base))
@@ -183,7 +184,7 @@ def _from_base(plan: MergePlan, lost: Sequence[Rewritten], base: Checkpoint) -> 
     ]
     if faults:
         msg = f"{base.source} is not what {plan.base.source} was merged from"
-        raise MismatchError.of(msg, faults)
+        raise MismatchError.listing(msg, faults)
     outlines = {tensor.name: torch.empty(tensor.info.shape, device="meta") for tensor in lost}
     saved = Adapter({}, Deferred(outlines, lambda name: base.read(held[name])), files=())
     names = {tensor.name for tensor in lost}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from eckart.checkpoint import Checkpoint, Layout, MatrixView
-from eckart.checkpoint.layout import model_types
+from eckart.checkpoint.layouts import model_types
 from eckart.checkpoint.naming import in_preset, is_output_layer
 from eckart.checkpoint.nf4 import Nf4Checkpoint
 from eckart.errors import MismatchError
@@ -38,7 +38,7 @@ def check_model(base: Checkpoint, found: Layout) -> None:
     ]
     if faults:
         msg = f"{base.source}: this model cannot be quantized"
-        raise MismatchError.of(msg, faults)
+        raise MismatchError.listing(msg, faults)
 
 
 def why_not_quantizable(view: MatrixView, dtype: torch.dtype, config: Mapping[str, Any]) -> str | None:

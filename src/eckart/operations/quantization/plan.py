@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from eckart.checkpoint import Checkpoint, MatrixView, Skipped, layout, open_checkpoint, select
+from eckart.checkpoint import Checkpoint, MatrixView, layout, open_checkpoint, select
 from eckart.checkpoint.companions import missing_companions
-from eckart.checkpoint.layout import module_of
+from eckart.checkpoint.layouts import module_of
 from eckart.checkpoint.matrices import as_view
 from eckart.checkpoint.naming import is_output_layer
 from eckart.checkpoint.nf4_scheme import Nf4Scheme
@@ -22,6 +22,7 @@ from eckart.operations.merging.plan import Source
 from eckart.operations.model_writer.rewrite import Rewriting, Rewritten, shards_of
 from eckart.operations.preview import Match, Preview
 from eckart.operations.quantization.fit import CONFIG, bitsandbytes_config, check_model, why_not_quantizable
+from eckart.result import Skipped
 
 ALL_LINEAR = ("all-linear",)
 
@@ -96,7 +97,7 @@ def plan_quantize(
     taken = {view.tensor: view for view in found.matrices if reasons.get(view.name, "not asked for") is None}
     if not taken:
         msg = f"{base.source}: nothing that was asked for can be in NF4"
-        raise MismatchError.of(msg, [f"{item.name}: {item.reason}" for item in skipped])
+        raise MismatchError.listing(msg, [f"{item.name}: {item.reason}" for item in skipped])
     tensors = []
     for name, info in base.tensors.items():
         view = taken.get(name) or as_view(name, info.shape)

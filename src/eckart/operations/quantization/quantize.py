@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from eckart.checkpoint import Skipped
 from eckart.engine import Execution
 from eckart.operations.merging.plan import Source
 from eckart.operations.model_writer.rewrite import Rewritten
 from eckart.operations.quantization.plan import ALL_LINEAR, plan_quantize
+from eckart.result import Skipped
 
 DEFAULT_EXECUTION = Execution()
 
@@ -87,7 +87,7 @@ class QuantizeResult:
             "bytes_per_quantized_param": self.bytes_per_param,
             "error": self.error,
             "layers": [{"name": layer.name, "shape": list(layer.shape), "error": layer.error} for layer in self.layers],
-            "skipped": [{"name": item.name, "reason": item.reason} for item in self.skipped],
+            "skipped": [item.to_json() for item in self.skipped],
             "seconds": self.seconds,
         }
 

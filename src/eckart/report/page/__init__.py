@@ -1,6 +1,5 @@
 """One HTML file that holds results and lets a reader work with them, without a network."""
 
-from eckart.report.page.page import FILE, page_html, write_page
-from eckart.report.page.results import Results, read_results
+import lazy_loader
 
-__all__ = ["FILE", "Results", "page_html", "read_results", "write_page"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

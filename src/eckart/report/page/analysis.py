@@ -3,7 +3,7 @@
 import shlex
 from typing import Any
 
-from eckart.operations.analysis import Analysis, MatrixAnalysis, Place
+from eckart.operations import Analysis, MatrixAnalysis, Place
 from eckart.report import findings
 from eckart.report.page.numbers import Numbers
 from eckart.report.page.spectra import MOST_VALUES, Thinning, bounds, spectrum_data
@@ -40,7 +40,7 @@ def analysis_data(analysis: Analysis, title: str, numbers: Numbers, *, most: int
         "layers": sorted({place.layer for place in where.values()}, key=lambda layer: -1 if layer is None else layer),
         "matrices": matrices,
         "thinned": {"matrices": len(thinned), "values": thinning.kept, "partial": len(unknown)},
-        "skipped": [{"name": item.name, "reason": item.reason} for item in analysis.skipped],
+        "skipped": [item.to_json() for item in analysis.skipped],
         "targets": targets.to_json(),
         "stops": {
             "rank": rank_stops(min(dense, default=highest), highest),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eckart.errors import FileFormatError, SourceError
-from eckart.operations.analysis import Analysis
+from eckart.operations import Analysis
 from eckart.training.trajectory import Dynamics, read_dynamics
 
 ANALYSIS, DYNAMICS, TRAINING, SWEEP, EXTRACTION = (
@@ -57,7 +57,7 @@ def read_results(folders: Sequence[str | Path], titles: Sequence[str] | None = N
             faults.append(f"{folder}: holds none of {', '.join((ANALYSIS, TRAINING, DYNAMICS, SWEEP, EXTRACTION))}")
     if faults:
         msg = "a report is made of folders that eckart analyze, extract, train or sweep wrote with -o"
-        raise SourceError.of(msg, faults)
+        raise SourceError.listing(msg, faults)
     return results
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from eckart.linalg import Interval, Spectrum
-from eckart.operations.analysis import MatrixAnalysis
+from eckart.operations import MatrixAnalysis
 from eckart.report.page.numbers import Numbers
 from eckart.report.page.stops import ENERGIES, ERRORS, sparse_ranks
 

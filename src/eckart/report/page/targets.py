@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eckart.checkpoint.naming import in_preset, is_embedding, is_output_layer, matches
-from eckart.operations.analysis import Analysis
+from eckart.operations import Analysis
 
 PRESETS = ("all-linear", "attention", "attention-min", "mlp")
 NOT_TARGETED = "not targeted"

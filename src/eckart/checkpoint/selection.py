@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
-from eckart.checkpoint.layout import Layout, MatrixView, module_of
+from eckart.checkpoint.layouts import Layout, MatrixView, module_of
 from eckart.checkpoint.naming import PRESETS, matches
 from eckart.errors import MismatchError
 
@@ -29,7 +29,7 @@ def select(
     faults += [fault for pattern in exclude if (fault := _fault(pattern, layout, others))]
     if faults:
         msg = "patterns that match no matrix"
-        raise MismatchError.of(msg, faults)
+        raise MismatchError.listing(msg, faults)
     taken = [view for view in layout.matrices if _takes_any(target, view) and not _takes_any(exclude, view)]
     if not taken:
         msg = f"every matrix that {', '.join(target)} takes is excluded by {', '.join(exclude)}"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from eckart.operations.analysis import Analysis
+    from eckart.operations import Analysis
 
 MOST_LABELLED_COLUMNS = 40  # more leave no room for numbers in the cells
 

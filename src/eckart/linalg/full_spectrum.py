@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eckart.linalg.slabs import InMemory, Matrix, RowSlabs, as_slabs, squared_norm
-from eckart.linalg.spectrum import Spectrum
+from eckart.linalg.spectra import Spectrum
 from eckart.linalg.symmetric import eigenvalues, self_product
 
 GRAM_FLOOR = 4e-6  # below this share of σ₁ a squared singular value keeps fewer than five digits

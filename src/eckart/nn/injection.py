@@ -111,10 +111,10 @@ def set_adapters(model: nn.Module, weights: Mapping[str, float]) -> None:
     ]
     if faults:
         msg = "adapters that the model does not have"
-        raise MismatchError.of(msg, faults)
+        raise MismatchError.listing(msg, faults)
     if bad := [f"{name}: {weight}" for name, weight in weights.items() if not math.isfinite(weight)]:
         msg = "weights of adapters must be finite numbers"
-        raise OptionError.of(msg, bad)
+        raise OptionError.listing(msg, bad)
     if merged := next((path for path, module in modules.items() if module.merged), None):
         raise merged_already(merged)
     for module in modules.values():

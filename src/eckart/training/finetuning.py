@@ -56,7 +56,7 @@ class FinetuneSettings:
             faults.append(f"compute_dtype must be 'float32' or 'bfloat16', got {self.compute_dtype!r}")
         if faults:
             msg = "these settings cannot train a model:"
-            raise OptionError.of(msg, faults)
+            raise OptionError.listing(msg, faults)
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 1."""
@@ -161,4 +161,4 @@ def _check(model: "nn.Module", sequences: Tensor) -> None:
         faults.append(f"sequences must have the shape (sequences, length of 2 or more), got {tuple(sequences.shape)}")
     if faults:
         msg = "the training cannot start:"
-        raise OptionError.of(msg, faults)
+        raise OptionError.listing(msg, faults)

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from eckart.engine import Execution, Silent
+from eckart.engine import Execution, NoProgress
 from eckart.errors import OutputError
-from eckart.operations.analysis import Analysis, analyze
+from eckart.operations import Analysis, analyze
 
 WEIGHTS = {f"layers.{i}.q.weight": torch.randn(6, 5, generator=torch.Generator().manual_seed(i)) for i in range(6)}
 
 
-class Killed(Silent):
+class Killed(NoProgress):
     """Interrupts after some matrices, and remembers what it was told."""
 
     def __init__(self, after: int | None = None) -> None:
@@ -20,8 +20,8 @@ class Killed(Silent):
         self.done: list[str] = []
         self.notes: list[str] = []
 
-    def advance(self, name: str, nbytes: int) -> None:
-        self.done.append(name)
+    def update(self, amount: int, detail: str = "") -> None:
+        self.done.append(detail)
         if len(self.done) == self.after:
             raise KeyboardInterrupt
 

@@ -12,7 +12,7 @@ from eckart.report.words import bytes_text, count_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from eckart.planning.plan import Plan
+    from eckart.planning.planner import Plan
 
 _SHOWN_CARDS = (8, 16, 24, 48, 80, 128)
 

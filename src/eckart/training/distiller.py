@@ -16,7 +16,7 @@ from eckart.errors import MismatchError, NotFiniteError, OptionError
 from eckart.evaluation import GainReport
 from eckart.nn import LoRAFactors, adapted_modules, set_adapters
 from eckart.training.divergence import Agreement, summed_agreement, turn_into_gradient
-from eckart.training.finetune import FinetuneSettings, StepCallback
+from eckart.training.finetuning import FinetuneSettings, StepCallback
 from eckart.training.sequences import shuffled_batches
 
 STUDENT = "default"

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from eckart.errors import FileFormatError, MissingExtraError, OutputError, SourceError
-from eckart.operations.analysis import Analysis, analyze, work
+from eckart.operations import Analysis, analyze
+from eckart.operations.analysis import work
 
 FIELDS = [
     *("name", "shape", "dtype", "fro_norm", "spectral_norm", "stable_rank", "effective_rank"),

@@ -7,7 +7,7 @@ import torch
 
 from eckart.adapter import Adapter, AdapterLayer
 from eckart.errors import MismatchError, OptionError
-from eckart.operations.analysis import analyze
+from eckart.operations import analyze
 
 
 @pytest.fixture

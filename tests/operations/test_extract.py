@@ -162,11 +162,11 @@ class Notes:
     def __init__(self):
         self.done, self.notes = [], []
 
-    def start(self, stage, matrices, nbytes):
+    def start(self, stage, total, unit):
         self.done = []
 
-    def advance(self, name, nbytes):
-        self.done.append(name)
+    def update(self, amount, detail=""):
+        self.done.append(detail)
 
     def note(self, message):
         self.notes.append(message)

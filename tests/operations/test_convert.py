@@ -354,7 +354,7 @@ def test_without_diffusers_the_error_names_the_extra(tmp_path, monkeypatch):
 
     pipeline_names._converters.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "diffusers.loaders", None)
-    with pytest.raises(MissingExtraError, match=r"eckart\[diffusers\]"):
+    with pytest.raises(MissingExtraError, match=r"'diffusers' extra: pip install '"):
         convert(Adapter({"lora_unet_mid_block_attentions_0_proj_in": layer((8, 8))}, format="kohya"), "diffusers")
 
 

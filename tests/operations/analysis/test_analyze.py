@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from eckart.errors import MismatchError, NotFiniteError
-from eckart.operations.analysis import Analysis, analyze, work
+from eckart.operations import Analysis, analyze
+from eckart.operations.analysis import work
 
 QUERY = "encoder.layer.0.attention.self.query"
 

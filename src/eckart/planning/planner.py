@@ -15,8 +15,8 @@ from eckart.planning.measure import measure
 from eckart.planning.measured_ranks import measured_ranks
 from eckart.planning.memory import ROOM_BYTES, Memory, available_bytes
 from eckart.planning.setting import Attention, BaseDtype, Method, Optimizer, PlanSetting
-from eckart.planning.simulate import simulate
 from eckart.planning.simulation import Part
+from eckart.planning.simulator import simulate
 from eckart.planning.subject import subject_of
 from eckart.training.data import DEFAULT_LENGTH
 

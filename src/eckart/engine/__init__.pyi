@@ -1,0 +1,9 @@
+from .execution import Execution as Execution
+from .journal import Journal as Journal
+from .journal import Record as Record
+from .journal import journal_of as journal_of
+from .journal import run_kept as run_kept
+from .progress import NoProgress as NoProgress
+from .progress import Progress as Progress
+from .tasks import Task as Task
+from .tasks import run_tasks as run_tasks

@@ -1,0 +1,17 @@
+from .adapted import AdaptedModule as AdaptedModule
+from .config import LoRAConfig as LoRAConfig
+from .factors import LoRAFactors as LoRAFactors
+from .initializers import initialize as initialize
+from .injection import Injection as Injection
+from .injection import adapted_modules as adapted_modules
+from .injection import adapters_off as adapters_off
+from .injection import eject as eject
+from .injection import inject as inject
+from .injection import set_adapters as set_adapters
+from .merging import merge_weights as merge_weights
+from .merging import unmerge_weights as unmerge_weights
+from .quantize import quantize_model as quantize_model
+from .quantized import Nf4Linear as Nf4Linear
+from .state import adapter_of as adapter_of
+from .state import inject_adapter as inject_adapter
+from .state import save_adapter as save_adapter
