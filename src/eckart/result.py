@@ -23,7 +23,7 @@ class Skipped:
 
     def to_json(self) -> dict[str, str]:
         """The entry of a `skipped` list."""
-        return self.to_json()
+        return {"name": self.name, "reason": self.reason}
 
 
 class Result(ABC):
