@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eckart.engine import Execution, Journal, NoProgress, Record, Task, journal_of, run_kept
+from eckart.engine import Execution, Journal, NoProgress, Record, Task, open_journal, run_resumable
 from eckart.errors import OutputError
 
 PATIENCE = 120  # seconds for a Python process to import torch on a busy machine
@@ -45,7 +45,7 @@ def interrupted(output, fingerprint="one", names=("layer.0",)):
     """A run that kept some matrices and was then cut off."""
     journal = Journal(output, fingerprint)
     for name in names:
-        journal.keep(name, RECORD)
+        journal.save(name, RECORD)
     journal.release()
     return journal.folder
 
@@ -61,8 +61,8 @@ def test_a_resumed_run_finds_what_was_kept_bit_for_bit(output, name):
 
 def test_a_kept_matrix_can_be_kept_again(output):
     journal = Journal(output, "one")
-    journal.keep("layer.0", Record({"old": True}))
-    journal.keep("layer.0", RECORD)
+    journal.save("layer.0", Record({"old": True}))
+    journal.save("layer.0", RECORD)
     assert same(journal.load("layer.0"), RECORD)
 
 
@@ -71,7 +71,7 @@ def test_other_inputs_start_over_and_say_so(output):
     journal = Journal(output, "another")
     assert journal.restarted == "inputs or options changed"
     assert journal.load("layer.0") is None
-    journal.keep("layer.1", RECORD)
+    journal.save("layer.1", RECORD)
     journal.release()
     again = Journal(output, "another")
     assert again.restarted is None
@@ -81,7 +81,7 @@ def test_other_inputs_start_over_and_say_so(output):
 def test_starting_over_can_be_asked_for(output):
     interrupted(output)
     journal = Journal(output, "one", resume=False)
-    assert journal.restarted == "--no-resume"
+    assert journal.restarted == "as requested"
     assert journal.load("layer.0") is None
 
 
@@ -115,7 +115,7 @@ def test_a_damaged_file_is_ignored_and_replaced(output, damage):
     file.write_bytes(damaged)
     assert journal.load("layer.0") is None
     assert same(journal.load("layer.1"), RECORD)
-    journal.keep("layer.0", RECORD)
+    journal.save("layer.0", RECORD)
     assert same(journal.load("layer.0"), RECORD)
 
 
@@ -143,9 +143,9 @@ def test_going_on_leaves_the_head_as_it_lies(output):
 
 def test_a_second_run_on_the_same_output_is_refused_while_the_first_is_at_work(output):
     first = Journal(output, "one")
-    first.keep("layer.0", RECORD)
+    first.save("layer.0", RECORD)
     for fingerprint in ("one", "another"):
-        with pytest.raises(OutputError, match="another run is writing"):
+        with pytest.raises(OutputError, match="another process is writing"):
             Journal(output, fingerprint)
     assert same(first.load("layer.0"), RECORD)
     Journal(output.with_name("elsewhere"), "one")
@@ -165,7 +165,7 @@ def test_a_refused_run_leaves_no_descriptor_open(output):
 
 def test_a_complete_output_needs_no_journal(output):
     journal = Journal(output, "one")
-    journal.keep("layer.0", RECORD)
+    journal.save("layer.0", RECORD)
     held = journal.load("layer.0")
     journal.close()
     assert not journal.folder.exists()
@@ -195,10 +195,8 @@ def test_a_matrix_that_cannot_be_kept_says_what_to_do_and_leaves_no_half(output)
     journal = Journal(output, "one")
     blocked = journal._file("layer.0")
     (blocked / "in the way").mkdir(parents=True)
-    with pytest.raises(
-        OutputError, match=r"layer\.0 cannot be kept .*; free some space and run the same command again"
-    ):
-        journal.keep("layer.0", RECORD)
+    with pytest.raises(OutputError, match=r"cannot store layer\.0 .*; free some space and run the same command again"):
+        journal.save("layer.0", RECORD)
     assert not list(journal.folder.glob("*.tmp"))
     assert journal.load("layer.0") is None
 
@@ -226,8 +224,8 @@ def tasks_of(done, count=4):
 
 def kept_run(output, tasks, progress, fingerprint="one", **options):
     execution = Execution(workers=1, progress=progress, **options)
-    with journal_of(output, fingerprint, execution) as journal:
-        return run_kept(tasks, stage="test", execution=execution, journal=journal)
+    with open_journal(output, fingerprint, execution) as journal:
+        return run_resumable(tasks, stage="test", execution=execution, journal=journal)
 
 
 def test_a_run_that_failed_goes_on_with_what_was_not_done(output):
@@ -242,7 +240,7 @@ def test_a_run_that_failed_goes_on_with_what_was_not_done(output):
     assert done == ["layer.2"]
     assert {name: record.facts["name"] for name, record in records.items()} == {name: name for name in records}
     assert [float(records[f"layer.{i}"].tensors["values"][0]) for i in range(4)] == [0, 1, 2, 3]
-    assert notes.notes == ["going on from an earlier run: 3 of 4 matrices are done"]
+    assert notes.notes == ["resuming: 3 of 4 matrices are already done"]
     assert notes.started == [4, 1]
     assert not output.with_name("adapter.partial").exists()
 
@@ -265,7 +263,7 @@ def test_without_an_output_nothing_is_kept(tmp_path):
 KILLED = """
 import sys, time, torch
 from pathlib import Path
-from eckart.engine import Execution, Record, Task, journal_of, run_kept
+from eckart.engine import Execution, Record, Task, open_journal, run_resumable
 
 def work(i):
     if i == 2:
@@ -275,8 +273,8 @@ def work(i):
 
 execution = Execution(workers=1)
 tasks = [Task(f"layer.{i}", 1, 10 - i, lambda i=i: work(i)) for i in range(4)]
-with journal_of(Path(sys.argv[1]), "one", execution) as journal:
-    run_kept(tasks, stage="test", execution=execution, journal=journal)
+with open_journal(Path(sys.argv[1]), "one", execution) as journal:
+    run_resumable(tasks, stage="test", execution=execution, journal=journal)
 """
 
 
@@ -288,7 +286,7 @@ def test_a_killed_process_leaves_its_finished_matrices_to_the_next(output):
         deadline = time.monotonic() + PATIENCE
         while len(list(folder.glob("*.safetensors"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
-        with pytest.raises(OutputError, match="another run is writing"):
+        with pytest.raises(OutputError, match="another process is writing"):
             Journal(output, "one")
     finally:
         os.kill(process.pid, signal.SIGKILL)

@@ -193,7 +193,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(llama_pair, tmp_path, monke
     monkeypatch.setattr(pair_module, "factor", real)
     told = Notes()
     found = extract(base, tuned, rank=4, output=out, execution=Execution(workers=1, progress=told))
-    assert told.notes == ["going on from an earlier run: 5 of 14 matrices are done"]
+    assert told.notes == ["resuming: 5 of 14 matrices are already done"]
     assert len(told.done) == 9
     for name, layer in whole.adapter.items():
         torch.testing.assert_close(found.adapter[name].delta(), layer.delta(), rtol=0, atol=1e-7)

@@ -456,7 +456,7 @@ def test_a_killed_merge_goes_on_where_it_was(tmp_path):
         kept = tmp_path / "out.partial"
         while len(list(kept.glob("*.safetensors"))) < 20 and time.monotonic() < deadline:
             time.sleep(0.02)
-        with pytest.raises(OutputError, match="another run is writing"):
+        with pytest.raises(OutputError, match="another process is writing"):
             merge(*places)
     finally:
         os.kill(process.pid, signal.SIGKILL)
@@ -465,7 +465,7 @@ def test_a_killed_merge_goes_on_where_it_was(tmp_path):
     assert not (tmp_path / "out").exists()
     notes = Notes()
     merge(*places, execution=Execution(progress=notes))
-    assert notes.notes == ["going on from an earlier run: 20 of 21 matrices are done"]
+    assert notes.notes == ["resuming: 20 of 21 matrices are already done"]
     assert notes.done == ["model.layers.1.self_attn.q_proj.weight"]
     merge(*places[:2], tmp_path / "fresh")
     found, expected = tensors_in(tmp_path / "out"), tensors_in(tmp_path / "fresh")

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,7 +82,21 @@ class _File:
     """A file open for writing until nobody refers to it: a thread that an interruption left behind may still write."""
 
     def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        # Without O_BINARY, Windows would change every byte that looks like the end of a line.
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        self._seeking = threading.Lock()
+
+    def write_at(self, data: memoryview, offset: int) -> None:
+        """Write bytes at a place of the file; safe to call from several threads."""
+        done = 0
+        # One call writes at most 2 GiB.
+        while done < len(data):
+            if hasattr(os, "pwrite"):
+                done += os.pwrite(self.descriptor, data[done:], offset + done)
+                continue
+            with self._seeking:  # on Windows
+                os.lseek(self.descriptor, offset + done, os.SEEK_SET)
+                done += os.write(self.descriptor, data[done:])
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -127,7 +142,7 @@ class TensorFiles:
             msg = f"{name}: {values.numel()} values from {start} on, {values.dtype}: expected {expected}"
             raise ValueError(msg)
         data = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        _write_at(place.file.descriptor, data, place.offset + start * values.dtype.itemsize)
+        place.file.write_at(data, place.offset + start * values.dtype.itemsize)
 
 
 @contextmanager
@@ -147,7 +162,7 @@ def open_files(
         file = _File(folder / name)
         files.append(file)
         is_new |= os.fstat(file.descriptor).st_size != size
-        _write_at(file.descriptor, memoryview(header), 0)
+        file.write_at(memoryview(header), 0)
         _allocate(file.descriptor, size)
         places |= {spec.name: _Place(spec, file, offsets[spec.name]) for spec in specs}
     yield TensorFiles(places, is_new=is_new)
@@ -193,10 +208,3 @@ def _write_whole(files: TensorFiles, tensors: Iterable[tuple[str, Tensor]]) -> N
     if left:
         msg = f"{len(left)} tensors never came, the first is {next(iter(left))}"
         raise ValueError(msg)
-
-
-def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
-    done = 0
-    # One call writes at most 2 GiB.
-    while done < len(data):
-        done += os.pwrite(descriptor, data[done:], offset + done)

@@ -1,6 +1,5 @@
 """The `eckart` command: its subcommands, and how each of them ends."""
 
-import ctypes
 import functools
 import gc
 import inspect
@@ -27,6 +26,7 @@ from eckart.cli.resize import resize
 from eckart.cli.sweep import sweep
 from eckart.cli.train import train
 from eckart.cli.unmerge import unmerge
+from eckart.engine.machine import c_library_function
 from eckart.errors import EckartError
 from eckart.version import __version__
 
@@ -58,7 +58,7 @@ def _settle() -> None:
     # they are made takes a sixth of its start.
     gc.set_threshold(100_000, 50, 50)
     # glibc gives freed slabs back to the system, which fills each page with zeros when it hands it out again.
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = c_library_function("mallopt")
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

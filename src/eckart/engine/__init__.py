@@ -1,4 +1,4 @@
-"""Where per-matrix work runs: threads, memory, progress, and what is kept when it is killed."""
+"""How per-matrix work is executed: threads, memory, progress, and the results stored for resuming."""
 
 import lazy_loader
 

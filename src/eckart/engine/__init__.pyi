@@ -1,8 +1,8 @@
 from .execution import Execution as Execution
 from .journal import Journal as Journal
 from .journal import Record as Record
-from .journal import journal_of as journal_of
-from .journal import run_kept as run_kept
+from .journal import open_journal as open_journal
+from .journal import run_resumable as run_resumable
 from .progress import NoProgress as NoProgress
 from .progress import Progress as Progress
 from .tasks import Task as Task

@@ -1,26 +1,26 @@
-"""How per-matrix work is run: where, on how many threads, in how much memory, told to whom."""
+"""How per-matrix work is executed: device, threads, memory, random seed, progress."""
 
-import os
 import zlib
 from dataclasses import dataclass, field
 
 import torch
 
+from eckart.engine.machine import core_count
 from eckart.engine.progress import NoProgress, Progress
 from eckart.errors import OptionError
 
 
 @dataclass(frozen=True)
 class Execution:
-    """The circumstances of a computation; none of them changes its result beyond rounding.
+    """How a computation is executed; only the seed changes its result beyond rounding.
 
     Attributes:
         device: `auto`, `cpu` or `cuda[:N]`.
-        workers: matrices worked on at once; None is one a core on the CPU, one on a GPU.
-        memory_bytes: what the matrices being worked on may hold together.
-        resume: keep finished matrices beside the output, and go on from those of an earlier run.
-        seed: of every random start.
-        progress: told what is done.
+        workers: matrices processed at once; None means one per core on the CPU, one on a GPU.
+        memory_bytes: most memory that matrices in progress may take together.
+        resume: reuse the finished matrices of an interrupted run, which are stored next to the output.
+        seed: random seed.
+        progress: receives progress reports.
     """
 
     device: str = "auto"
@@ -31,10 +31,10 @@ class Execution:
     progress: Progress = field(default_factory=NoProgress)
 
     def check(self) -> None:
-        """Refuse what is not there, before anything is read.
+        """Check the device and the number of workers before anything is read.
 
         Raises:
-            OptionError: the device or the number of workers cannot be had.
+            OptionError: the device does not exist, or `workers` is below 1.
         """
         self.torch_device()
         self.worker_count()
@@ -43,7 +43,7 @@ class Execution:
         """The device to compute on.
 
         Raises:
-            OptionError: the device is unknown or not there.
+            OptionError: the device is unknown or does not exist.
         """
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -52,27 +52,28 @@ class Execution:
         except RuntimeError:
             device = None
         if device is None or device.type not in ("cpu", "cuda"):
-            msg = f"--device {self.device}: expected auto, cpu, cuda or cuda:N"
+            msg = f"`device` must be auto, cpu, cuda or cuda:N, got {self.device!r}"
             raise OptionError(msg)
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            msg = f"--device {self.device}: this machine has {torch.cuda.device_count()} CUDA devices; try --device cpu"
+            count = torch.cuda.device_count()
+            msg = f"`device={self.device}`: this machine has {count} CUDA devices; use `device=cpu`"
             raise OptionError(msg)
         return device
 
     def worker_count(self) -> int:
-        """Threads to work on.
+        """Number of worker threads.
 
         Raises:
-            OptionError: fewer than one was asked for.
+            OptionError: `workers` is below 1.
         """
         if self.workers is not None:
             if self.workers < 1:
-                msg = f"workers must be at least 1, got {self.workers}"
+                msg = f"`workers` must be at least 1, got {self.workers}"
                 raise OptionError(msg)
             return self.workers
-        return 1 if self.torch_device().type == "cuda" else len(os.sched_getaffinity(0))
+        return 1 if self.torch_device().type == "cuda" else core_count()
 
     def generator(self, name: str) -> torch.Generator:
-        """A source of randomness for one matrix: the same whatever order the matrices are worked in."""
-        # torch's generator on the CPU hears only the low 32 bits of its seed: both must be in them.
+        """A source of randomness for one matrix, independent of the order in which matrices are processed."""
+        # torch's CPU generator uses only the low 32 bits of its seed, so seed and name are hashed into those.
         return torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))

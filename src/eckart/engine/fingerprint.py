@@ -1,4 +1,4 @@
-"""A digest of everything that a result depends on, so that an interrupted run is not continued with other inputs."""
+"""A digest of everything that a result depends on, so that an interrupted run is never resumed with other inputs."""
 
 import hashlib
 import json

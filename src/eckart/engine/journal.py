@@ -1,20 +1,19 @@
-"""Finished matrices kept on disk, so that a killed run goes on where it was.
+"""Finished matrices stored on disk, so that an interrupted run resumes where it stopped.
 
-One safetensors file a matrix in a folder beside the output, each written under a temporary name and renamed: what is
-there is whole. A fingerprint of inputs and options guards against mixing two runs.
+One safetensors file per matrix in a folder next to the output, each written under a temporary name and then renamed, so
+no file is ever incomplete. A fingerprint of inputs and options keeps two different runs apart.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,7 +27,7 @@ FORMAT = "eckart-journal/1"
 
 @dataclass(frozen=True)
 class Record:
-    """What is kept of one matrix: facts as JSON, and tensors."""
+    """The result of one matrix: facts that JSON can express, and tensors."""
 
     facts: dict[str, Any]
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -38,38 +37,40 @@ class Journal:
     """The folder of finished matrices of one output.
 
     Attributes:
-        folder: where they are kept: the output's name with `.partial` behind it.
-        restarted: why an earlier run's matrices were thrown away, None if none were.
+        folder: the output's path with `.partial` appended.
+        restarted: why the matrices of an earlier run were deleted; None if none were.
     """
 
     def __init__(self, output: Path, fingerprint: str, *, resume: bool = True) -> None:
         """Open the journal of `output`, empty unless an earlier run had the same fingerprint.
 
         Raises:
-            OutputError: the folder cannot be written, or another run is at work in it.
+            OutputError: the folder cannot be written, or another process is using it.
         """
         self.folder = output.with_name(output.name + ".partial")
         self.restarted: str | None = None
+        self._lock = FileLock(self.folder / "lock", timeout=0, thread_local=False)
         header = {"format": FORMAT, "fingerprint": fingerprint}
         try:
             self.folder.mkdir(exist_ok=True)
-            self._lock: int | None = _locked(self.folder / "lock")
+            self._lock.acquire()
             head = self.folder / "journal.json"
-            kept = _header(head)
-            if kept != header or not resume:
-                if kept is not None:
-                    self.restarted = "inputs or options changed" if kept != header else "--no-resume"
-                self.forget()
+            earlier = _header(head)
+            if earlier != header or not resume:
+                if earlier is not None:
+                    self.restarted = "inputs or options changed" if earlier != header else "as requested"
+                self.clear()
                 head.write_text(json.dumps(header))
-        except BlockingIOError:
-            msg = f"{self.folder}: another run is writing {output}; wait for it, or choose another output"
+        except Timeout:
+            msg = f"{self.folder}: another process is writing {output}; wait for it, or choose another output"
             raise OutputError(msg) from None
         except OSError as error:
+            self._lock.release()
             msg = f"{self.folder}: cannot be written ({error.strerror}); choose another output"
             raise OutputError(msg) from None
 
     def load(self, name: str) -> Record | None:
-        """What was kept of a matrix, or None. Tensors are read lazily from their file."""
+        """The stored result of a matrix, or None. Tensors are read lazily from their file."""
         try:
             with safe_open(self._file(name), framework="pt") as file:
                 facts = json.loads((file.metadata() or {})["facts"])
@@ -77,8 +78,8 @@ class Journal:
         except (OSError, SafetensorError, KeyError, ValueError):
             return None
 
-    def keep(self, name: str, record: Record) -> None:
-        """Keep a matrix; safe to be killed in."""
+    def save(self, name: str, record: Record) -> None:
+        """Store the result of a matrix; if the process is killed meanwhile, the earlier state remains."""
         file = self._file(name)
         partial = file.with_suffix(".tmp")
         tensors = {key: tensor.contiguous() for key, tensor in record.tensors.items()}
@@ -87,37 +88,42 @@ class Journal:
             partial.replace(file)
         except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
-            msg = f"{self.folder}: {name} cannot be kept ({error}); free some space and run the same command again"
+            msg = f"{self.folder}: cannot store {name} ({error}); free some space and run the same command again"
             raise OutputError(msg) from error
 
-    def forget(self) -> None:
-        """Throw away what was kept."""
+    def clear(self) -> None:
+        """Delete all stored results."""
         for file in self.folder.glob("*.safetensors"):
             file.unlink()
 
     def close(self) -> None:
-        """Throw everything away: the output is complete."""
+        """Delete the folder: the output is complete."""
+        if not self._lock.is_locked:
+            return
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.release()
+        is_left = self.folder.exists()  # on Windows, where an open file such as the lock cannot be deleted
+        self._lock.release()
+        if is_left:
+            with suppress(OSError):
+                Path(self._lock.lock_file).unlink()
+                self.folder.rmdir()
 
     def release(self) -> None:
-        """Let another run go on from what is kept; where that is nothing, leave nothing."""
-        if self._lock is None:
-            return
-        if not any(self.folder.glob("*.safetensors")):
-            shutil.rmtree(self.folder, ignore_errors=True)
-        os.close(self._lock)
-        self._lock = None
+        """Let another process use the folder; if it contains no results, delete it."""
+        if any(self.folder.glob("*.safetensors")):
+            self._lock.release()
+        else:
+            self.close()
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.safetensors"
 
 
 @contextmanager
-def journal_of(output: Path | None, fingerprint: str, execution: Execution) -> Iterator[Journal | None]:
-    """The journal of an output while it is worked on: thrown away when the block ends well, kept when it does not.
+def open_journal(output: Path | None, fingerprint: str, execution: Execution) -> Iterator[Journal | None]:
+    """The journal of an output, deleted when the block succeeds and left for the next run when it fails.
 
-    Without an output nothing is kept. The user is told when an earlier run's matrices had to be thrown away.
+    Yields None without an output. Reports when the results of an earlier run had to be deleted.
     """
     if output is None:
         yield None
@@ -132,38 +138,27 @@ def journal_of(output: Path | None, fingerprint: str, execution: Execution) -> I
         journal.release()
 
 
-def run_kept(
+def run_resumable(
     tasks: Sequence[Task[Record]], *, stage: str, execution: Execution, journal: Journal | None
 ) -> dict[str, Record]:
-    """Records of all tasks by name: those the journal kept, and the others by running, kept as they come.
+    """Records of all tasks by name: loaded from the journal where it has them, else computed and stored there.
 
-    Tensors of a kept record are mapped from its file rather than held in memory.
+    Tensors of a stored record are mapped from its file, so they take no memory until they are used.
     """
     if journal is None:
         return {task.name: record for task, record in run_tasks(tasks, stage=stage, execution=execution)}
-    records = {task.name: kept for task in tasks if (kept := journal.load(task.name))}
+    records = {task.name: record for task in tasks if (record := journal.load(task.name))}
     if records:
-        execution.progress.note(f"going on from an earlier run: {len(records)} of {len(tasks)} matrices are done")
-    rest = [task for task in tasks if task.name not in records]
-    for task, record in run_tasks(rest, stage=stage, execution=execution):
-        journal.keep(task.name, record)
+        execution.progress.note(f"resuming: {len(records)} of {len(tasks)} matrices are already done")
+    remaining = [task for task in tasks if task.name not in records]
+    for task, record in run_tasks(remaining, stage=stage, execution=execution):
+        journal.save(task.name, record)
         records[task.name] = journal.load(task.name) or record
     return records
 
 
-def _locked(file: Path) -> int:
-    """A descriptor that holds the file's lock until it is closed; BlockingIOError if another does."""
-    descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
 def _header(file: Path) -> dict[str, Any] | None:
-    """What the journal says of itself; {} if it is damaged, None if there is none."""
+    """The format and fingerprint of an earlier run; {} if the file is damaged, None if there is none."""
     try:
         return json.loads(file.read_text())
     except FileNotFoundError:

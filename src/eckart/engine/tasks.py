@@ -1,7 +1,7 @@
-"""Independent work on many matrices, over threads, within a budget of memory.
+"""Independent work on many matrices, on several threads, within a memory limit.
 
-One thread a matrix beats all threads on one matrix: decompositions of a few thousand columns do not scale, matrices
-are many. Each worker therefore computes single-threaded, unless there is only one worker.
+One thread per matrix beats all threads on one matrix: decompositions of a few thousand columns do not scale, and there
+are many matrices. Each worker therefore computes single-threaded, unless there is only one worker.
 """
 
 import queue
@@ -23,10 +23,10 @@ class Task(Generic[T]):
     """One piece of work.
 
     Attributes:
-        name: of the matrix.
-        nbytes: bytes that it reads, for progress.
-        memory_bytes: what it holds at its peak.
-        call: does it, on a worker thread.
+        name: name of the matrix.
+        nbytes: bytes to read, for progress.
+        memory_bytes: peak memory.
+        call: does the work, on a worker thread.
     """
 
     name: str
@@ -36,11 +36,11 @@ class Task(Generic[T]):
 
 
 def run_tasks(tasks: Sequence[Task[T]], *, stage: str, execution: Execution) -> Iterator[tuple[Task[T], T]]:
-    """Do all tasks, the largest first, and hand out results as they come.
+    """Run all tasks, the largest first, and yield results as they finish.
 
-    A task waits while those running hold so much that it would pass `execution.memory_bytes`; one alone always runs.
-    The first error stops the rest and is raised here. Leaving the iterator early, or Ctrl-C, starts nothing more and
-    does not wait for what is running.
+    A task waits while it would exceed `execution.memory_bytes` together with those in progress; a single task always
+    runs. The first error stops the rest and is raised here. Leaving the iterator early, or Ctrl-C, starts no further
+    tasks and does not wait for those in progress.
     """
     execution.progress.start(stage, sum(task.nbytes for task in tasks), "bytes")
     pool = _Pool(sorted(tasks, key=lambda task: -task.memory_bytes), execution)
@@ -58,25 +58,25 @@ def run_tasks(tasks: Sequence[Task[T]], *, stage: str, execution: Execution) -> 
 
 
 class _Pool(Generic[T]):
-    """Daemon threads that take tasks in order; daemons, so that an interrupted program need not wait for them."""
+    """Threads that take tasks in order; daemon threads, so an interrupted program does not wait for them."""
 
     def __init__(self, tasks: Sequence[Task[T]], execution: Execution) -> None:
         self._waiting = list(reversed(tasks))
-        self._held_bytes = 0
+        self._used_bytes = 0
         self._limit = execution.memory_bytes
-        self._changed = threading.Condition()
+        self._condition = threading.Condition()
         self._done: queue.SimpleQueue = queue.SimpleQueue()
         self._threads_before = torch.get_num_threads()
         count = min(execution.worker_count(), max(len(tasks), 1))
         threads = 1 if count > 1 else self._threads_before
-        # torch's threads are set on each worker; NumPy's BLAS has one number for the whole process.
+        # torch's number of threads is set on each worker; that of NumPy's BLAS applies to the process.
         self._numpy_threads = threadpool_limits(limits=1 if count > 1 else None, user_api="blas")
         self._workers = [threading.Thread(target=self._work, args=(threads,), daemon=True) for _ in range(count)]
         for worker in self._workers:
             worker.start()
 
     def next_result(self) -> tuple[Task[T], T, BaseException | None]:
-        """Wait for a task to end; short waits, so that Ctrl-C is heard on every platform."""
+        """Wait for a task to finish; with a timeout, because Ctrl-C does not interrupt an endless wait on Windows."""
         while True:
             try:
                 return self._done.get(timeout=0.2)
@@ -84,10 +84,10 @@ class _Pool(Generic[T]):
                 continue
 
     def stop(self, *, wait: bool) -> None:
-        """Start nothing more."""
-        with self._changed:
+        """Start no further tasks."""
+        with self._condition:
             self._waiting.clear()
-            self._changed.notify_all()
+            self._condition.notify_all()
         if wait:
             for worker in self._workers:
                 worker.join()
@@ -101,18 +101,18 @@ class _Pool(Generic[T]):
                 self._done.put((task, task.call(), None))
             except BaseException as error:
                 self._done.put((task, None, error))
-            with self._changed:
-                self._held_bytes -= task.memory_bytes
-                self._changed.notify_all()
+            with self._condition:
+                self._used_bytes -= task.memory_bytes
+                self._condition.notify_all()
 
     def _take(self) -> Task[T] | None:
         """The next task that fits in memory, or None when there is none left."""
-        with self._changed:
+        with self._condition:
             while self._waiting:
-                for place in range(len(self._waiting) - 1, -1, -1):
-                    needed = self._waiting[place].memory_bytes
-                    if self._held_bytes == 0 or self._held_bytes + needed <= self._limit:
-                        self._held_bytes += needed
-                        return self._waiting.pop(place)
-                self._changed.wait()
+                for index in range(len(self._waiting) - 1, -1, -1):
+                    needed = self._waiting[index].memory_bytes
+                    if self._used_bytes == 0 or self._used_bytes + needed <= self._limit:
+                        self._used_bytes += needed
+                        return self._waiting.pop(index)
+                self._condition.wait()
             return None

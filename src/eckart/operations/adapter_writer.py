@@ -9,7 +9,7 @@ from typing import Any
 from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.adapter.deferred import Deferred
 from eckart.checkpoint import check_output
-from eckart.engine import Execution, Journal, Record, Task, journal_of, run_kept
+from eckart.engine import Execution, Journal, Record, Task, open_journal, run_resumable
 from eckart.engine.fingerprint import fingerprint
 from eckart.errors import MismatchError, OutputError
 from eckart.formats import check_name, load_adapter, unknown_fields
@@ -96,8 +96,8 @@ class AdapterWriter:
             MismatchError: no layer is left.
         """
         digest = fingerprint(facts)
-        with journal_of(self.output, digest, self.execution) as journal:
-            records = run_kept(tasks, stage=self.made_by.capitalize(), execution=self.execution, journal=journal)
+        with open_journal(self.output, digest, self.execution) as journal:
+            records = run_resumable(tasks, stage=self.made_by.capitalize(), execution=self.execution, journal=journal)
             records = {name: records[name] for name in shapes}
             stay = {parameter_of(name) for name, record in records.items() if "reason" not in record.facts}
             dropped = [

@@ -1,6 +1,5 @@
 """The process that `measure` starts: training steps of what stdin describes, and their memory on stdout."""
 
-import ctypes
 import gc
 import json
 import sys
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from eckart.engine.machine import c_library_function
 from eckart.errors import MissingExtraError
 from eckart.nn import LoRAConfig, quantize_model
 from eckart.planning.architecture import build_model, read_architecture
@@ -67,7 +67,7 @@ def _adamw8bit(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
 def _give_back() -> None:
     """Give freed memory back to the system, where the C library can."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    trim = c_library_function("malloc_trim")
     if trim is not None:
         trim(0)
 

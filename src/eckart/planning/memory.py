@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from eckart.errors import OptionError
 
@@ -52,10 +51,3 @@ class Memory:
 def smallest_card(peak_bytes: int) -> int | None:
     """GB of the smallest usual GPU that holds a peak; None where it takes several."""
     return next((size for size in CARDS_GB if peak_bytes <= size * 10**9 - ROOM_BYTES), None)
-
-
-def available_bytes() -> int | None:
-    """Memory of this machine that programs can have now; None where the system does not tell."""
-    table = Path("/proc/meminfo")
-    lines = table.read_text(encoding="ascii").splitlines() if table.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, get_args
 
+from eckart.engine.machine import available_bytes
 from eckart.errors import MismatchError, OptionError
 from eckart.nn.config import LoRAConfig
 from eckart.planning.advise import Advice, Asked, advise, leanest, ranks_of, with_measured
@@ -13,7 +14,7 @@ from eckart.planning.forecast import Forecast, Forecaster
 from eckart.planning.guide import DataSize
 from eckart.planning.measure import measure
 from eckart.planning.measured_ranks import measured_ranks
-from eckart.planning.memory import ROOM_BYTES, Memory, available_bytes
+from eckart.planning.memory import ROOM_BYTES, Memory
 from eckart.planning.setting import Attention, BaseDtype, Method, Optimizer, PlanSetting
 from eckart.planning.simulation import Part
 from eckart.planning.simulator import simulate
@@ -313,7 +314,7 @@ def check(model: "str | Path | Mapping[str, Any] | PretrainedConfig", setting: P
         raise OptionError(msg)
     predicted = simulate(subject.config, setting, device="cpu").peak_bytes
     free = available_bytes()
-    if free is not None and predicted + ROOM_BYTES > free:
+    if predicted + ROOM_BYTES > free:
         msg = f"--measure would take {predicted / 1e9:.1f} GB of memory here, and {free / 1e9:.1f} GB are free"
         raise OptionError(msg)
     found = measure(subject.config, setting)

@@ -1,6 +1,5 @@
 """The folder of a sweep: whose it is, and the cells that are finished in it."""
 
-import fcntl
 import json
 import re
 import shutil
@@ -8,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from eckart.checkpoint import atomic_file, check_output
 from eckart.errors import OutputError
@@ -25,12 +26,13 @@ def opened(folder: Path, about: dict[str, Any], *, force: bool) -> Iterator[None
     elif any(folder.iterdir()) and not file.exists():
         msg = f"{folder}: it exists and holds no sweep; give another output, or remove it"
         raise OutputError(msg)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            msg = f"{folder}: another sweep is at work in it; wait for it, or give another output"
-            raise OutputError(msg) from None
+    lock = FileLock(folder / "lock", timeout=0, thread_local=False)
+    try:
+        held = lock.acquire()
+    except Timeout:
+        msg = f"{folder}: another sweep is at work in it; wait for it, or give another output"
+        raise OutputError(msg) from None
+    with held:
         if force:
             for kept in (path for path in folder.iterdir() if path.name != "lock"):
                 shutil.rmtree(kept) if kept.is_dir() else kept.unlink()

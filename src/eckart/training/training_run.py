@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from eckart.checkpoint.output import publish, refusing_full_disk
-from eckart.engine.memory import peak_rss_bytes
+from eckart.engine.machine import peak_rss_bytes
 from eckart.errors import NotFiniteError
 from eckart.nn import LoRAConfig, adapter_of, save_adapter
 from eckart.training import rundir

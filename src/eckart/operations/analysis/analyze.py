@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eckart.checkpoint import atomic_directory, check_output
-from eckart.engine import Execution, journal_of, run_kept
-from eckart.engine.memory import peak_rss_bytes
+from eckart.engine import Execution, open_journal, run_resumable
+from eckart.engine.machine import peak_rss_bytes
 from eckart.operations.analysis.matrix import MatrixAnalysis
 from eckart.operations.analysis.result import Analysis
 from eckart.operations.analysis.subject import Choice, Source, subject
@@ -57,8 +57,8 @@ def analyze(
     folder = None if output is None else Path(output)
     if folder is not None:
         check_output(folder, force=force, inputs=found.inputs)
-    with journal_of(folder, found.fingerprint, execution) as journal:
-        records = run_kept(found.tasks, stage="Spectra", execution=execution, journal=journal)
+    with open_journal(folder, found.fingerprint, execution) as journal:
+        records = run_resumable(found.tasks, stage="Spectra", execution=execution, journal=journal)
         analysis = Analysis(
             kind=found.kind,
             source=found.source,

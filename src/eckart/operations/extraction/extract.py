@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.checkpoint import Checkpoint, MatrixView, check_output, open_checkpoint
-from eckart.engine import Execution, Record, journal_of
+from eckart.engine import Execution, Record, open_journal
 from eckart.formats import load_adapter
 from eckart.operations.adapter_result import AdapterResult, LayerRecord, Refine
 from eckart.operations.extraction.pair import Pair, Rest
@@ -74,7 +74,7 @@ def extract(
     placed = plan(pair.base, pair.tuned, scope)
     pair.check_budget(placed.matrices, choice, options)
     pair.check_difference(placed.matrices)
-    with journal_of(target, pair.fingerprint(placed.matrices, choice, options), execution) as journal:
+    with open_journal(target, pair.fingerprint(placed.matrices, choice, options), execution) as journal:
         records, guarantee = pair.factor(placed.matrices, choice, options, journal)
         rest = pair.read_rest(placed)
         adapter, layers, dropped = _assemble(placed.matrices, records, rest, pair.base)

@@ -10,7 +10,7 @@ from torch import Tensor
 from eckart.adapter.adapter import Adapter
 from eckart.checkpoint import Checkpoint, DifferenceMatrix, MatrixView
 from eckart.checkpoint.compare import changed
-from eckart.engine import Execution, Journal, Record, Task, run_kept, run_tasks
+from eckart.engine import Execution, Journal, Record, Task, run_resumable, run_tasks
 from eckart.engine.fingerprint import fingerprint
 from eckart.errors import MismatchError, NotFiniteError, OptionError
 from eckart.linalg import Allocation, Spectrum, allocate, partial_spectrum, spectrum
@@ -149,7 +149,7 @@ class Pair:
             return factor(self._difference(view), choices[view], options, self.execution.generator(view.name))
 
         tasks = [self._task(v, lambda v=v: work(v), whole=choice.rank is None) for v, choice in choices.items()]
-        return run_kept(tasks, stage="Extracting", execution=self.execution, journal=journal)
+        return run_resumable(tasks, stage="Extracting", execution=self.execution, journal=journal)
 
     def _share(self, views: Sequence[MatrixView], params: int) -> tuple[Allocation, set[str]]:
         """Ranks within a budget for all matrices together, from spectra computed as far as the choice needs."""

@@ -20,7 +20,7 @@ from eckart.checkpoint.matrices import rows_of
 from eckart.checkpoint.nf4_scheme import Nf4Scheme
 from eckart.checkpoint.output import publish, refusing_full_disk
 from eckart.checkpoint.writer import TensorFiles, open_files, plan_shards, write_index
-from eckart.engine import Execution, Journal, Record, Task, journal_of, run_kept
+from eckart.engine import Execution, Journal, Record, Task, open_journal, run_resumable
 from eckart.errors import NotFiniteError
 from eckart.linalg.slabs import NORM_CHUNK, SLAB_BYTES
 from eckart.operations.model_writer.requantize import Requantized
@@ -127,7 +127,7 @@ class Rewriting:
         check_output(output, needed, force=force, inputs=[self.base.folder])
         remedy = "free some space and run the same command again: it goes on where it stopped"
         with (
-            journal_of(output, f"{fingerprint} {_boot()}".strip(), execution) as journal,
+            open_journal(output, f"{fingerprint} {_boot()}".strip(), execution) as journal,
             refusing_full_disk(output, remedy),
         ):
             assert journal is not None
@@ -155,9 +155,9 @@ class Rewriting:
                 file.unlink()
         with open_files(folder, shards) as files:
             if files.is_new:
-                journal.forget()
+                journal.clear()
             tasks = [self._task(tensor, files) for tensor in self.tensors]
-            return run_kept(tasks, stage=stage, execution=execution, journal=journal)
+            return run_resumable(tasks, stage=stage, execution=execution, journal=journal)
 
     def _task(self, tensor: Rewritten, files: TensorFiles) -> Task[Record]:
         values = prod(tensor.views[0].stored_shape)
@@ -245,4 +245,6 @@ def _converted(tensor: Rewritten, stored: Tensor) -> Tensor:
 
 def _allocated(folder: Path) -> int:
     """Bytes on the disk that an interrupted run has filled."""
-    return sum(file.stat().st_blocks * 512 for file in folder.glob("*.safetensors"))
+    statuses = [file.stat() for file in folder.glob("*.safetensors")]
+    # Windows does not count blocks.
+    return sum(status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size for status in statuses)

@@ -9,26 +9,26 @@ from eckart.engine import Execution
 from eckart.errors import OptionError
 
 
-def test_one_worker_a_core_unless_told():
+def test_one_worker_per_core_by_default():
     assert Execution(device="cpu").worker_count() == len(os.sched_getaffinity(0))
     assert Execution(workers=3).worker_count() == 3
 
 
 @pytest.mark.parametrize("workers", [0, -1])
 def test_no_workers_are_refused_rather_than_waited_for(workers):
-    with pytest.raises(OptionError, match=f"workers must be at least 1, got {workers}"):
+    with pytest.raises(OptionError, match=f"`workers` must be at least 1, got {workers}"):
         Execution(workers=workers).worker_count()
 
 
 @pytest.mark.parametrize("device", ["gpu", "meta", "cuda:x", "", "cpu:first", "mps"])
 def test_a_device_that_is_not_known_is_refused(device):
-    with pytest.raises(OptionError, match="expected auto, cpu, cuda or cuda:N"):
+    with pytest.raises(OptionError, match="must be auto, cpu, cuda or cuda:N"):
         Execution(device=device).torch_device()
 
 
 def test_a_gpu_that_is_not_there_is_refused():
     beyond = torch.cuda.device_count()
-    with pytest.raises(OptionError, match=f"this machine has {beyond} CUDA devices; try --device cpu"):
+    with pytest.raises(OptionError, match=f"this machine has {beyond} CUDA devices; use `device=cpu`"):
         Execution(device=f"cuda:{beyond}").torch_device()
 
 
