@@ -18,7 +18,7 @@
 import eckart
 import numpy as np
 import torch
-from eckart.report import style
+from eckart.report.figures import style
 from matplotlib import cbook, image
 
 from labkit import check, packed, picture, show, table

@@ -18,7 +18,7 @@ import time
 import eckart
 import numpy as np
 from eckart.linalg import bulk_noise, partial_spectrum
-from eckart.report import style
+from eckart.report.figures import style
 
 from labkit import QUICK, check, show, table
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from eckart import reference
-from eckart.report import style
+from eckart.report.figures import style
 from torch import nn
 
 from labkit import check, show, table

@@ -21,7 +21,7 @@ from statistics import fmean, stdev
 import eckart
 import torch
 import torch.nn.functional as F
-from eckart.report import style
+from eckart.report.figures import style
 from eckart.training import DynamicsRecorder
 from eckart.training.sweet_spot import Setting, find_sweet_spot
 from torch import nn

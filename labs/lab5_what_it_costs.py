@@ -28,7 +28,7 @@ from eckart.evaluation import load_model, load_tokenizer, text_loss
 from eckart.linalg import nf4
 from eckart.nn import Nf4Linear
 from eckart.planning import Outline, estimate, plan, presets
-from eckart.report import style
+from eckart.report.figures import style
 from eckart.training import pack_texts
 
 from labkit import QUICK, check, show, table

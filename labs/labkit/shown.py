@@ -17,7 +17,7 @@ def show(figure: "Figure", alt: str) -> None:
     """Put a figure on the page.
 
     Args:
-        figure: as `eckart.report.style.new_figure` makes it.
+        figure: as `eckart.report.figures.style.new_figure` makes it.
         alt: what it shows, for readers who hear the page.
     """
     image = io.BytesIO()

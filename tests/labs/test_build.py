@@ -22,7 +22,7 @@ TINY = """
 import numpy as np
 
 import eckart
-from eckart.report import style
+from eckart.report.figures import style
 from labkit import check, packed, picture, show
 
 W = np.random.default_rng(0).standard_normal((6, 5))

@@ -12,8 +12,8 @@ from eckart.adapter import Adapter, AdapterLayer
 from eckart.operations.comparison.compare import compare
 from eckart.operations.comparison.merge_check import MergeCheck, MergedMatrix
 from eckart.operations.comparison.result import Comparison
-from eckart.report.comparison import comparison_table, merge_check_table, verdict_text
-from eckart.report.comparison_figures import alignment_map, overlap_map
+from eckart.report.figures.comparison import alignment_map, overlap_map
+from eckart.report.tables.comparison import comparison_table, merge_check_table, verdict_text
 
 SHAPES = {"self_attn.q_proj": (48, 32), "mlp.down_proj": (32, 64)}
 

@@ -9,9 +9,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from eckart.errors import OutputError
-from eckart.report import style
-from eckart.report.dynamics_figures import loss_figure, save_dynamics
-from eckart.report.update_figures import alignment_figure, growth_figure, spectra_figure, update_map
+from eckart.report.figures import style
+from eckart.report.figures.training import loss_figure, save_dynamics
+from eckart.report.figures.updates import alignment_figure, growth_figure, spectra_figure, update_map
 from eckart.training.trajectory import Dynamics, LayerDynamics, SideDynamics
 
 STEPS = [0, 1, 2, 4, 8, 20]

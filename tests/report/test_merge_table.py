@@ -7,7 +7,7 @@ from rich.console import Console
 
 from eckart.operations.merging.merge import MergeResult
 from eckart.operations.merging.unmerge import UnmergeResult
-from eckart.report.merging import merge_table, unmerge_table
+from eckart.report.tables.merge import merge_table, unmerge_table
 from eckart.result import Skipped
 
 

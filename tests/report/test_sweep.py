@@ -7,8 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
 from eckart.errors import OutputError
-from eckart.report.sweep import sweep_table
-from eckart.report.sweep_figures import save_sweep_figure, sweep_figure
+from eckart.report.figures.sweep import save_sweep_figure, sweep_figure
+from eckart.report.tables.sweep import sweep_table
 from eckart.training.sweep_result import Sweep, SweepCell
 
 MEANS = {("attention", 4): 2.60, ("attention", 16): 2.522, ("all-linear", 4): 2.52, ("all-linear", 16): 2.51}

@@ -64,7 +64,7 @@ def quantize(
 
         preview = plan_quantize(model, block_size=block_size, double=double, dtype=plain, **scope).preview()
         return show_json(preview.to_json()) if as_json else show(preview_table(preview))
-    from eckart.report.quantization import quantize_table
+    from eckart.report.tables.quantization import quantize_table
 
     execution = Execution(device="cpu", workers=workers, resume=not no_resume, progress=Bar())
     result = quantized(

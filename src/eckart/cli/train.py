@@ -160,7 +160,7 @@ def _draw(folder: Path, result: "TrainResult") -> None:
     """Figures and the page beside the adapter, where the libraries are there that draw them."""
     from eckart.cli.output import note
     from eckart.cli.page import page_beside
-    from eckart.report.dynamics_figures import save_dynamics
+    from eckart.report.figures.training import save_dynamics
 
     page_beside(folder, title=None if result.output is None else result.output.name)
     if result.dynamics is None:

@@ -7,8 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from eckart.report.tables import SUMMARY
-from eckart.report.training import updates_grid
+from eckart.report.tables.grid import SUMMARY
+from eckart.report.tables.training import updates_grid
 from eckart.report.words import bytes_text, count_text, seconds_text
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from eckart.linalg import Interval
-from eckart.report.curves import middle
+from eckart.report.figures.curves import middle
 
 if TYPE_CHECKING:
     from eckart.operations import Analysis, MatrixAnalysis

@@ -10,9 +10,10 @@ from eckart.checkpoint import atomic_file
 from eckart.errors import FileFormatError, MissingExtraError, SourceError
 from eckart.report.page import bundle
 from eckart.report.page.analysis import analysis_data
+from eckart.report.page.extraction import extraction_data
 from eckart.report.page.numbers import Numbers
-from eckart.report.page.others import extraction_data, sweep_data
 from eckart.report.page.results import Results
+from eckart.report.page.sweep import sweep_data
 from eckart.report.page.training import training_data
 from eckart.version import __version__
 

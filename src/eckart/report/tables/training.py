@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from eckart.report.grid import Column, grid, is_summarised
-from eckart.report.tables import SUMMARY
+from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarised
 from eckart.report.words import bytes_text, count_text, seconds_text
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from eckart.operations.analysis.places import by_kind, places
-from eckart.report import style
-from eckart.report.heat_map import colour_bar, layer_ticks, paint
+from eckart.report.figures import style
+from eckart.report.figures.heat_map import colour_bar, layer_ticks, paint
 from eckart.report.words import number_text
 
 if TYPE_CHECKING:

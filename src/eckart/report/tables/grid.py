@@ -12,6 +12,7 @@ from eckart.linalg import Interval
 from eckart.operations.analysis.places import Named, by_kind
 from eckart.report.words import Number, number_text, shape_text
 
+SUMMARY = "Each number is the median of a kind (lowest–highest)."
 FEW = 16  # matrices listed one by one; more are summarised by their kind
 
 

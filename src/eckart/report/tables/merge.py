@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from eckart.report.tables import skipped_lines
+from eckart.report.tables.skipped import skipped_lines
 from eckart.report.words import bytes_text, number_text, seconds_text
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from eckart.errors import OutputError
-from eckart.report import findings, style
-from eckart.report.curves import Curve, curve, groups, middle
-from eckart.report.rank_maps import rank_map
+from eckart.report import findings
+from eckart.report.figures import style
+from eckart.report.figures.curves import Curve, curve, groups, middle
+from eckart.report.figures.rank_map import rank_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,8 +6,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from eckart.errors import OutputError
-from eckart.report import style
-from eckart.report.update_figures import (
+from eckart.report.figures import style
+from eckart.report.figures.updates import (
     alignment_figure,
     detail,
     growth_figure,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from eckart.errors import OutputError
 from eckart.planning.memory import CARDS_GB, ROOM_BYTES
 from eckart.planning.simulation import PARTS
-from eckart.report import style
+from eckart.report.figures import style
 from eckart.report.words import bytes_text, count_text
 
 if TYPE_CHECKING:

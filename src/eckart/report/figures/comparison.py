@@ -11,8 +11,8 @@ from torch import Tensor
 from eckart.checkpoint import atomic_directory
 from eckart.operations.analysis.places import forward_order, places
 from eckart.operations.comparison.result import Comparison
-from eckart.report import style
-from eckart.report.heat_map import colour_bar, layer_ticks, paint
+from eckart.report.figures import style
+from eckart.report.figures.heat_map import colour_bar, layer_ticks, paint
 from eckart.report.words import number_text
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from eckart.report.grid import Column, grid, is_summarised
-from eckart.report.tables import SUMMARY, skipped_lines
+from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarised
+from eckart.report.tables.skipped import skipped_lines
 from eckart.report.words import bytes_text
 
 if TYPE_CHECKING:

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from eckart.report import findings, style
-from eckart.report.curves import groups, middle, upper
+from eckart.report import findings
+from eckart.report.figures import style
+from eckart.report.figures.curves import groups, middle, upper
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,8 +6,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from eckart.linalg import Interval
-from eckart.report.grid import Column, grid, is_summarised
-from eckart.report.tables import SUMMARY, skipped_lines
+from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarised
+from eckart.report.tables.skipped import skipped_lines
 from eckart.report.words import number_text, seconds_text
 
 if TYPE_CHECKING:

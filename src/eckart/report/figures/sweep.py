@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eckart.report import style
+from eckart.report.figures import style
 from eckart.report.words import count_text
 
 if TYPE_CHECKING:

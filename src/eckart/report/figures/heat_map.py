@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from eckart.report import style
+from eckart.report.figures import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,24 @@
+"""A sweep as the page carries it: the fields that it shows."""
+
+from typing import Any
+
+
+def sweep_data(title: str, sweep: dict[str, Any]) -> dict[str, Any]:
+    """The page's view of a `sweep.json`.
+
+    Raises:
+        KeyError, TypeError: a field is missing, or is something else.
+    """
+    spot = sweep["sweet_spot"]
+    return {
+        "title": title,
+        "model": sweep["about"]["model"],
+        "base_loss": sweep["base_loss"],
+        "heldout_tokens": sweep["heldout_tokens"],
+        "settings": sweep["settings"],
+        "cells": [
+            {key: cell[key] for key in ("rank", "target", "seed", "loss", "seconds", "peak_bytes", "error")}
+            for cell in sweep["cells"]
+        ],
+        "sweet_spot": spot and {key: spot[key] for key in ("rank", "target", "params", "noise", "probability")},
+    }

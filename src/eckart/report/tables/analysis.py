@@ -1,0 +1,40 @@
+"""An analysis as a table for a terminal of 80 columns."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from eckart.report.findings import name
+from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarised
+from eckart.report.tables.skipped import skipped_lines
+from eckart.report.words import bytes_text, count_text, seconds_text
+
+if TYPE_CHECKING:
+    from eckart.operations import Analysis, MatrixAnalysis
+
+
+def analysis_table(analysis: "Analysis") -> RenderableType:
+    """The ranks of an analysis, its totals, and what was left out.
+
+    Returns:
+        a rich renderable of at most 80 columns.
+    """
+    columns: list[Column[MatrixAnalysis]] = [
+        Column("stable\nrank", lambda matrix: matrix.spectrum.stable_rank, "size"),
+        Column("rank for 90%\nof energy", lambda matrix: matrix.spectrum.rank_for_energy(0.9)),
+        Column("rank for\nerror < 10%", lambda matrix: matrix.spectrum.rank_for_error(0.1)),
+    ]
+    if analysis.kind == "delta" and any(matrix.noise for matrix in analysis.matrices):
+        columns.append(Column("above\nnoise", lambda matrix: matrix.noise.signal_rank if matrix.noise else None))
+    notes = [SUMMARY] if is_summarised(analysis.matrices) else []
+    if not analysis.is_complete:
+        notes.append("Ranges of single matrices and ≤ are certified limits; --full computes every singular value.")
+    if analysis.kind == "delta":
+        notes.append("Loss on text, not energy, tells how well a rank works: eckart extract --eval.")
+    notes.append(
+        f"{len(analysis.matrices)} matrices, {count_text(analysis.params)} parameters, "
+        f"{seconds_text(analysis.seconds)}, peak memory {bytes_text(analysis.peak_rss_bytes)}"
+    )
+    table = grid(analysis.matrices, columns)
+    return Group(Text(name(analysis), style="bold"), table, *map(Text, notes), *skipped_lines(analysis.skipped))

@@ -1,0 +1,35 @@
+"""A dry run as a table for a terminal of 80 columns."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarised
+from eckart.report.tables.skipped import skipped_lines
+from eckart.report.words import bytes_text
+
+if TYPE_CHECKING:
+    from eckart.operations import Match, Preview
+
+SHOWN_ADAPTERS = 4
+
+
+def preview_table(preview: "Preview") -> RenderableType:
+    """What an operation would work on, read and write.
+
+    Returns:
+        a rich renderable of at most 80 columns.
+    """
+    count = max((len(match.ranks) for match in preview.matches), default=0)
+    columns: list[Column[Match]] = [
+        Column("rank" if count == 1 else f"rank of\nadapter {place + 1}", lambda match, place=place: match.ranks[place])
+        for place in range(min(count, SHOWN_ADAPTERS))
+    ]
+    notes = [SUMMARY] if is_summarised(preview.matches) else []
+    notes.append(
+        f"{len(preview.matches)} modules match; {bytes_text(preview.read_bytes)} would be read and "
+        f"{bytes_text(preview.written_bytes)} written. Nothing was."
+    )
+    head = Text(f"{preview.made_by}, dry run", style="bold")
+    return Group(head, grid(preview.matches, columns), *map(Text, notes), *skipped_lines(preview.skipped))
