@@ -74,13 +74,13 @@ def make(tokenizer, text, tmp_path):
 )
 def test_the_loss_is_the_models_own_by_the_cheapest_way_that_is_right(model, options, way, make, tiny):
     trainer = make(model(tiny), LoRAConfig(rank=4, **options))
-    assert trainer.way == way
+    assert trainer.loss_path == way
     own = loss_of(trainer.live, trainer.held_out)
     assert trainer.heldout_loss()[0] == pytest.approx(own, rel=1e-5)
     batch = trainer.collate([trainer.train_dataset[place] for place in range(4)])
     gradients = {}
     for each in (way, "logits"):
-        trainer.way = each
+        trainer.loss_path = each
         trainer.compute_loss(trainer.live, dict(batch)).backward()
         gradients[each] = {n: p.grad.clone() for n, p in trainer.live.named_parameters() if p.requires_grad}
         trainer.live.zero_grad()

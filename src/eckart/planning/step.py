@@ -12,14 +12,13 @@ from eckart.evaluation.model import EXTRA
 from eckart.nn import LoRAConfig, adapted_modules, inject
 from eckart.nn.head_loss import HeadLoss
 from eckart.planning.setting import PlanSetting
+from eckart.training import TrainSettings
+from eckart.training.loss_path import FUSED_TILE, LossPath, has_router_loss, logit_transform, loss_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Way = Literal["pieces", "fused", "logits", "own", "hidden"]
-
-_MAX_NORM = 1.0
-_TILE = 32768  # words of the vocabulary that TRL's loss takes at a time
+StepLoss = LossPath | Literal["own", "hidden"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class TrainingStep:
 
     Attributes:
         model: with the adapter in it.
-        way: to the loss. `pieces`, `fused` and `logits` are those of `eckart train`; `own` is the loss that the model
+        loss_path: `pieces`, `fused` and `logits` are those of `eckart train`; `own` is the loss that the model
             computes from labels, as full fine-tuning takes it; `hidden` averages the outputs of a model without a head.
         body: path of the module before the head; "" is all of the model.
         trained: what requires a gradient.
@@ -58,11 +57,11 @@ class TrainingStep:
             self.total_params += sum(
                 p.numel() for m in adapted_modules(model).values() for p in m.adapters.parameters()
             )
-        self.way = _way(model, setting)
-        if self.way == "fused":
+        self.loss_path: StepLoss = _step_loss(model, setting)
+        if self.loss_path == "fused":
             self._fused = _fused_loss()
         paths = {module: path for path, module in model.named_modules()}
-        self.body = "" if self.way == "hidden" else paths.get(model.base_model, "")
+        self.body = "" if self.loss_path == "hidden" else paths.get(model.base_model, "")
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if setting.optimizer == "adamw":
             self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(self.trained, weight_decay=0.0, fused=True)
@@ -78,21 +77,21 @@ class TrainingStep:
     def loss(self) -> Tensor:
         """The forward pass."""
         ids, model = self.ids, self.model
-        if self.way == "hidden":
+        if self.loss_path == "hidden":
             return model(input_ids=ids)[0].float().mean()
-        if self.way == "own":
+        if self.loss_path == "own":
             return model(input_ids=ids, labels=ids, **_without_cache(model)).loss
-        if self.way == "logits":
+        if self.loss_path == "logits":
             logits = model(input_ids=ids, **_without_cache(model)).logits[:, :-1]
             return nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum")
-        routers = {"output_router_logits": True} if _has_router_loss(model) else {}
+        routers = {"output_router_logits": True} if has_router_loss(model) else {}
         hidden = model.base_model(input_ids=ids, use_cache=False, **routers).last_hidden_state
         rows, targets = hidden[:, :-1].reshape(-1, hidden.shape[-1]), ids[:, 1:].reshape(-1)
         head = cast("nn.Linear", model.get_output_embeddings())
-        if self.way == "pieces":
+        if self.loss_path == "pieces":
             return cast("Tensor", HeadLoss.apply(rows, head.weight.detach(), head.bias, targets, 1.0))
-        softcap, scale = _logits_as(model)
-        given = (rows, head.weight, head.bias, targets, 1.0, _TILE, softcap, scale, ("log_probs",))
+        softcap, scale = logit_transform(model)
+        given = (rows, head.weight, head.bias, targets, 1.0, FUSED_TILE, softcap, scale, ("log_probs",))
         return -cast("Any", self._fused.apply(*given))[0].double().sum()
 
     def backward(self, loss: Tensor) -> None:
@@ -101,7 +100,7 @@ class TrainingStep:
 
     def update(self) -> None:
         """Clip the gradients, change what trains, and let the gradients go."""
-        nn.utils.clip_grad_norm_(self.trained, _MAX_NORM)
+        nn.utils.clip_grad_norm_(self.trained, TrainSettings().max_gradient_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -123,35 +122,13 @@ def _start(model: nn.Module, config: LoRAConfig) -> None:
             factors.compensates = config.init == "loftq"
 
 
-def _way(model: "PreTrainedModel", setting: PlanSetting) -> Way:
-    """The way that `eckart train` finds, told by the config where it would compare numbers."""
-    head = model.get_output_embeddings()
-    if head is None:
+def _step_loss(model: "PreTrainedModel", setting: PlanSetting) -> StepLoss:
+    """The path that `eckart train` takes, or what serves instead where that trains no such model."""
+    if model.get_output_embeddings() is None:
         return "hidden"
     if setting.method == "full" or getattr(model.config, "is_encoder_decoder", False):
         return "own"
-    direct = model.base_model is not model and any(child is head for child in model.children())
-    if type(head) is not nn.Linear or not direct:
-        return "logits"
-    if any(parameter.requires_grad for parameter in head.parameters()) or _has_router_loss(model):
-        return "fused"
-    return "pieces" if _logits_as(model) == (None, 1.0) else "fused"
-
-
-def _has_router_loss(model: "PreTrainedModel") -> bool:
-    config = model.config.get_text_config()
-    return hasattr(config, "output_router_logits") and bool(getattr(config, "router_aux_loss_coef", 0.0))
-
-
-def _logits_as(model: "PreTrainedModel") -> tuple[float | None, float]:
-    """At what a model caps its logits, and what it multiplies them with."""
-    config = model.config.get_text_config()
-    scales = (getattr(config, name, None) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"))
-    scale = next((scale for scale in scales if scale is not None), None)
-    divisor = getattr(config, "logits_scaling", None)
-    if scale is None:
-        scale = 1 / divisor if divisor else 1.0
-    return getattr(config, "final_logit_softcapping", None), scale
+    return loss_path(model)
 
 
 def _fused_loss() -> Any:

@@ -4,9 +4,10 @@ Imported where training begins, since it brings transformers' and TRL's trainers
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,6 +19,7 @@ from eckart.nn import adapted_modules, save_adapter
 from eckart.nn.head_loss import head_loss
 from eckart.training.examples import IGNORED
 from eckart.training.health import DivergenceError, first_bad_module
+from eckart.training.loss_path import LOSS_PATHS, LossPath, loss_path
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,19 +29,15 @@ if TYPE_CHECKING:
 
 WEIGHTS_FILE = "trained.safetensors"
 ADAPTER_FOLDER = "adapter"  # in a checkpoint, for whoever wants the adapter of that step
-TOLERANCE, TOLERANCE_HALF = 1e-4, 2e-2  # nats a token, between two ways to the loss, in float32 and bfloat16
-
-Way = Literal["pieces", "fused", "logits"]
+TOLERANCE, TOLERANCE_HALF = 1e-4, 2e-2  # nats per token, between two loss paths, in float32 and bfloat16
 
 
 class AdapterTrainer(SFTTrainer):
-    """Trains what requires a gradient, and saves that and no more.
+    """Trains the parameters that require a gradient, and saves only these.
 
-    A logit for every token and every word of the vocabulary takes more memory than all else. Two ways do without:
-    `pieces` takes loss and gradient behind a frozen output layer a few tokens at a time (`eckart.nn.head_loss`),
-    `fused` is TRL's, which also knows of scaled or capped logits and of experts. Both read the layer's weight past its
-    forward: where it carries an adapter or is no plain linear layer, or a way does not give the model's own loss,
-    `logits` are computed as usual.
+    Attributes:
+        live: the model, without DDP around it.
+        loss_path: how the loss is computed.
     """
 
     def __init__(self, *, held_out: "Dataset", lora_plus_ratio: float, **options: Any) -> None:
@@ -59,9 +57,10 @@ class AdapterTrainer(SFTTrainer):
         self._loss_shifts_labels = True
         self._bad_inputs: dict[str, Any] | None = None
         self._sum_over_pieces()
-        self.way: Way = self._cheapest_right_way()
-        if self.padding_free:
-            self._require_separate_records()
+        with _evaluation_mode(self.live):  # dropout would make two computations of one loss differ
+            self.loss_path: LossPath = self._checked_loss_path()
+            if self.padding_free:
+                self._require_separate_records()
 
     # ---- what must not happen by itself
 
@@ -81,10 +80,10 @@ class AdapterTrainer(SFTTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """Summed loss of the tokens to be learnt, over their number in the whole step."""
-        if self.way == "fused":
+        if self.loss_path == "fused":
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         else:
-            summed, learnt = self._summed_loss(model, inputs, self.way)
+            summed, learnt = self._summed_loss(model, inputs, self.loss_path)
             # DDP averages gradients over processes, and the number is of all of them.
             share = self.accelerator.num_processes if num_items_in_batch is not None else 1
             loss = summed * share / (learnt if num_items_in_batch is None else num_items_in_batch)
@@ -93,14 +92,14 @@ class AdapterTrainer(SFTTrainer):
         return loss
 
     @staticmethod
-    def _summed_loss(model: nn.Module, inputs: Mapping[str, Any], way: Way) -> tuple[Tensor, Tensor]:
+    def _summed_loss(model: nn.Module, inputs: Mapping[str, Any], path: LossPath) -> tuple[Tensor, Tensor]:
         """Summed loss of the tokens to be learnt, and their number."""
         labels = inputs["labels"]
         learnt = (labels[:, 1:] != IGNORED).sum()
         rest = {name: value for name, value in inputs.items() if name not in ("labels", "use_cache")}
-        if way == "pieces":
+        if path == "pieces":
             return model(**rest, summed_over=labels), learnt
-        if way == "fused":
+        if path == "fused":
             return -model(**inputs, fused_lm_head=True).log_probs.double().sum(), learnt
         logits = model(**rest, use_cache=False).logits[:, :-1]
         targets = labels[:, 1:].flatten()
@@ -131,36 +130,33 @@ class AdapterTrainer(SFTTrainer):
             batch_size=self.args.per_device_train_batch_size,
             collate_fn=self.collate,
         )
-        training = self.live.training
-        self.live.eval()
         total, tokens = 0.0, 0
-        for batch in loader:
-            inputs = self._prepare_inputs(batch)
-            summed, learnt = self._summed_loss(self.live, inputs, self.way)
-            total += summed.item()
-            tokens += int(learnt)
-        self.live.train(training)
+        with _evaluation_mode(self.live):
+            for batch in loader:
+                inputs = self._prepare_inputs(batch)
+                summed, learnt = self._summed_loss(self.live, inputs, self.loss_path)
+                total += summed.item()
+                tokens += int(learnt)
         total, tokens = self.summed([total, tokens])
         return total / tokens, int(tokens)
 
     # ---- checks before the first step
 
     @torch.no_grad()
-    def _cheapest_right_way(self) -> Way:
-        """The way that takes the least memory of those that give the loss of the model's own logits."""
-        head = self.live.get_output_embeddings()
-        if type(head) is not nn.Linear:
-            return "logits"
-        trains = any(parameter.requires_grad for parameter in head.parameters())
+    def _checked_loss_path(self) -> LossPath:
+        """The path that needs least memory, or the next one that gives the loss of the model's own logits."""
+        planned = loss_path(self.live)
+        if planned == "logits":
+            return planned
         ids = torch.tensor([self.held_out[0]["input_ids"][:64]], device=self.args.device)
         inputs = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
-        own, tokens = self._summed_loss(self.live, inputs, "logits")
-        tolerance = TOLERANCE if head.weight.dtype == torch.float32 else TOLERANCE_HALF
-        ways: tuple[Way, ...] = ("fused",) if trains or self.aux_loss_enabled else ("pieces", "fused")
-        for way in ways:
-            summed, _ = self._summed_loss(self.live, inputs, way)
-            if (summed - own).abs() / tokens <= tolerance:
-                return way
+        expected, tokens = self._summed_loss(self.live, inputs, "logits")
+        dtype = self.live.get_output_embeddings().weight.dtype
+        tolerance = TOLERANCE if dtype == torch.float32 else TOLERANCE_HALF
+        for path in LOSS_PATHS[LOSS_PATHS.index(planned) : -1]:
+            summed, _ = self._summed_loss(self.live, inputs, path)
+            if (summed - expected).abs() / tokens <= tolerance:
+                return path
         return "logits"
 
     @torch.no_grad()
@@ -259,3 +255,13 @@ class AdapterTrainer(SFTTrainer):
         trained = {name: p for name, p in self.live.named_parameters() if p.requires_grad}
         starts = {name: b for name, b in self.live.named_buffers() if name.endswith((".start_A", ".start_B"))}
         return {**trained, **starts}
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
