@@ -20,8 +20,9 @@ from eckart.demo import DemoSettings, package, quick_settings, story_table, tell
 from eckart.demo.checked import agreement, log_probabilities
 from eckart.demo.smallest import smallest_rank
 from eckart.errors import EckartError, MissingExtraError, OutputError, SourceError
-from eckart.evaluation import adapter_applied, load_model, load_tokenizer, text_loss
+from eckart.evaluation import load_model, load_tokenizer, text_loss
 from eckart.formats import load_adapter
+from eckart.nn import adapter_applied
 from eckart.operations import resize
 
 

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from eckart.engine.progress import NoProgress
 from eckart.errors import EckartError, MissingExtraError, NotFiniteError, OptionError, SourceError
 from eckart.evaluation import load_model, load_tokenizer, text_loss
 
@@ -58,15 +59,23 @@ def test_a_tokenizer_that_opens_texts_opens_every_window(tiny_llama, text):
 
 
 def test_progress_counts_the_windows(tiny_llama, text):
-    seen = []
-    text_loss(
-        load_model(tiny_llama),
-        text,
-        load_tokenizer(tiny_llama),
-        max_length=50,
-        progress=lambda *at: seen.append(at),
-    )
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    class Reports(NoProgress):
+        def start(self, stage, total, unit):
+            reports.append((stage, total, unit))
+
+        def update(self, amount, detail=""):
+            reports.append((amount, detail))
+
+        def finish(self):
+            reports.append("finish")
+
+    reports = []
+    model, tokenizer = load_model(tiny_llama), load_tokenizer(tiny_llama)
+    loss = text_loss(model, text, tokenizer, max_length=50, progress=Reports(), stage="Reading")
+    assert reports[0] == ("Reading", 3, "windows")
+    assert [amount for amount, _ in reports[1:4]] == [1, 1, 1]
+    assert reports[3][1] == f"{loss.nats_per_token:.4f} nats per token"
+    assert reports[4:] == ["finish"]
 
 
 @pytest.mark.parametrize("short", ["", "rank"])
@@ -86,7 +95,7 @@ def test_options_that_cannot_be_met_are_refused(tiny_llama):
 def test_a_model_that_answers_nan_is_refused(tiny_llama):
     model = load_model(tiny_llama)
     model.lm_head.weight.data[0, 0] = float("nan")
-    with pytest.raises(NotFiniteError, match="not finite"):
+    with pytest.raises(NotFiniteError, match="the model returned NaN or Inf"):
         text_loss(model, torch.arange(8))
 
 

@@ -238,7 +238,7 @@ def test_what_a_loaded_adapter_does_not_fit_is_refused_with_every_fault(tmp_path
         eckart.inject_adapter(other, eckart.load_adapter(tmp_path / "adapter"))
     words = str(refusal.value)
     assert words.count("q_proj") == words.count("up_proj") == 2
-    assert "(16, 16); the model's is a linear, (16, 8)" in words
+    assert "for a linear layer of shape (16, 16), the model has a linear of (16, 8)" in words
     assert not adapted_modules(other)
     assert all(parameter.requires_grad for parameter in other.parameters())
 

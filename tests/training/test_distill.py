@@ -14,9 +14,9 @@ from transformers.utils import logging
 
 from eckart.adapter import Adapter
 from eckart.errors import EckartError, MismatchError, NotFiniteError, OptionError
-from eckart.evaluation import adapter_applied, load_model, text_loss
+from eckart.evaluation import load_model, text_loss
 from eckart.formats import load_adapter
-from eckart.nn import adapter_of, eject, inject_adapter
+from eckart.nn import adapter_applied, adapter_of, eject, inject_adapter
 from eckart.operations import extract, resize
 from eckart.operations.extraction.scope import Scope
 from eckart.operations.factors import FactorOptions

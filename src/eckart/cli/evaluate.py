@@ -35,17 +35,4 @@ def gain_of(base: str, tuned: str, adapter: "Adapter", text: str) -> "GainReport
     """Losses of base, base with adapter, and fine-tune on a text."""
     from eckart.evaluation import measure_gain
 
-    bar, label = Bar(), None
-
-    def tell(stage: str, done: int, windows: int) -> None:
-        nonlocal label
-        if stage != label:
-            bar.finish()
-            bar.start(f"Loss of {stage}", windows, "windows")
-            label = stage
-        bar.update(1)
-
-    try:
-        return measure_gain(base, tuned, adapter, text, progress=tell)
-    finally:
-        bar.finish()
+    return measure_gain(base, tuned, adapter, text, progress=Bar())

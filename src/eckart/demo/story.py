@@ -17,8 +17,9 @@ from eckart.demo.learning import ADAPTER, DemoSettings, Learned, learn, write_te
 from eckart.demo.package import MODEL, require_demo
 from eckart.demo.smallest import Tried, smallest_rank
 from eckart.errors import OutputError
-from eckart.evaluation import adapter_applied, load_model, load_tokenizer, text_loss
+from eckart.evaluation import load_model, load_tokenizer, text_loss
 from eckart.formats import load_adapter
+from eckart.nn import adapter_applied
 from eckart.operations import MergeResult, merge, resize
 
 FORMAT = "eckart-demo/2"

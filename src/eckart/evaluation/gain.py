@@ -1,29 +1,28 @@
-"""Gain recovered: how much of what a fine-tune learned on a text an adapter brings back.
+"""Gain recovered: how much of what a fine-tune learned on a text an adapter recovers.
 
 Weight error misjudges a fine-tune: an adapter at 90 % relative error may still recover most of the gain.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eckart.evaluation.applied import adapter_applied
-from eckart.evaluation.loss import MAX_LENGTH, LossResult, WindowCallback, text_loss
+from eckart.engine.progress import NoProgress, Progress
+from eckart.evaluation.loss import MAX_LENGTH, LossResult, text_loss
 from eckart.evaluation.model import load_model, load_tokenizer
+from eckart.nn import adapter_applied
+from eckart.result import Result
 
 if TYPE_CHECKING:
     from torch import nn
 
     from eckart.adapter import Adapter
 
-GainCallback = Callable[[str, int, int], None]
-"""Called as a measurement goes on: `base`, an adapter's label or `tuned`; windows done; windows in all."""
 
-
-@dataclass(frozen=True)
-class GainReport:
-    """Losses on one text, nats per token: of the base, of its fine-tune, of the base with an adapter."""
+@dataclass(frozen=True, repr=False)
+class GainReport(Result):
+    """Losses on one text, in nats per token: of the base, of its fine-tune, and of the base with an adapter."""
 
     base_loss: float
     tuned_loss: float
@@ -32,18 +31,18 @@ class GainReport:
 
     @property
     def gain_recovered(self) -> float | None:
-        """(base − adapter) / (base − tuned), 1 for all of it; None if tuning gained nothing."""
+        """(base − adapter) / (base − tuned), 1 for all of it; None if the fine-tune is no better than the base."""
         gain = self.base_loss - self.tuned_loss
         return (self.base_loss - self.adapter_loss) / gain if gain > 0 else None
 
     @property
     def note(self) -> str | None:
-        """Why there is no gain to recover, if there is none."""
+        """Why there is no gain to recover; None if there is some."""
         if self.gain_recovered is not None:
             return None
         return (
-            f"here the fine-tune is no better than its base ({self.tuned_loss:.4f} against "
-            f"{self.base_loss:.4f} nats per token), so no gain can be recovered: try text like its training data"
+            f"on this text the fine-tune is no better than its base ({self.tuned_loss:.4f} against "
+            f"{self.base_loss:.4f} nats per token), so there is no gain to recover: try text like its training data"
         )
 
     def to_json(self) -> dict[str, float | None]:
@@ -63,7 +62,7 @@ def measure_gain(
     text: str,
     *,
     max_length: int = MAX_LENGTH,
-    progress: GainCallback | None = None,
+    progress: Progress = NoProgress(),
 ) -> GainReport:
     """Measure one adapter; see `measure_gains`."""
     return measure_gains(base, tuned, {"adapter": adapter}, text, max_length=max_length, progress=progress)["adapter"]
@@ -76,19 +75,19 @@ def measure_gains(
     text: str,
     *,
     max_length: int = MAX_LENGTH,
-    progress: GainCallback | None = None,
+    progress: Progress = NoProgress(),
 ) -> dict[str, GainReport]:
-    """Measure several adapters of one fine-tune, with the base and the fine-tune read and measured once.
+    """Measure several adapters of one fine-tune; the base and the fine-tune are loaded and measured once.
 
     One model is in memory at a time, in float32.
 
     Args:
         base: SOURCE of the base, with its tokenizer.
         tuned: SOURCE of the fine-tune.
-        adapters: by label; each as `adapter_applied` takes it.
-        text: what the losses are measured on; for an honest answer none of it was trained on.
-        max_length: tokens of a window, see `text_loss`.
-        progress: called after every window.
+        adapters: adapters of any kind that `eckart.nn.adapter_applied` takes, by label.
+        text: the text to measure losses on; for an honest answer none of it was trained on.
+        max_length: tokens per window, see `text_loss`.
+        progress: receives a stage for each loss: `Loss of base`, `Loss of LABEL`, `Loss of tuned`.
 
     Returns:
         A report for each label.
@@ -100,7 +99,7 @@ def measure_gains(
     tokenizer = load_tokenizer(base)
 
     def loss(model: "nn.Module", label: str) -> LossResult:
-        return text_loss(model, text, tokenizer, max_length=max_length, progress=_labelled(progress, label))
+        return text_loss(model, text, tokenizer, max_length=max_length, progress=progress, stage=f"Loss of {label}")
 
     model = load_model(base)
     base_loss = loss(model, "base")
@@ -108,7 +107,7 @@ def measure_gains(
     for label, adapter in adapters.items():
         with adapter_applied(model, adapter):
             losses[label] = loss(model, label)
-    del model  # before the next is read
+    del model  # before the next one is loaded
     tuned_loss = loss(load_model(tuned), "tuned")
     return {
         label: GainReport(
@@ -119,9 +118,3 @@ def measure_gains(
         )
         for label in adapters
     }
-
-
-def _labelled(progress: GainCallback | None, label: str) -> WindowCallback | None:
-    if progress is None:
-        return None
-    return lambda done, windows: progress(label, done, windows)

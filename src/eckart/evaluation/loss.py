@@ -1,13 +1,14 @@
 """The loss of a language model on text, in nats per token."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from eckart.engine.progress import NoProgress, Progress
 from eckart.errors import EckartError, NotFiniteError, OptionError
 
 if TYPE_CHECKING:
@@ -15,10 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_LENGTH = 1024
-_ROWS_AT_ONCE = 256  # of the logits, so that a large vocabulary is not held in float32 twice
-
-WindowCallback = Callable[[int, int], None]
-"""Called after every window with the windows done and the windows in all."""
+_ROWS_AT_ONCE = 256  # rows of logits converted at a time, so that a large vocabulary is not in float32 twice
 
 
 @dataclass(frozen=True)
@@ -36,59 +34,64 @@ def text_loss(
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     *,
     max_length: int = MAX_LENGTH,
-    progress: WindowCallback | None = None,
+    progress: Progress = NoProgress(),
+    stage: str = "Loss",
 ) -> LossResult:
-    """Mean loss of a causal language model on a text read in windows that do not overlap.
+    """Mean loss of a causal language model on a text that is read in windows without overlap.
 
-    A tokenizer that opens every text with a start token opens every window with it, as the model was
-    trained to see; without one the first token of a window only serves to predict the second.
+    If the tokenizer starts every text with a start token, every window starts with it, as in the model's
+    training; otherwise the first token of a window only serves to predict the second.
 
     Args:
-        model: called as `model(input_ids=...)` and answering with `.logits`, as transformers' models do.
-        text: a text, or token ids of shape `(tokens,)`, which are taken as they are.
-        tokenizer: the model's; needed for a text only.
-        max_length: tokens of a window, lowered to the model's own limit where its config states one.
-        progress: called after every window.
+        model: called as `model(input_ids=...)` and returning `.logits`, as transformers' models do.
+        text: a text, or token ids of shape `(tokens,)`, which are used as they are.
+        tokenizer: the model's tokenizer; needed for a text only.
+        max_length: tokens per window, lowered to the model's own limit if its config states one.
+        progress: receives the windows.
+        stage: name of this measurement for `progress`.
 
     Returns:
         The mean over all predicted tokens, summed in float64.
 
     Raises:
         EckartError: nothing in the text can be predicted.
-        NotFiniteError: the model answers with NaN or Inf.
-        OptionError: a text without a tokenizer, or windows of less than two tokens.
+        NotFiniteError: the model returns NaN or Inf.
+        OptionError: a text without a tokenizer, or windows of fewer than two tokens.
     """
     ids, start = _token_ids(text, tokenizer)
     limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     length = max_length if limit is None else min(max_length, limit)
     if length < 2:
-        msg = f"max_length must be 2 or more, so that a token has one before it; got {length}"
+        msg = f"`max_length` must be at least 2, so that a token has one before it; got {length}"
         raise OptionError(msg)
     windows = list(_windows(ids, start, length))
     if not windows:
-        msg = f"the text has {len(ids)} tokens: a loss needs at least two, one to predict from the other"
+        msg = f"the text has {len(ids)} tokens: a loss needs at least two, to predict one from the other"
         raise EckartError(msg)
     device = next(model.parameters()).device
     total, tokens = 0.0, 0
-    for done, window in enumerate(windows, start=1):
-        total += _summed_loss(model, window.to(device))
-        tokens += len(window) - 1
-        if progress is not None:
-            progress(done, len(windows))
+    progress.start(stage, len(windows), "windows")
+    try:
+        for window in windows:
+            total += _summed_loss(model, window.to(device))
+            tokens += len(window) - 1
+            progress.update(1, f"{total / tokens:.4f} nats per token")
+    finally:
+        progress.finish()
     if not total < float("inf"):
-        msg = f"the model's loss is {total} after {tokens} tokens: its weights or activations are not finite"
+        msg = f"the model returned NaN or Inf: its loss is {total} after {tokens} tokens"
         raise NotFiniteError(msg)
     return LossResult(nats_per_token=total / tokens, tokens=tokens)
 
 
 def _token_ids(text: str | Tensor, tokenizer: "PreTrainedTokenizerBase | None") -> tuple[Tensor, list[int]]:
-    """The ids of a text, and the start token that its tokenizer puts before every text, if it does."""
+    """The ids of a text, and the start token if its tokenizer puts one before every text."""
     if isinstance(text, Tensor):
         return text.reshape(-1), []
     if tokenizer is None:
-        msg = "a text needs the model's tokenizer; give one, or give token ids"
+        msg = "a text needs the model's tokenizer; pass `tokenizer`, or token ids instead of a text"
         raise OptionError(msg)
-    # verbose=False: a text longer than the model's window is cut into windows here, no reason to warn.
+    # verbose=False: a text longer than the model's window is split into windows here, so there is nothing to warn of.
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     opening = tokenizer("")["input_ids"][:1]
     return torch.tensor(ids, dtype=torch.int64), [token for token in opening if token == tokenizer.bos_token_id]

@@ -1,4 +1,4 @@
-"""A language model and its tokenizer from what a user names: a checkpoint folder or a GGUF file."""
+"""A language model and its tokenizer from a SOURCE: a checkpoint folder, a GGUF file, a hub name or a package."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -14,7 +14,7 @@ from eckart.errors import MissingExtraError, SourceError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-EXTRA = "train"  # what brings transformers
+EXTRA = "train"  # the extra that installs transformers
 
 
 def load_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> "PreTrainedModel":
@@ -22,24 +22,24 @@ def load_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> "Pr
 
     Args:
         source: a checkpoint folder, a GGUF file, a hub name or `pkg:DISTRIBUTION`.
-        dtype: of its weights.
+        dtype: data type of its weights.
 
     Raises:
         MissingExtraError: transformers is not installed.
-        SourceError: there is no such source, or transformers cannot build a language model from it.
+        SourceError: there is no such source, or transformers cannot load a language model from it.
     """
     transformers = require_transformers("loading a language model")
-    folder, gguf = _place(source)
+    folder, gguf = folder_and_gguf_file(source)
     options: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
     if gguf is not None and hasattr(transformers, "GgufConfig"):
-        # Newer releases would rather keep the weights packed where they can; adapters need them dense.
+        # Newer releases keep the weights packed where they can; adapters need them dense.
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    with quiet_transformers(), _refusals(f"{source} does not load as a causal language model"):
-        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+    with quiet_transformers(), source_errors(f"{source} does not load as a causal language model"):
+        model, loading_info = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, **options
         )
-    if missing := sorted(found["missing_keys"]):
-        # transformers would fill them with random numbers, and every loss would be of another model.
+    if missing := sorted(loading_info["missing_keys"]):
+        # transformers would fill them with random numbers, and every loss would be wrong.
         msg = f"{source} does not load as a causal language model: these weights are missing"
         raise SourceError.listing(msg, missing)
     quantizer = getattr(model, "hf_quantizer", None)
@@ -49,16 +49,16 @@ def load_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> "Pr
 
 
 def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer that lies beside the weights of a SOURCE (errors as `load_model`)."""
+    """The tokenizer stored with the weights of a SOURCE; raises what `load_model` raises."""
     transformers = require_transformers("reading text")
-    folder, gguf = _place(source)
+    folder, gguf = folder_and_gguf_file(source)
     options = {} if gguf is None else {"gguf_file": gguf}
-    with quiet_transformers(), _refusals(f"{source} holds no tokenizer that transformers reads"):
+    with quiet_transformers(), source_errors(f"{source} contains no tokenizer that transformers can read"):
         return transformers.AutoTokenizer.from_pretrained(folder, **options)
 
 
 def require_transformers(purpose: str) -> Any:
-    """The transformers module, or the error that names the extra which brings it."""
+    """The transformers module, or an error that names the extra that installs it."""
     try:
         import transformers
     except ImportError as error:
@@ -66,19 +66,19 @@ def require_transformers(purpose: str) -> Any:
     return transformers
 
 
-def _place(source: str | Path) -> tuple[str, str | None]:
-    """Folder of a SOURCE, and the file's name if it is a GGUF file."""
+def folder_and_gguf_file(source: str | Path) -> tuple[str, str | None]:
+    """The folder of a SOURCE, and the name of the file in it if the source is a GGUF file."""
     files = locate(source)
     first = files.weights[0].name
     if not files.is_gguf and not first.startswith("model"):
-        msg = f"{source} is not where transformers looks for a language model: a folder with model.safetensors"
+        msg = f"transformers finds no language model in {source}: expected a folder with model.safetensors"
         raise SourceError(msg)
     return str(files.folder), first if files.is_gguf else None
 
 
 @contextmanager
-def _refusals(headline: str) -> Iterator[None]:
-    """What transformers raises on a bad folder, as a refusal of ours."""
+def source_errors(headline: str) -> Iterator[None]:
+    """Turn the errors that transformers raises for a bad folder into a SourceError."""
     try:
         yield
     except (OSError, ValueError, KeyError) as error:
@@ -88,16 +88,16 @@ def _refusals(headline: str) -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without transformers' own progress bars and advice: a library does not draw, its caller does."""
+    """Suppress transformers' progress bars and warnings inside the block."""
     logging = require_transformers("a language model").utils.logging
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    had_bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        # The GGUF reader's bar does not ask that switch; it only looks for a stream to draw on.
+        # The GGUF reader's bar ignores that switch and draws on stderr.
         with redirect_stderr(StringIO()):
             yield
     finally:
         logging.set_verbosity(verbosity)
-        if shown:
+        if had_bars:
             logging.enable_progress_bar()

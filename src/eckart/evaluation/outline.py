@@ -1,11 +1,11 @@
-"""A language model without its weights: its modules and shapes, for whatever can be checked before they are read."""
+"""A language model without its weights: modules and shapes, for checks before any weight is read."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from eckart.evaluation.model import _place, _refusals, quiet_transformers, require_transformers
+from eckart.evaluation.model import folder_and_gguf_file, quiet_transformers, require_transformers, source_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -16,11 +16,15 @@ def outline_model(source: str | Path) -> "PreTrainedModel":
 
     Raises:
         MissingExtraError: transformers is not installed.
-        SourceError: there is no such source, or transformers knows no language model of its config.
+        SourceError: there is no such source, or transformers has no language model for its config.
     """
     transformers = require_transformers("building a language model")
-    folder, gguf = _place(source)
+    folder, gguf = folder_and_gguf_file(source)
     options = {} if gguf is None else {"gguf_file": gguf}
-    with quiet_transformers(), _refusals(f"{source} does not load as a causal language model"), torch.device("meta"):
+    with (
+        quiet_transformers(),
+        source_errors(f"{source} does not load as a causal language model"),
+        torch.device("meta"),
+    ):
         config = transformers.AutoConfig.from_pretrained(folder, **options)
         return transformers.AutoModelForCausalLM.from_config(config)

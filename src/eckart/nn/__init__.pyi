@@ -1,10 +1,12 @@
 from .adapted import AdaptedModule as AdaptedModule
+from .applied import adapter_applied as adapter_applied
 from .config import LoRAConfig as LoRAConfig
 from .factors import LoRAFactors as LoRAFactors
 from .initializers import initialize as initialize
 from .injection import Injection as Injection
 from .injection import adapted_modules as adapted_modules
 from .injection import adapters_off as adapters_off
+from .injection import count_params as count_params
 from .injection import eject as eject
 from .injection import inject as inject
 from .injection import set_adapters as set_adapters

@@ -93,6 +93,13 @@ class AdaptedModule(nn.Module):
         """Values of shape `(out_features,)` in a shape that multiplies outputs."""
         return values
 
+    def switch(self, weights: Mapping[str, float]) -> None:
+        """Switch on the adapters with a weight other than zero and all others off; only those that are on can train."""
+        self.weights = {name: float(weight) for name, weight in weights.items() if name in self.adapters}
+        for name in self.adapters:
+            factors = self.factors(name)
+            factors.requires_grad_(factors.trainable and bool(self.weights.get(name)))
+
     def switched_on(self) -> Iterator[tuple[LoRAFactors, float]]:
         """The adapters that count, each with its weight."""
         return ((self.factors(name), weight) for name, weight in self.weights.items() if weight)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from eckart.nn import LoRAConfig
-from eckart.nn.injection import own_parameters
+from eckart.nn.injection import base_parameters
 from eckart.nn.targets import find_targets, sizes_of
 from eckart.planning.architecture import build_model, read_architecture
 from eckart.planning.setting import Attention, PlanSetting
@@ -88,7 +88,7 @@ class Outline:
             trainable += target.rank * (out + inner) + (out if config.method == "dora" else 0)
         if config.bias != "none":
             inside = tuple(f"{path}." for path in modules)
-            biases = {path: p for path, p in own_parameters(self.model).items() if path.rpartition(".")[2] == "bias"}
+            biases = {path: p for path, p in base_parameters(self.model).items() if path.rpartition(".")[2] == "bias"}
             taken = [p for path, p in biases.items() if config.bias == "all" or path.startswith(inside)]
             trainable += sum(p.numel() for p in taken)
         return AdapterCount(modules, trainable, sum(out * inner for out, inner in modules.values()))

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from eckart.adapter import Adapter, AdapterLayer
 from eckart.errors import EckartError
-from eckart.evaluation import adapter_applied, load_model, load_tokenizer
+from eckart.evaluation import load_model, load_tokenizer
 from eckart.linalg import LowRank
-from eckart.nn import AdaptedModule, adapted_modules, inject_adapter
+from eckart.nn import AdaptedModule, adapted_modules, adapter_applied, inject_adapter
 from eckart.operations.rank_change import rounding_floor
 from eckart.training.distiller import (
     HELD_OUT_SHARE,
@@ -86,9 +86,9 @@ class Distillation:
             SourceError: a model cannot be loaded.
         """
         model = cast("nn.Module", load_model(self.base)).to(self.device)
-        # Tensors that the adapter replaces whole stay in place while its factors train.
+        tied = _tied_modules(model)
+        # The tensors that the adapter replaces stay replaced while its factors train.
         with adapter_applied(model, replace(adapter, layers={})):
-            tied = _tied_modules(model)
             inject_adapter(model, Adapter({name: _balanced(layer) for name, layer in adapter.items()}), name=STUDENT)
             paths = _paths(model, adapter)
             modules = adapted_modules(model)
