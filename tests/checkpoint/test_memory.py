@@ -48,5 +48,5 @@ def test_numpy_arrays_are_tensors_too() -> None:
 
 
 def test_what_is_no_tensor_is_refused_by_name() -> None:
-    with pytest.raises(SourceError, match="'step' holds int"):
+    with pytest.raises(SourceError, match="'step' is of type int"):
         open_checkpoint({"a": torch.ones(1), "step": 3})

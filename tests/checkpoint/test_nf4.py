@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eckart.checkpoint import layout, open_checkpoint
+from eckart.checkpoint.dtypes import DType
 from eckart.checkpoint.nf4 import Nf4Checkpoint
 from eckart.checkpoint.nf4_scheme import STATE, Nf4Scheme
 from eckart.checkpoint.writer import TensorSpec
@@ -66,7 +67,7 @@ def test_what_transformers_saved_is_read_as_bitsandbytes_dequantizes_it(kind, fo
     assert len(checkpoint.schemes) == 14
     for name, info in checkpoint.tensors.items():
         found = checkpoint.read(name)
-        assert (found.dtype, found.shape) == (info.dtype, info.shape)
+        assert (found.dtype, found.shape) == (info.dtype.torch, info.shape)
         assert info.quantization == ("nf4" if name in checkpoint.schemes else None)
         assert torch.equal(found, by_bitsandbytes(tensors, name) if name in checkpoint.schemes else tensors[name])
     assert checkpoint.tensors[UP].nbytes == sum(t.nbytes for name, t in tensors.items() if name.startswith(UP))
@@ -80,7 +81,7 @@ def test_it_is_written_as_bitsandbytes_wrote_it(kind, folders):
     scheme = checkpoint.schemes[UP]
     written = dict(scheme.tensors(checkpoint.blocks(UP)))
     assert set(written) == {name for name in tensors if name.startswith(UP)}
-    assert [TensorSpec(name, tuple(t.shape), t.dtype) for name, t in written.items()] == scheme.specs()
+    assert [TensorSpec.of(name, t) for name, t in written.items()] == scheme.specs()
     for name, tensor in written.items():
         if name.endswith(STATE):
             assert json.loads(bytes(tensor.tolist())) == json.loads(bytes(tensors[name].tolist()))
@@ -97,7 +98,7 @@ SHAPES = {"rows of half a block": (700, 32), "no row on a block": (301, 94), "od
 def write(folder, weight, *, name="layer.weight", storage=torch.uint8, change=None, **options):
     """A checkpoint of one quantized weight, and what was quantized."""
     blocks = nf4.quantize(weight, **options)
-    scheme = Nf4Scheme(name, blocks.shape, blocks.dtype, blocks.block_size, blocks.double, storage)
+    scheme = Nf4Scheme(name, blocks.shape, DType.of(blocks.dtype), blocks.block_size, blocks.double, DType.of(storage))
     tensors = dict(scheme.tensors(blocks))
     if change:
         change(tensors)
@@ -173,11 +174,11 @@ HOSTILE = {
     "a block size that is none": (state(blocksize=63), "blocksize is 63"),
     "a block size of another kind": (state(blocksize=True), "blocksize is True"),
     "no shape": (state(shape=None), "shape is None"),
-    "an absurd shape": (state(shape=[2**47, 2**47]), "do not hold a weight of shape"),
+    "an absurd shape": (state(shape=[2**47, 2**47]), "do not fit a weight of shape"),
     "an empty shape": (state(shape=[]), "shape is"),
     "a negative shape": (state(shape=[-40, -50]), "1 to 8 positive sizes"),
     "a shape of floats": (state(shape=[40.0, 50]), "positive sizes"),
-    "a shape one row short": (state(shape=[39, 50]), "do not hold a weight of shape \\(39, 50\\)"),
+    "a shape one row short": (state(shape=[39, 50]), "do not fit a weight of shape \\(39, 50\\)"),
     "a dtype that is none": (state(dtype="float64"), "dtype is float64"),
     "a dtype of another kind": (state(dtype=["float32"]), "dtype is"),
     "an offset that is not finite": (state(nested_offset=float("nan")), "nested_offset is nan"),
@@ -187,7 +188,7 @@ HOSTILE = {
     "a map of NaN": (put(".quant_map", torch.full((16,), float("nan"))), "quant_map is not that of NF4"),
     "a second map that falls": (put(".nested_quant_map", nf4.DYNAMIC_MAP.flip(0)), "does not ascend"),
     "a second map without end": (put(".nested_quant_map", nf4.DYNAMIC_MAP * 1e30), "does not ascend"),
-    "scales of another type": (put(".absmax", torch.ones(32)), "absmax is \\(32,\\), torch.float32"),
+    "scales of another type": (put(".absmax", torch.ones(32)), "absmax is \\(32,\\), float32"),
     "too few scales": (put(".absmax", torch.ones(31, dtype=torch.uint8)), "absmax is \\(31,\\)"),
     "codes that lie down": (put("", torch.ones(1, 1000, dtype=torch.uint8)), "codes of shape \\(1, 1000\\)"),
 }

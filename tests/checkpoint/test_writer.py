@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,13 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from eckart.checkpoint import TensorSpec, atomic_directory, copy_companions, open_checkpoint, write_tensors
+from eckart.checkpoint.dtypes import FLOAT32
 from eckart.checkpoint.header import DTYPES
 from eckart.checkpoint.writer import open_files, plan_shards, write_index
 from eckart.errors import OutputError
 
 
 def specs_of(state):
-    return [TensorSpec(name, tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()]
+    return [TensorSpec.of(name, tensor) for name, tensor in state.items()]
 
 
 def write_shards(folder, tensors, shard_bytes=10**9):
@@ -95,15 +97,15 @@ def test_config_and_tokenizer_come_along_and_weights_do_not(minilm, tmp_path) ->
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ([("a", torch.ones(2))], "1 tensors never came, the first is b"),
-        ([("a", torch.ones(2)), ("a", torch.ones(2))], "no such tensor, or it came before"),
+        ([("a", torch.ones(2))], "1 tensors are missing, the first is b"),
+        ([("a", torch.ones(2)), ("a", torch.ones(2))], "no such tensor, or it was written before"),
         ([("z", torch.ones(2))], "no such tensor"),
         ([("a", torch.ones(3))], r"a of shape \(3,\)"),
         ([("a", torch.ones(2).half())], "torch.float16"),
     ],
 )
 def test_tensors_that_are_not_those_announced_leave_nothing(tensors, message, tmp_path) -> None:
-    specs = [TensorSpec(name, (2,), torch.float32) for name in "ab"]
+    specs = [TensorSpec(name, (2,), FLOAT32) for name in "ab"]
     with pytest.raises(ValueError, match=message), atomic_directory(tmp_path / "out") as folder:
         write_tensors(folder / "model.safetensors", specs, tensors, {})
     assert not list(tmp_path.iterdir())
@@ -127,6 +129,18 @@ def test_writing_that_comes_in_pieces_is_finished(tmp_path, monkeypatch) -> None
     assert all(torch.equal(found[name], tensor) for name, tensor in STATE.items())
 
 
+def test_threads_write_and_read_at_once_on_a_system_without_positioned_calls(tmp_path, monkeypatch) -> None:
+    for name in ("pread", "preadv", "pwrite", "pwritev", "posix_fallocate"):
+        monkeypatch.delattr(os, name, raising=False)
+    values = {f"t{number}": torch.full((50, 1000), float(number)) for number in range(16)}
+    specs = [TensorSpec.of(name, tensor) for name, tensor in values.items()]
+    with open_files(tmp_path, {"model.safetensors": specs}) as files, ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda name: [files.write(name, values[name][i], 1000 * i) for i in range(50)], values))
+    with ThreadPoolExecutor(8) as threads:
+        read = list(threads.map(open_checkpoint(tmp_path).read, values))
+    assert all(torch.equal(tensor, values[name]) for name, tensor in zip(values, read, strict=True))
+
+
 def test_blocks_come_in_any_order_and_in_several_runs(tmp_path) -> None:
     values = {"a": torch.arange(12.0).view(4, 3), "b": torch.arange(5).to(torch.bfloat16)}
     shards = {f"{name}.safetensors": specs_of({name: tensor}) for name, tensor in values.items()}
@@ -148,7 +162,7 @@ def test_blocks_come_in_any_order_and_in_several_runs(tmp_path) -> None:
     ("name", "values", "start"), [("z", torch.ones(1), 0), ("a", torch.ones(1).half(), 0), ("a", torch.ones(2), 11)]
 )
 def test_a_block_that_has_no_place_is_not_written(name, values, start, tmp_path) -> None:
-    spec = TensorSpec("a", (4, 3), torch.float32)
+    spec = TensorSpec("a", (4, 3), FLOAT32)
     with open_files(tmp_path, {"model.safetensors": [spec]}) as files, pytest.raises(ValueError, match="expected"):
         files.write(name, values, start)
     assert not load_file(tmp_path / "model.safetensors")["a"].any()
@@ -160,7 +174,7 @@ def test_a_block_that_has_no_place_is_not_written(name, values, start, tmp_path)
     st.integers(1, 200),
 )
 def test_whatever_is_written_is_read_back(tmp_path, parts, shard_bytes) -> None:
-    state = {f"t{i}": torch.ones(shape).to(dtype) for i, (dtype, shape) in enumerate(parts)}
+    state = {f"t{i}": torch.ones(shape).to(dtype.torch) for i, (dtype, shape) in enumerate(parts)}
     out = tmp_path / secrets.token_hex(4)
     write_shards(out, state, shard_bytes)
     checkpoint = open_checkpoint(out)

@@ -61,7 +61,7 @@ def test_every_path_of_the_story_is_there_and_loads(told):
     names = {path.name for path in story.base.parent.iterdir()}
     assert names == {"base", "text", "adapter", "adapter-small", "merged"}
     for folder in (story.base, story.merged.output):
-        assert {info.dtype for info in open_checkpoint(folder).tensors.values()} == {torch.bfloat16}
+        assert {info.dtype.torch for info in open_checkpoint(folder).tensors.values()} == {torch.bfloat16}
         assert load_tokenizer(folder)("the")["input_ids"]
 
 

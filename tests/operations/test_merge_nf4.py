@@ -7,6 +7,7 @@ import torch
 
 from eckart.adapter import Adapter
 from eckart.checkpoint import open_checkpoint
+from eckart.checkpoint.dtypes import DType
 from eckart.checkpoint.nf4_scheme import Nf4Scheme
 from eckart.linalg import nf4
 from eckart.operations.merging.merge import merge
@@ -26,7 +27,7 @@ def nf4_folder(tmp_path, *, double=False, block_size=64, dtype=torch.bfloat16):
     plain, stored = model.state_dict(), {}
     for name, weight in plain.items():
         if "proj" in name:
-            scheme = Nf4Scheme(name, tuple(weight.shape), dtype, block_size, double)
+            scheme = Nf4Scheme(name, tuple(weight.shape), DType.of(dtype), block_size, double)
             blocks = nf4.quantize(weight, block_size=block_size, double=double)
             stored |= {key: value.clone() for key, value in scheme.tensors(blocks)}
         else:

@@ -1,12 +1,14 @@
 from .checkpoint import Checkpoint as Checkpoint
 from .checkpoint import TensorInfo as TensorInfo
 from .compare import compare_layouts as compare_layouts
+from .dtypes import DType as DType
 from .layouts import Layout as Layout
 from .layouts import MatrixView as MatrixView
 from .layouts import layout as layout
 from .matrices import DifferenceMatrix as DifferenceMatrix
 from .matrices import WeightMatrix as WeightMatrix
 from .naming import matches as matches
+from .open import ModelSource as ModelSource
 from .open import open_checkpoint as open_checkpoint
 from .output import atomic_directory as atomic_directory
 from .output import atomic_file as atomic_file

@@ -1,43 +1,45 @@
-"""A checkpoint as the rest of eckart sees it: named tensors, read whole or by rows, wherever they lie."""
+"""The interface of a checkpoint: named tensors, read completely or by rows, wherever they are stored."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
+from eckart.checkpoint.dtypes import DType
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a file's header says of one tensor.
+    """What a file's header says about one tensor.
 
     Attributes:
         dtype: the dtype that reading returns.
-        nbytes: bytes in the file (of a quantized tensor, its blocks).
-        file: the file that holds it.
-        quantization: the GGUF type's name, or nf4, when the tensor is dequantized on reading, else None.
+        nbytes: bytes in the file (for a quantized tensor, of its blocks).
+        file: the file that contains it.
+        quantization: name of the GGUF type, or nf4, if the tensor is dequantized when it is read; otherwise None.
     """
 
     name: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: DType
     nbytes: int
     file: Path
     quantization: str | None = None
 
 
 class Checkpoint(Protocol):
-    """Weights that stay where they are until asked for. Reading is thread-safe.
+    """Weights that are read on demand. Reading is thread-safe.
 
     Attributes:
         source: the SOURCE as the user typed it.
-        config: config.json of the folder, or the same keys from GGUF metadata; {} when there is none.
-        tensors: every stored tensor, in file order, known from headers alone.
-        tied: name absent from the files -> name of the stored tensor that it shares.
-        kinds: module kinds known from a live `nn.Module`; {} for files, which only hold names.
-        folder: where config and tokenizer files lie, if anywhere.
+        config: config.json of the folder, or the same keys from GGUF metadata; {} if there is none.
+        tensors: every stored tensor in file order, from headers alone.
+        tied: name that the files lack -> name of the stored tensor that it shares.
+        kinds: module kinds of a live `nn.Module`; {} for files, which contain only names.
+        folder: folder of the config and tokenizer files, if there is one.
     """
 
     source: str
@@ -47,11 +49,15 @@ class Checkpoint(Protocol):
     kinds: Mapping[str, str]
     folder: Path | None
 
-    def read(self, name: str) -> Tensor:
-        """The whole tensor in the dtype that `tensors` states: the stored one, or what it is dequantized to."""
+    def read(self, name: str) -> "Tensor":
+        """The complete tensor in the dtype that `tensors` states: the stored one, or what it is dequantized to."""
         ...
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
+    def read_bytes(self, name: str) -> bytes:
+        """The stored bytes of a tensor, read without torch: for small ones, such as scales and texts."""
+        ...
+
+    def rows(self, name: str, start: int, stop: int) -> "Tensor":
         """Entries `start` to `stop` of the first dimension, reading only their bytes."""
         ...
 
@@ -63,7 +69,7 @@ class Checkpoint(Protocol):
 def check_rows(info: TensorInfo, start: int, stop: int) -> None:
     """Raise ValueError unless `start` to `stop` is a range of the tensor's first dimension."""
     if not info.shape:
-        msg = f"{info.name} is a scalar, it has no rows"
+        msg = f"{info.name} is a scalar and has no rows"
         raise ValueError(msg)
     if not 0 <= start <= stop <= info.shape[0]:
         msg = f"{info.name} has rows 0..{info.shape[0]}, got {start}..{stop}"
@@ -83,10 +89,10 @@ _OUTPUT_LAYERS = {
 
 
 def tied_weights(names: Collection[str], config: Mapping[str, Any]) -> dict[str, str]:
-    """The output layer that a file leaves out because it shares the input embedding, or the reverse.
+    """The output layer that a file omits because it shares the input embedding, or the reverse.
 
-    Saving drops one name of each shared pair, so its absence from a model whose class has an output layer,
-    and whose config does not forbid tying, is what shows the tie.
+    Saving drops one name of each shared pair. So if the model class has an output layer that the file lacks, and the
+    config does not forbid tying, the two are tied.
     """
     classes = [str(name) for name in config.get("architectures") or ()]
     head = next((head for end, head in _OUTPUT_LAYERS.items() for cls in classes if cls.endswith(end)), None)
@@ -96,7 +102,7 @@ def tied_weights(names: Collection[str], config: Mapping[str, Any]) -> dict[str,
     if embedding and head not in names:
         return {head: embedding}
     if not embedding and head in names:
-        return {_embedding_beside(names): head}
+        return {_missing_embedding(names): head}
     return {}
 
 
@@ -105,8 +111,8 @@ def _is_input_embedding(name: str) -> bool:
     return leaf == "weight" and module.rpartition(".")[2] in _INPUT_EMBEDDINGS
 
 
-def _embedding_beside(names: Collection[str]) -> str:
-    """Where a model of these layers keeps its input embedding."""
+def _missing_embedding(names: Collection[str]) -> str:
+    """Name of the input embedding in a model with these layers."""
     if any(name.startswith("transformer.h.") for name in names):
         return "transformer.wte.weight"
     return "model.embed_tokens.weight"

@@ -1,13 +1,14 @@
 """Whether two checkpoints hold the same model: every fault, found from headers before a tensor is read."""
 
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
 from eckart.checkpoint.layouts import is_buffer, layout, module_of
 from eckart.checkpoint.naming import is_embedding, is_output_layer, matches
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COMPARED_BYTES = 2**23  # read at a time to see whether a tensor changed
 
@@ -101,8 +102,10 @@ def changed(base: Checkpoint, tuned: Checkpoint, tensor: str) -> bool:
     return any(not _equal(base.rows(stored, *span), tuned.rows(tensor, *span)) for span in spans)
 
 
-def _equal(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors hold the same values, whatever dtypes they are stored in."""
+def _equal(first: "Tensor", second: "Tensor") -> bool:
+    """Whether two tensors have the same values, in whatever data types they are stored."""
+    import torch
+
     if first.dtype == second.dtype:
         return torch.equal(first, second)
     return torch.equal(first.to(torch.float64), second.to(torch.float64))

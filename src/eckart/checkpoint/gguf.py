@@ -1,4 +1,4 @@
-"""GGUF checkpoints of the llama family, under Hugging Face names and dequantized as they are read.
+"""GGUF checkpoints of the llama family, under Hugging Face names and dequantized when they are read.
 
 Only architectures whose tensors equal what transformers loads from the same file, bit for bit, are opened.
 Dequantization is the `gguf` package's; a quantization block never crosses a row, so rows can be read alone.
@@ -12,34 +12,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from eckart.checkpoint import dtypes
 from eckart.checkpoint.checkpoint import TensorInfo, check_rows, tied_weights
 from eckart.checkpoint.gguf_header import GgufTensor, read_gguf_header
 from eckart.checkpoint.gguf_names import config_of, hf_name
-from eckart.checkpoint.reader import read_range
+from eckart.checkpoint.reader import read_into, read_range
 from eckart.errors import FileFormatError, MissingExtraError
 
 if TYPE_CHECKING:
     from gguf.constants import GGMLQuantizationType
+    from torch import Tensor
 
 _PLAIN = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F64": torch.float64,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
+    "F32": dtypes.FLOAT32,
+    "F16": dtypes.FLOAT16,
+    "BF16": dtypes.BFLOAT16,
+    "F64": dtypes.FLOAT64,
+    "I8": dtypes.INT8,
+    "I16": dtypes.INT16,
+    "I32": dtypes.INT32,
+    "I64": dtypes.INT64,
 }
 _CHUNK_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
 class _Type:
-    """A GGUF storage type: `block` values lie in `block_bytes` bytes."""
+    """A GGUF storage type: `block` values take `block_bytes` bytes."""
 
     type: "GGMLQuantizationType"
     block: int
@@ -61,7 +61,7 @@ class GgufCheckpoint:
     """
 
     def __init__(self, source: str, path: Path) -> None:
-        self._types = _known_types()
+        self._types = _storage_types()
         self._header = header = read_gguf_header(path)
         self.source = source
         self.folder: Path | None = path.parent
@@ -77,19 +77,26 @@ class GgufCheckpoint:
         }
         self.tied: Mapping[str, str] = tied_weights(self.tensors, self.config)
 
-    def read(self, name: str) -> Tensor:
-        """The whole tensor: float32 if quantized, otherwise as stored."""
+    def read(self, name: str) -> "Tensor":
+        """The complete tensor: float32 if quantized, otherwise as stored."""
         shape = self.tensors[name].shape
         return self.rows(name, 0, shape[0]) if shape else self._stored_rows(name, 0, 1).reshape(())
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
+    def read_bytes(self, name: str) -> bytes:
+        """The stored bytes of a tensor: blocks if it is quantized."""
+        tensor, header = self._stored[name], self._header
+        buffer = bytearray(self._nbytes(tensor))
+        read_into(memoryview(buffer), header.path, tensor.offset, size=header.size, mtime_ns=header.mtime_ns)
+        return bytes(buffer)
+
+    def rows(self, name: str, start: int, stop: int) -> "Tensor":
         """Entries `start` to `stop` of the first dimension: float32 if quantized, otherwise as stored."""
         info = self.tensors[name]
         check_rows(info, start, stop)
         heads = self._rotary_heads(name)
         if not heads:
             return self._stored_rows(name, start, stop)
-        # A head's rows can only be put back in order together: read whole heads, then cut.
+        # Rows of a head can only be reordered together: read complete heads, then slice.
         head_rows = info.shape[0] // heads
         first, last = start // head_rows, -(-stop // head_rows)
         stored = self._stored_rows(name, first * head_rows, last * head_rows)
@@ -103,7 +110,7 @@ class GgufCheckpoint:
         text = f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\0{self._header.tensors}"
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _stored_rows(self, name: str, start: int, stop: int) -> Tensor:
+    def _stored_rows(self, name: str, start: int, stop: int) -> "Tensor":
         """Entries of the first dimension in the file's own order."""
         tensor = self._stored[name]
         if len(tensor.shape) < 2:
@@ -111,12 +118,13 @@ class GgufCheckpoint:
         rows = math.prod(tensor.shape[1:-1])
         return self._blocks(tensor, start * rows, stop * rows).reshape(stop - start, *tensor.shape[1:])
 
-    def _blocks(self, tensor: GgufTensor, start: int, stop: int) -> Tensor:
+    def _blocks(self, tensor: GgufTensor, start: int, stop: int) -> "Tensor":
         """Rows of the tensor flattened to two dimensions, dequantized a chunk at a time."""
+        import torch
         from gguf.quants import dequantize
 
         kind = self._types[tensor.type_id]
-        dtype, row_bytes = _PLAIN.get(kind.name, torch.float32), self._row_bytes(tensor)
+        dtype, row_bytes = _PLAIN.get(kind.name, dtypes.FLOAT32).torch, self._row_bytes(tensor)
         columns = tensor.shape[-1] if tensor.shape else 1
         result = torch.empty(stop - start, columns, dtype=dtype)
         step = max(1, _CHUNK_BYTES // max(1, 4 * columns))
@@ -127,13 +135,13 @@ class GgufCheckpoint:
                 rows = data.view(dtype).reshape(last - first, columns)
             else:
                 blocks = data.numpy().reshape(last - first, row_bytes)
-                # A scale that is no number gives values that are none; whoever uses them counts and refuses them.
+                # A scale that is NaN gives values that are NaN; whoever uses them counts and refuses them.
                 with np.errstate(all="ignore"):
                     rows = torch.from_numpy(dequantize(blocks, kind.type))
             result[first - start : last - start] = rows
         return result
 
-    def _range(self, offset: int, nbytes: int) -> Tensor:
+    def _range(self, offset: int, nbytes: int) -> "Tensor":
         header = self._header
         return read_range(header.path, offset, nbytes, size=header.size, mtime_ns=header.mtime_ns)
 
@@ -141,7 +149,7 @@ class GgufCheckpoint:
         what, name = f"tensor {tensor.name!r}", hf_name(tensor.name)
         kind = self._types.get(tensor.type_id)
         if not name:
-            return f"{what} has no place in a dense model of type {self.config['model_type']}"
+            return f"{what} does not belong to a dense model of type {self.config['model_type']}"
         if kind is None:
             return f"{what} has type {tensor.type_id}, which the installed gguf package cannot dequantize"
         if tensor.shape and tensor.shape[-1] % kind.block:
@@ -150,12 +158,12 @@ class GgufCheckpoint:
         if heads and (not tensor.shape or tensor.shape[0] % (2 * heads)):
             return f"{what}: shape {tensor.shape} does not divide into {heads} heads"
         if tensor.offset + self._nbytes(tensor) > self._header.size:
-            return f"{what} lies beyond the end of the file: it is truncated"
+            return f"{what} extends beyond the end of the file: it is truncated"
         return None
 
     def _info(self, name: str, tensor: GgufTensor) -> TensorInfo:
         kind = self._types[tensor.type_id].name
-        dtype, quantization = _PLAIN.get(kind, torch.float32), None if kind in _PLAIN else kind
+        dtype, quantization = _PLAIN.get(kind, dtypes.FLOAT32), None if kind in _PLAIN else kind
         return TensorInfo(name, tensor.shape, dtype, self._nbytes(tensor), self._header.path, quantization)
 
     def _nbytes(self, tensor: GgufTensor) -> int:
@@ -174,7 +182,7 @@ class GgufCheckpoint:
         return self.config["num_key_value_heads"] if ".k_proj." in name else 0
 
 
-def _known_types() -> dict[int, _Type]:
+def _storage_types() -> dict[int, _Type]:
     """Storage types by their number in files: the plain ones and those that the gguf package dequantizes."""
     try:
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -182,7 +190,7 @@ def _known_types() -> dict[int, _Type]:
     except ImportError:
         extra, purpose = "gguf", "reading a GGUF file"
         raise MissingExtraError.for_extra(extra, purpose) from None
-    known = {}
+    types = {}
     for kind in GGMLQuantizationType:
         block, block_bytes = GGML_QUANT_SIZES[kind]
         try:
@@ -190,5 +198,5 @@ def _known_types() -> dict[int, _Type]:
                 dequantize(np.zeros((1, block_bytes), dtype=np.uint8), kind)
         except NotImplementedError:
             continue
-        known[kind.value] = _Type(kind, block, block_bytes)
-    return known
+        types[kind.value] = _Type(kind, block, block_bytes)
+    return types

@@ -11,25 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
+from eckart.checkpoint import dtypes
+from eckart.checkpoint.dtypes import DType
 
 HEADER_LIMIT_BYTES = 100_000_000
 DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+    "F64": dtypes.FLOAT64,
+    "F32": dtypes.FLOAT32,
+    "F16": dtypes.FLOAT16,
+    "BF16": dtypes.BFLOAT16,
+    "F8_E4M3": dtypes.FLOAT8_E4M3FN,
+    "F8_E5M2": dtypes.FLOAT8_E5M2,
+    "I64": dtypes.INT64,
+    "I32": dtypes.INT32,
+    "I16": dtypes.INT16,
+    "I8": dtypes.INT8,
+    "U64": dtypes.UINT64,
+    "U32": dtypes.UINT32,
+    "U16": dtypes.UINT16,
+    "U8": dtypes.UINT8,
+    "BOOL": dtypes.BOOL,
 }
 
 
@@ -38,7 +39,7 @@ class Entry:
     """One tensor of a header; `offset` counts from the start of the file."""
 
     name: str
-    dtype: torch.dtype
+    dtype: DType
     shape: tuple[int, ...]
     offset: int
     nbytes: int
@@ -126,7 +127,7 @@ def _entry(name: str, fields: Any, start: int) -> Entry:
         _refuse("expected exactly dtype, shape and data_offsets")
     dtype = DTYPES.get(fields["dtype"]) if isinstance(fields["dtype"], str) else None
     if dtype is None:
-        _refuse(f"dtype {fields['dtype']!r} is not known; known: {', '.join(DTYPES)}")
+        _refuse(f"dtype {fields['dtype']!r} is unknown; expected one of {', '.join(DTYPES)}")
     shape, offsets = fields["shape"], fields["data_offsets"]
     # `type(n) is int`: a JSON true is an int to Python, and a shape of True would pass.
     if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**63 for n in shape):

@@ -1,7 +1,7 @@
 """What each tensor of a checkpoint is, from headers alone: a matrix, or left out, with the reason."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
 
@@ -126,7 +126,7 @@ def _reason_to_leave(info: TensorInfo, checkpoint: Checkpoint) -> str | None:
     rules = (
         (_is_quantized(info, checkpoint.tensors), "quantized storage: dequantize the checkpoint first"),
         (is_buffer(info), "buffer"),
-        (not info.dtype.is_floating_point, f"{str(info.dtype).removeprefix('torch.')}, not floating point"),
+        (not info.dtype.is_floating_point, f"{info.dtype}, not floating point"),
         (0 in info.shape, "no elements"),
         (leaf.endswith("bias"), "bias"),
         (dimensions == 0, "scalar"),
@@ -201,3 +201,24 @@ def _expert_is_transposed(info: TensorInfo, config: Mapping[str, Any]) -> bool:
     if first != second:
         return first != (".down" in info.name or "output_linear" in info.name)
     return not model_types(config).isdisjoint(_TRANSPOSED_EXPERTS)
+
+
+def counterpart(base: Checkpoint, view: MatrixView) -> MatrixView:
+    """The view of the same matrix in `base`, through its ties.
+
+    Raises:
+        KeyError: `base` has no such tensor.
+        ValueError: its shape is another.
+    """
+    tensor = base.tied.get(view.tensor, view.tensor)
+    shape = base.tensors[tensor].shape
+    if shape != view.tensor_shape:
+        msg = f"{view.tensor} is {view.tensor_shape} in one checkpoint and {shape} in the other"
+        raise ValueError(msg)
+    return replace(view, tensor=tensor)
+
+
+def as_view(name: str, shape: tuple[int, ...]) -> MatrixView:
+    """Any tensor as one matrix of its entries."""
+    rows = shape[0] if shape else 1
+    return MatrixView(name, name, name, "parameter", (rows, prod(shape[1:])), 0, False, shape)

@@ -1,14 +1,12 @@
 """Matrices on disk as row slabs: a weight, or the difference of two, never whole in memory."""
 
 from collections.abc import Iterator
-from dataclasses import replace
-from math import prod
 
 import torch
 from torch import Tensor
 
 from eckart.checkpoint.checkpoint import Checkpoint
-from eckart.checkpoint.layouts import MatrixView
+from eckart.checkpoint.layouts import MatrixView, counterpart
 from eckart.errors import NotFiniteError
 from eckart.linalg.slabs import compute_dtype, rows_per_slab
 
@@ -23,7 +21,7 @@ class WeightMatrix:
         self.checkpoint = checkpoint
         self.view = view
         self.shape = view.stored_shape
-        self.dtype = checkpoint.tensors[view.tensor].dtype
+        self.dtype = checkpoint.tensors[view.tensor].dtype.torch
         self.device = torch.device(device)
 
     def slabs(self) -> Iterator[Tensor]:
@@ -62,21 +60,6 @@ class DifferenceMatrix:
             yield tuned - base
 
 
-def counterpart(base: Checkpoint, view: MatrixView) -> MatrixView:
-    """The view of the same matrix in `base`, through its ties.
-
-    Raises:
-        KeyError: `base` has no such tensor.
-        ValueError: its shape is another.
-    """
-    tensor = base.tied.get(view.tensor, view.tensor)
-    shape = base.tensors[tensor].shape
-    if shape != view.tensor_shape:
-        msg = f"{view.tensor} is {view.tensor_shape} in one checkpoint and {shape} in the other"
-        raise ValueError(msg)
-    return replace(view, tensor=tensor)
-
-
 def stored_rows(checkpoint: Checkpoint, view: MatrixView) -> Iterator[Tensor]:
     """Row blocks of a matrix in the stored dtype, each at most SLAB_BYTES once it is float32."""
     rows, columns = view.stored_shape
@@ -98,12 +81,6 @@ def _not_finite(checkpoint: Checkpoint, view: MatrixView) -> NotFiniteError:
         f"{checkpoint.source}: {view.name} holds {bad:,} values that are NaN or Inf; "
         f"mend the checkpoint, or leave the matrix out with --exclude {view.module}"
     )
-
-
-def as_view(name: str, shape: tuple[int, ...]) -> MatrixView:
-    """Any tensor as one matrix of its entries."""
-    rows = shape[0] if shape else 1
-    return MatrixView(name, name, name, "parameter", (rows, prod(shape[1:])), 0, False, shape)
 
 
 def rows_of(checkpoint: Checkpoint, view: MatrixView) -> Iterator[Tensor]:

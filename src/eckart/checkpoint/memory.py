@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
 from eckart.checkpoint.checkpoint import TensorInfo, check_rows
+from eckart.checkpoint.dtypes import DType
 from eckart.errors import SourceError
 
 _IN_MEMORY = Path("<memory>")
@@ -22,11 +23,14 @@ class MemoryCheckpoint:
 
     def __init__(self, source: Mapping[str, Tensor] | nn.Module) -> None:
         module = source if isinstance(source, nn.Module) else None
+        if not isinstance(source, (Mapping, nn.Module)):
+            msg = f"expected a state dict or a module, got {type(source).__name__}"
+            raise SourceError(msg)
         state: dict[str, Any] = dict(source.state_dict() if isinstance(source, nn.Module) else source)
         state = {n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in state.items()}
         wrong = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
         if wrong is not None:
-            msg = f"a state dict maps names to tensors; {wrong!r} holds {type(state[wrong]).__name__}"
+            msg = f"a state dict maps names to tensors; {wrong!r} is of type {type(state[wrong]).__name__}"
             raise SourceError(msg)
         self.source = "<state dict>" if module is None else f"<{type(module).__name__}>"
         self.folder: Path | None = None
@@ -44,13 +48,17 @@ class MemoryCheckpoint:
             else:
                 self._state[name] = value.detach()
         self.tensors: Mapping[str, TensorInfo] = {
-            name: TensorInfo(name, tuple(value.shape), value.dtype, value.nbytes, _IN_MEMORY)
+            name: TensorInfo(name, tuple(value.shape), DType.of(value.dtype), value.nbytes, _IN_MEMORY)
             for name, value in self._state.items()
         }
 
     def read(self, name: str) -> Tensor:
         """The tensor itself, not a copy."""
         return self._state[name]
+
+    def read_bytes(self, name: str) -> bytes:
+        """The bytes of a tensor."""
+        return _bytes(self._state[name]).tobytes()
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """A view of entries `start` to `stop` of the first dimension."""
@@ -62,15 +70,19 @@ class MemoryCheckpoint:
         digest = hashlib.sha256()
         for name, value in self._state.items():
             digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            digest.update(_bytes(value))
         return digest.hexdigest()
 
 
+def _bytes(value: Tensor) -> memoryview:
+    return value.cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
 def _storage(value: Tensor) -> tuple[Any, ...]:
-    """What two names of one tensor have in common; views of different parts of a storage differ."""
-    has_data = not isinstance(value, FakeTensor)  # which a simulation runs on
-    place = value.data_ptr() if has_data else (value.untyped_storage()._cdata, value.storage_offset())
-    return value.device, place, value.shape, value.stride(), value.dtype
+    """A key that two names of one tensor share; views of different parts of a storage differ."""
+    has_data = not isinstance(value, FakeTensor)  # as in a simulation
+    address = value.data_ptr() if has_data else (value.untyped_storage()._cdata, value.storage_offset())
+    return value.device, address, value.shape, value.stride(), value.dtype
 
 
 def _config(module: nn.Module | None) -> dict[str, Any]:

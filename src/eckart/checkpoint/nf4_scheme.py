@@ -1,6 +1,6 @@
-"""How bitsandbytes stores a weight in NF4: the tensors beside it, checked when they are read, and to be written.
+"""How bitsandbytes stores a weight in NF4: the tensors of one weight, checked from headers, and to be written.
 
-Beside `X.weight`, which holds the codes, lie its scales, its maps and a JSON text with the shape and the dtype.
+`X.weight` contains the codes; next to it are its scales, its maps and a JSON text with the shape and the dtype.
 Source: bitsandbytes' `QuantState.as_dict(packed=True)`.
 """
 
@@ -8,18 +8,22 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 from eckart.checkpoint.checkpoint import Checkpoint
+from eckart.checkpoint.dtypes import BFLOAT16, FLOAT16, FLOAT32, UINT8, DType
 from eckart.checkpoint.writer import TensorSpec
 from eckart.errors import FileFormatError
-from eckart.linalg.nf4 import BLOCK_SIZES, CODEBOOK, DTYPES, DYNAMIC_MAP, NESTED_BLOCK, Nf4Blocks
+from eckart.linalg.nf4_constants import BLOCK_SIZES, NESTED_BLOCK, NESTED_CODES, QUANTILES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from eckart.linalg.nf4 import Nf4Blocks
 
 STATE = ".quant_state.bitsandbytes__nf4"
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+NF4_DTYPES = {dtype.name: dtype for dtype in (FLOAT32, BFLOAT16, FLOAT16)}  # that weights are quantized from
 _NESTED = {"nested_blocksize": NESTED_BLOCK, "nested_dtype": "float32"}
 _OFFSET_WIDTH = 24  # no number takes more characters
 _STATE_LIMIT_BYTES = 2**16
@@ -31,39 +35,43 @@ class Nf4Scheme:
     """How one weight is stored in NF4.
 
     Attributes:
-        name: of the weight, and of the tensor that holds its codes.
-        shape: of the weight.
-        dtype: that the weight was quantized from and is dequantized to.
+        name: name of the weight, and of the tensor that contains its codes.
+        shape: shape of the weight.
+        dtype: data type that the weight was quantized from and is dequantized to.
         block_size: values that share a scale.
         double: whether the scales are quantized too.
-        storage: the dtype whose numbers the bytes of the codes are stored as.
+        storage: data type that the bytes of the codes are stored as.
     """
 
     name: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: DType
     block_size: int = 64
     double: bool = False
-    storage: torch.dtype = torch.uint8
+    storage: DType = UINT8
 
     def specs(self) -> list[TensorSpec]:
         """The tensors that store the weight, in bitsandbytes' order; the codes come first."""
         count = math.prod(self.shape)
         blocks = -(-count // self.block_size)
-        parts: list[tuple[str, int, torch.dtype]] = [
-            (".absmax", blocks, torch.uint8 if self.double else torch.float32),
-            (".quant_map", len(CODEBOOK), torch.float32),
+        parts: list[tuple[str, int, DType]] = [
+            (".absmax", blocks, UINT8 if self.double else FLOAT32),
+            (".quant_map", len(QUANTILES), FLOAT32),
         ]
         if self.double:
-            parts.append((".nested_absmax", -(-blocks // NESTED_BLOCK), torch.float32))
-            parts.append((".nested_quant_map", len(DYNAMIC_MAP), torch.float32))
-        parts.append((STATE, len(self._state(0.0)), torch.uint8))
+            parts.append((".nested_absmax", -(-blocks // NESTED_BLOCK), FLOAT32))
+            parts.append((".nested_quant_map", NESTED_CODES, FLOAT32))
+        parts.append((STATE, len(self._state(0.0)), UINT8))
         codes = TensorSpec(self.name, (-(-count // 2) // self.storage.itemsize, 1), self.storage)
         return [codes, *(TensorSpec(f"{self.name}{end}", (size,), dtype) for end, size, dtype in parts)]
 
-    def tensors(self, blocks: Nf4Blocks) -> Iterator[tuple[str, Tensor]]:
-        """What `specs` announces, with the values of a quantized weight."""
-        yield self.name, blocks.codes.view(-1).view(self.storage)[:, None]
+    def tensors(self, blocks: "Nf4Blocks") -> Iterator[tuple[str, "Tensor"]]:
+        """The tensors of `specs` with the values of a quantized weight."""
+        import torch
+
+        from eckart.linalg.nf4 import CODEBOOK
+
+        yield self.name, blocks.codes.view(-1).view(self.storage.torch)[:, None]
         yield f"{self.name}.absmax", blocks.absmax
         yield f"{self.name}.quant_map", CODEBOOK
         if blocks.nested_absmax is not None and blocks.nested_offset is not None:
@@ -73,16 +81,15 @@ class Nf4Scheme:
         yield f"{self.name}{STATE}", torch.frombuffer(bytearray(self._state(offset)), dtype=torch.uint8)
 
     def _state(self, offset: float) -> bytes:
-        """The JSON text; spaces make it as long for any offset, because headers are written before values."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        state = {"quant_type": "nf4", "blocksize": self.block_size, "dtype": dtype, "shape": list(self.shape)}
+        """The JSON text, padded to one length for every offset, because headers are written before values."""
+        state = {"quant_type": "nf4", "blocksize": self.block_size, "dtype": self.dtype.name, "shape": list(self.shape)}
         if not self.double:
             return json.dumps(state).encode()
         text = json.dumps(state | _NESTED | {"nested_offset": offset})
         return (text + " " * (_OFFSET_WIDTH - len(json.dumps(offset)))).encode()
 
 
-def holds_nf4(stored: Checkpoint) -> bool:
+def has_nf4(stored: Checkpoint) -> bool:
     """Whether any tensor is a weight in NF4."""
     return any(name.endswith(STATE) for name in stored.tensors)
 
@@ -108,7 +115,7 @@ def read_schemes(stored: Checkpoint) -> dict[str, Nf4Scheme]:
 
 
 def _scheme(stored: Checkpoint, name: str) -> Nf4Scheme:
-    """How a weight is stored, checked against every tensor that it is made of; ValueError says what does not fit."""
+    """How a weight is stored, checked against all of its tensors; ValueError says what does not fit."""
     state = state_of(stored, name)
     codes = stored.tensors.get(name)
     if codes is None:
@@ -116,15 +123,15 @@ def _scheme(stored: Checkpoint, name: str) -> Nf4Scheme:
         raise ValueError(msg)
     double = any(field in state for field in (*_NESTED, "nested_offset"))
     shape = tuple(state["shape"])
-    scheme = Nf4Scheme(name, shape, _DTYPES[state["dtype"]], state["blocksize"], double, codes.dtype)
+    scheme = Nf4Scheme(name, shape, NF4_DTYPES[state["dtype"]], state["blocksize"], double, codes.dtype)
     faults = []
     if codes.nbytes != -(-math.prod(shape) // 2) or len(codes.shape) != 2 or codes.shape[1] != 1:
-        faults.append(f"codes of shape {codes.shape}, {codes.dtype}, do not hold a weight of shape {shape}")
+        faults.append(f"codes of shape {codes.shape}, {codes.dtype}, do not fit a weight of shape {shape}")
     for spec in scheme.specs()[1:-1]:
-        found = stored.tensors.get(own_name(stored, spec.name))
-        if found is None or (found.shape, found.dtype) != (spec.shape, spec.dtype):
-            what = f"{found.shape}, {found.dtype}" if found else "missing"
-            faults.append(f"{spec.name.removeprefix(name)[1:]} is {what}, expected {spec.shape}, {spec.dtype}")
+        info = stored.tensors.get(stored_name(stored, spec.name))
+        if info is None or (info.shape, info.dtype) != (spec.shape, spec.dtype):
+            actual = f"{info.shape}, {info.dtype}" if info else "missing"
+            faults.append(f"{spec.name.removeprefix(name)[1:]} is {actual}, expected {spec.shape}, {spec.dtype}")
     if not faults:
         faults = _map_faults(stored, scheme)
     if faults:
@@ -132,30 +139,35 @@ def _scheme(stored: Checkpoint, name: str) -> Nf4Scheme:
     return scheme
 
 
-def own_name(stored: Checkpoint, name: str) -> str:
-    """The tensor that holds a part: in a live model all weights share one map."""
+def stored_name(stored: Checkpoint, name: str) -> str:
+    """Name of the stored tensor of a part: in a live model all weights share one map."""
     return stored.tied.get(name, name)
 
 
 def _map_faults(stored: Checkpoint, scheme: Nf4Scheme) -> list[str]:
-    faults, codebook = [], stored.read(own_name(stored, f"{scheme.name}.quant_map")).cpu()
-    if not torch.allclose(codebook, CODEBOOK, rtol=0, atol=_MAP_TOLERANCE):
+    faults, codebook = [], _numbers(stored, f"{scheme.name}.quant_map")
+    if not all(abs(value - code) <= _MAP_TOLERANCE for value, code in zip(codebook, QUANTILES, strict=True)):
         faults.append("quant_map is not that of NF4")
     if scheme.double:
-        steps = stored.read(own_name(stored, f"{scheme.name}.nested_quant_map"))
-        if not (steps.diff() > 0).all() or not steps.abs().max() <= 1:
+        steps = _numbers(stored, f"{scheme.name}.nested_quant_map")
+        if not all(low < high for low, high in pairwise(steps)) or not -1 <= steps[0] <= steps[-1] <= 1:
             faults.append("nested_quant_map does not ascend from -1 to 1")
     return faults
 
 
+def _numbers(stored: Checkpoint, name: str) -> list[float]:
+    info = stored.tensors[stored_name(stored, name)]
+    return info.dtype.unpack(stored.read_bytes(info.name))
+
+
 def state_of(stored: Checkpoint, name: str) -> dict[str, Any]:
-    """The JSON beside a weight; ValueError if it is not one that bitsandbytes writes."""
+    """The JSON stored with a weight; ValueError if bitsandbytes does not write such."""
     info = stored.tensors[f"{name}{STATE}"]
-    if info.dtype != torch.uint8 or info.nbytes > _STATE_LIMIT_BYTES:
+    if info.dtype != UINT8 or info.nbytes > _STATE_LIMIT_BYTES:
         msg = f"the quantization state is {info.shape}, {info.dtype}, expected the bytes of a short text"
         raise ValueError(msg)
     try:
-        state = json.loads(stored.read(info.name).cpu().numpy().tobytes())
+        state = json.loads(stored.read_bytes(info.name))
     except (ValueError, RecursionError) as error:
         msg = f"the quantization state is not JSON ({error})"
         raise ValueError(msg) from None
@@ -169,15 +181,15 @@ def state_of(stored: Checkpoint, name: str) -> dict[str, Any]:
 
 
 def _unfit(state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Fields of a state that do not hold what they must, and what that is."""
+    """Fields of a state with an invalid value, and what is expected."""
     shape, offset = state.get("shape"), state.get("nested_offset")
     sizes = shape if isinstance(shape, list) else []
     if state.get("quant_type") != "nf4":
         yield "quant_type", "nf4"
     if type(state.get("blocksize")) is not int or state["blocksize"] not in BLOCK_SIZES:
         yield "blocksize", f"one of {BLOCK_SIZES}"
-    if not isinstance(state.get("dtype"), str) or state["dtype"] not in _DTYPES:
-        yield "dtype", " or ".join(_DTYPES)
+    if not isinstance(state.get("dtype"), str) or state["dtype"] not in NF4_DTYPES:
+        yield "dtype", " or ".join(NF4_DTYPES)
     if not 1 <= len(sizes) <= 8 or not all(type(size) is int and 0 < size < 2**48 for size in sizes):
         yield "shape", "1 to 8 positive sizes"
     if any(field in state for field in (*_NESTED, "nested_offset")):

@@ -1,21 +1,23 @@
-"""The one way in: whatever a user calls a checkpoint, as a `Checkpoint`."""
+"""Opening a checkpoint, in whatever form it is given."""
 
 from collections.abc import Mapping
 from pathlib import Path
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, TypeAlias
 
 from eckart.checkpoint.checkpoint import Checkpoint
-from eckart.checkpoint.gguf import GgufCheckpoint
-from eckart.checkpoint.memory import MemoryCheckpoint
-from eckart.checkpoint.nf4 import Nf4Checkpoint
-from eckart.checkpoint.nf4_scheme import holds_nf4
+from eckart.checkpoint.nf4_scheme import has_nf4
 from eckart.checkpoint.reader import SafetensorsCheckpoint
 from eckart.checkpoint.source import locate
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-def open_checkpoint(source: str | Path | Mapping[str, Tensor] | nn.Module) -> Checkpoint:
-    """Open a SOURCE, a state dict or a module; of files, only headers and configs are read.
+# A name, path or URL of files, or weights in memory; as text, so that defining it imports no torch.
+ModelSource: TypeAlias = "str | Path | Mapping[str, Tensor] | nn.Module"
+
+
+def open_checkpoint(source: ModelSource) -> Checkpoint:
+    """Open a SOURCE, a state dict or a module; of files, only headers and configs are read, without torch.
 
     Raises:
         SourceError: nothing readable is there; the message says what a SOURCE may be.
@@ -23,13 +25,21 @@ def open_checkpoint(source: str | Path | Mapping[str, Tensor] | nn.Module) -> Ch
         MissingExtraError: a GGUF file without the `gguf` package.
     """
     stored = _open_stored(source)
-    return Nf4Checkpoint(stored) if holds_nf4(stored) else stored
+    if not has_nf4(stored):
+        return stored
+    from eckart.checkpoint.nf4 import Nf4Checkpoint
+
+    return Nf4Checkpoint(stored)
 
 
-def _open_stored(source: str | Path | Mapping[str, Tensor] | nn.Module) -> Checkpoint:
-    if isinstance(source, (Mapping, nn.Module)):
+def _open_stored(source: ModelSource) -> Checkpoint:
+    if not isinstance(source, (str, Path)):
+        from eckart.checkpoint.memory import MemoryCheckpoint
+
         return MemoryCheckpoint(source)
     files = locate(source)
     if files.is_gguf:
+        from eckart.checkpoint.gguf import GgufCheckpoint
+
         return GgufCheckpoint(str(source), files.weights[0])
     return SafetensorsCheckpoint(str(source), files)

@@ -1,19 +1,19 @@
-"""Safetensors checkpoints: headers checked once, data read by position into fresh memory."""
+"""Safetensors checkpoints: headers are checked once, data is read by position into new memory."""
 
 import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from eckart.checkpoint.checkpoint import TensorInfo, check_rows, tied_weights
 from eckart.checkpoint.header import Header, read_header
 from eckart.checkpoint.source import SourceFiles, read_config
 from eckart.errors import FileFormatError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class SafetensorsCheckpoint:
@@ -26,8 +26,8 @@ class SafetensorsCheckpoint:
     def __init__(self, source: str, files: SourceFiles) -> None:
         headers, faults = [], []
         for path in files.weights:
-            header, found = read_header(path)
-            faults += found
+            header, header_faults = read_header(path)
+            faults += header_faults
             headers += [header] if header else []
         if not faults:
             faults = _index_faults(headers, files)
@@ -46,19 +46,26 @@ class SafetensorsCheckpoint:
         }
         self.tied: Mapping[str, str] = tied_weights(self.tensors, self.config)
 
-    def read(self, name: str) -> Tensor:
-        """The whole tensor in its stored dtype."""
+    def read(self, name: str) -> "Tensor":
+        """The complete tensor in its stored dtype."""
         header, entry = self._entries[name]
-        return _read(header, entry.offset, entry.nbytes).view(entry.dtype).reshape(entry.shape)
+        return _read(header, entry.offset, entry.nbytes).view(entry.dtype.torch).reshape(entry.shape)
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
+    def read_bytes(self, name: str) -> bytes:
+        """The stored bytes of a tensor."""
+        header, entry = self._entries[name]
+        buffer = bytearray(entry.nbytes)
+        read_into(memoryview(buffer), header.path, entry.offset, size=header.size, mtime_ns=header.mtime_ns)
+        return bytes(buffer)
+
+    def rows(self, name: str, start: int, stop: int) -> "Tensor":
         """Entries `start` to `stop` of the first dimension in the stored dtype."""
         check_rows(self.tensors[name], start, stop)
         header, entry = self._entries[name]
         shape = (stop - start, *entry.shape[1:])
         row_bytes = entry.nbytes // max(entry.shape[0], 1)
         data = _read(header, entry.offset + start * row_bytes, (stop - start) * row_bytes)
-        return data.view(entry.dtype).reshape(shape)
+        return data.view(entry.dtype.torch).reshape(shape)
 
     def fingerprint(self) -> str:
         """Digest of every file's name, header, size and modification time, as they are now."""
@@ -71,31 +78,44 @@ class SafetensorsCheckpoint:
 
 
 def _index_faults(headers: list[Header], files: SourceFiles) -> list[str]:
-    held = {entry.name: header.path for header in headers for entry in header.entries}
+    """Tensors in several shards, and index entries that name the wrong shard."""
+    shard_of = {entry.name: header.path for header in headers for entry in header.entries}
     counts = Counter(entry.name for header in headers for entry in header.entries)
     faults = [f"tensor {name!r} is in {count} shards" for name, count in counts.items() if count > 1]
     for name, file in files.weight_map.items():
-        if held.get(name) != files.folder / file and counts[name] <= 1:
-            where = f", it is in {held[name].name}" if name in held else ""
-            faults.append(f"the index says that {file} holds {name!r}, which it does not{where}")
+        if shard_of.get(name) != files.folder / file and counts[name] <= 1:
+            actual = f"; it is in {shard_of[name].name}" if name in shard_of else ""
+            faults.append(f"the index lists {name!r} in {file}, which does not contain it{actual}")
     return faults
 
 
-def read_range(path: Path, offset: int, nbytes: int, *, size: int, mtime_ns: int) -> Tensor:
-    """Bytes of a file as a fresh uint8 tensor, never a mapping: memory is what is in flight.
+def read_range(path: Path, offset: int, nbytes: int, *, size: int, mtime_ns: int) -> "Tensor":
+    """Bytes of a file as a new uint8 tensor, never a memory map: memory use is what is being read.
 
     Raises:
         FileFormatError: the file is no longer the one whose header was read (`size`, `mtime_ns`).
     """
+    import torch
+
     buffer = torch.empty(nbytes, dtype=torch.uint8)
-    view, done = memoryview(buffer.numpy().data), 0
+    read_into(memoryview(buffer.numpy().data), path, offset, size=size, mtime_ns=mtime_ns)
+    return buffer
+
+
+def read_into(buffer: memoryview, path: Path, offset: int, *, size: int, mtime_ns: int) -> None:
+    """Fill `buffer` with the bytes of a file from `offset` on (errors as `read_range`).
+
+    Every call opens the file, so threads share no position in it.
+    """
+    done = 0
     try:
         with path.open("rb", buffering=0) as file:
             status = os.fstat(file.fileno())
             unchanged = (status.st_size, status.st_mtime_ns) == (size, mtime_ns)
+            file.seek(offset)
             # One call returns at most 2 GiB.
-            while unchanged and done < nbytes:
-                count = os.preadv(file.fileno(), [view[done:]], offset + done)
+            while unchanged and done < len(buffer):
+                count = file.readinto(buffer[done:]) or 0
                 unchanged = count > 0
                 done += count
     except OSError as error:
@@ -104,8 +124,7 @@ def read_range(path: Path, offset: int, nbytes: int, *, size: int, mtime_ns: int
     if not unchanged:
         msg = f"{path}: the file changed while it was being read; run again when nothing writes to it"
         raise FileFormatError(msg)
-    return buffer
 
 
-def _read(header: Header, offset: int, nbytes: int) -> Tensor:
+def _read(header: Header, offset: int, nbytes: int) -> "Tensor":
     return read_range(header.path, offset, nbytes, size=header.size, mtime_ns=header.mtime_ns)

@@ -1,4 +1,4 @@
-"""A checkpoint written as it is computed: headers first, tensors in any order, whole or in blocks."""
+"""Writing a checkpoint while it is computed: headers first, tensors in any order, complete or in blocks."""
 
 import errno
 import json
@@ -10,26 +10,33 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from eckart.checkpoint.dtypes import DType
 from eckart.checkpoint.header import DTYPES
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHARD_BYTES = 5_000_000_000
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
 _NOT_COMPANIONS = ("*.index.json", "adapter_config.json")
-_METADATA = {"format": "pt"}  # which transformers asks for
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_METADATA = {"format": "pt"}  # required by transformers
+_CODES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor to be written, known before its values are."""
+    """Name, shape and data type of a tensor to be written."""
 
     name: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: DType
+
+    @classmethod
+    def of(cls, name: str, tensor: "Tensor") -> "TensorSpec":
+        """The specification of a tensor that is given."""
+        return cls(name, tuple(tensor.shape), DType.of(tensor.dtype))
 
     @property
     def nbytes(self) -> int:
@@ -38,7 +45,7 @@ class TensorSpec:
 
 
 def plan_shards(specs: Sequence[TensorSpec], shard_bytes: int = SHARD_BYTES) -> dict[str, list[TensorSpec]]:
-    """What each weight file holds, by the file's name; a tensor larger than `shard_bytes` has a file of its own."""
+    """Tensors of each weight file, by file name; a tensor larger than `shard_bytes` gets its own file."""
     shards: list[list[TensorSpec]] = [[]]
     filled = 0
     for spec in specs:
@@ -64,11 +71,11 @@ def write_index(folder: Path, shards: Mapping[str, Sequence[TensorSpec]]) -> Non
 
 
 def write_tensors(
-    file: Path, specs: Sequence[TensorSpec], tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]
+    file: Path, specs: Sequence[TensorSpec], tensors: Iterable[tuple[str, "Tensor"]], metadata: Mapping[str, str]
 ) -> None:
-    """One safetensors file, into a folder that is there: for use in `atomic_directory` and `atomic_file`."""
+    """Write one safetensors file into an existing folder: for use in `atomic_directory` and `atomic_file`."""
     with open_files(file.parent, {file.name: specs}, metadata) as files:
-        _write_whole(files, tensors)
+        _write_each(files, tensors)
 
 
 def copy_companions(source: Path, folder: Path) -> None:
@@ -79,7 +86,7 @@ def copy_companions(source: Path, folder: Path) -> None:
 
 
 class _File:
-    """A file open for writing until nobody refers to it: a thread that an interruption left behind may still write."""
+    """A file that is open until its last reference is gone: after an interruption a thread may still write to it."""
 
     def __init__(self, path: Path) -> None:
         # Without O_BINARY, Windows would change every byte that looks like the end of a line.
@@ -87,7 +94,7 @@ class _File:
         self._seeking = threading.Lock()
 
     def write_at(self, data: memoryview, offset: int) -> None:
-        """Write bytes at a place of the file; safe to call from several threads."""
+        """Write bytes at an offset; several threads may do so at once."""
         done = 0
         # One call writes at most 2 GiB.
         while done < len(data):
@@ -104,8 +111,8 @@ class _File:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a tensor goes."""
+class _Destination:
+    """File and offset that a tensor is written to."""
 
     spec: TensorSpec
     file: _File
@@ -113,47 +120,51 @@ class _Place:
 
 
 class TensorFiles:
-    """Open weight files whose headers are written; their tensors come in any order, whole or in blocks.
+    """Open weight files whose headers are written; tensors follow in any order, complete or in blocks.
 
-    Safe to write to from several threads: every block has its own place.
+    Several threads may write at once: every block has its own offset.
 
     Attributes:
-        is_new: whether a file had to be made; otherwise all were there, in full size, from an interrupted run.
+        is_new: whether a file had to be created; otherwise all exist in full size, from an interrupted run.
     """
 
-    def __init__(self, places: Mapping[str, _Place], *, is_new: bool) -> None:
-        self.places = places
+    def __init__(self, destinations: Mapping[str, _Destination], *, is_new: bool) -> None:
+        self.destinations = destinations
         self.is_new = is_new
 
-    def write(self, name: str, values: Tensor, start: int = 0) -> None:
+    def write(self, name: str, values: "Tensor", start: int = 0) -> None:
         """Write consecutive values of a tensor.
 
         Args:
-            name: of the tensor.
-            values: any shape, in the tensor's dtype.
-            start: place of the first of them in the flattened tensor.
+            name: name of the tensor.
+            values: values of any shape, in the tensor's dtype.
+            start: index of the first of them in the flattened tensor.
 
         Raises:
-            ValueError: they are not values of such a tensor.
+            ValueError: the tensor has no such values.
         """
-        place = self.places.get(name)
-        if place is None or values.dtype != place.spec.dtype or start + values.numel() > math.prod(place.spec.shape):
-            expected = place.spec if place else "no such tensor"
+        import torch
+
+        target = self.destinations.get(name)
+        spec = target.spec if target else None
+        fits = spec and values.dtype == spec.dtype.torch and start + values.numel() <= math.prod(spec.shape)
+        if target is None or not fits:
+            expected = spec or "no such tensor"
             msg = f"{name}: {values.numel()} values from {start} on, {values.dtype}: expected {expected}"
             raise ValueError(msg)
         data = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        place.file.write_at(data, place.offset + start * values.dtype.itemsize)
+        target.file.write_at(data, target.offset + start * values.dtype.itemsize)
 
 
 @contextmanager
 def open_files(
     folder: Path, shards: Mapping[str, Sequence[TensorSpec]], metadata: Mapping[str, str] = _METADATA
 ) -> Iterator[TensorFiles]:
-    """Weight files to fill, into a folder that is there; on the disk when the block ends well.
+    """Weight files to fill in an existing folder; they are synced to disk when the block ends without an error.
 
-    What an interrupted run with the same `shards` has filled stays as it is.
+    Values that an interrupted run with the same `shards` has written stay as they are.
     """
-    places: dict[str, _Place] = {}
+    destinations: dict[str, _Destination] = {}
     files: list[_File] = []
     is_new = False
     for name, specs in shards.items():
@@ -164,47 +175,47 @@ def open_files(
         is_new |= os.fstat(file.descriptor).st_size != size
         file.write_at(memoryview(header), 0)
         _allocate(file.descriptor, size)
-        places |= {spec.name: _Place(spec, file, offsets[spec.name]) for spec in specs}
-    yield TensorFiles(places, is_new=is_new)
+        destinations |= {spec.name: _Destination(spec, file, offsets[spec.name]) for spec in specs}
+    yield TensorFiles(destinations, is_new=is_new)
     for file in files:
         os.fsync(file.descriptor)
 
 
 def _allocate(descriptor: int, size: int) -> None:
-    """Give a file its size and its place on the disk: blocks that are there are written four times as fast."""
+    """Reserve a file's size on disk: allocated blocks are written four times as fast."""
     os.ftruncate(descriptor, size)
     try:
         os.posix_fallocate(descriptor, 0, size)
     except AttributeError:
-        return  # not every system can
+        return  # Windows and macOS do not have it
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise
 
 
 def _header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
-    """A file's header, and where in the file each tensor goes; wide dtypes first, so that all are aligned."""
+    """A file's header, and the offset of each tensor; wide data types come first, so that all are aligned."""
     table: dict[str, object] = {"__metadata__": dict(metadata)}
     begins, begin = {}, 0
     for spec in sorted(specs, key=lambda spec: -spec.dtype.itemsize):
         begins[spec.name], end = begin, begin + spec.nbytes
-        table[spec.name] = {"dtype": _NAMES[spec.dtype], "shape": spec.shape, "data_offsets": [begin, end]}
+        table[spec.name] = {"dtype": _CODES[spec.dtype], "shape": spec.shape, "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, {name: 8 + len(text) + place for name, place in begins.items()}
+    return len(text).to_bytes(8, "little") + text, {name: 8 + len(text) + start for name, start in begins.items()}
 
 
-def _write_whole(files: TensorFiles, tensors: Iterable[tuple[str, Tensor]]) -> None:
+def _write_each(files: TensorFiles, tensors: Iterable[tuple[str, "Tensor"]]) -> None:
     """Write each tensor of the files once."""
-    left = {name: place.spec for name, place in files.places.items()}
+    missing = {name: target.spec for name, target in files.destinations.items()}
     for name, tensor in tensors:
-        spec = left.pop(name, None)
-        if spec is None or (tuple(tensor.shape), tensor.dtype) != (spec.shape, spec.dtype):
-            expected = spec or "no such tensor, or it came before"
+        spec = missing.pop(name, None)
+        if spec is None or (tuple(tensor.shape), tensor.dtype) != (spec.shape, spec.dtype.torch):
+            expected = spec or "no such tensor, or it was written before"
             msg = f"{name} of shape {tuple(tensor.shape)}, {tensor.dtype}: expected {expected}"
             raise ValueError(msg)
         files.write(name, tensor)
-    if left:
-        msg = f"{len(left)} tensors never came, the first is {next(iter(left))}"
+    if missing:
+        msg = f"{len(missing)} tensors are missing, the first is {next(iter(missing))}"
         raise ValueError(msg)

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from eckart.adapter.adapter import Adapter, AdapterLayer, LayerKind
 from eckart.adapter.deferred import Deferred
-from eckart.checkpoint import Checkpoint, TensorSpec, atomic_directory, atomic_file, open_checkpoint, write_tensors
+from eckart.checkpoint import (
+    Checkpoint,
+    TensorSpec,
+    atomic_directory,
+    atomic_file,
+    open_checkpoint,
+    write_tensors,
+)
 from eckart.errors import FileFormatError, MismatchError
 from eckart.formats.components import COMPONENTS, canonical, component, component_of, components
 from eckart.formats.peft_config import PeftConfig, config_of
@@ -91,7 +98,7 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
     if faults or not layers:
         msg = f"{path}: diffusers' format cannot hold this adapter"
         raise MismatchError.listing(msg, faults or ["it has no layer"])
-    specs = [TensorSpec(name, tuple(tensor.shape), tensor.dtype) for name, tensor in _named(layers)]
+    specs = [TensorSpec.of(name, tensor) for name, tensor in _named(layers)]
     described = json.dumps(_described(layers), indent=2, sort_keys=True)
     texts = {"format": "pt", **adapter.config.get("metadata", {}), _METADATA: described}
     if path.suffix == ".safetensors":

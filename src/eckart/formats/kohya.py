@@ -83,7 +83,7 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
     if faults or not layers:
         msg = f"{path}: kohya's format cannot hold this adapter"
         raise MismatchError.listing(msg, faults or ["it has no layer"])
-    specs = [TensorSpec(name, tuple(tensor.shape), tensor.dtype) for name, tensor in _named(layers)]
+    specs = [TensorSpec.of(name, tensor) for name, tensor in _named(layers)]
     with atomic_file(path, force=force) as file:
         write_tensors(file, specs, _named(adapter), _metadata(layers))
 

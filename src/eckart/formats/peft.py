@@ -106,7 +106,7 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
     """
     outlines, stacks = stacks_of(adapter.outline())
     config = config_of(outlines)
-    specs = [TensorSpec(name, tuple(tensor.shape), tensor.dtype) for name, tensor in _named(adapter.outline(), stacks)]
+    specs = [TensorSpec.of(name, tensor) for name, tensor in _named(adapter.outline(), stacks)]
     with atomic_directory(path, force=force) as folder:
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         write_tensors(folder / WEIGHTS, specs, _named(adapter, stacks), {"format": "pt"})

@@ -16,7 +16,7 @@ from eckart.errors import NotFiniteError
 def outline(stored: Checkpoint, name: str) -> Tensor:
     """A tensor of the file on the meta device, as the header tells it."""
     info = stored.tensors[name]
-    return torch.empty(info.shape, dtype=info.dtype, device="meta")
+    return torch.empty(info.shape, dtype=info.dtype.torch, device="meta")
 
 
 def read_finite(stored: Checkpoint, name: str) -> Tensor:

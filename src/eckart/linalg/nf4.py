@@ -11,16 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-NESTED_BLOCK = 256  # scales that share one second-level scale
+from eckart.linalg.nf4_constants import BLOCK_SIZES, NESTED_BLOCK, QUANTILES
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-CODEBOOK = torch.tensor(
-    [
-        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
-        0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-    ]
-)  # fmt: skip
+CODEBOOK = torch.tensor(QUANTILES)
 _BOUNDS = (CODEBOOK[:-1] + CODEBOOK[1:]) / 2  # a value on one takes the lower code
 _CELLS = 16  # from 0 to 1: so narrow that none holds two bounds
 _CHUNK = 2**19  # values at a time: whole blocks, whole bytes of codes, and little enough to stay in cache

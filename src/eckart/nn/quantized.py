@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from eckart.checkpoint.dtypes import DType
 from eckart.checkpoint.memory import MemoryCheckpoint
 from eckart.checkpoint.nf4 import Nf4Checkpoint
 from eckart.checkpoint.nf4_scheme import STATE, Nf4Scheme
@@ -88,7 +89,9 @@ class Nf4Linear(PackedLinear):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        scheme = Nf4Scheme(f"{prefix}weight", self.blocks.shape, self.stored_dtype, self.block_size, self.is_double)
+        scheme = Nf4Scheme(
+            f"{prefix}weight", self.blocks.shape, DType.of(self.stored_dtype), self.block_size, self.is_double
+        )
         for name, tensor in scheme.tensors(self.blocks):
             end = name.removeprefix(scheme.name)
             # These are no buffers; kept, so that a layer at two places has one tensor at both, and no two layers share.

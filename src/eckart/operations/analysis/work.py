@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from eckart.checkpoint import Checkpoint, DifferenceMatrix, MatrixView, WeightMatrix
-from eckart.checkpoint.matrices import counterpart
+from eckart.checkpoint.layouts import counterpart
 from eckart.engine import Execution, Record, Task
 from eckart.linalg import NoiseEstimate, RowSlabs, Spectrum, bulk_noise, difference_noise, partial_spectrum, spectrum
 from eckart.linalg.krylov import RESIDENT_BYTES, resident
@@ -70,7 +70,7 @@ class MatrixWork:
 
     def _dtype(self) -> str:
         info = self.tuned.tensors[self.view.tensor]
-        return info.quantization or dtype_name(info.dtype)
+        return info.quantization or info.dtype.name
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -17,7 +17,7 @@ from eckart.checkpoint import (
     layout,
     select,
 )
-from eckart.checkpoint.matrices import counterpart
+from eckart.checkpoint.layouts import counterpart
 from eckart.engine import Execution, Task, run_tasks
 from eckart.errors import MismatchError
 from eckart.linalg import RowSlabs, truncated_svd

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from eckart.adapter.adapter import Adapter
 from eckart.checkpoint import Checkpoint, MatrixView, open_checkpoint
-from eckart.checkpoint.layouts import is_buffer
-from eckart.checkpoint.matrices import as_view, stored_rows
+from eckart.checkpoint.layouts import as_view, is_buffer
+from eckart.checkpoint.matrices import stored_rows
 from eckart.engine import Execution, Task, run_tasks
 from eckart.errors import OptionError
 from eckart.formats import rename_for_base

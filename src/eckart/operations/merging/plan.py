@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from eckart.adapter.adapter import Adapter
-from eckart.checkpoint import Checkpoint, MatrixView, open_checkpoint
+from eckart.checkpoint import Checkpoint, DType, MatrixView, open_checkpoint
 from eckart.checkpoint.companions import has_companions, missing_companions
-from eckart.checkpoint.matrices import as_view
+from eckart.checkpoint.dtypes import FLOAT64
+from eckart.checkpoint.layouts import as_view
 from eckart.checkpoint.nf4 import Nf4Checkpoint
-from eckart.checkpoint.nf4_scheme import own_name
+from eckart.checkpoint.nf4_scheme import stored_name
 from eckart.checkpoint.source import read_config
 from eckart.engine import Execution
 from eckart.engine.fingerprint import fingerprint
@@ -54,7 +55,7 @@ class MergePlan:
     tensors: list[Rewritten]
     skipped: list[Skipped]
     matches: list[Match]
-    dtype: torch.dtype | None = None
+    dtype: DType | None = None
     made_by: str = "merge"
 
     @property
@@ -103,7 +104,7 @@ class MergePlan:
 
     def update(self, tensor: Rewritten, view: MatrixView, slabs: Callable[[], Iterator[Tensor]]) -> Update:
         """What changes one matrix, whose rows `slabs` reads."""
-        dtype = torch.float64 if tensor.info.dtype == torch.float64 else torch.float32
+        dtype = torch.float64 if tensor.info.dtype == FLOAT64 else torch.float32
         terms = tensor.terms[view.name]
         upcast = lambda: (part.to(dtype) for rows in slabs() for part in in_cache(rows))  # noqa: E731
         return update_of(terms, self.adapters, self.weights, dtype=dtype, view=view, slabs=upcast)
@@ -118,7 +119,7 @@ class MergePlan:
         floating = {tensor.dtype for tensor in self.tensors if tensor.dtype.is_floating_point}
         if config and len(floating) == 1 and (self.dtype is not None or not complete):
             name = "torch_dtype" if "torch_dtype" in config else "dtype"
-            config[name] = str(floating.pop()).removeprefix("torch.")
+            config[name] = floating.pop().name
         if config and self.untied:
             config[_TIE] = False
         inner = config.get("text_config")
@@ -134,13 +135,13 @@ def plan_merge(
     adapters: Adapters,
     *,
     weights: Sequence[float] | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: DType | torch.dtype | str | None = None,
 ) -> MergePlan:
     """Match adapters with a base, from headers alone (of tied layers that both have an update, its factors too).
 
     Arguments and errors as of `merge`.
     """
-    checkpoint = open_checkpoint(base)
+    checkpoint, to = open_checkpoint(base), None if dtype is None else DType.of(dtype)
     given = [adapters] if isinstance(adapters, (Adapter, str, Path)) else adapters
     if not given:
         msg = "no adapter was given; expected at least one"
@@ -167,9 +168,9 @@ def plan_merge(
     for stored in checkpoint.tensors:
         for name in (stored, *(absent for absent, owner in checkpoint.tied.items() if owner == stored)):
             if name == stored or name not in tied:
-                tensors += _outputs(checkpoint, name, stored, changes.get(name, {}), matrices.get(stored), dtype=dtype)
+                tensors += _outputs(checkpoint, name, stored, changes.get(name, {}), matrices.get(stored), dtype=to)
     matches = _matches(changes, outlines, places.views, checkpoint)
-    return MergePlan(checkpoint, loaded, factors, tensors, skipped, matches, dtype)
+    return MergePlan(checkpoint, loaded, factors, tensors, skipped, matches, to)
 
 
 def _outputs(
@@ -179,13 +180,13 @@ def _outputs(
     terms: Mapping[str, list[Term]],
     views: Sequence[MatrixView] | None,
     *,
-    dtype: torch.dtype | None,
+    dtype: DType | None,
 ) -> list[Rewritten]:
     """The tensors to write for one of the base, under its own name or that of a tied one."""
     info = base.tensors[stored]
     scheme = base.schemes.get(stored) if isinstance(base, Nf4Checkpoint) and dtype is None else None
     if isinstance(base, Nf4Checkpoint) and scheme is not None and not terms:
-        parts = [base.stored.tensors[own_name(base.stored, spec.name)] for spec in scheme.specs()]
+        parts = [base.stored.tensors[stored_name(base.stored, spec.name)] for spec in scheme.specs()]
         return [
             Rewritten(spec.name, base.stored, held.name, held.dtype, (as_view(held.name, held.shape),), {})
             for spec, held in zip(replace(scheme, name=name).specs(), parts, strict=True)

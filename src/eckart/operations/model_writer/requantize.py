@@ -86,7 +86,7 @@ class Requantized:
             self._quantize(self._rest)
             self._rest = self._rest[:0]
         scheme = self.scheme
-        blocks = nf4.Nf4Blocks(self._codes, self._absmax, scheme.shape, scheme.dtype, scheme.block_size)
+        blocks = nf4.Nf4Blocks(self._codes, self._absmax, scheme.shape, scheme.dtype.torch, scheme.block_size)
         return nf4.nested(blocks) if scheme.double else blocks
 
 

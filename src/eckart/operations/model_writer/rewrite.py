@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eckart.checkpoint import Checkpoint, MatrixView, TensorInfo, TensorSpec, check_output, copy_companions
+from eckart.checkpoint import Checkpoint, DType, MatrixView, TensorInfo, TensorSpec, check_output, copy_companions
 from eckart.checkpoint.companions import has_companions
 from eckart.checkpoint.matrices import rows_of
 from eckart.checkpoint.nf4_scheme import Nf4Scheme
@@ -51,7 +51,7 @@ class Rewritten:
     name: str
     base: Checkpoint
     source: str
-    dtype: torch.dtype
+    dtype: DType
     views: tuple[MatrixView, ...]
     terms: Mapping[str, Sequence[Term]]
     scheme: Nf4Scheme | None = None
@@ -197,7 +197,7 @@ class Rewriting:
         self, tensor: Rewritten, view: MatrixView, update: Update, *, stored: Tensor, row: int, cost: Cost
     ) -> Tensor:
         """Rows from `row` on, changed, in the dtype to write; those to be quantized are not rounded before."""
-        rows = torch.empty(stored.shape, dtype=update.dtype if tensor.scheme else tensor.dtype)
+        rows = torch.empty(stored.shape, dtype=update.dtype if tensor.scheme else tensor.dtype.torch)
         done = 0
         for number, part in enumerate(in_cache(stored)):
             before = part.to(update.dtype)
@@ -211,7 +211,7 @@ class Rewriting:
 
     def _check(self, tensor: Rewritten, view: MatrixView, slab: Tensor) -> None:
         """Refuse changed rows that the dtype to write cannot hold, and find out whose fault it is."""
-        limit = torch.finfo(tensor.dtype).max
+        limit = torch.finfo(tensor.dtype.torch).max
         # A NaN among them makes both NaN, which no comparison is true of.
         least, most = torch.aminmax(slab) if slab.numel() else (0, 0)
         if -limit <= least and most <= limit:
@@ -220,8 +220,7 @@ class Rewriting:
         if bad:
             msg = f"{self.base.source}: {view.name} holds {bad:,} values that are NaN or Inf; mend the checkpoint"
         elif torch.isfinite(slab).all():
-            name = str(tensor.dtype).removeprefix("torch.")
-            msg = f"{tensor.name}: a value becomes {float(slab.abs().max()):.4g}, more than {name} holds; "
+            msg = f"{tensor.name}: a value becomes {float(slab.abs().max()):.4g}, more than {tensor.dtype} holds; "
             msg += "write another with --dtype bfloat16 or float32"
         else:
             msg = f"{tensor.name}: the result is not finite, for the adapter's scale is not, or a norm of DoRA is zero"
@@ -236,10 +235,10 @@ def _boot() -> str:
 
 def _converted(tensor: Rewritten, stored: Tensor) -> Tensor:
     """Rows that nothing changes, in the dtype to write."""
-    rows = stored.to(tensor.dtype)
+    rows = stored.to(tensor.dtype.torch)
     if rows.dtype != stored.dtype and not torch.equal(torch.isfinite(rows), torch.isfinite(stored)):
         msg = f"{tensor.name}: a value of {float(stored.abs().max()):.4g} is more than --dtype {tensor.dtype} holds"
-        raise NotFiniteError(msg.replace("torch.", ""))
+        raise NotFiniteError(msg)
     return rows
 
 

@@ -4,20 +4,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from eckart.checkpoint import Checkpoint, MatrixView, layout, open_checkpoint, select
+from eckart.checkpoint import Checkpoint, DType, MatrixView, layout, open_checkpoint, select
 from eckart.checkpoint.companions import missing_companions
-from eckart.checkpoint.layouts import module_of
-from eckart.checkpoint.matrices import as_view
+from eckart.checkpoint.layouts import as_view, module_of
 from eckart.checkpoint.naming import is_output_layer
 from eckart.checkpoint.nf4_scheme import Nf4Scheme
 from eckart.engine import Execution
 from eckart.engine.fingerprint import fingerprint
 from eckart.errors import MismatchError, OptionError
-from eckart.linalg.nf4 import BLOCK_SIZES
+from eckart.linalg.nf4_constants import BLOCK_SIZES
 from eckart.operations.merging.plan import Source
 from eckart.operations.model_writer.rewrite import Rewriting, Rewritten, shards_of
 from eckart.operations.preview import Match, Preview
@@ -76,7 +76,7 @@ def plan_quantize(
     exclude: Sequence[str] = (),
     block_size: int = 64,
     double: bool = False,
-    dtype: torch.dtype | None = None,
+    dtype: "DType | torch.dtype | str | None" = None,
 ) -> QuantizePlan:
     """Choose the layers to quantize, from headers alone.
 
@@ -88,7 +88,8 @@ def plan_quantize(
     base = open_checkpoint(source)
     found = layout(base)
     check_model(base, found)
-    dtypes = {n: dtype if dtype and i.dtype.is_floating_point else i.dtype for n, i in base.tensors.items()}
+    to = None if dtype is None else DType.of(dtype)
+    dtypes = {n: to if to and i.dtype.is_floating_point else i.dtype for n, i in base.tensors.items()}
     reasons = {
         view.name: why_not_quantizable(view, dtypes[view.tensor], base.config)
         for view in select(found, target, exclude)
@@ -120,10 +121,10 @@ def _why(view: MatrixView) -> str:
     return "output layer, which transformers keeps dense" if is_output_layer(view.module) else "not targeted"
 
 
-def _config(base: Checkpoint, dtypes: Iterable[torch.dtype]) -> dict[str, Any]:
+def _config(base: Checkpoint, dtypes: Iterable[DType]) -> dict[str, Any]:
     """The base's config with the dtype of the tensors in it, if that is one."""
     floating = {dtype for dtype in dtypes if dtype.is_floating_point}
     config = dict(base.config)
     if len(floating) == 1:
-        config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(floating.pop()).removeprefix("torch.")
+        config["torch_dtype" if "torch_dtype" in config else "dtype"] = floating.pop().name
     return config
