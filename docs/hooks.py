@@ -1,7 +1,7 @@
-"""What the site takes from the code when it is built: options of commands, names of rooms, and the labs as they ran.
+"""What the site takes from the code when it is built: options of commands, exported names, and the executed labs.
 
 In a page, `<!-- options extract -->` becomes the table of a command's options and `<!-- names eckart.linalg -->` the
-documentation of all that a room makes public.
+documentation of everything that a package exports.
 """
 
 import ast
@@ -25,15 +25,17 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 LABS, BUILT = ROOT / "labs", ROOT / "build" / "labs"
 HEADING = re.compile(r'<h([23]) id="([^"]+)">(.*?)</h\1>', re.DOTALL)
+CONSOLE = re.compile(r'(<div class="language-console highlight")>(.*?)</div>', re.DOTALL)
+PROMPT_OR_OUTPUT = re.compile(r'<span class="g[po]">.*?</span>', re.DOTALL)
 NOT_RUN = (
-    '<div class="admonition note"><p class="admonition-title">Not run yet</p>'
-    "<p>This site was built before it ran. <code>python labs/build.py {stem}</code>, then build the site again.</p>"
-    "</div>"
+    '<div class="admonition note"><p class="admonition-title">Without results</p>'
+    "<p>This lab was not executed before the site was built. Run <code>python labs/build.py {stem}</code> and build "
+    "the site again.</p></div>"
 )
 
 
 def on_files(files: Files, config: "MkDocsConfig") -> Files:
-    """A page and a notebook to take away for each lab."""
+    """A page and a downloadable notebook for each lab."""
     for lab in _labs():
         name = f"labs/{lab.stem}"
         title = _labs_build().title(jupytext.read(lab))
@@ -62,36 +64,48 @@ def on_nav(nav: Navigation, config: "MkDocsConfig", files: Files) -> Navigation:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Fill in what comes from the code."""
+    """Replace the placeholders by tables and documentation from the code."""
     markdown = re.sub(r"<!-- options (\w+) -->", lambda match: options_table(match[1]), markdown)
     markdown = re.sub(r"<!-- names ([\w.]+) -->", lambda match: names(match[1]), markdown)
     return re.sub(r"<!-- labs -->", lambda match: _lab_list(), markdown)
 
 
 def on_page_content(content: str, page: Page, **_: object) -> str:
-    """The cells of a lab, in the place of its empty page."""
+    """Give console blocks a text to copy, and a lab's page its cells."""
     lab = LABS / f"{Path(page.file.src_uri).stem}.py"
-    if not page.file.src_uri.startswith("labs/lab") or not lab.exists():
-        return content
+    if page.file.src_uri.startswith("labs/lab") and lab.exists():
+        return _lab_page(lab, page)
+    return CONSOLE.sub(_with_copied_text, content)
+
+
+def _with_copied_text(block: re.Match[str]) -> str:
+    """A console block whose copy button takes the commands, without prompts and output."""
+    commands = _plain(PROMPT_OR_OUTPUT.sub("", block[2]))
+    lines = "\n".join(line for line in commands.splitlines() if line.strip())
+    return f'{block[1]} data-copy="{html.escape(lines)}">{block[2]}</div>'
+
+
+def _lab_page(lab: Path, page: Page) -> str:
     executed = BUILT / f"{lab.stem}.ipynb"
     notebook = nbformat.read(executed, as_version=4) if executed.exists() else jupytext.read(lab)
     body = _labs_build().body(notebook)
-    found = HEADING.findall(body)
-    page.toc = get_toc([{"level": 2, "id": name, "name": _plain(text), "children": []} for _, name, text in found])
+    headings = HEADING.findall(body)
+    page.toc = get_toc([{"level": 2, "id": name, "name": _plain(text), "children": []} for _, name, text in headings])
     if not executed.exists():
         return f"{NOT_RUN.format(stem=lab.stem)}{body}"
-    return f'<p><a href="{lab.stem}.ipynb" download>Take this lab as a notebook</a></p><div class="lab">{body}</div>'
+    return (
+        f'<p><a href="{lab.stem}.ipynb" download>Download this lab as a notebook</a></p><div class="lab">{body}</div>'
+    )
 
 
 def options_table(command: str) -> str:
-    """The arguments and options of a command, as its help tells them."""
+    """The arguments and options of a command, with the texts of its help."""
     import typer.main
 
     from eckart.cli.main import app
 
-    found = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
     rows = []
-    for option in found.params:
+    for option in typer.main.get_command(app).commands[command].params:  # type: ignore[attr-defined]
         argument = option.param_type_name == "argument"
         name = option.metavar or option.name.upper() if argument else ", ".join(f"`{name}`" for name in option.opts)
         # A flag takes no value.
@@ -104,23 +118,34 @@ def options_table(command: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that neither HTML nor a Markdown table takes for its own."""
+    """Text escaped for HTML and for a Markdown table."""
     return html.escape(text, quote=False).replace("|", "&#124;").replace("*", "&#42;")
 
 
-def names(room: str) -> str:
-    """The documentation of every name in a room's `__all__`, or of a module that has none."""
-    path = ROOT / "src" / Path(*room.split("."))
-    tree = ast.parse(((path / "__init__.py") if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8"))
-    public = next(
-        (
-            ast.literal_eval(node.value)
-            for node in tree.body
-            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
-        ),
-        [node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_"],
-    )
-    return "\n\n".join(f"::: {room}.{name}" for name in public)
+def names(package: str) -> str:
+    """The documentation of every name that a package exports, or that a module without exports defines."""
+    path = ROOT / "src" / Path(*package.split("."))
+    return "\n\n".join(f"::: {package}.{name}" for name in _exports(path) or _defined(path))
+
+
+def _exports(path: Path) -> list[str]:
+    """What the stub of a lazy package imports, or the `__all__` of another one."""
+    stub, init = path / "__init__.pyi", path / "__init__.py"
+    if stub.exists():
+        return [alias.name for node in _tree(stub) if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assigned = [node for node in _tree(init) if isinstance(node, ast.Assign)] if init.exists() else []
+    values = [node.value for node in assigned if getattr(node.targets[0], "id", "") == "__all__"]
+    return [name for value in values for name in ast.literal_eval(value)]
+
+
+def _defined(path: Path) -> list[str]:
+    """The public classes and functions of a module."""
+    definitions = [node for node in _tree(path.with_suffix(".py")) if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    return [node.name for node in definitions if not node.name.startswith("_")]
+
+
+def _tree(path: Path) -> list[ast.stmt]:
+    return ast.parse(path.read_text(encoding="utf-8")).body
 
 
 def _labs() -> list[Path]:
@@ -133,7 +158,7 @@ def _lab_list() -> str:
 
 
 def _labs_build() -> ModuleType:
-    """`labs/build.py`, which makes the cells of a notebook into HTML."""
+    """`labs/build.py`, which renders the cells of a notebook as HTML."""
     spec = importlib.util.spec_from_file_location("labs_build", LABS / "build.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -141,4 +166,4 @@ def _labs_build() -> ModuleType:
 
 
 def _plain(markup: str) -> str:
-    return re.sub(r"<[^>]+>", "", markup).replace("&amp;", "&").replace("¶", "").strip()
+    return html.unescape(re.sub(r"<[^>]+>", "", markup)).replace("¶", "").strip()
