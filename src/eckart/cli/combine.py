@@ -56,14 +56,13 @@ def combine(
     Without a rank the ranks add up. ties, dare and magnitude prune each update before they are summed.
 
     \b
-    $ eckart combine adapter other -o both --weights 0.7,0.3 \\
-          --rank 4 --base base
+    $ eckart combine adapter extracted -o both --weights 0.7,0.3 --rank 8
     Adapter in both
      module       n  shape     rank      relative error      least possible
      ──────────────────────────────────────────────────────────────────────
      q_proj      30  576×576      4  41.5% (32.4–46.9%)  41.5% (32.4–46.9%)
      k_proj      30  192×576      4  38.5% (27.5–43.4%)  38.5% (27.5–43.4%)
-     …
+    …
     All layers together: relative error 35.44%; no adapter of these ranks has
     less than 35.44%.
     """  # noqa: D301

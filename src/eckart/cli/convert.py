@@ -33,17 +33,17 @@ def convert(
     bit; only where parts of several scales become one layer (FLUX's qkv) are they rounded, once, in float32.
 
     \b
-    $ eckart convert style.safetensors -o style --to diffusers
-    Adapter in style, from kohya to diffusers
-     module                           n  shape       rank
-     ────────────────────────────────────────────────────
-     to_out.0                        19  3072×3072      4
-     transformer_blocks.to_q         19  3072×3072      4
-     …
-    266 names changed, such as
-      lora_unet_double_blocks_0_img_attn_proj →
-      transformer.transformer_blocks.0.attn.to_out.0
-    266 layers, 19.7 MB
+    $ eckart convert adapter -o adapter.safetensors --to kohya
+    Adapter in adapter.safetensors, from peft to kohya
+     module       n  shape     rank
+     ──────────────────────────────
+     q_proj      30  576×576      8
+     k_proj      30  192×576      8
+    …
+    210 names changed, such as
+      base_model.model.model.layers.0.mlp.down_proj →
+      lora_te_model_layers_0_mlp_down_proj
+    210 layers, 9.82 MB
     """  # noqa: D301
     from eckart.cli.output import show, show_json
     from eckart.operations.conversion import plan_conversion

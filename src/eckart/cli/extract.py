@@ -68,20 +68,20 @@ def extract(
     With --distill, train the factors on TEXT towards TUNED's predictions; its last 15 % decides if that is kept.
 
     \b
-    $ eckart extract base tuned -o adapter --rank 8 \\
-          --eval heldout.txt --modules-to-save norm
-    Adapter in adapter
+    $ eckart extract base tuned -o extracted --rank 8 --eval text/heldout.txt
+    Adapter in extracted
      module       n  shape     rank      relative error      least possible
      ──────────────────────────────────────────────────────────────────────
      o_proj      30  576×576      8    72.7% (63.2–81%)    72.7% (63.2–81%)
      gate_proj   30  1536×576     8  88.7% (82.2–91.2%)  88.7% (82.2–91.2%)
-     …
+    …
     Loss on 1,462 tokens: base 2.4988, fine-tune 2.1638, base with adapter
     2.2482 nats per token.
     Gain recovered: 74.8%
 
     \b
-    $ eckart extract base tuned -o small --rank 2 --distill text.txt
+    $ head -c 16000 text/training.txt > text.txt
+    $ eckart extract base tuned -o distilled --rank 2 --distill text.txt --steps 6
     …
     Distilled for 40 steps. On 2,040 held-out tokens: KL to the teacher 0.2323 →
     0.1151, loss 2.3460 → 2.2167 nats per token, gain recovered 39.1% → 53.4%. The

@@ -36,13 +36,15 @@ def merge(
     Tensors are streamed: memory stays small for any model. A killed run goes on where it was.
 
     \b
-    $ eckart merge base adapter -o merged
-    Model in merged
+    $ eckart merge base adapter -o merged-adapter
+    Model in merged-adapter
     210 of 272 tensors changed, 269 MB, 0.87 s
     Rounding to the stored dtype makes an error of 56.9% of the update, as any merge
     into it does; --dtype float32 makes none.
 
     \b
+    $ eckart quantize base -o base-nf4 --double
+    …
     $ eckart merge base-nf4 adapter -o merged-nf4
     Model in merged-nf4
     210 of 272 tensors changed, 112 MB, 2.8 s

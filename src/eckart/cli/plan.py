@@ -69,7 +69,6 @@ def plan(
     $ eckart plan llama-3-8b --memory 24GB
     llama-3-8b: 8.03 B parameters
     1 × 1,024 tokens a step, bfloat16, adamw, sdpa
-
              peak           adap-  gradi-  opti-  activa-         fits
      method    GB  weights   ters    ents  mizer    tions  other  24GB
      ─────────────────────────────────────────────────────────────────
@@ -77,7 +76,6 @@ def plan(
      lora    24.1     16.1   0.17       –   0.34     7.42   0.13    no
      dora    27.0     16.1   0.18       –   0.35     10.2   0.13    no
      qlora   13.8     5.70   0.17       –   0.34     7.39   0.16   yes
-
     Advice for 24GB: peak 22.1 GB
     …
     """  # noqa: D301

@@ -23,8 +23,10 @@ def report(
     folders are shown side by side.
 
     \b
-    $ eckart report analysis adapter sweep -o report.html
-    Report of analysis, adapter, sweep in report.html (2.21 MB)
+    $ eckart analyze tuned --base base -o update
+    …
+    $ eckart report update extracted adapter -o report.html
+    Report of update, extracted, adapter in report.html (2.21 MB)
     """  # noqa: D301
     from eckart.cli.output import note
     from eckart.report.page import read_results, write_page

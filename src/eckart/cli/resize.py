@@ -63,18 +63,19 @@ def resize(
     With --distill, train the factors on TEXT towards ADAPTER's predictions; its last 15 % decides if that is kept.
 
     \b
-    $ eckart resize adapter -o small --budget 4MB
-    Adapter in small
+    $ eckart resize adapter -o small-4mb --budget 4MB
+    Adapter in small-4mb
      module       n  shape        rank      relative error      least possible
      ─────────────────────────────────────────────────────────────────────────
      q_proj      30  576×576   3 (1–6)    64% (32.4–79.2%)    64% (32.4–79.2%)
      k_proj      30  192×576   2 (1–3)      75% (52.4–88%)      75% (52.4–88%)
-     …
+    …
     All layers together: relative error 53.28%; no adapter of these ranks has
     less than 53.28%.
 
     \b
-    $ eckart resize adapter -o small --rank 2 --distill text.txt
+    $ head -c 16000 text/training.txt > text.txt
+    $ eckart resize adapter -o small-distilled --rank 2 --distill text.txt --steps 6
     …
     Distilled for 40 steps. On 2,040 held-out tokens: KL to the teacher 0.0458 →
     0.0137, loss 2.3460 → 2.2704 nats per token, gain recovered 66.9% → 81.3%. The

@@ -50,7 +50,9 @@ def sweep(
     more ranks, targets or seeds keeps what is there.
 
     \b
-    $ eckart sweep MODEL notes.txt -o sweep --ranks 1,8 --seeds 3 --steps 10 …
+    $ eckart sweep base text/training.txt -o sweep --ranks 2,8 \\
+          --targets attention,all-linear --seeds 2 --steps 12 --batch-size 2 \\
+          --max-length 128 --learning-rate 2e-3 --eval-data text/heldout.txt
      target      rank  parameters    held-out loss   time   memory
      ─────────────────────────────────────────────────────────────────────────
      attention      1       115 k  3.3734 ± 0.0007  9.4 s  1.61 GB

