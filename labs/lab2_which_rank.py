@@ -170,13 +170,13 @@ index = np.arange(1, 769)
 figure = style.new_figure(height_inches=7.6)
 panels = figure.subplots(2, 2)
 for axes, scale in zip(panels[0], ("linear", "log"), strict=True):
-    axes.plot(index, S / S[0], color=style.COLOURS[0])
-    mark(axes.axhline, estimate.edge / S[0], style.COLOURS[2])
+    axes.plot(index, S / S[0], color=style.COLORS[0])
+    mark(axes.axhline, estimate.edge / S[0], style.COLORS[2])
     axes.set_yscale(scale)
     style.dress(axes, x="index i", y="σᵢ / σ₁", title=f"normalised singular values, {scale}")
 for axes, scale in zip(panels[1], ("linear", "log"), strict=True):
-    axes.plot(index[:-1], tail[1:-1], color=style.COLOURS[1])
-    mark(axes.axhline, 0.01, style.COLOURS[2])
+    axes.plot(index[:-1], tail[1:-1], color=style.COLORS[1])
+    mark(axes.axhline, 0.01, style.COLORS[2])
     axes.plot(570, tail[570], "o", color=style.INK, zorder=3)
     axes.set_yscale(scale)
     style.dress(axes, x="rank r", y="relative error", title=f"error of the best approximation, {scale}")
@@ -186,8 +186,8 @@ for axes in panels.flat:
         mark(axes.axvline, rank)
         place = {"xycoords": ("data", "axes fraction"), "color": style.SOFT, "fontsize": 8}
         axes.annotate(name, (rank + 8, 0.95), **place)
-panels[0, 1].annotate("noise edge", (768, 1.15 * estimate.edge / S[0]), ha="right", color=style.COLOURS[2], fontsize=8)
-panels[1, 1].annotate("threshold 1 %", (5, 0.0108), color=style.COLOURS[2], fontsize=8)
+panels[0, 1].annotate("noise edge", (768, 1.15 * estimate.edge / S[0]), ha="right", color=style.COLORS[2], fontsize=8)
+panels[1, 1].annotate("threshold 1 %", (5, 0.0108), color=style.COLORS[2], fontsize=8)
 style.headline(
     figure, "The signal ends at 64; the target of 1 % lies deep in the noise", "768×768, noise 0.01 an entry"
 )

@@ -89,7 +89,7 @@ check("update learned, against the hidden one", sizes[2] / np.linalg.norm(hidden
 # %%
 figure = style.new_figure(height_inches=3.8)
 left, right = figure.subplots(1, 2)
-left.semilogy(history[:, 0], color=style.COLOURS[0], linewidth=1.8)
+left.semilogy(history[:, 0], color=style.COLORS[0], linewidth=1.8)
 style.dress(left, x="step", y="loss", title="loss, logarithmic")
 for position, name in enumerate(("‖A‖", "‖B‖", "‖(α/r)·B·A‖")):
     right.plot(history[:, 1 + position], label=name, linewidth=1.8, **style.line_style(position))
@@ -171,7 +171,7 @@ axes = figure.subplots()
 for position, side in enumerate(sides):
     places = np.arange(len(ranks)) + 0.27 * (position - 1)
     shares = [200 * r / side for r in ranks]
-    axes.bar(places, shares, width=0.25, color=style.COLOURS[position], label=f"{side}×{side}")
+    axes.bar(places, shares, width=0.25, color=style.COLORS[position], label=f"{side}×{side}")
 axes.set_xticks(np.arange(len(ranks)), [str(r) for r in ranks])
 axes.set_yscale("log")
 axes.axhline(100, color=style.SOFT, linewidth=1, linestyle=(0, (4, 3)))

@@ -125,8 +125,8 @@ blind_losses, blind_held = train(blind, lambda _: training, epochs=epochs, rate=
 figure = style.new_figure(height_inches=4)
 axes = figure.subplots()
 steps = range(1, epochs + 1)
-axes.plot(steps, blind_losses, color=style.COLOURS[0], linewidth=2, label="samples it trains on")
-axes.plot(steps, blind_held, color=style.COLOURS[1], linewidth=2, label="samples it never saw")
+axes.plot(steps, blind_losses, color=style.COLORS[0], linewidth=2, label="samples it trains on")
+axes.plot(steps, blind_held, color=style.COLORS[1], linewidth=2, label="samples it never saw")
 axes.axhline(0.82, color=style.SOFT, linewidth=1, linestyle=(0, (4, 3)), label="answering zero, 0.82")
 axes.set_ylim(0.6, 1.2)
 axes.set_xticks([1, *range(5, epochs + 1, 5)])
@@ -270,8 +270,8 @@ figure = style.new_figure(height_inches=4.2)
 left, right = figure.subplots(1, 2)
 line = {rank: 0.82 - 0.81 * 2 * rank / WIDTH for rank in range(1, 129)}
 left.plot(line.keys(), line.values(), color=style.SOFT, linestyle=(0, (4, 3)), label="0.82 − 0.81·2r/256")
-left.plot(limited.keys(), limited.values(), "o-", color=style.COLOURS[0], label="adapters on v and o")
-left.axhline(full_held[-1], color=style.COLOURS[2], label="the trained block")
+left.plot(limited.keys(), limited.values(), "o-", color=style.COLORS[0], label="adapters on v and o")
+left.axhline(full_held[-1], color=style.COLORS[2], label="the trained block")
 left.legend(frameon=False, fontsize=9)
 style.dress(left, x="rank r", y="loss on unseen samples", title="what adapters reach where v and o are random")
 for place, (name, spectrum) in enumerate(needed.items()):
@@ -356,7 +356,7 @@ check("largest difference of a singular value, relative to σ₁", gap / spectra
 figure = style.new_figure(height_inches=4.2)
 left, middle, right = figure.subplots(1, 3)
 epochs = range(EPOCHS + 1)
-left.semilogy(epochs, [start, *held], color=style.COLOURS[1], linewidth=2, label="unseen samples")
+left.semilogy(epochs, [start, *held], color=style.COLORS[1], linewidth=2, label="unseen samples")
 left.axhline(0.01, color=style.SOFT, linestyle=(0, (4, 3)), label="the noise")
 left.legend(frameon=False, fontsize=9)
 style.dress(left, x="epoch", y="loss", title="loss")
@@ -366,7 +366,7 @@ middle.axhline(true_update.fro_norm, color=style.SOFT, linestyle=(0, (4, 3)), la
 middle.legend(frameon=False, fontsize=9, loc=(0.35, 0.55))
 style.dress(middle, x="epoch", y="Frobenius norm", title="sizes")
 for i in range(32):
-    colour = style.COLOURS[0] if i < TRUE_RANK else style.COLOURS[1]
+    colour = style.COLORS[0] if i < TRUE_RANK else style.COLORS[1]
     right.plot(
         epochs, [values[i] for values in spectra], color=colour, linewidth=1, label={0: "1–16", 16: "17–32"}.get(i)
     )
@@ -467,7 +467,7 @@ axes.errorbar(
     [stdev(s.losses.values()) for s in settings],
     marker="o",
     capsize=3,
-    color=style.COLOURS[0],
+    color=style.COLORS[0],
 )
 line = [0.01 + (start - 0.01) * max(0, 1 - rank / TRUE_RANK) for rank in range(1, 129)]
 axes.plot(range(1, 129), line, color=style.SOFT, linestyle=(0, (4, 3)), label="a sixteenth for each direction")

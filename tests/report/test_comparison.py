@@ -82,6 +82,23 @@ def test_overlap_stands_beside_chance(comparison: Comparison) -> None:
     assert "chance" in figure.texts[0].get_text()
 
 
+def test_checkpoints_that_are_nearly_equal_do_not_all_get_one_color() -> None:
+    g = torch.Generator().manual_seed(0)
+    base = {f"layers.{i}.q_proj.weight": torch.randn(24, 16, generator=g) for i in range(4)}
+    tuned = {
+        name: weight + 0.01 * i * torch.randn(24, 16, generator=g) for i, (name, weight) in enumerate(base.items())
+    }
+    compared = compare(base, tuned)
+    assert isinstance(compared, Comparison)
+    cells = alignment_map(compared).axes[0].images[0]
+    cosines = [matrix.cosine for matrix in compared.matrices if matrix.cosine is not None]
+    assert min(cosines) > 0.99
+    low, high = cells.get_clim()
+    assert high - low < 0.01
+    assert low <= min(cosines)
+    assert high >= max(cosines)
+
+
 WHOLE = MergedMatrix("layers.0.q_proj", (4, 4), equal=True, ulps=0.5, error=1e-8, lowest=0.999, highest=1.001)
 CLAIM = MergeCheck("merged", "base", ["lora"], [1.0], [WHOLE], [], [], [], 3, 0.1)
 OFF = replace(WHOLE, equal=False, ulps=1e5, error=0.5)

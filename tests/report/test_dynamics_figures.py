@@ -88,8 +88,8 @@ def test_texts_stay_inside_and_apart_and_name_what_was_trained(draw, dynamics):
 def test_the_loss_is_drawn_step_by_step_and_as_a_mean_with_held_out_marks(dynamics):
     figure = loss_figure(dynamics)
     drawn = lines(figure.axes[0])
-    assert drawn["held out"] == ([0, 20], [3.2, 2.4])
-    steps, losses = drawn["training, step by step"]
+    assert drawn["held-out"] == ([0, 20], [3.2, 2.4])
+    steps, losses = drawn["training, each step"]
     assert (steps, losses) == dynamics.logged("loss")
     means = drawn["training, mean of 3 steps"][1]
     assert means[0] == pytest.approx(fmean(losses[:2]))
@@ -156,6 +156,38 @@ def test_alignment_is_shown_over_chance(dynamics):
         entry.outputs = entry.inputs = None
     with pytest.raises(ValueError, match="skipped"):
         alignment_figure(dynamics)
+
+
+@pytest.mark.parametrize("draw", [loss_figure, growth_figure, spectra_figure, alignment_figure])
+def test_all_panels_of_a_figure_have_the_same_steps_and_none_past_the_last(draw, dynamics):
+    figure = draw(dynamics)
+    figure.canvas.draw()
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    ticks = {tuple(axes.get_xticks()) for axes in panels}
+    assert len(panels) >= 3
+    assert ticks == {(0, 4, 8, 12, 16, 20)}
+    assert len({axes.get_xlim() for axes in panels}) == 1
+
+
+def test_the_legend_of_the_loss_stands_above_the_grid(dynamics):
+    figure = loss_figure(dynamics)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    axes = figure.axes[0]
+    legend = axes.get_legend().get_window_extent(canvas.get_renderer())
+    assert legend.y0 >= axes.get_window_extent().y1
+
+
+def test_the_titles_of_color_bars_stand_clear_of_their_numbers(dynamics):
+    figure = update_map(dynamics)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    bars = [axes for axes in figure.axes if axes.get_ylabel()]
+    assert [axes.get_ylabel() for axes in bars] == ["‖ΔW‖ / ‖W‖, %", "effective rank of ΔW"]
+    for axes in bars:
+        title = axes.yaxis.label.get_window_extent(renderer)
+        assert not any(title.overlaps(label.get_window_extent(renderer)) for label in axes.get_yticklabels())
 
 
 def test_files_are_written_for_what_was_recorded(dynamics, tmp_path, monkeypatch):

@@ -96,15 +96,16 @@ def test_the_headlines_give_the_medians(of_update: Analysis) -> None:
     nonzero = [matrix for matrix in of_update.matrices if matrix.spectrum.fro_norm > 0]
     needed = median(matrix.spectrum.rank_for_energy(0.9) for matrix in nonzero)
     kept = median(float(matrix.spectrum.cumulative_energy()[15]) for matrix in nonzero)
+    assert 0.999 < kept < 1
     assert headline(energy_figure(of_update)) == (
-        f"Rank 16 holds {kept:.0%} of the energy of the update; 90% takes rank {needed:.0f}"
+        f"Rank 16 keeps 99.9% of the energy of the update; 90% needs rank {needed:.0f}"
     )
     signal = median(matrix.noise.signal_rank for matrix in nonzero if matrix.noise)
     assert headline(spectrum_figure(of_update)).startswith(f"{signal:.0f} of 32 directions of the update")
 
 
 def test_the_headline_of_an_adapter_speaks_of_its_own_rank(of_adapter: Analysis) -> None:
-    assert headline(energy_figure(of_adapter)).startswith("Rank 2 holds")
+    assert headline(energy_figure(of_adapter)).startswith("Rank 2 keeps")
     assert headline(spectrum_figure(of_adapter)).endswith("of 4 possible")
 
 
@@ -181,3 +182,28 @@ def test_a_curve_ends_where_the_shortest_known_spectrum_ends(of_weights: Analysi
     shorter = Spectrum(spectrum.singular_values[:5], spectrum.shape, float(spectrum.singular_values[:5].norm()))
     mixed = replace(of_weights, matrices=[replace(first, spectrum=shorter), *others])
     assert len(lines(energy_figure(mixed))["q_proj"][0]) == 5
+
+
+@pytest.mark.parametrize("draw", [energy_figure, error_figure])
+def test_the_names_of_thresholds_stand_clear_of_the_lines(draw, of_weights: Analysis) -> None:
+    figure = draw(of_weights)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer, axes = canvas.get_renderer(), figure.axes[0]
+    boxes = [text.get_window_extent(renderer) for text in axes.texts]
+    assert len(boxes) in (2, 3)
+    assert all(box.x0 > axes.get_window_extent(renderer).x1 for box in boxes)
+    assert not any(box.overlaps(other) for place, box in enumerate(boxes) for other in boxes[place + 1 :])
+
+
+def test_an_unchanged_matrix_is_a_zero_in_the_map_and_is_explained(of_update: Analysis) -> None:
+    figure = rank_map(of_update)
+    assert (*(text.get_position() for text in figure.axes[0].texts if text.get_text() == "0"),) == ((7, 2),)
+    assert "0: unchanged" in figure.texts[1].get_text()
+
+
+def test_a_headline_never_rounds_a_share_up_to_all(of_update: Analysis) -> None:
+    values = torch.tensor([1.0] * 16 + [0.01] * 16, dtype=torch.float64)
+    spectrum = Spectrum(values, (48, 48), float(values.norm()))
+    almost = replace(of_update, matrices=[replace(of_update.matrices[0], shape=(48, 48), spectrum=spectrum)])
+    assert headline(energy_figure(almost)).startswith("Rank 16 keeps 99.9% of")

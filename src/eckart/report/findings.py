@@ -1,4 +1,4 @@
-"""The sentence over each figure: what the numbers say, said from the numbers."""
+"""The headline of each figure: one sentence that states what the numbers show."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ from eckart.report.figures.curves import middle
 if TYPE_CHECKING:
     from eckart.operations import Analysis, MatrixAnalysis
 
-USUAL_RANK = 16  # what LoRA is trained with where nobody chose
+USUAL_RANK = 16  # a common choice for LoRA
 SUBJECTS = {"weights": "the weights", "delta": "the update", "adapter": "the adapter"}
 
 
@@ -50,23 +50,21 @@ def spectrum_finding(analysis: "Analysis") -> str:
 
 
 def energy_finding(analysis: "Analysis", *, energy: float = 0.9) -> str:
-    """What a usual LoRA rank keeps, and the rank that a usual share takes."""
+    """What a usual LoRA rank keeps, and the rank that a usual share needs."""
     matrices, rank = measured(analysis), _usual_rank(analysis)
     needed = [matrix.spectrum.rank_for_energy(energy) for matrix in matrices]
-    kept = middle([_kept(matrix, rank) for matrix in matrices])
-    return (
-        f"Rank {rank} holds {kept:.0%} of the energy of {subject(analysis)}; {energy:.0%} takes rank {_at_most(needed)}"
-    )
+    kept = _floor_text(middle([_kept(matrix, rank) for matrix in matrices]) or 0.0)
+    return f"Rank {rank} keeps {kept} of the energy of {subject(analysis)}; {energy:.0%} needs rank {_at_most(needed)}"
 
 
 def error_finding(analysis: "Analysis", *, error: float = 0.1) -> str:
-    """What a usual LoRA rank misses, and the rank that a usual tolerance takes."""
+    """The error at a usual LoRA rank, and the rank that a usual tolerance needs."""
     matrices, rank = measured(analysis), _usual_rank(analysis)
     needed = [matrix.spectrum.rank_for_error(error) for matrix in matrices]
     missed = middle([1 - _kept(matrix, rank) for matrix in matrices]) or 0.0
     return (
-        f"Rank {rank} misses {missed**0.5:.0%} of the norm of {subject(analysis)}; "
-        f"an error below {error:.0%} takes rank {_at_most(needed)}"
+        f"Rank {rank} has a relative error of {missed**0.5:.0%} for {subject(analysis)}; "
+        f"an error below {error:.0%} needs rank {_at_most(needed)}"
     )
 
 
@@ -83,15 +81,15 @@ def rank_map_finding(analysis: "Analysis", *, energy: float = 0.9) -> str:
     full = {kind: middle([min(matrix.shape) for matrix in analysis.by_kind()[kind]]) for kind in known}
     least, most = min(known, key=lambda kind: known[kind]), max(known, key=lambda kind: known[kind])
     if known[least] == known[most]:
-        return f"{energy:.0%} of the energy takes rank {known[most]:.0f} everywhere"
+        return f"{energy:.0%} of the energy needs rank {known[most]:.0f} (median) in every kind of module"
     return (
-        f"{energy:.0%} of the energy takes rank {known[least]:.0f} of {full[least]:.0f} in {least}, "
+        f"{energy:.0%} of the energy needs rank {known[least]:.0f} of {full[least]:.0f} in {least}, "
         f"{known[most]:.0f} of {full[most]:.0f} in {most}"
     )
 
 
 def _most(analysis: "Analysis", matrix: "MatrixAnalysis") -> int:
-    """The most singular values that can be nonzero: of an adapter, as many as its factors have rank."""
+    """The largest number of nonzero singular values: for an adapter, the rank of its factors."""
     return len(matrix.spectrum.singular_values) if analysis.kind == "adapter" else min(matrix.shape)
 
 
@@ -105,6 +103,11 @@ def _kept(matrix: "MatrixAnalysis", rank: int) -> float:
     """Share of the energy in the leading `rank` singular values."""
     energy = matrix.spectrum.cumulative_energy()
     return float(energy[min(rank, len(energy)) - 1])
+
+
+def _floor_text(share: float) -> str:
+    """A share in percent, never rounded up to 100%."""
+    return f"{share:.0%}" if share < 0.995 or share == 1 else f"{min(share, 0.999):.1%}"
 
 
 def _at_most(needed: Sequence[int | Interval | None]) -> str:

@@ -1,4 +1,4 @@
-"""Figures of a comparison: cosine and overlap over layers and module kinds, and φ(i, j) beside chance; and as files."""
+"""Figures of a comparison: cosine and overlap by layer and module kind, and φ(i, j) next to chance; and as files."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from eckart.checkpoint import atomic_directory
 from eckart.operations.analysis.places import forward_order, places
 from eckart.operations.comparison.result import Comparison
 from eckart.report.figures import style
-from eckart.report.figures.heat_map import colour_bar, layer_ticks, paint
+from eckart.report.figures.heat_map import color_bar, layer_ticks, narrowed, paint
 from eckart.report.words import number_text
 
 if TYPE_CHECKING:
@@ -46,25 +46,27 @@ def alignment_map(comparison: Comparison) -> "Figure":
     upper, lower = figure.subplots(2, 1)
     cosines = cells(lambda matrix: matrix.cosine)
     largest = max(0.01, float(cosines.nan_to_num().abs().max()))
-    image = paint(upper, cosines, cmap="RdBu", limits=(-largest, largest))
-    colour_bar(figure, upper, image, "cosine")
+    limits = narrowed(cosines, (-largest, largest))
+    signed = limits[0] < 0 < limits[1]
+    image = paint(upper, cosines, cmap="RdBu" if signed else "YlGnBu", limits=(-largest, largest) if signed else limits)
+    color_bar(figure, upper, image, "cosine")
     phi = cells(lambda matrix: matrix.outputs and matrix.outputs.shared)
-    image = paint(lower, phi, cmap="YlGnBu", limits=(0, 1))
-    colour_bar(figure, lower, image, "φ of outputs")
+    image = paint(lower, phi, cmap="YlGnBu", limits=narrowed(phi, (0, 1)))
+    color_bar(figure, lower, image, "φ of outputs")
     for axes in (upper, lower):
         layer_ticks(axes, kinds, layers)
     lower.set_xlabel("layer (–: outside the layers)" if None in layers else "layer", color=style.INK)
     chances = sorted(matrix.outputs.chance for matrix in comparison.matrices if matrix.outputs)
-    chance = f"φ is {number_text(chances[0])}–{number_text(chances[-1])} by chance" if chances else "no direction"
-    finding = f"All together: cosine {number_text(comparison.cosine)}"
+    chance = f"φ is {number_text(chances[0])}–{number_text(chances[-1])} by chance" if chances else "no directions"
+    finding = f"Cosine over all matrices: {number_text(comparison.cosine)}"
     style.headline(figure, finding, f"{_names(comparison)}: {chance}")
     return figure
 
 
 def overlap_map(comparison: Comparison) -> "Figure":
-    """Maps of φ(i, j), the mean over matrices, beside what chance gives: outputs above, inputs below.
+    """Maps of φ(i, j), the mean over matrices, next to its value by chance: outputs above, inputs below.
 
-    Only matrices whose singular vectors span as many directions as any are in the mean.
+    Only the matrices with the most directions are in the mean.
 
     Raises:
         ValueError: no pair of matrices has a direction on both sides.
@@ -78,23 +80,25 @@ def overlap_map(comparison: Comparison) -> "Figure":
         raise ValueError(msg)
     figure = style.new_figure(height_inches=7.6)
     panels = figure.subplots(2, 2)
-    image, shares = None, []
+    shares = []
     for row, (label, alignments) in zip(panels, spaces.items(), strict=True):
         phi, chance, count = _mean_overlap(alignments)
         shares.append(f"{label} {number_text(float(phi[-1, -1]))} (chance {number_text(float(chance[-1, -1]))})")
+        shared = (0.0, max(0.01, float(phi.max()), float(chance.max())))
         titles = (f"{label}: φ(i, j), mean of {count}", f"{label}: by chance")
         for axes, values, title in zip(row, (phi, chance), titles, strict=True):
-            image = paint(axes, values, cmap="YlGnBu", limits=(0, 1), square=True)
+            limits = narrowed(phi, shared) if values is phi else shared
+            image = paint(axes, values, cmap="YlGnBu", limits=limits, square=True)
+            bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.046)  # type: ignore[arg-type]
+            bar.set_label("share in common", color=style.INK, labelpad=8)
+            bar.outline.set_visible(False)  # type: ignore[operator]
             for ticks, size in ((axes.set_xticks, values.shape[1]), (axes.set_yticks, values.shape[0])):
                 step = max(1, size // 8)
                 ticks(range(0, size, step), [str(place + 1) for place in range(0, size, step)])
             axes.set_title(title, loc="left", fontsize=10, color=style.INK)
             axes.set_xlabel("leading j of B", color=style.INK)
             axes.set_ylabel("leading i of A", color=style.INK)
-    bar = figure.colorbar(image, ax=panels, pad=0.02, fraction=0.03)  # type: ignore[arg-type]
-    bar.set_label("share in common", color=style.INK)
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    detail = f"{_names(comparison)}: of singular vectors, so that no gauge of the factors shows"
+    detail = f"{_names(comparison)}: from singular vectors, whatever the scaling of the factors"
     style.headline(figure, f"Shared leading directions: {', '.join(shares)}", detail)
     return figure
 

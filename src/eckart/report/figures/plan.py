@@ -31,8 +31,8 @@ def plan_figure(plan: "Plan") -> "Figure":
     starts = [0.0] * len(labels)
     for position, part in enumerate(PARTS):
         widths = [each.parts[part] / size for each in plan.forecasts]
-        colour = style.COLOURS[position]
-        axes.barh(labels, widths, left=starts, height=0.62, label=part, color=colour, edgecolor="white", linewidth=0.6)
+        color = style.COLORS[position]
+        axes.barh(labels, widths, left=starts, height=0.62, label=part, color=color, edgecolor="white", linewidth=0.6)
         starts = [start + width for start, width in zip(starts, widths, strict=True)]
     for label, end in zip(labels, starts, strict=True):
         axes.annotate(

@@ -18,14 +18,16 @@ MOST_LABELLED_COLUMNS = 40  # more leave no room for numbers in the cells
 
 
 def rank_map(analysis: "Analysis", *, energy: float = 0.9) -> "Figure":
-    """Heat map of the rank that holds `energy` of each matrix: layers across, module kinds down.
+    """Heat map of the rank that keeps `energy` of each matrix: layers across, module kinds down.
 
     Where several matrices share a cell (the experts of a layer) it shows their median, and a rank that is
-    only bounded counts at its upper limit. Matrices outside the layers have a column at the left.
+    only bounded counts at its upper limit. Matrices outside the layers have a column at the left. A zero matrix
+    (one that a fine-tune left unchanged) is a white cell with a 0.
     """
     groups(analysis)
     where = analysis.places()
     needed: dict[tuple[str, int | None], list[float | None]] = {}
+    zeros = [matrix for matrix in analysis.matrices if not matrix.spectrum.fro_norm]
     for matrix in analysis.matrices:
         place = where[matrix.name]
         needed.setdefault((place.kind, place.layer), []).append(upper(matrix.spectrum.rank_for_energy(energy)))
@@ -44,6 +46,13 @@ def rank_map(analysis: "Analysis", *, energy: float = 0.9) -> "Figure":
     several = len(needed) < len(analysis.matrices)
     cell = "the median of the matrices in a cell" if several else "matrix by matrix"
     shown = f"rank for {energy:.0%} of the energy, {cell}"
+    if zeros:
+        shown += "; 0: unchanged" if analysis.kind == "delta" else "; 0: a zero matrix"
+        empty = {(where[matrix.name].kind, where[matrix.name].layer) for matrix in zeros}
+        for kind, layer in empty:
+            if middle(needed[kind, layer]) is None:
+                place = (layers.index(layer), kinds.index(kind))
+                axes.text(*place, "0", ha="center", va="center", fontsize=7, color=style.INK)
     style.headline(figure, findings.rank_map_finding(analysis, energy=energy), f"{findings.name(analysis)}: {shown}")
     return figure
 
@@ -59,7 +68,7 @@ def _paint(figure: "Figure", axes: "Axes", cells: list[list[float | None]], ener
     axes.grid(which="minor", color="white", linewidth=1.2)
     axes.tick_params(which="minor", length=0)
     bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03)
-    bar.set_label(f"rank for {energy:.0%} of the energy", color=style.INK)
+    bar.set_label(f"rank for {energy:.0%} of the energy", color=style.INK, labelpad=8)
     bar.outline.set_visible(False)  # type: ignore[operator]
     bar.ax.tick_params(labelsize=8, colors=style.SOFT)
     if values.shape[1] > MOST_LABELLED_COLUMNS:
@@ -67,5 +76,5 @@ def _paint(figure: "Figure", axes: "Axes", cells: list[list[float | None]], ener
     highest = float(values.nan_to_num().max())
     for row, column in (~values.isnan()).nonzero().tolist():
         value = float(values[row, column])
-        colour = "white" if value > 0.6 * highest else style.INK
-        axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
+        color = "white" if value > 0.6 * highest else style.INK
+        axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=color)

@@ -1,7 +1,7 @@
 """Figures of an analysis: spectrum, cumulative energy, error against rank; and all of them as files.
 
 Each function returns a matplotlib `Figure` that was drawn without pyplot, so that it works on a server, in a
-thread and in a notebook alike, and leaves no global state.
+thread and in a notebook, and leaves no global state.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from eckart.operations import Analysis, MatrixAnalysis
 
-LOWEST_SIGMA = 1e-6  # of σ₁: what lies deeper is rounding of the decomposition, not of the weights
+LOWEST_SIGMA = 1e-6  # of σ₁: values below are rounding errors of the decomposition, not of the weights
 SHOWN = 0.98  # of each line; its last values drop by orders of magnitude and would flatten the rest
 MARKED_ENERGIES = (0.9, 0.95, 0.99)
 MARKED_ERRORS = (0.1, 0.01)
@@ -37,8 +37,8 @@ def spectrum_figure(analysis: "Analysis") -> "Figure":
         analysis: of weights, a difference or an adapter, with at least one nonzero matrix.
 
     Returns:
-        two panels of σᵢ/σ₁; the line is the median over the matrices of one module kind, the band (where few
-        lines leave room for it) holds the middle 80 % of them; a circle marks the noise edge.
+        two panels of σᵢ/σ₁; each line is the median over the matrices of one module kind, the band (drawn where
+        there are few lines) covers the middle 80 % of them; a circle marks the noise edge.
     """
     drawn = groups(analysis)
     figure = style.new_figure()
@@ -64,7 +64,7 @@ def spectrum_figure(analysis: "Analysis") -> "Figure":
 
 
 def energy_figure(analysis: "Analysis") -> "Figure":
-    """Share of ‖W‖² that the leading r singular values hold, with 90, 95 and 99 % marked."""
+    """Share of ‖W‖² in the leading r singular values, with 90, 95 and 99 % marked."""
     drawn = groups(analysis)
     figure = style.new_figure()
     axes = figure.subplots()
@@ -89,7 +89,7 @@ def error_figure(analysis: "Analysis") -> "Figure":
     figure = style.new_figure()
     axes = figure.subplots()
     lowest = MARKED_ERRORS[-1] / 3
-    hidden = lowest / 10  # where a line that reaches zero leaves a logarithmic axis
+    hidden = lowest / 10  # where a line that reaches zero leaves the logarithmic axis
     for position, (label, matrices) in enumerate(drawn.items()):
         values = curve(label, matrices, lambda spectrum: spectrum.errors()[1:].clamp_min(hidden))
         needed = middle([matrix.spectrum.rank_for_error(0.1) for matrix in matrices])
@@ -111,7 +111,7 @@ def save_figures(analysis: "Analysis", folder: str | Path) -> list[Path]:
 
     Args:
         analysis: with at least one nonzero matrix; otherwise nothing is written.
-        folder: made if it does not exist.
+        folder: created if it does not exist.
 
     Returns:
         the paths: `spectrum.png`, `energy.png`, `error.png`, `rank_map.png`.
@@ -154,11 +154,11 @@ def _draw(axes: "Axes", values: Curve, position: int, *, label: str, band: bool)
 
 def _dots(axes: "Axes", line: torch.Tensor, marks: list[tuple[float, torch.Tensor]], position: int) -> None:
     """A dot where the line first meets each mark."""
-    colour = style.line_style(position)["color"]
+    color = style.line_style(position)["color"]
     for _, met in marks:
         if bool(met.any()):
             first = int(met.to(torch.int8).argmax())
-            axes.plot(first + 1, float(line[first]), "o", markersize=4.5, color=colour, zorder=4)
+            axes.plot(first + 1, float(line[first]), "o", markersize=4.5, color=color, zorder=4)
 
 
 def _mark_noise_edge(axes: "Axes", line: torch.Tensor, matrices: list["MatrixAnalysis"], position: int) -> None:
@@ -166,28 +166,29 @@ def _mark_noise_edge(axes: "Axes", line: torch.Tensor, matrices: list["MatrixAna
     ranks = [matrix.noise.signal_rank for matrix in matrices if matrix.noise and matrix.noise.signal_rank]
     if ranks:
         rank = min(round(median(ranks)), len(line))
-        colour = style.line_style(position)["color"]
-        look = {"markersize": 7, "markerfacecolor": "white", "markeredgecolor": colour}
+        color = style.line_style(position)["color"]
+        look = {"markersize": 7, "markerfacecolor": "white", "markeredgecolor": color}
         axes.plot(rank, float(line[rank - 1]), "o", zorder=5, **look)
 
 
 def _thresholds(axes: "Axes", levels: tuple[float, ...]) -> None:
-    """Thin horizontal lines, each named at the left inside the axes."""
+    """Thin horizontal lines, each named right of the axes, where no line passes."""
     for level in levels:
         axes.axhline(level, color=style.SOFT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
         axes.annotate(
             f"{level:.0%}",
-            (0, level),
+            (1, level),
             xycoords=("axes fraction", "data"),
-            xytext=(4, 2),
+            xytext=(4, 0),
             textcoords="offset points",
+            va="center",
             fontsize=8,
             color=style.SOFT,
         )
 
 
 def _legend(figure: "Figure", axes: "Axes", number: str, *, circle: str | None = None) -> None:
-    """All lines, named beside the axes, each with its number; under them what a circle marks."""
+    """Legend next to the axes: every line with its number, and what a circle marks."""
     if circle:
         look = {"markersize": 7, "markerfacecolor": "white", "markeredgecolor": style.SOFT}
         axes.plot([], [], "o", label=circle, **look)
@@ -210,7 +211,7 @@ def _highest_rank(drawn: dict[str, list["MatrixAnalysis"]]) -> int:
 
 
 def _spacing(analysis: "Analysis") -> style.Spacing:
-    """Weights fall off over all their ranks; updates and adapters within the first few doublings."""
+    """Linear for weights, whose spectra fall slowly; doublings for updates and adapters, whose spectra fall fast."""
     return "linear" if analysis.kind == "weights" else "doubling"
 
 
@@ -220,7 +221,7 @@ def _symbol(analysis: "Analysis") -> str:
 
 
 def _detail(analysis: "Analysis", drawn: dict[str, list["MatrixAnalysis"]]) -> str:
-    """The line under a headline: what was analysed, and what line and band are."""
+    """The line under a headline: what was analysed, and what a line and a band show."""
     grouped = any(len(matrices) > 1 for matrices in drawn.values())
     lines = "; each line the median over its matrices" if grouped else ""
     bands = ", band 10th to 90th percentile" if grouped and len(drawn) <= MOST_BANDS else ""

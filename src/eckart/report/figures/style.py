@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe & Ito's palette, with grey for its yellow, which is too light for a line on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)))
 INK, SOFT, GRID = "#222222", "#666666", "#E4E4E4"
 
@@ -35,8 +35,8 @@ def new_figure(*, height_inches: float = 4.6) -> "Figure":
 def line_style(position: int) -> dict[str, Any]:
     """Colour and dash pattern of the n-th line: eight colours, then the same dashed, then dotted."""
     return {
-        "color": COLOURS[position % len(COLOURS)],
-        "linestyle": DASHES[position // len(COLOURS) % len(DASHES)],
+        "color": COLORS[position % len(COLORS)],
+        "linestyle": DASHES[position // len(COLORS) % len(DASHES)],
     }
 
 

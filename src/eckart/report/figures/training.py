@@ -13,8 +13,8 @@ from eckart.report.figures.updates import (
     growth_figure,
     log_axis,
     spectra_figure,
+    step_axis,
     update_map,
-    whole_steps,
 )
 
 if TYPE_CHECKING:
@@ -22,41 +22,46 @@ if TYPE_CHECKING:
 
     from eckart.training.trajectory import Dynamics
 
-NEIGHBOURS = 1 / 16  # of the steps, on each side, over which the smoothed loss is a mean
+NEIGHBORS = 1 / 16  # of the steps, on each side, over which the smoothed loss is a mean
 
 
 def loss_figure(dynamics: "Dynamics") -> "Figure":
     """Training loss, its moving mean and the held-out losses; below, learning rate and gradient norm."""
     steps, losses = dynamics.logged("loss")
-    held = dict(zip(*dynamics.logged("heldout_loss"), strict=True))
+    held_out = dict(zip(*dynamics.logged("heldout_loss"), strict=True))
     figure = style.new_figure(height_inches=6.2)
     panels = figure.subplot_mosaic([["loss", "loss"], ["rate", "gradient"]], height_ratios=[2.4, 1])
     axes = panels["loss"]
     if losses:
-        half = max(1, round(NEIGHBOURS * len(losses)))
+        half = neighbors(len(losses))
         smooth = [fmean(losses[max(0, place - half) : place + half + 1]) for place in range(len(losses))]
-        colour = style.COLOURS[0]
-        axes.plot(steps, losses, ".", color=colour, alpha=0.35, markersize=5, label="training, step by step")
-        axes.plot(steps, smooth, color=colour, linewidth=2, label=f"training, mean of {2 * half + 1} steps")
-    if held:
-        colour = style.COLOURS[1]
+        color = style.COLORS[0]
+        axes.plot(steps, losses, ".", color=color, alpha=0.35, markersize=5, label="training, each step")
+        axes.plot(steps, smooth, color=color, linewidth=2, label=f"training, mean of {2 * half + 1} steps")
+    if held_out:
+        color = style.COLORS[1]
         look = {"linestyle": "none", "marker": "D", "markersize": 6}
-        axes.plot(list(held), list(held.values()), color=colour, label="held out", **look)
-        for step, loss in held.items():
-            last = 0 < step == max(held)
+        axes.plot(list(held_out), list(held_out.values()), color=color, label="held-out", **look)
+        for step, loss in held_out.items():
+            last = 0 < step == max(held_out)
             place = {"xytext": (-8 if last else 8, 8), "ha": "right" if last else "left", "textcoords": "offset points"}
-            axes.annotate(f"{loss:.3f}", (step, loss), color=colour, fontsize=9, fontweight="bold", **place)
+            axes.annotate(f"{loss:.3f}", (step, loss), color=color, fontsize=9, fontweight="bold", **place)
     axes.margins(y=0.12)
     style.dress(axes, x="step", y="loss, nats per token")
-    axes.legend(frameon=False, fontsize=9, loc="upper right")
+    axes.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
     for name, quantity in (("rate", "learning_rate"), ("gradient", "gradient_norm")):
         panels[name].plot(*dynamics.logged(quantity), color=style.INK, linewidth=1.2)
         style.dress(panels[name], x="step", y=quantity.replace("_", " "))
     log_axis(panels["gradient"])
     for panel in panels.values():
-        whole_steps(panel)
-    style.headline(figure, _loss_finding(losses, held), detail(dynamics, "loss of every step, before it was taken"))
+        step_axis(panel, sorted(dynamics.log))
+    style.headline(figure, _loss_finding(losses, held_out), detail(dynamics, "loss of each step, before its update"))
     return figure
+
+
+def neighbors(count: int) -> int:
+    """How many losses on each side go into the smoothed loss, of `count` in all."""
+    return max(1, round(NEIGHBORS * count))
 
 
 def save_dynamics(dynamics: "Dynamics", folder: str | Path) -> list[Path]:
@@ -89,11 +94,11 @@ def save_dynamics(dynamics: "Dynamics", folder: str | Path) -> list[Path]:
     return paths
 
 
-def _loss_finding(losses: Sequence[float], held: dict[int, float]) -> str:
-    if len(held) > 1:
-        first, last = held[min(held)], held[max(held)]
+def _loss_finding(losses: Sequence[float], held_out: dict[int, float]) -> str:
+    if len(held_out) > 1:
+        first, last = held_out[min(held_out)], held_out[max(held_out)]
         return f"Held-out loss {'fell' if last < first else 'rose'} from {first:.3f} to {last:.3f}"
     if not losses:
-        return "No loss was told"
-    part = max(1, len(losses) // 10)
-    return f"Training loss went from {fmean(losses[:part]):.3f} to {fmean(losses[-part:]):.3f}"
+        return "No loss was recorded"
+    tenth = max(1, len(losses) // 10)
+    return f"Training loss went from {fmean(losses[:tenth]):.3f} to {fmean(losses[-tenth:]):.3f}"

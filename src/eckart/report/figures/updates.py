@@ -1,4 +1,4 @@
-"""Figures of growing updates: size, rank, directions and spectra over the steps, and where in the model they grew."""
+"""Figures of how updates grow: size, rank, directions and spectra over the steps, and where in the model."""
 
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean, median
@@ -8,7 +8,7 @@ import torch
 
 from eckart.operations.analysis.places import by_kind, places
 from eckart.report.figures import style
-from eckart.report.figures.heat_map import colour_bar, layer_ticks, paint
+from eckart.report.figures.heat_map import color_bar, layer_ticks, paint
 from eckart.report.words import number_text
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def growth_figure(dynamics: "Dynamics") -> "Figure":
     for axes, (label, read) in zip(panels.flat, shown, strict=True):
         _draw_kinds(axes, dynamics.steps, kinds, read)
         style.dress(axes, x="step", y=label)
-        whole_steps(axes)
+        step_axis(axes, dynamics.steps, bars=len(kinds))
     panels[1, 0].yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
     _legend(figure, panels[0, 0])
     grown = [100 * norm for norm in _last(dynamics.layers, lambda layer: layer.relative_norm)]
@@ -48,9 +48,9 @@ def growth_figure(dynamics: "Dynamics") -> "Figure":
 
 
 def alignment_figure(dynamics: "Dynamics") -> "Figure":
-    """How updates lie to the leading singular vectors of their weights, over chance: outputs left, inputs right.
+    """Overlap of updates with the leading singular vectors of their weights, over chance: outputs left, inputs right.
 
-    Above, the share of ‖ΔW‖² that lies among them; below, the share of the update's strongest direction alone. Lines
+    Top: the share of ‖ΔW‖² within those directions; bottom: the share of the update's strongest direction alone. Lines
     and bars as in `growth_figure`.
 
     Raises:
@@ -72,15 +72,15 @@ def alignment_figure(dynamics: "Dynamics") -> "Figure":
             _draw_kinds(axes, dynamics.steps, kinds, read)
             axes.axhline(1, color=style.SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
             style.dress(axes, x="step", y=label)
-            whole_steps(axes)
+            step_axis(axes, dynamics.steps, bars=len(kinds))
             log_axis(axes)
             axes.label_outer()
         panels[0, column].set_title(side, loc="left", fontsize=10, color=style.INK)
         medians[side] = number_text(median(_last(dynamics.layers, rows[0][1])))
     _legend(figure, panels[0, 0])
-    beside = f"{medians['outputs']}× chance (outputs), {medians['inputs']}× (inputs)"
-    finding = f"Updates in the base's {dynamics.directions} leading directions: {beside}"
-    style.headline(figure, finding, detail(dynamics, "dashed: a random update; bars: range over the layers at the end"))
+    over = f"{medians['outputs']}× chance (outputs), {medians['inputs']}× (inputs)"
+    finding = f"Updates in the base's {dynamics.directions} leading directions: {over}"
+    style.headline(figure, finding, detail(dynamics, "dashed: a random update; bars: range over layers at the end"))
     return figure
 
 
@@ -88,8 +88,8 @@ def spectra_figure(dynamics: "Dynamics", layers: Sequence[str] | None = None) ->
     """Every singular value of some updates over the steps.
 
     Args:
-        dynamics: with at least one update that is not zero.
-        layers: names of up to eight; without, of each module kind the layer that changed most.
+        dynamics: with at least one nonzero update.
+        layers: names of up to eight; by default the layer of each module kind that changed most.
     """
     if layers is None:
         groups = by_kind(dynamics.layers).values()
@@ -105,10 +105,10 @@ def spectra_figure(dynamics: "Dynamics", layers: Sequence[str] | None = None) ->
             continue
         _draw_spectrum(axes, dynamics.steps, chosen[place])
         style.dress(axes, x="step", y="singular value σᵢ", title=_title(dynamics, chosen[place]))
-        whole_steps(axes)
+        step_axis(axes, dynamics.steps)
         axes.set_yscale("log")
         axes.label_outer()
-        if place + columns >= len(chosen):  # nothing is drawn below it
+        if place + columns >= len(chosen):  # the lowest panel of its column
             axes.tick_params(labelbottom=True)
             axes.set_xlabel("step", color=style.INK)
     first = [
@@ -116,7 +116,7 @@ def spectra_figure(dynamics: "Dynamics", layers: Sequence[str] | None = None) ->
         for layer in dynamics.layers
         if (values := layer.singular_values[-1])
     ]
-    finding = f"The strongest direction holds {median(first):.0%} of ‖ΔW‖², at the median of {len(first)} layers"
+    finding = f"The strongest direction has {median(first):.0%} of ‖ΔW‖² (median of {len(first)} layers)"
     which = "the layer of each kind that changed most" if layers is None else "chosen layers"
     style.headline(figure, finding, detail(dynamics, f"{which}, dark for σ₁ to light for the last"))
     return figure
@@ -134,7 +134,7 @@ def update_map(dynamics: "Dynamics") -> "Figure":
         cells, kinds, stack = _cells(dynamics, read)
         cells *= scale
         image = paint(axes, cells, cmap="YlGnBu", limits=(0, max(1e-12, float(cells.nan_to_num().max()))))
-        colour_bar(figure, axes, image, label)
+        color_bar(figure, axes, image, label)
         layer_ticks(axes, kinds, stack)
         axes.set_xlabel("layer (–: outside the layers)" if None in stack else "layer", color=style.INK)
         axes.label_outer()
@@ -147,7 +147,7 @@ def update_map(dynamics: "Dynamics") -> "Figure":
 
 
 def log_axis(axes: "Axes") -> None:
-    """A logarithmic axis with plain numbers, where what is drawn spans enough for one."""
+    """A logarithmic axis with plain numbers, if the data spans enough for one."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     low, high = axes.dataLim.intervaly
@@ -158,11 +158,26 @@ def log_axis(axes: "Axes") -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def whole_steps(axes: "Axes") -> None:
-    """Ticks at whole steps only."""
+def step_axis(axes: "Axes", steps: Sequence[int], *, bars: int = 0) -> None:
+    """An axis of steps: the same ticks in every panel of a figure, at whole steps, none past the last.
+
+    Args:
+        axes: drawn on.
+        steps: every step of the figure, ascending.
+        bars: how many bars stand right of the last step.
+    """
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    first, last = steps[0], steps[-1]
+    ticks = MaxNLocator(integer=True, nbins=6).tick_values(first, last)
+    axes.set_xticks([int(tick) for tick in ticks if first <= tick <= last])
+    margin = max(1, last) * 0.03
+    axes.set_xlim(first - margin, bar_position(last, bars - 1) + margin if bars else last + margin)
+
+
+def bar_position(last: int, place: int) -> float:
+    """Where the n-th bar stands, right of the last step."""
+    return last + max(1, last) * (0.03 + 0.018 * place)
 
 
 def detail(dynamics: "Dynamics", what: str) -> str:
@@ -171,19 +186,19 @@ def detail(dynamics: "Dynamics", what: str) -> str:
 
 
 def _draw_kinds(axes: "Axes", steps: Sequence[int], kinds: dict[str, list["LayerDynamics"]], read: Read) -> None:
-    """The median over the layers of each kind, and at the right a bar over their range at the end."""
+    """The median over the layers of each kind, and at the right a bar for their range at the end."""
     for position, (kind, layers) in enumerate(kinds.items()):
         look = style.line_style(position)
         columns = [[value for value in column if value is not None] for column in zip(*map(read, layers), strict=True)]
         middle = [median(column) if column else float("nan") for column in columns]
         axes.plot(steps, middle, linewidth=1.8, label=kind, zorder=3, **look)
         if len(columns[-1]) > 1:
-            place = steps[-1] + max(1, steps[-1]) * (0.03 + 0.018 * position)
+            place = bar_position(steps[-1], position)
             axes.plot([place] * 2, [min(columns[-1]), max(columns[-1])], color=look["color"], linewidth=3, alpha=0.55)
 
 
 def _draw_spectrum(axes: "Axes", steps: Sequence[int], layer: "LayerDynamics") -> None:
-    """A line a singular value, from dark for the first to light for the last."""
+    """One line per singular value, from dark for the first to light for the last."""
     from matplotlib import colormaps
 
     spectra = [values or [] for values in layer.singular_values]
@@ -195,11 +210,11 @@ def _draw_spectrum(axes: "Axes", steps: Sequence[int], layer: "LayerDynamics") -
 
 def _over_chance(layer: "LayerDynamics", side: str, *, strongest: bool = False) -> list[float | None]:
     """The share of an update, or of its strongest direction, in the base's leading subspace, over chance."""
-    found = getattr(layer, side)
-    if found is None:
+    directions = getattr(layer, side)
+    if directions is None:
         return []
-    values = [phi and phi[0] for phi in found.phi] if strongest else found.share
-    return [None if value is None else value / found.chance for value in values]
+    values = [phi and phi[0] for phi in directions.phi] if strongest else directions.share
+    return [None if value is None else value / directions.chance for value in values]
 
 
 def _cells(dynamics: "Dynamics", read: Read) -> tuple[torch.Tensor, list[str], list[int | None]]:
@@ -207,13 +222,13 @@ def _cells(dynamics: "Dynamics", read: Read) -> tuple[torch.Tensor, list[str], l
     where = places(layer.name for layer in dynamics.layers)
     kinds = list(by_kind(dynamics.layers))
     stack = sorted({place.layer for place in where.values()}, key=lambda layer: -1 if layer is None else layer)
-    found: dict[tuple[int, int], list[float]] = {}
+    in_cell: dict[tuple[int, int], list[float]] = {}
     for layer in dynamics.layers:
         place, value = where[layer.name], read(layer)[-1]
         if value is not None:
-            found.setdefault((kinds.index(place.kind), stack.index(place.layer)), []).append(value)
+            in_cell.setdefault((kinds.index(place.kind), stack.index(place.layer)), []).append(value)
     cells = torch.full((len(kinds), len(stack)), torch.nan)
-    for (row, column), values in found.items():
+    for (row, column), values in in_cell.items():
         cells[row, column] = fmean(values)
     return cells, kinds, stack
 

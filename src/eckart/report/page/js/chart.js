@@ -1,7 +1,7 @@
 // Charts by plotly.js, in the colours of the page; they follow its theme and its width.
 
 import { unpacked } from "./block.js";
-import { colour, onTheme } from "./theme.js";
+import { color, onTheme } from "./theme.js";
 
 let library = null;
 const drawn = new Map();
@@ -20,7 +20,7 @@ function plotly() {
 }
 
 /** Okabe and Ito's colours, which colour-blind readers tell apart, in the shades that the theme has of them. */
-export const series = (place) => colour(`--series-${place % 7}`);
+export const series = (place) => color(`--series-${place % 7}`);
 export const DASHES = ["solid", "dash", "dot", "dashdot"];
 
 /** A name as plotly.js shows it literally, though it reads some markup in its texts. */
@@ -71,17 +71,17 @@ export function markY(y, ink, dash = "dash") {
 function dressed(layout, node) {
   const narrow = node.clientWidth < 480;
   const axis = (own) => ({
-    gridcolor: colour("--line"), zeroline: false, linecolor: colour("--edge"), tickcolor: colour("--edge"), ticks: "outside",
+    gridcolor: color("--line"), zeroline: false, linecolor: color("--edge"), tickcolor: color("--edge"), ticks: "outside",
     ticklen: 4, ...own, title: { text: own?.title ?? "", standoff: 8, font: { size: 12.5 } },
   });
   const axes = Object.keys(layout).filter((key) => /^[xy]axis/.test(key));
   return {
     paper_bgcolor: "transparent",
     plot_bgcolor: "transparent",
-    font: { family: "inherit", size: narrow ? 11 : 12.5, color: colour("--ink") },
+    font: { family: "inherit", size: narrow ? 11 : 12.5, color: color("--ink") },
     margin: { l: narrow ? 58 : 64, r: 14, t: 12, b: 46 },
     hovermode: "closest",
-    hoverlabel: { bgcolor: colour("--card"), bordercolor: colour("--edge"), font: { color: colour("--ink") } },
+    hoverlabel: { bgcolor: color("--card"), bordercolor: color("--edge"), font: { color: color("--ink") } },
     dragmode: false,
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
     ...layout,

@@ -111,10 +111,10 @@ export class HeatMap {
 
 /** The scale under a map: its colours, and the numbers at its ends. */
 export function legend(scale, words, text) {
-  const colours = [0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1].map((share) => css(shade(share)));
+  const colors = [0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1].map((share) => css(shade(share)));
   return el("div", { class: "map-legend" },
     el("span", {}, text(scale.lowest)),
-    el("span", { class: "map-ramp", style: `background:linear-gradient(90deg, ${colours.join(",")})` }),
+    el("span", { class: "map-ramp", style: `background:linear-gradient(90deg, ${colors.join(",")})` }),
     el("span", {}, text(scale.highest)),
     el("span", { class: "soft" }, words + (scale.logarithmic ? ", logarithmic" : "")));
 }

@@ -19,4 +19,4 @@ export function setTheme(theme) {
 system.addEventListener("change", () => listeners.forEach((listener) => listener()));
 
 /** A colour of the style sheet as it is now, such as "--ink". */
-export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+export const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();

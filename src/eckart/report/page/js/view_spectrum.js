@@ -3,7 +3,7 @@
 import { chart, markX, markY, moved, series } from "./chart.js";
 import { el, fill, segmented, select } from "./dom.js";
 import { bounded, digits, percent, shape, upper, whole } from "./format.js";
-import { colour } from "./theme.js";
+import { color } from "./theme.js";
 
 const LEAST_DRAWN = 1e-7; // of the largest value
 const EDGES = { additive: "noise edge", "dead-zone": "noise edge", bulk: "edge of the random bulk" };
@@ -132,16 +132,16 @@ export class SpectrumView {
     const half = Math.log(Math.max(spectrum.maxRank, 2));
     const side_ = (r) => ((this.axes.x === "log" ? Math.log(Math.max(r, 1)) / half : r / spectrum.maxRank) > 0.6 ? "right" : "left");
     if (energy) {
-      shapes.push(markX(Math.max(energy[1], 1), colour("--soft"), "dot"));
-      note("90% energy", { x: at(energy[1]), y: 1, yref: "paper", yanchor: "top", xanchor: side_(energy[1]), xshift: side_(energy[1]) === "left" ? 3 : -3 }, colour("--soft"));
+      shapes.push(markX(Math.max(energy[1], 1), color("--soft"), "dot"));
+      note("90% energy", { x: at(energy[1]), y: 1, yref: "paper", yanchor: "top", xanchor: side_(energy[1]), xshift: side_(energy[1]) === "left" ? 3 : -3 }, color("--soft"));
     }
     if (rank) {
-      shapes.push(markX(rank, colour("--accent")));
-      note(`rank ${rank}`, { x: at(rank), y: 0.9, yref: "paper", yanchor: "top", xanchor: side_(rank), xshift: side_(rank) === "left" ? 3 : -3 }, colour("--accent"));
+      shapes.push(markX(rank, color("--accent")));
+      note(`rank ${rank}`, { x: at(rank), y: 0.9, yref: "paper", yanchor: "top", xanchor: side_(rank), xshift: side_(rank) === "left" ? 3 : -3 }, color("--accent"));
     }
     if (noise && noise.edge > 0 && side === "left") {
-      shapes.push(markY(noise.edge, colour("--warn")));
-      note(EDGES[noise.regime], { xref: "paper", x: 1, xanchor: "right", y: this.axes.y === "log" ? Math.log10(noise.edge) : noise.edge, yanchor: "bottom" }, colour("--warn"));
+      shapes.push(markY(noise.edge, color("--warn")));
+      note(EDGES[noise.regime], { xref: "paper", x: 1, xanchor: "right", y: this.axes.y === "log" ? Math.log10(noise.edge) : noise.edge, yanchor: "bottom" }, color("--warn"));
     }
     return [shapes, annotations];
   }

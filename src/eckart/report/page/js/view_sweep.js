@@ -5,7 +5,7 @@ import { el } from "./dom.js";
 import { bytes, count, percent, seconds, whole } from "./format.js";
 import { intro } from "./parts.js";
 import { DataTable } from "./table.js";
-import { colour } from "./theme.js";
+import { color } from "./theme.js";
 
 export class SweepView {
   constructor(sweep) {
@@ -57,10 +57,10 @@ export class SweepView {
     const annotations = [];
     if (spot) {
       const at = settings.find((setting) => setting.rank === spot.rank && setting.target === spot.target);
-      annotations.push({ x: Math.log10(at.params), y: at.loss, text: "sweet spot", arrowcolor: colour("--soft"), ax: 0, ay: -38, font: { color: colour("--ink") } });
+      annotations.push({ x: Math.log10(at.params), y: at.loss, text: "sweet spot", arrowcolor: color("--soft"), ax: 0, ay: -38, font: { color: color("--ink") } });
     }
-    const shapes = base === null ? [] : [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: base, y1: base, line: { color: colour("--soft"), dash: "dash", width: 1 } }];
-    if (base !== null) annotations.push({ xref: "paper", x: 0, y: base, xanchor: "left", yanchor: "bottom", text: "without an adapter", showarrow: false, font: { color: colour("--soft") } });
+    const shapes = base === null ? [] : [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: base, y1: base, line: { color: color("--soft"), dash: "dash", width: 1 } }];
+    if (base !== null) annotations.push({ xref: "paper", x: 0, y: base, xanchor: "left", yanchor: "bottom", text: "without an adapter", showarrow: false, font: { color: color("--soft") } });
     return { traces, layout: { xaxis: { title: "trained parameters", type: "log", tickvals: params, ticktext: params.map(count) }, yaxis: { title: "held-out loss" }, shapes, annotations } };
   }
 

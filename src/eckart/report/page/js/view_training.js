@@ -5,7 +5,7 @@ import { el, fill, onceAFrame, select, unique } from "./dom.js";
 import { bytes, count, digits, median, percent, seconds, whole } from "./format.js";
 import { HeatMap, legend } from "./heatmap.js";
 import { Scale } from "./scale.js";
-import { colour, onTheme } from "./theme.js";
+import { color, onTheme } from "./theme.js";
 import { cellsOf, facts, intro } from "./parts.js";
 
 const NAMES = {
@@ -195,7 +195,7 @@ export class TrainingView {
     const ranks = Array.from(last, (_, i) => i + 1);
     chart(this.spectrum, `Singular values of the update of ${layer.name}`, () => ({
       traces: [
-        { x: ranks, y: [...last], name: "last step", mode: "lines+markers", line: { color: colour("--edge"), width: 1.5, dash: "dot" }, marker: { size: 5 }, hoverinfo: "skip" },
+        { x: ranks, y: [...last], name: "last step", mode: "lines+markers", line: { color: color("--edge"), width: 1.5, dash: "dot" }, marker: { size: 5 }, hoverinfo: "skip" },
         { x: ranks, y: [...this.spectrumAt(layer, this.frame)], name: "at this step", type: "bar", marker: { color: series(0) }, hovertemplate: "index %{x}<br>σ %{y:.4g}<extra></extra>" },
       ],
       layout: { xaxis: { title: "index i" }, yaxis: { title: "singular value σᵢ of ΔW", range: [0, 1.05 * Math.max(...last, 1e-30)] }, bargap: 0.25 },
