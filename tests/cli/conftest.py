@@ -1,4 +1,4 @@
-"""A tiny language model on disk, and a text that it can learn."""
+"""A tiny language model on disk, a text that it can learn, and the width of what commands print."""
 
 import shutil
 from pathlib import Path
@@ -21,3 +21,14 @@ def text(tmp_path) -> Path:
     path = tmp_path / "text.txt"
     path.write_text(" ".join(WORDS[(i * i) % 11] for i in range(600)))
     return path
+
+
+@pytest.fixture
+def fits_80_columns(tmp_path):
+    """Text -> whether its lines fit, but for those with a path, which are never wrapped."""
+
+    def fits(text: str) -> bool:
+        lengths = [len(line) for line in text.splitlines() if str(tmp_path) not in line]
+        return bool(lengths) and max(lengths) <= 80
+
+    return fits

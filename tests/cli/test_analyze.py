@@ -80,5 +80,5 @@ def test_a_swapped_pair_of_two_models_is_refused_with_every_fault(minilm: Path, 
 
 def test_an_unknown_device_is_refused(pair: tuple[Path, Path]) -> None:
     ended = eckart("analyze", pair[0], "--device", "gpu")
-    assert ended.exit_code == 1
-    assert "must be auto, cpu, cuda" in ended.stderr
+    assert ended.exit_code == 2
+    assert "expected auto, cpu, cuda" in ended.stderr

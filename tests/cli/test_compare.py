@@ -36,12 +36,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_two_adapters_make_a_table_of_80_columns_beside_chance(folder: Path) -> None:
+def test_two_adapters_make_a_table_of_80_columns_beside_chance(folder: Path, fits_80_columns) -> None:
     ended = eckart("compare", folder / "a", folder / "b")
     assert ended.exit_code == 0, ended.stderr
     assert "chance" in ended.stdout
     assert "All together: cosine" in ended.stdout
-    assert max(map(len, ended.stdout.splitlines())) <= 80
+    assert fits_80_columns(ended.stdout)
 
 
 def test_json_and_files_hold_the_same_comparison(folder: Path) -> None:

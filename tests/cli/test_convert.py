@@ -28,12 +28,12 @@ def kohya(tmp_path):
     return tmp_path / "style.safetensors"
 
 
-def test_the_table_tells_the_new_names(kohya, tmp_path):
+def test_the_table_tells_the_new_names(kohya, tmp_path, fits_80_columns):
     ended = eckart("convert", kohya, "-o", tmp_path / "out", "--to", "diffusers")
     assert ended.exit_code == 0, ended.stderr
     for part in ("from kohya to diffusers", "1 names changed", "rank", "8×6"):
         assert part in ended.stdout
-    assert all(len(line) <= 80 for line in ended.stdout.splitlines())
+    assert fits_80_columns(ended.stdout)
 
 
 def test_json_holds_the_fields_scripts_rely_on(kohya, tmp_path):
@@ -60,10 +60,16 @@ def test_a_dry_run_writes_nothing(kohya, tmp_path):
     assert list(tmp_path.iterdir()) == [kohya]
 
 
+def test_an_unknown_format_is_wrong_usage_and_the_choices_are_named(kohya, tmp_path):
+    ended = eckart("convert", kohya, "-o", tmp_path / "out", "--to", "onnx")
+    assert ended.exit_code == 2
+    assert "'onnx' is not one of 'peft', 'kohya', 'diffusers'" in ended.stderr
+    assert list(tmp_path.iterdir()) == [kohya]
+
+
 @pytest.mark.parametrize(
     ("change", "options", "said"),
     [
-        ({}, ["--to", "onnx"], "peft, kohya, diffusers"),
         ({}, ["--to", "peft", "--base", "nowhere"], "nowhere"),
         ({"lora_unet_joint_blocks_0_x.lora_down.weight": torch.ones(2, 2)}, ["--to", "peft"], "lora_up missing"),
         ({f"lora_unet_{MODULE}.dora_scale": torch.ones(1, 6)}, ["--to", "peft"], "only norms of outputs"),

@@ -38,12 +38,12 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     return write_pair(tmp_path, SHAPES)
 
 
-def test_the_table_tells_ranks_errors_and_what_was_skipped(pair, tmp_path):
+def test_the_table_tells_ranks_errors_and_what_was_skipped(pair, tmp_path, fits_80_columns):
     ended = eckart("extract", *pair, "-o", tmp_path / "out", "--rank", 4)
     assert ended.exit_code == 0, ended.stderr
     for part in ("relative error", "least possible", "q_proj", "norm"):
         assert part in ended.stdout
-    assert all(len(line) <= 80 for line in ended.stdout.splitlines())
+    assert fits_80_columns(ended.stdout)
 
 
 def test_json_holds_the_fields_scripts_rely_on(pair, tmp_path):
@@ -147,8 +147,6 @@ def nothing(base, tuned):
         (None, ["--error", "1.5"], "(0, 1]"),
         (None, ["--budget", "lots"], "20MB"),
         (None, ["--budget", "3"], "budget"),
-        (None, ["--dtype", "int8"], "bfloat16"),
-        (None, ["--device", "tpu"], "cuda"),
         (None, ["--device", "cuda:7"], "CUDA devices"),
         (None, ["--eval", "no-such-file.txt"], "no-such-file.txt"),
     ],
@@ -165,6 +163,14 @@ def test_bad_input_is_refused_with_its_reason_and_nothing_is_written(pair, tmp_p
     assert not (tmp_path / "out").exists()
     left = {path.name for path in tmp_path.iterdir()} - {"base", "tuned", "elsewhere.safetensors"}
     assert left <= ({"out.partial"} if damage is not_finite else set())
+
+
+@pytest.mark.parametrize(("option", "value", "said"), [("--dtype", "int8", "bfloat16"), ("--device", "tpu", "cuda")])
+def test_a_value_that_is_no_choice_is_wrong_usage(pair, tmp_path, option, value, said):
+    ended = eckart("extract", *pair, "-o", tmp_path / "out", option, value)
+    assert ended.exit_code == 2
+    assert said in ended.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_output_that_exists_or_cannot_be_made_is_refused(pair, tmp_path):
@@ -200,7 +206,7 @@ def test_ctrl_c_ends_a_run_before_its_time_and_says_what_is_kept(slow_pair, tmp_
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in said
-    assert "the same command goes on" in said
+    assert "repeat the command to resume" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -12,13 +12,13 @@ def eckart(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["plan", *map(str, arguments)])
 
 
-def test_a_plan_shows_every_method_and_advice_in_80_columns_and_draws_bars(tiny_folder, tmp_path):
+def test_a_plan_shows_every_method_and_advice_in_80_columns_and_draws_bars(tiny_folder, tmp_path, fits_80_columns):
     figure = tmp_path / "bars.png"
     ended = eckart(tiny_folder("llama"), "--memory", "8GB", "--max-length", 32, "--figure", figure)
     assert ended.exit_code == 0, ended.stderr
     for part in ("full", "lora", "dora", "qlora", "activa-", "Advice for 8GB", "eckart train", "kept free"):
         assert part in ended.stdout
-    assert all(len(line) <= 80 for line in ended.stdout.splitlines())
+    assert fits_80_columns(ended.stdout)
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,11 +1,11 @@
-"""Progress: on a terminal a bar counts; elsewhere matrices say nothing, and stages a line each."""
+"""Progress: a bar on a terminal; elsewhere lines for stages that take long or end with a result."""
 
 import io
+import time
 
 import pytest
 
-from eckart.cli.progress import Bar, Stages
-from eckart.engine import Progress
+from eckart.cli.progress import StderrProgress
 
 
 class Terminal(io.StringIO):
@@ -13,81 +13,94 @@ class Terminal(io.StringIO):
         return True
 
 
-def run(bar: Progress) -> None:
-    bar.start("spectra", 2_000_000, "bytes")
-    bar.update(1_500_000, "q_proj")
-    bar.note("something to know")
-    bar.update(500_000, "v_proj")
-    bar.finish()
+def terminal(monkeypatch: pytest.MonkeyPatch, name: str = "xterm") -> Terminal:
+    """A wide terminal as stderr."""
+    stderr = Terminal()
+    monkeypatch.setattr("sys.stderr", stderr)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("TERM", name)
+    return stderr
 
 
-def test_a_terminal_sees_matrices_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr("sys.stderr", terminal)
-    monkeypatch.setenv("COLUMNS", "120")
-    run(Bar())
-    shown = terminal.getvalue()
-    assert "spectra" in shown
-    assert "2/2 matrices" in shown
-    assert "2.0/2.0 MB" in shown
-    assert "something to know" in shown
+def analyze(progress: StderrProgress) -> None:
+    progress.start("Analyzing", 2_000_000, "bytes")
+    progress.update(1_500_000, "q_proj")
+    progress.note("something to know")
+    progress.update(500_000, "v_proj")
+    progress.finish()
 
 
-def test_a_pipe_sees_notes_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    run(Bar())
+def train(progress: StderrProgress) -> None:
+    progress.start("Held-out loss before", 1, "steps")
+    progress.update(1, "loss 3.2500")
+    progress.start("Training", 3, "steps")
+    progress.update(1, "loss 2.5000")
+    progress.note("something to know")
+    progress.update(1, "loss 2.2500")
+    progress.finish()
+
+
+def test_a_terminal_shows_stage_bytes_and_detail(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = terminal(monkeypatch)
+    analyze(StderrProgress())
+    shown = stderr.getvalue()
+    for part in ("Analyzing", "2.0 of 2.0 MB", "v_proj", "something to know"):
+        assert part in shown
+
+
+def test_a_terminal_shows_steps_and_the_latest_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = terminal(monkeypatch)
+    train(StderrProgress())
+    shown = stderr.getvalue()
+    for part in ("Held-out loss before: loss 3.2500", "2 of 3 steps", "loss 2.2500", "something to know"):
+        assert part in shown
+
+
+def test_a_dumb_terminal_gets_lines_instead_of_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = terminal(monkeypatch, "dumb")
+    train(StderrProgress())
+    assert "\x1b" not in stderr.getvalue()
+    assert "Training: 2 of 3 steps, loss 2.2500\n" in stderr.getvalue()
+
+
+def test_short_work_on_matrices_leaves_only_notes_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    analyze(StderrProgress())
     assert capsys.readouterr() == ("", "something to know\n")
 
 
-def test_finishing_twice_is_no_harm() -> None:
-    bar = Bar()
-    bar.finish()
-    bar.finish()
+def test_a_pipe_gets_the_result_of_each_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    train(StderrProgress())
+    assert capsys.readouterr().err.splitlines() == [
+        "Held-out loss before: loss 3.2500",
+        "something to know",
+        "Training: 2 of 3 steps, loss 2.2500",
+    ]
 
 
-def train(stages: Stages) -> None:
-    stages.at("held-out loss before", 0, 1)
-    stages.at("held-out loss before", 1, 1, 3.25)
-    stages.at("training", 0, 3)
-    stages.at("training", 1, 3, 2.5)
-    stages.note("something to know")
-    stages.at("training", 2, 3, 2.25)
+def test_a_pipe_gets_lines_of_long_work_even_while_one_matrix_takes_long(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = StderrProgress(long=0.01, every=0.01)
+    progress.start("Extracting", 4_000_000_000, "bytes")
+    progress.update(1_000_000_000, "q_proj")
+    time.sleep(0.3)
+    progress.finish()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) >= 3
+    *during, last = lines
+    assert all(line.startswith("Extracting: 1.0 of 4.0 GB, q_proj, 0 s so far, about ") for line in during[1:])
+    assert last == "Extracting: 1.0 of 4.0 GB, in 0 s"
 
 
-def test_a_pipe_sees_a_line_for_each_stage_that_is_over(capsys: pytest.CaptureFixture[str]) -> None:
-    with Stages() as stages:
-        train(stages)
-        stages.show("merging", 0, 1)
-        stages.show("merging", 1, 1)
-    told = ["held-out loss before: loss 3.2500", "something to know", "training: 2 of 3, loss 2.2500", "merging"]
-    assert capsys.readouterr().err.splitlines() == told
+def test_the_lines_keep_their_distance(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = StderrProgress(long=0.01, every=60.0)
+    progress.start("Simulating", 0, "steps")
+    time.sleep(0.3)
+    progress.finish()
+    assert capsys.readouterr().err.splitlines() == ["Simulating: 0 s so far", "Simulating: done, in 0 s"]
 
 
-def test_a_pipe_sees_how_far_a_long_stage_is(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    seconds = iter(range(0, 1000, 20))
-    monkeypatch.setattr("eckart.cli.progress.time.monotonic", lambda: float(next(seconds)))
-    with Stages() as stages:
-        for step in range(5):
-            stages.at("training", step, 9, 2.0)
-    told = capsys.readouterr().err.splitlines()
-    assert told
-    assert all(line.startswith("training: ") and line.endswith(" of 9, loss 2.0000") for line in told)
-    assert len(told) < 4
-
-
-def test_a_terminal_sees_a_bar_with_the_latest_detail(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr("sys.stderr", terminal)
-    monkeypatch.setenv("COLUMNS", "120")
-    with Stages() as stages:
-        train(stages)
-    shown = terminal.getvalue()
-    for told in ("held-out loss before: loss 3.2500", "2/3", "loss 2.2500", "something to know"):
-        assert told in shown
-
-
-def test_a_quiet_process_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with Stages(quiet=True) as stages:
-        train(stages)
+def test_finishing_twice_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = StderrProgress()
+    progress.finish()
+    progress.finish()
+    progress.update(1)
     assert capsys.readouterr() == ("", "")

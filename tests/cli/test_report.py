@@ -83,7 +83,7 @@ def test_without_the_extra_an_analysis_is_whole_and_the_page_is_named_as_missing
     monkeypatch.setitem(sys.modules, "jinja2", None)
     ended = eckart("analyze", weights, "-o", tmp_path / "out")
     assert ended.exit_code == 0, ended.stderr
-    assert "No report.html: " in ended.stderr
+    assert "No report.html: drawing needs the " in ended.stderr
     assert "'report' extra: pip install 'jinja2" in ended.stderr
     assert json.loads((tmp_path / "out" / "analysis.json").read_text())["kind"] == "weights"
     assert not (tmp_path / "out" / "report.html").exists()

@@ -30,12 +30,12 @@ def adapter(tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def test_the_table_tells_ranks_errors_and_size(adapter, tmp_path):
+def test_the_table_tells_ranks_errors_and_size(adapter, tmp_path, fits_80_columns):
     ended = eckart("resize", adapter, "-o", tmp_path / "out", "--rank", 2)
     assert ended.exit_code == 0, ended.stderr
     for part in ("Adapter in", "relative error", "least possible", "q_proj", "18 layers"):
         assert part in ended.stdout
-    assert all(len(line) <= 80 for line in ended.stdout.splitlines())
+    assert fits_80_columns(ended.stdout)
     assert {layer.rank for layer in load_adapter(tmp_path / "out").values()} == {2}
 
 
@@ -68,7 +68,7 @@ def test_a_dry_run_writes_nothing(adapter, tmp_path):
         ([], 1, "exactly one way"),
         (["--rank", 0], 1, "at least 1"),
         (["--rank", 2, "--energy", 0.9], 1, "exactly one way"),
-        (["--rank", 2, "--dtype", "int8"], 1, "bfloat16"),
+        (["--rank", 2, "--dtype", "int8"], 2, "'int8' is not one of 'float32', 'bfloat16', 'float16'"),
         (["--rank", 2, "--target", "k_proj"], 1, "nearest"),
         (["--budget", "9"], 1, "raise the budget"),
         (["--rank", 2, "--workers", 0], 2, "workers"),

@@ -4,16 +4,15 @@ from typing import Annotated
 
 import typer
 
-from eckart.cli.options import Device, Exclude, Force, Json, NoResume, Output, Seed, Target, Workers
+from eckart.cli.options import Debug, Device, Exclude, Force, Json, NoResume, Open, Output, Seed, Target, Workers
 
 
 def analyze(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, .safetensors, .gguf, hub name or pkg:NAME.")],
     *,
     base: Annotated[
-        str | None, typer.Option("--base", metavar="BASE", help="Analyse SOURCE − BASE, a fine-tune's update.")
+        str | None, typer.Option("--base", metavar="BASE", help="Analyze SOURCE − BASE, the update of a fine-tune.")
     ] = None,
-    output: Output = None,
     full: Annotated[bool, typer.Option("--full", help="Every singular value, also of very large matrices.")] = False,
     target: Target = None,
     exclude: Exclude = None,
@@ -21,12 +20,15 @@ def analyze(
     workers: Workers = None,
     seed: Seed = 0,
     no_resume: NoResume = False,
+    output: Output = None,
     force: Force = False,
     as_json: Json = False,
+    open_page: Open = False,
+    debug: Debug = False,
 ) -> None:
     """Show how much rank a checkpoint, a fine-tune (with --base) or an adapter has.
 
-    With -o, write analysis.json, analysis.csv, figures and report.html; a killed run goes on where it was.
+    With -o, write analysis.json, analysis.csv, figures and report.html. An interrupted run resumes where it stopped.
 
     \b
     $ eckart analyze tuned --base base
@@ -40,14 +42,14 @@ def analyze(
     …
     211 matrices, 134 M parameters, 8.6 s, peak memory 736 MB
     """  # noqa: D301
-    from eckart.cli.output import show, show_json
-    from eckart.cli.page import page_beside
-    from eckart.cli.progress import Bar
+    from eckart.cli.drawing import Drawing
+    from eckart.cli.output import present
+    from eckart.cli.progress import StderrProgress
     from eckart.engine import Execution
     from eckart.operations import analyze as analyze_source
     from eckart.report import analysis_table, save_figures
 
-    execution = Execution(device=device, workers=workers, seed=seed, resume=not no_resume, progress=Bar())
+    drawing = Drawing(output, open_page=open_page)
     analysis = analyze_source(
         source,
         base,
@@ -56,12 +58,10 @@ def analyze(
         exclude=exclude or (),
         output=output,
         force=force,
-        execution=execution,
+        execution=Execution(device=device, workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress()),
     )
     if output:
-        save_figures(analysis, output)
-        page_beside(output)
-    if as_json:
-        show_json(analysis.to_json())
-    else:
-        show(analysis_table(analysis))
+        drawing.figures(save_figures, analysis, output)
+        drawing.page(output)
+    present(analysis, analysis_table, as_json=as_json)
+    drawing.finish(output, "Analysis")

@@ -1,15 +1,17 @@
 """`eckart combine`: several adapters as one."""
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from eckart.cli.options import (
+    AdapterOutput,
     BudgetText,
+    Debug,
     DryRun,
     Energy,
     Error,
+    FactorDtype,
     Force,
     Json,
     NoResume,
@@ -18,40 +20,45 @@ from eckart.cli.options import (
     Weights,
     Workers,
 )
-from eckart.cli.resize import KeptDtype
 
-Method = Annotated[str, typer.Option("--method", metavar="sum|ties|dare|magnitude", help="How updates become one.")]
+Method = Literal["sum", "ties", "dare", "magnitude"]
+MethodOption = Annotated[
+    Method, typer.Option("--method", metavar="sum|ties|dare|magnitude", help="How the updates are combined.")
+]
 Density = Annotated[
     float | None,
-    typer.Option("--density", metavar="SHARE", help="Entries that ties, dare and magnitude keep; 0.5 by default."),
+    typer.Option(
+        "--density", metavar="SHARE", help="Share of entries that ties, dare and magnitude keep. [default: 0.5]"
+    ),
 ]
 Base = Annotated[
     str | None,
-    typer.Option("--base", metavar="SOURCE", help="The model, for DoRA layers and weighted modules saved whole."),
+    typer.Option("--base", metavar="SOURCE", help="The model, needed for DoRA layers and weighted unfactored modules."),
 ]
 
 
 def combine(
     adapters: Annotated[list[str], typer.Argument(metavar="ADAPTER...", help="The adapters to combine.")],
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Adapter to write.")],
     weights: Weights = None,
-    method: Method = "sum",
+    method: MethodOption = "sum",
     density: Density = None,
+    base: Base = None,
     rank: Rank = None,
     energy: Energy = None,
     error: Error = None,
     budget: BudgetText = None,
-    base: Base = None,
-    dtype: KeptDtype = None,
     workers: Workers = None,
     seed: Seed = 0,
     no_resume: NoResume = False,
+    output: AdapterOutput,
+    dtype: FactorDtype = None,
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
-    """Write one adapter whose update is the weighted sum of several, exact or cut to a chosen rank.
+    """Write one adapter whose update is the weighted sum of several, exact or truncated to a chosen rank.
 
     Without a rank the ranks add up. ties, dare and magnitude prune each update before they are summed.
 
@@ -66,8 +73,8 @@ def combine(
     All layers together: relative error 35.44%; no adapter of these ranks has
     less than 35.44%.
     """  # noqa: D301
-    from eckart.cli.output import show, show_json
-    from eckart.cli.progress import Bar
+    from eckart.cli.output import present
+    from eckart.cli.progress import StderrProgress
     from eckart.engine import Execution
     from eckart.operations import FactorOptions, RankChoice
     from eckart.operations.combination.combine import combine as combined
@@ -79,14 +86,13 @@ def combine(
     given = (rank, energy, error, budget) != (None, None, None, None)
     options: dict[str, Any] = {
         "weights": parse_weights(weights),
-        "mixture": Mixture(method, density),  # type: ignore[arg-type]  # which refuses another name
+        "mixture": Mixture(method, density),
         "rank": RankChoice.given(rank=rank, energy=energy, error=error, budget=budget) if given else None,
         "base": base,
         "dtype": FactorOptions.named(dtype).dtype if dtype else None,
     }
     if dry_run:
-        preview = plan_combine(adapters, **options).preview()
-        return show_json(preview.to_json()) if as_json else show(preview_table(preview))
-    execution = Execution(device="cpu", workers=workers, seed=seed, resume=not no_resume, progress=Bar())
+        return present(plan_combine(adapters, **options).preview(), preview_table, as_json=as_json)
+    execution = Execution(device="cpu", workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress())
     result = combined(adapters, output=output, execution=execution, force=force, **options)
-    return show_json(result.to_json()) if as_json else show(adapter_table(result))
+    return present(result, adapter_table, as_json=as_json)

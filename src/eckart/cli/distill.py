@@ -6,25 +6,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from eckart.cli.evaluate import read_text
-from eckart.cli.progress import Stages
+from eckart.cli.options import in_group
+from eckart.cli.progress import StderrProgress
 from eckart.errors import OptionError
 
 if TYPE_CHECKING:
     from eckart.adapter import Adapter
     from eckart.training import Distillation
 
+QUALITY = "Quality on text"
+
 DistillText = Annotated[
     Path | None,
-    typer.Option(
-        "--distill",
+    in_group(
+        *(QUALITY, "--distill"),
         metavar="TEXT",
-        help="Text file on which the factors are then trained towards the predictions of what they approximate.",
+        help="Text file on which to train the factors, so that the model predicts as the original does.",
     ),
 ]
-Steps = Annotated[int | None, typer.Option("--steps", metavar="N", min=1, help="Of --distill.  [default: 40]")]
+Steps = Annotated[
+    int | None, in_group(QUALITY, "--steps", metavar="N", min=1, help="Training steps of --distill. [default: 40]")
+]
 
 
 @contextmanager
@@ -37,7 +40,7 @@ def distillation(
     seed: int = 0,
     device: str = "cpu",
 ) -> "Iterator[Distillation | None]":
-    """The training that was asked for, its text read and checked, with its steps shown while the block runs.
+    """The distillation that was asked for, its text read and checked, with its steps shown while the block runs.
 
     Raises:
         OptionError: steps without a text.
@@ -45,25 +48,31 @@ def distillation(
     """
     if text is None:
         if steps is not None:
-            msg = "--steps tells how long to train: name the text with --distill"
+            msg = "`steps` is the length of the distillation; name its text with `distill`"
             raise OptionError(msg)
         yield None
         return
     if base is None:
-        msg = "--distill needs the model that the adapter belongs to, and the adapter names none: --base BASE"
+        msg = "`distill` needs the model that the adapter belongs to, and the adapter names none; give `base=BASE`"
         raise OptionError(msg)
-    content = read_text(text, "--distill")
+    content = read_text(text, "distill")
     from eckart.engine import Execution
     from eckart.training import Distillation, fast_dtype
     from eckart.training.distiller import SHORT
 
     settings = replace(SHORT, steps=steps or SHORT.steps, seed=seed, compute_dtype=fast_dtype())
-    with Stages() as stages:
+    progress = StderrProgress()
+
+    def report(step: int, steps: int, kl: float) -> None:
+        if step == 1:
+            progress.start("Distilling", steps, "steps")
+        progress.update(1, f"KL {kl:.4f}")
+        if step == steps:
+            progress.finish()
+
+    try:
         yield Distillation(
-            base,
-            teacher,
-            content,
-            settings,
-            device=Execution(device=device).torch_device(),
-            progress=lambda step, steps, kl: stages.show("Distilling", step, steps, f"KL {kl:.4f}"),
+            base, teacher, content, settings, device=Execution(device=device).torch_device(), progress=report
         )
+    finally:
+        progress.finish()

@@ -1,71 +1,83 @@
-"""`eckart extract`: a fine-tune as a small adapter, with the error of every layer and the gain it keeps."""
+"""`eckart extract`: a fine-tune as a small adapter, with the error of every layer and the gain it recovers."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from eckart.cli.distill import DistillText, Steps
+from eckart.cli.distill import QUALITY, DistillText, Steps
 from eckart.cli.options import (
+    DTYPES,
+    LAYERS,
+    RESULT,
+    AdapterOutput,
     BudgetText,
+    Debug,
     Device,
-    Dtype,
     Energy,
     Error,
     Exclude,
+    FloatDtype,
     Force,
     Json,
     NoResume,
+    Open,
     Rank,
     Seed,
     Target,
     Workers,
+    in_group,
 )
 
 Saved = Annotated[
     list[str] | None,
-    typer.Option(
-        "--modules-to-save",
+    in_group(
+        *(LAYERS, "--modules-to-save"),
         metavar="PATTERN",
-        help="Keep changed tensors whole: modules by name, `norm` for all norms, `bias` for biases. Repeatable.",
+        help="Save changed tensors unfactored: modules by name, `norm` for all norms, `bias` for biases. Repeatable.",
     ),
 ]
 Text = Annotated[
-    Path | None, typer.Option("--eval", metavar="TEXT", help="Text file on which to measure the gain recovered.")
+    Path | None, in_group(QUALITY, "--eval", metavar="TEXT", help="Text file on which to measure the gain recovered.")
 ]
-Unbalanced = Annotated[bool, typer.Option("--unbalanced", help="Leave lora_A orthonormal; lora_B carries the scale.")]
+Dtype = Annotated[FloatDtype, in_group(RESULT, "--dtype", metavar=DTYPES, help="Data type of the saved factors.")]
+Unbalanced = Annotated[
+    bool, in_group(RESULT, "--unbalanced", help="Keep the rows of lora_A orthonormal; lora_B carries the scale.")
+]
 
 
 def extract(
     base: Annotated[str, typer.Argument(metavar="BASE", help="The model that was fine-tuned.")],
-    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="What came of it.")],
+    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The fine-tuned model.")],
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Adapter folder to write.")],
     rank: Rank = None,
     energy: Energy = None,
     error: Error = None,
     budget: BudgetText = None,
-    evaluation: Text = None,
-    distill: DistillText = None,
-    steps: Steps = None,
     target: Target = None,
     exclude: Exclude = None,
     modules_to_save: Saved = None,
-    dtype: Dtype = "float32",
-    unbalanced: Unbalanced = False,
+    evaluation: Text = None,
+    distill: DistillText = None,
+    steps: Steps = None,
     device: Device = "auto",
     workers: Workers = None,
     seed: Seed = 0,
     no_resume: NoResume = False,
+    output: AdapterOutput,
+    dtype: Dtype = "float32",
+    unbalanced: Unbalanced = False,
     force: Force = False,
     as_json: Json = False,
+    open_page: Open = False,
+    debug: Debug = False,
 ) -> None:
-    """Write TUNED − BASE as a PEFT adapter of the best factors of the chosen rank (16 by default).
+    """Write TUNED − BASE as a PEFT adapter with the best factors of the chosen rank (16 by default).
 
-    A killed run goes on where it was. With --eval, tell how much of the fine-tune's lower loss the adapter keeps.
-    Beside the adapter lie extract.json and report.html.
+    The adapter's folder also gets extract.json and report.html. An interrupted run resumes where it stopped.
 
-    With --distill, train the factors on TEXT towards TUNED's predictions; its last 15 % decides if that is kept.
+    With --eval, measure how much of the fine-tune's lower loss the adapter recovers. With --distill, also train the
+    factors on TEXT towards TUNED's predictions; they are kept if the last 15 % of TEXT shows that this helped.
 
     \b
     $ eckart extract base tuned -o extracted --rank 8 --eval text/heldout.txt
@@ -90,18 +102,19 @@ def extract(
     """  # noqa: D301
     from eckart import operations
     from eckart.cli.distill import distillation
+    from eckart.cli.drawing import Drawing, write_result
     from eckart.cli.evaluate import gain_of, read_text
     from eckart.cli.output import show, show_json
-    from eckart.cli.page import result_beside
-    from eckart.cli.progress import Bar
+    from eckart.cli.progress import StderrProgress
     from eckart.engine import Execution
     from eckart.errors import OptionError
     from eckart.report import adapter_table
 
     if distill is not None and unbalanced:
-        msg = "--unbalanced leaves lora_A orthonormal, --distill trains it: choose one of them"
+        msg = "`unbalanced` keeps lora_A orthonormal, but `distill` trains it; choose one of them"
         raise OptionError(msg)
     text = read_text(evaluation) if evaluation else None
+    drawing = Drawing(output, figures=None, open_page=open_page)
     with distillation(base, tuned, distill, steps=steps, seed=seed, device=device) as refine:
         extraction = operations.extract(
             base,
@@ -110,15 +123,19 @@ def extract(
             output=output,
             scope=operations.Scope(target or operations.Scope().target, exclude or (), modules_to_save or ()),
             options=operations.FactorOptions.named(dtype, balanced=not unbalanced),
-            execution=Execution(device=device, workers=workers, seed=seed, resume=not no_resume, progress=Bar()),
+            execution=Execution(
+                device=device, workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress()
+            ),
             force=force,
             refine=refine,
         )
     distilled = refine.result if refine else None
     gain = gain_of(base, tuned, extraction.adapter, text) if text is not None else None
-    told = {"eval": gain.to_json() if gain else None, "distill": distilled.to_json() if distilled else None}
-    result_beside(output, "extract.json", extraction.to_json() | told)
+    quality = {"eval": gain.to_json() if gain else None, "distill": distilled.to_json() if distilled else None}
+    write_result(output, "extract.json", extraction.to_json() | quality)
+    drawing.page(output)
     if as_json:
-        show_json(extraction.to_json() | told)
+        show_json(extraction.to_json() | quality)
     else:
         show(adapter_table(extraction, gain, distilled))
+    drawing.finish(output, None)

@@ -1,39 +1,51 @@
-"""`eckart merge`: adapters baked into a model."""
+"""`eckart merge`: adapters merged into a model."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from eckart.cli.options import DryRun, Force, Json, NoResume, Weights, Workers
+from eckart.cli.options import (
+    DTYPES,
+    RESULT,
+    Debug,
+    DryRun,
+    FloatDtype,
+    Force,
+    Json,
+    ModelOutput,
+    NoResume,
+    Weights,
+    Workers,
+    in_group,
+)
 
-BakedDtype = Annotated[
-    str | None,
-    typer.Option(
-        "--dtype",
-        metavar="float32|bfloat16|float16",
-        help="Of all written weights; makes plain ones of 4-bit weights. [default: the base's]",
-        show_default=False,
+MergedDtype = Annotated[
+    FloatDtype | None,
+    in_group(
+        *(RESULT, "--dtype"),
+        metavar=DTYPES,
+        help="Data type of all written weights; dequantizes 4-bit weights. [default: the base's]",
     ),
 ]
 
 
 def merge(
     base: Annotated[str, typer.Argument(metavar="BASE", help="The model to merge into.")],
-    adapters: Annotated[list[str], typer.Argument(metavar="ADAPTER", help="Adapters to bake in.")],
+    adapters: Annotated[list[str], typer.Argument(metavar="ADAPTER...", help="The adapters to merge.")],
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Model folder to write.")],
     weights: Weights = None,
-    dtype: BakedDtype = None,
     workers: Workers = None,
     no_resume: NoResume = False,
+    output: ModelOutput,
+    dtype: MergedDtype = None,
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
-    """Write BASE with adapters baked in, as a model folder that transformers loads.
+    """Write BASE with adapters merged in, as a model folder that transformers loads.
 
-    Tensors are streamed: memory stays small for any model. A killed run goes on where it was.
+    Tensors are streamed, so memory stays small for any model. An interrupted run resumes where it stopped.
 
     \b
     $ eckart merge base adapter -o merged-adapter
@@ -52,22 +64,18 @@ def merge(
     1.09 times the update: most of what was merged is lost. --dtype bfloat16
     writes plain weights without this error.
     """  # noqa: D301
-    from eckart.cli.output import show, show_json
-    from eckart.cli.progress import Bar
+    from eckart.cli.output import present
+    from eckart.cli.progress import StderrProgress
     from eckart.engine import Execution
     from eckart.operations import FactorOptions
     from eckart.operations.merging.merge import merge as merged
     from eckart.operations.merging.plan import plan_merge
     from eckart.operations.weights import parse_weights
+    from eckart.report import merge_table, preview_table
 
     options = {"weights": parse_weights(weights), "dtype": FactorOptions.named(dtype).dtype if dtype else None}
     if dry_run:
-        from eckart.report import preview_table
-
-        preview = plan_merge(base, adapters, **options).preview()
-        return show_json(preview.to_json()) if as_json else show(preview_table(preview))
-    from eckart.report import merge_table
-
-    execution = Execution(device="cpu", workers=workers, resume=not no_resume, progress=Bar())
+        return present(plan_merge(base, adapters, **options).preview(), preview_table, as_json=as_json)
+    execution = Execution(device="cpu", workers=workers, resume=not no_resume, progress=StderrProgress())
     result = merged(base, adapters, output, execution=execution, force=force, **options)
-    return show_json(result.to_json()) if as_json else show(merge_table(result))
+    return present(result, merge_table, as_json=as_json)

@@ -1,49 +1,100 @@
-"""Options that several commands share, spelt and explained once."""
+"""Options that several commands share, each declared once."""
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
+from eckart.cli.command import GENERAL, set_debug
+
+LAYERS, RANK, EXECUTION, RESULT = "Layers", "Rank (choose one)", "Execution", "Output"
+
+FloatDtype = Literal["float32", "bfloat16", "float16"]
+DTYPES = "float32|bfloat16|float16"
+
+
+def _device(value: str) -> str:
+    """The device, if its name is well formed; whether the machine has it is checked by the library."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        msg = f"{value!r}: expected auto, cpu, cuda or cuda:N"
+        raise typer.BadParameter(msg)
+    return value
+
+
+def in_group(group: str, *names: str, help: str, **settings: Any) -> Any:  # noqa: A002  # typer's own name for it
+    """An option that the help lists under the heading `group`."""
+    return typer.Option(*names, help=help, rich_help_panel=group, **settings)
+
+
 Target = Annotated[
     list[str] | None,
-    typer.Option(
-        "--target",
+    in_group(
+        *(LAYERS, "--target", "--target-modules"),
         metavar="PATTERN",
-        help="Only these modules: a name, a dotted suffix, a regex, "
-        "or attention, attention-min, mlp, all-linear. Repeatable.",
+        help="Only these modules: a name, a dotted suffix, a regex, or one of "
+        "attention, attention-min, mlp, all-linear. Repeatable.",
     ),
 ]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option("--exclude", metavar="PATTERN", help="Not these modules; wins over --target. Repeatable."),
+    in_group(LAYERS, "--exclude", metavar="PATTERN", help="Not these modules; overrides --target. Repeatable."),
 ]
-Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where results are written.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what is already there.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
-Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda[:N]", help="Where to compute.")]
-Dtype = Annotated[str, typer.Option("--dtype", metavar="float32|bfloat16|float16", help="Of the written factors.")]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of every random choice.")]
-NoResume = Annotated[
-    bool, typer.Option("--no-resume", help="Start over instead of going on where a killed run stopped.")
+
+Rank = Annotated[int | None, in_group(RANK, "--rank", "-r", metavar="N", help="The same rank for every matrix.")]
+Energy = Annotated[
+    float | None,
+    in_group(RANK, "--energy", metavar="SHARE", help="The smallest ranks that keep this share of ‖ΔW‖², such as 0.9."),
+]
+Error = Annotated[
+    float | None,
+    in_group(RANK, "--error", metavar="SHARE", help="The smallest ranks with a relative error below this."),
+]
+BudgetText = Annotated[
+    str | None,
+    in_group(RANK, "--budget", metavar="20MB|5M", help="Total bytes or parameters, distributed over all matrices."),
+]
+
+Device = Annotated[
+    str,
+    in_group(EXECUTION, "--device", metavar="auto|cpu|cuda[:N]", callback=_device, help="Device to compute on."),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", metavar="N", min=1, help="Matrices worked on at once; by default one a core."),
+    in_group(
+        *(EXECUTION, "--workers"),
+        metavar="N",
+        min=1,
+        help="Number of matrices processed at once. [default: one per core]",
+    ),
 ]
-Rank = Annotated[int | None, typer.Option("--rank", metavar="N", help="The same rank for every matrix.")]
-Energy = Annotated[
-    float | None, typer.Option("--energy", metavar="SHARE", help="Smallest ranks that keep this share of ‖ΔW‖².")
+Seed = Annotated[int, in_group(EXECUTION, "--seed", metavar="N", help="Random seed.")]
+NoResume = Annotated[
+    bool, in_group(EXECUTION, "--no-resume", help="Start from scratch instead of resuming an interrupted run.")
 ]
-Error = Annotated[
-    float | None, typer.Option("--error", metavar="SHARE", help="Smallest ranks with a relative error below this.")
+Debug = Annotated[
+    bool,
+    in_group(GENERAL, "--debug", callback=set_debug, expose_value=False, help="Show the traceback of an error."),
 ]
-BudgetText = Annotated[
-    str | None, typer.Option("--budget", metavar="20MB|5M", help="Bytes or parameters, shared between matrices.")
+
+Output = Annotated[
+    Path | None, in_group(RESULT, "--output", "-o", metavar="DIR", help="Folder for the results, figures and page.")
+]
+AdapterOutput = Annotated[
+    Path, in_group(RESULT, "--output", "-o", metavar="OUT", help="Adapter folder or file to write.")
+]
+ModelOutput = Annotated[Path, in_group(RESULT, "--output", "-o", metavar="OUT", help="Model folder to write.")]
+FactorDtype = Annotated[
+    FloatDtype | None,
+    in_group(RESULT, "--dtype", metavar=DTYPES, help="Data type of the saved factors. [default: each layer's own]"),
 ]
 Weights = Annotated[
-    str | None, typer.Option("--weights", metavar="A,B,…", help="Factor of each adapter, in their order. [default: 1]")
+    str | None, typer.Option("--weights", metavar="A,B,…", help="Weight of each adapter, in order. [default: 1]")
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Tell what would match, be read and be written, from headers alone.")
+    bool,
+    in_group(*(RESULT, "--dry-run", "-n"), help="Show what would be matched, read and written; reads headers only."),
 ]
+Force = Annotated[bool, in_group(RESULT, "--force", "-f", help="Overwrite an existing output.")]
+Json = Annotated[bool, in_group(RESULT, "--json", help="Print the result as one JSON object, and nothing else.")]
+Open = Annotated[bool, in_group(RESULT, "--open", help="Open the page in the browser when done.")]

@@ -1,16 +1,95 @@
-"""`eckart plan`: what will a fine-tune take, does it fit, and what to train with?"""
+"""`eckart plan`: what does a fine-tune need, does it fit, and which settings are best?"""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eckart.cli.options import Json, Target
+from eckart.cli.options import RESULT, Debug, Json, Target, in_group
+from eckart.cli.training_options import ADAPTER, DATA, OPTIMIZATION
+from eckart.planning.setting import Attention, BaseDtype, Method, Optimizer
+
+if TYPE_CHECKING:
+    from eckart.cli.progress import StderrProgress
 
 DOES_NOT_FIT = 3
+
+MethodOption = Annotated[
+    Method | None,
+    in_group(ADAPTER, "--method", metavar="full|lora|dora|qlora", help="Only this method. [default: compare all]"),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option("--memory", metavar="24GB", help="GPU memory to fit into. Exit status 3 if it does not fit."),
+]
+RankOption = Annotated[
+    int | None,
+    in_group(ADAPTER, "--rank", "-r", metavar="N", help="Rank of the adapter. [default: by the size of the data]"),
+]
+BatchSize = Annotated[int, in_group(OPTIMIZATION, "--batch-size", metavar="N", help="Sequences per step.")]
+MaxLength = Annotated[
+    int | None,
+    in_group(
+        *(DATA, "--max-length", "--max-seq-length"),
+        metavar="N",
+        help="Tokens per sequence. [default: 1024, or the model's limit if that is lower]",
+    ),
+]
+Dtype = Annotated[
+    BaseDtype,
+    in_group(
+        *(OPTIMIZATION, "--dtype"),
+        metavar="float32|float16|bfloat16",
+        help="Data type of the base model and of the activations.",
+    ),
+]
+OptimizerOption = Annotated[
+    Optimizer,
+    in_group(
+        *(OPTIMIZATION, "--optimizer"),
+        metavar="adamw|adamw8bit",
+        help="Optimizer; adamw8bit keeps its states in 8 bits.",
+    ),
+]
+Checkpointing = Annotated[
+    bool,
+    in_group(
+        *(OPTIMIZATION, "--gradient-checkpointing"),
+        help="Recompute activations in the backward pass: less memory, a third more time.",
+    ),
+]
+AttentionOption = Annotated[
+    Attention | None,
+    in_group(
+        *(OPTIMIZATION, "--attention"),
+        metavar="sdpa|eager",
+        help="Attention implementation; eager stores the full attention matrix. [default: sdpa]",
+    ),
+]
+DataSize = Annotated[
+    str | None,
+    in_group(
+        *(DATA, "--data-size"),
+        metavar="N",
+        help="Size of the training data: 5000 or 20k examples, or '3M tokens'.",
+    ),
+]
+Analysis = Annotated[
+    Path | None,
+    in_group(
+        *(DATA, "--analysis"),
+        metavar="FILE",
+        help="analysis.json of an earlier fine-tune: its rank per module informs the advice.",
+    ),
+]
+Measure = Annotated[bool, typer.Option("--measure", help="Also run a real step on this machine's CPU, and compare.")]
+Figure = Annotated[
+    Path | None,
+    in_group(RESULT, "--figure", "-o", metavar="FILE", help="Draw the table as bars: .png, .svg or .pdf."),
+]
 
 
 def plan(
@@ -18,52 +97,31 @@ def plan(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A preset such as llama-3-8b, a SOURCE (only its config is read), or a count such as 8B.",
+            help="A preset such as llama-3-8b, a SOURCE (only its config is read), or a size such as 8B.",
         ),
     ],
     *,
-    method: Annotated[
-        str | None, typer.Option(metavar="full|lora|dora|qlora", help="Only this one. [default: compare all]")
-    ] = None,
-    memory: Annotated[
-        str | None, typer.Option(metavar="24GB", help="To fit: exit status 0 if it does, 3 if not.")
-    ] = None,
-    rank: Annotated[int | None, typer.Option(metavar="N", help="Of the adapter. [default: by the data's size]")] = None,
+    memory: Memory = None,
+    measure: Measure = False,
+    method: MethodOption = None,
+    rank: RankOption = None,
     target: Target = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Sequences a step.")] = 1,
-    max_length: Annotated[
-        int | None, typer.Option(metavar="N", help="Tokens of a sequence. [default: 1024, or what the model sees]")
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option(metavar="float32|float16|bfloat16", help="Of the base and the activations.")
-    ] = "bfloat16",
-    optimizer: Annotated[
-        str, typer.Option(metavar="adamw|adamw8bit", help="With states in full, or 8 bits.")
-    ] = "adamw",
-    gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")
-    ] = False,
-    attention: Annotated[
-        str | None, typer.Option(metavar="sdpa|eager", help="Eager keeps scores of all pairs of tokens.")
-    ] = None,
-    data_size: Annotated[
-        str | None, typer.Option(metavar="N", help="To learn from: 5000 or 20k examples, '3M tokens'.")
-    ] = None,
-    analysis: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="analysis.json of an earlier fine-tune: its ranks by module.")
-    ] = None,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="Run a real step on this machine's CPU too, and compare.")
-    ] = False,
-    figure: Annotated[
-        Path | None, typer.Option("--figure", "-o", metavar="FILE", help="Draw the bars: .png, .svg or .pdf.")
-    ] = None,
+    max_length: MaxLength = None,
+    data_size: DataSize = None,
+    analysis: Analysis = None,
+    batch_size: BatchSize = 1,
+    dtype: Dtype = "bfloat16",
+    optimizer: OptimizerOption = "adamw",
+    gradient_checkpointing: Checkpointing = False,
+    attention: AttentionOption = None,
+    figure: Figure = None,
     as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
-    """Tell what fine-tuning a model takes, before renting a GPU.
+    """Predict the memory that fine-tuning a model needs, before renting a GPU.
 
-    The model's own code runs a training step on tensors without data: no
-    weights are downloaded, no GPU is asked, and every byte is counted.
+    The model's own code runs a training step on tensors without data: no weights are downloaded, no GPU is needed, and
+    every byte is counted.
 
     \b
     $ eckart plan llama-3-8b --memory 24GB
@@ -80,32 +138,35 @@ def plan(
     …
     """  # noqa: D301
     from eckart import planning
+    from eckart.cli.drawing import Drawing
     from eckart.cli.output import note, show, show_json
+    from eckart.cli.progress import StderrProgress
     from eckart.report import plan_table, save_plan_figure
 
-    checked = None
-    with _line() as tell, _warnings_as_notes():
+    drawing = Drawing(figure, figures=str(figure), page=False)
+    checked, progress = None, StderrProgress()
+    with _simulations(progress), _warnings_as_notes():
         plan = planning.plan(
             model,
-            method=method,  # type: ignore[arg-type]  # checked there, as are the others
+            method=method,
             memory=memory,
             data_size=data_size,
             analysis=analysis,
-            tell=tell,
+            tell=lambda words: progress.start(f"Simulating {words}", 0, "steps"),
             rank=rank,
             target=target,
             batch_size=batch_size,
             max_length=max_length,
-            dtype=dtype,  # type: ignore[typeddict-item]
-            optimizer=optimizer,  # type: ignore[typeddict-item]
+            dtype=dtype,
+            optimizer=optimizer,
             gradient_checkpointing=gradient_checkpointing,
-            attention=attention,  # type: ignore[typeddict-item]
+            attention=attention,
         )
         if measure:
-            tell("a real step")
+            progress.start("Running a real step", 0, "steps")
             checked = planning.check(model, plan.chosen.setting)
     if figure is not None:
-        note(f"Figure in {save_plan_figure(plan, figure)}")
+        drawing.figures(lambda: note(f"Figure in {save_plan_figure(plan, figure)}"))
     if as_json:
         show_json(plan.to_json() | ({"measured": checked.to_json()} if checked else {}))
     else:
@@ -115,16 +176,13 @@ def plan(
 
 
 @contextmanager
-def _line() -> Iterator[Callable[[str], None]]:
-    """A line on a terminal that tells what is being simulated."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    with console.status("Reading the config") as status:
-        yield lambda words: status.update(f"Simulating {words}")
+def _simulations(progress: "StderrProgress") -> Iterator[None]:
+    """Report what is simulated, from reading the config on."""
+    progress.start("Reading the config", 0, "steps")
+    try:
+        yield
+    finally:
+        progress.finish()
 
 
 @contextmanager

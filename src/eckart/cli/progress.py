@@ -1,138 +1,177 @@
-"""Progress on stderr: of matrices by their bytes, and of the stages of a training by their steps."""
+"""Progress on stderr: a bar on a terminal, and elsewhere a line now and then."""
 
+import os
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
+from eckart.cli.flags import with_flags
+
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
+
+    from eckart.engine.progress import Unit
+
+LONG_SECONDS, EVERY_SECONDS = 5.0, 30.0
 
 
-class Bar:
-    """What the engine tells, shown as one line that disappears when the stage is over; only on a terminal.
+class StderrProgress:
+    """Shows the stage that runs, how far it is, the time left and the latest detail.
 
-    The time left follows bytes rather than matrices, which differ in size by orders of magnitude.
+    Without a terminal a stage that takes long leaves a line when that becomes clear, one at least every 30 seconds, and
+    one at its end. A stage whose details are results, such as losses, leaves its last one in any case.
     """
 
-    def __init__(self) -> None:
-        self._shown: tuple[RichProgress, TaskID] | None = None
+    def __init__(self, *, long: float = LONG_SECONDS, every: float = EVERY_SECONDS) -> None:
+        """Report to stderr.
 
-    def start(self, stage: str, total: int, unit: str) -> None:
-        """Show the bar of a stage."""
-        if not sys.stderr.isatty():
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        Args:
+            long: seconds after which a stage takes long.
+            every: seconds between the lines of a stage where there is no terminal.
+        """
+        self._long, self._every = long, every
+        self._stage: _Stage | None = None
+        self._display: _Bar | _Lines | None = None
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[done]} matrices"),
-            DownloadColumn(),
-            TimeRemainingColumn(),
-        )
-        progress = Progress(*columns, console=Console(stderr=True), transient=True)
-        progress.start()
-        self._shown = progress, progress.add_task(stage, total=total, done=0)
+    def start(self, stage: str, total: int, unit: "Unit") -> None:
+        """Show the bar of a stage; a stage that is still shown is over."""
+        self.finish()
+        self._stage = _Stage(stage, total, unit)
+        terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._display = _Bar(self._stage) if terminal else _Lines(self._stage, self._long, self._every)
 
     def update(self, amount: int, detail: str = "") -> None:
-        """Count one more matrix."""
-        if self._shown:
-            progress, bar = self._shown
-            progress.update(bar, advance=amount, done=progress.tasks[bar].fields["done"] + 1)
+        """Count what was done."""
+        if self._stage is not None and self._display is not None:
+            self._stage.done += amount
+            self._stage.detail = detail or self._stage.detail
+            self._display.update()
 
     def note(self, message: str) -> None:
         """Say something now, above the bar if there is one."""
-        if self._shown:
-            self._shown[0].console.print(message, highlight=False, markup=False)
-        else:
-            sys.stderr.write(f"{message}\n")
+        _say(with_flags(message), self._display.console if isinstance(self._display, _Bar) else None)
 
     def finish(self) -> None:
-        """Take the bar away."""
-        if self._shown:
-            self._shown[0].stop()
-            self._shown = None
+        """Take the bar away, and leave a line if the stage took long or ended with a result."""
+        stage, display, self._stage, self._display = self._stage, self._display, None, None
+        if stage is None or display is None:
+            return
+        display.close()
+        if isinstance(display, _Lines) and stage.seconds() > self._long:
+            _say(stage.summary())
+        elif stage.has_result():
+            _say(stage.result())
 
 
-class Stages:
-    """What a training tells: a bar for the stage that runs, and a line for each one that is over.
+class _Stage:
+    """What runs, and how far it is."""
 
-    Without a terminal there is no bar, and a stage that takes long leaves a line now and then. Ends as a context does.
-    """
+    def __init__(self, name: str, total: int, unit: "Unit") -> None:
+        self.name, self.total, self.unit = name, total, unit
+        self.done, self.detail = 0, ""
+        self._began = time.monotonic()
 
-    EVERY = 30.0  # seconds between lines of one stage
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        """Show everything, or nothing: of processes that train together one tells."""
-        from rich.console import Console
+    def has_result(self) -> bool:
+        """Whether the details are results; of bytes they are the names of matrices."""
+        return self.unit != "bytes" and bool(self.detail)
 
-        self._console = Console(stderr=True, soft_wrap=True, quiet=quiet)
-        self._stage: str | None = None
-        self._place = (0, 0, "")
-        self._told_at = 0.0
-        self._bar: RichProgress | None = None
-
-    def __enter__(self) -> "Stages":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._clear()
-
-    def at(self, stage: str, done: int, total: int, loss: float | None = None) -> None:
-        """`done` of `total` steps of a stage are done, the last with this loss in nats per token."""
-        self.show(stage, done, total, "" if loss is None else f"loss {loss:.4f}")
-
-    def show(self, stage: str, done: int, total: int, detail: str = "") -> None:
-        """`done` of `total` steps of a stage are done; a detail stays until there is another."""
-        if stage != self._stage:
-            self._end()
-            self._stage, self._place, self._told_at = stage, (0, 0, ""), time.monotonic()
-        self._place = done, total, detail or self._place[2]
-        if done >= total:
-            self._end()
-        elif self._console.is_terminal:
-            self._move()
-        elif time.monotonic() - self._told_at > self.EVERY:
-            self._tell()
-
-    def note(self, message: str) -> None:
-        """Say something now, above the bar if there is one."""
-        self._console.print(message, highlight=False, markup=False)
-
-    def _end(self) -> None:
-        """Leave a line of the stage that ran, if one did."""
-        self._clear()
-        if self._stage is not None:
-            self._tell()
-            self._stage = None
-
-    def _tell(self) -> None:
-        done, total, detail = self._place
-        told = ", ".join(filter(None, ("" if total == 1 else f"{done} of {total}", detail)))
-        self.note(f"{self._stage}: {told}" if told else str(self._stage))
-        self._told_at = time.monotonic()
-
-    def _clear(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def _move(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        if self._bar is None:
-            columns = (
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[detail]}", markup=False),
+    def count(self) -> str:
+        """How much is done, such as `3 of 40 steps` or `1.2 of 4.8 GB`."""
+        if self.total <= 1 and not (self.unit == "bytes" and self.total):
+            return f"{self.done} {self.unit}" if self.total == 0 and self.done else ""
+        if self.unit == "bytes":
+            scale, unit = next(
+                ((10**p, u) for p, u in ((9, "GB"), (6, "MB"), (3, "kB")) if self.total >= 10**p), (1, "B")
             )
-            self._bar = Progress(*columns, console=self._console, transient=True)
-            self._bar.add_task(str(self._stage), detail="")
-            self._bar.start()
-        done, total, detail = self._place
-        self._bar.update(self._bar.tasks[0].id, completed=done, total=total, detail=detail)
+            return f"{self.done / scale:.1f} of {self.total / scale:.1f} {unit}"
+        return f"{self.done} of {self.total} {self.unit}"
+
+    def line(self) -> str:
+        """The stage in one line, while it runs."""
+        seconds = self.seconds()
+        left = seconds * (self.total - self.done) / self.done if 0 < self.done < self.total else None
+        parts = [
+            self.count(),
+            self.detail,
+            f"{_duration(seconds)} so far",
+            f"about {_duration(left)} left" if left else "",
+        ]
+        return f"{self.name}: {', '.join(filter(None, parts))}"
+
+    def result(self) -> str:
+        """The stage in one line, when it is over."""
+        return f"{self.name}: {', '.join(filter(None, [self.count(), self.detail]))}"
+
+    def summary(self) -> str:
+        """The line that a long stage leaves."""
+        detail = f", {self.detail}" if self.has_result() else ""
+        return f"{self.name}: {self.count() or 'done'}{detail}, in {_duration(self.seconds())}"
+
+
+class _Lines:
+    """A line after a while and then at intervals; from a thread, so also while a single matrix takes minutes."""
+
+    def __init__(self, stage: _Stage, long: float, every: float) -> None:
+        self._stage, self._long, self._every = stage, long, every
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._report, daemon=True)
+        self._thread.start()
+
+    def update(self) -> None:
+        """Nothing: the thread reads the stage."""
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _report(self) -> None:
+        wait = self._long
+        while not self._over.wait(wait):
+            _say(self._stage.line())
+            wait = self._every
+
+
+class _Bar:
+    """A bar that disappears when the stage is over."""
+
+    def __init__(self, stage: _Stage) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._stage = stage
+        self.console = Console(stderr=True, soft_wrap=True)
+        text = TextColumn("{task.description}", markup=False)
+        fields = TextColumn("{task.fields[count]}", markup=False), TextColumn("{task.fields[detail]}", markup=False)
+        timing = TimeRemainingColumn() if stage.total else TimeElapsedColumn()
+        self._bar: RichProgress = Progress(
+            *(text, BarColumn(bar_width=24), fields[0], timing, fields[1]), console=self.console, transient=True
+        )
+        self._task = self._bar.add_task(stage.name, total=stage.total or None, count=stage.count(), detail="")
+        self._bar.start()
+
+    def update(self) -> None:
+        stage = self._stage
+        self._bar.update(self._task, completed=stage.done, count=stage.count(), detail=stage.detail)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def _say(message: str, console: "Console | None" = None) -> None:
+    if console is None:
+        sys.stderr.write(f"{message}\n")
+        sys.stderr.flush()
+    else:
+        console.print(message, highlight=False, markup=False)
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,21 +1,37 @@
 """`eckart quantize`: a model in 4 bits."""
 
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from eckart.cli.options import DryRun, Exclude, Force, Json, NoResume, Target, Workers
+from eckart.cli.options import (
+    DTYPES,
+    RESULT,
+    Debug,
+    DryRun,
+    Exclude,
+    FloatDtype,
+    Force,
+    Json,
+    ModelOutput,
+    NoResume,
+    Target,
+    Workers,
+    in_group,
+)
 
-BlockSize = Annotated[int, typer.Option("--block-size", metavar="N", help="Values that share a scale: 32, 64 … 4096.")]
-Double = Annotated[bool, typer.Option("--double", help="Quantize the scales too: 0.52 bytes a parameter, not 0.56.")]
+BlockSize = Annotated[
+    int, typer.Option("--block-size", metavar="N", help="Number of values that share a scale: 32, 64 … 4096.")
+]
+Double = Annotated[
+    bool, typer.Option("--double", help="Quantize the scales too: 0.52 bytes per parameter instead of 0.56.")
+]
 DenseDtype = Annotated[
-    str | None,
-    typer.Option(
-        "--dtype",
-        metavar="float32|bfloat16|float16",
-        help="Of what stays dense, and that weights are quantized from. [default: the model's]",
-        show_default=False,
+    FloatDtype | None,
+    in_group(
+        *(RESULT, "--dtype"),
+        metavar=DTYPES,
+        help="Data type of unquantized tensors and of the quantizer's input. [default: the model's]",
     ),
 ]
 
@@ -23,21 +39,22 @@ DenseDtype = Annotated[
 def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model to quantize.")],
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Model folder to write.")],
     double: Double = False,
     block_size: BlockSize = 64,
     target: Target = None,
     exclude: Exclude = None,
-    dtype: DenseDtype = None,
     workers: Workers = None,
     no_resume: NoResume = False,
+    output: ModelOutput,
+    dtype: DenseDtype = None,
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Write MODEL with its linear layers in NF4, which transformers and bitsandbytes load.
 
-    Bit for bit what bitsandbytes makes. The output layer, embeddings and norms stay as they are.
+    The codes equal those of bitsandbytes bit for bit. The output layer, embeddings and norms stay as they are.
 
     \b
     $ eckart quantize base -o base-nf4 --double
@@ -50,24 +67,23 @@ def quantize(
     All layers together: relative error 9.36%.
     106 M of 135 M parameters in NF4, 0.518 bytes each; 112 MB in all, 1.1 s
     """  # noqa: D301
-    from eckart.cli.output import show, show_json
-    from eckart.cli.progress import Bar
+    from eckart.cli.output import present
+    from eckart.cli.progress import StderrProgress
     from eckart.engine import Execution
     from eckart.operations import FactorOptions
     from eckart.operations.quantization.plan import ALL_LINEAR, plan_quantize
     from eckart.operations.quantization.quantize import quantize as quantized
+    from eckart.report import preview_table, quantize_table
 
-    scope = {"target": target or ALL_LINEAR, "exclude": exclude or ()}
-    plain = FactorOptions.named(dtype).dtype if dtype else None
+    options: dict[str, Any] = {
+        "target": target or ALL_LINEAR,
+        "exclude": exclude or (),
+        "block_size": block_size,
+        "double": double,
+        "dtype": FactorOptions.named(dtype).dtype if dtype else None,
+    }
     if dry_run:
-        from eckart.report import preview_table
-
-        preview = plan_quantize(model, block_size=block_size, double=double, dtype=plain, **scope).preview()
-        return show_json(preview.to_json()) if as_json else show(preview_table(preview))
-    from eckart.report.tables.quantization import quantize_table
-
-    execution = Execution(device="cpu", workers=workers, resume=not no_resume, progress=Bar())
-    result = quantized(
-        model, output, block_size=block_size, double=double, dtype=plain, execution=execution, force=force, **scope
-    )
-    return show_json(result.to_json()) if as_json else show(quantize_table(result))
+        return present(plan_quantize(model, **options).preview(), preview_table, as_json=as_json)
+    execution = Execution(device="cpu", workers=workers, resume=not no_resume, progress=StderrProgress())
+    result = quantized(model, output, execution=execution, force=force, **options)
+    return present(result, quantize_table, as_json=as_json)

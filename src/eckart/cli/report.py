@@ -5,22 +5,23 @@ from typing import Annotated
 
 import typer
 
-from eckart.cli.options import Force
+from eckart.cli.options import RESULT, Debug, Force, Open, in_group
 
 
 def report(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Folders that analyze, extract, train or sweep wrote.")
+        list[Path], typer.Argument(metavar="DIR...", help="Folders written by analyze, extract, train or sweep.")
     ],
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.html", help="The page to write.")],
+    output: Annotated[Path, in_group(RESULT, "--output", "-o", metavar="FILE.html", help="The page to write.")],
     force: Force = False,
+    open_page: Open = False,
+    debug: Debug = False,
 ) -> None:
-    """Write one HTML page of results: it needs no network, and works from disk.
+    """Write one HTML page of results, which needs no network and works from disk.
 
-    It shows a map of the layers, each spectrum, and what a rank, an energy, an
-    error or a budget costs and keeps, with the command that extracts it. Several
-    folders are shown side by side.
+    It shows a map of the layers, each spectrum, and what a rank, an energy, an error or a budget costs and keeps, with
+    the command that extracts it. Several folders are shown side by side.
 
     \b
     $ eckart analyze tuned --base base -o update
@@ -28,6 +29,7 @@ def report(
     $ eckart report update extracted adapter -o report.html
     Report of update, extracted, adapter in report.html (2.21 MB)
     """  # noqa: D301
+    from eckart.cli.drawing import open_in_browser
     from eckart.cli.output import note
     from eckart.report.page import read_results, write_page
     from eckart.report.words import bytes_text
@@ -35,3 +37,5 @@ def report(
     file = write_page(read_results(folders), output, force=force)
     names = ", ".join(folder.resolve().name for folder in folders)
     note(f"Report of {names} in {file} ({bytes_text(file.stat().st_size)})")
+    if open_page:
+        open_in_browser(file)

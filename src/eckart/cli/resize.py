@@ -1,17 +1,19 @@
 """`eckart resize`: the best adapter of another rank."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from eckart.cli.distill import DistillText, Steps
+from eckart.cli.distill import QUALITY, DistillText, Steps
 from eckart.cli.options import (
+    AdapterOutput,
     BudgetText,
+    Debug,
     DryRun,
     Energy,
     Error,
     Exclude,
+    FactorDtype,
     Force,
     Json,
     NoResume,
@@ -19,48 +21,43 @@ from eckart.cli.options import (
     Seed,
     Target,
     Workers,
+    in_group,
 )
 
-KeptDtype = Annotated[
-    str | None,
-    typer.Option(
-        "--dtype",
-        metavar="float32|bfloat16|float16",
-        help="Of the written factors; by default that of each layer.",
-    ),
-]
 Base = Annotated[
     str | None,
-    typer.Option("--base", metavar="BASE", help="Model for --distill; by default the one that the adapter names."),
+    in_group(QUALITY, "--base", metavar="BASE", help="Model for --distill. [default: the one the adapter names]"),
 ]
 
 
 def resize(
     adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="The adapter to resize.")],
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Adapter to write.")],
     rank: Rank = None,
     energy: Energy = None,
     error: Error = None,
     budget: BudgetText = None,
     target: Target = None,
     exclude: Exclude = None,
-    dtype: KeptDtype = None,
     distill: DistillText = None,
     steps: Steps = None,
     base: Base = None,
     workers: Workers = None,
     seed: Seed = 0,
     no_resume: NoResume = False,
+    output: AdapterOutput,
+    dtype: FactorDtype = None,
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Write the best adapter of the chosen rank, energy, error or budget, with the error of every layer.
 
-    A higher --rank pads: the update stays as it is, and training can go on.
+    A --rank above the adapter's pads it: the update stays the same, and training can continue at the higher rank.
 
-    With --distill, train the factors on TEXT towards ADAPTER's predictions; its last 15 % decides if that is kept.
+    With --distill, also train the factors on TEXT towards ADAPTER's predictions; they are kept if the last 15 % of TEXT
+    shows that this helped.
 
     \b
     $ eckart resize adapter -o small-4mb --budget 4MB
@@ -83,8 +80,8 @@ def resize(
     instead.
     """  # noqa: D301
     from eckart.cli.distill import distillation
-    from eckart.cli.output import show, show_json
-    from eckart.cli.progress import Bar
+    from eckart.cli.output import present, show, show_json
+    from eckart.cli.progress import StderrProgress
     from eckart.engine import Execution
     from eckart.errors import OptionError
     from eckart.formats import load_adapter
@@ -100,13 +97,12 @@ def resize(
         "dtype": FactorOptions.named(dtype).dtype if dtype else None,
     }
     if dry_run:
-        preview = plan_resize(adapter, rank=choice, **options).preview()
-        return show_json(preview.to_json()) if as_json else show(preview_table(preview))
+        return present(plan_resize(adapter, rank=choice, **options).preview(), preview_table, as_json=as_json)
     if base is not None and distill is None:
-        msg = "--base is the model to distil with: name the text with --distill"
+        msg = "`base` is the model to distill with; name the text with `distill`"
         raise OptionError(msg)
     source = load_adapter(adapter)
-    execution = Execution(device="cpu", workers=workers, seed=seed, resume=not no_resume, progress=Bar())
+    execution = Execution(device="cpu", workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress())
     with distillation(base or source.base_model, source, distill, steps=steps, seed=seed) as refine:
         result = resized(source, rank=choice, output=output, execution=execution, force=force, refine=refine, **options)
     distilled = refine.result if refine else None

@@ -3,51 +3,72 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from eckart.cli.options import RESULT, Debug, Device, Force, Json, NoResume, Open, Seed, in_group
+from eckart.cli.training_options import (
+    ADAPTER,
+    BatchSize,
+    Data,
+    Dropout,
+    DtypeOption,
+    Epochs,
+    EvalData,
+    LearningRate,
+    MaxLength,
+    MethodOption,
+    Model,
+    Quantize,
+    Steps,
+)
 
-from eckart.cli.options import Force, Json, Seed
-from eckart.errors import MissingExtraError
+GRID = "Grid"
 
-INTERRUPTED = 130
+Ranks = Annotated[str, in_group(GRID, "--ranks", metavar="4,8,16", help="Ranks to try.")]
+Targets = Annotated[
+    str,
+    in_group(
+        *(GRID, "--targets"),
+        metavar="A,B",
+        help="Targets to try: presets, names or regexes; + joins several into one target, as in q_proj+v_proj.",
+    ),
+]
+Seeds = Annotated[
+    int,
+    in_group(GRID, "--seeds", metavar="N", help="Trainings per setting; use 3 or more to estimate noise."),
+]
+AlphaPerRank = Annotated[float, in_group(ADAPTER, "--alpha-per-rank", metavar="X", help="Alpha is X times the rank.")]
 
 
 def sweep(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A SOURCE, as eckart train takes it.")],
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Texts or records, as eckart train takes them.")],
+    model: Model,
+    data: Data,
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder of the sweep.")],
-    ranks: Annotated[str, typer.Option(metavar="4,8,16", help="To try.")] = "4,8,16",
-    targets: Annotated[
-        str, typer.Option(metavar="A,B", help="Presets, names or regexes; + joins names: q_proj+v_proj.")
-    ] = "attention,all-linear",
-    seeds: Annotated[int, typer.Option(metavar="N", help="Trainings of every setting; 3 or more tell noise.")] = 1,
-    alpha_per_rank: Annotated[float, typer.Option(metavar="X", help="Alpha is X times the rank.")] = 2.0,
-    method: Annotated[str, typer.Option(metavar="lora|dora", help="DoRA trains the length of each row too.")] = "lora",
-    dropout: Annotated[float, typer.Option(metavar="SHARE", help="Of the factors' inputs.")] = 0.05,
-    quantize: Annotated[str | None, typer.Option(metavar="nf4", help="Keep the base in four bits: QLoRA.")] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Optimizer steps of each training.")] = None,
-    epochs: Annotated[float | None, typer.Option(metavar="X", help="Passes over the data; 1 without --steps.")] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Sequences taken at once.")] = 4,
-    max_length: Annotated[
-        int | None, typer.Option(metavar="N", help="Tokens of a sequence; 1024, or what the model sees.")
-    ] = None,
-    eval_data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Data to measure losses on; a tenth of DATA without.")
-    ] = None,
-    learning_rate: Annotated[float, typer.Option(metavar="X", help="The highest, of AdamW.")] = 2e-4,
-    dtype: Annotated[
-        str, typer.Option(metavar="auto|float32|bfloat16", help="Of the base; factors are float32.")
-    ] = "auto",
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")] = "auto",
+    ranks: Ranks = "4,8,16",
+    targets: Targets = "attention,all-linear",
+    seeds: Seeds = 1,
+    alpha_per_rank: AlphaPerRank = 2.0,
+    method: MethodOption = "lora",
+    dropout: Dropout = 0.05,
+    quantize: Quantize = None,
+    max_length: MaxLength = None,
+    eval_data: EvalData = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = 4,
+    learning_rate: LearningRate = 2e-4,
+    dtype: DtypeOption = "auto",
+    device: Device = "auto",
     seed: Seed = 0,
+    no_resume: NoResume = False,
+    output: Annotated[Path, in_group(RESULT, "--output", "-o", metavar="OUT", help="Folder of the sweep.")],
     force: Force = False,
     as_json: Json = False,
+    open_page: Open = False,
+    debug: Debug = False,
 ) -> None:
-    """Train every rank on every target, and tell the sweet spot and how sure it is.
+    """Train every rank on every target, and report the sweet spot with its confidence.
 
-    Each training has a process of its own and stays in OUT/cells with its
-    adapter. A sweep that was stopped goes on with the same command; one with
-    more ranks, targets or seeds keeps what is there.
+    Each training has its own process and keeps its adapter in OUT/cells. An interrupted sweep resumes when the same
+    command is given again; one with more ranks, targets or seeds trains only what is missing.
 
     \b
     $ eckart sweep base text/training.txt -o sweep --ranks 2,8 \\
@@ -65,44 +86,40 @@ def sweep(
     Right with a probability of at least 99.7%.
     """  # noqa: D301
     from eckart import training
-    from eckart.cli.output import note, show, show_json
-    from eckart.cli.page import page_beside
-    from eckart.cli.progress import Stages
+    from eckart.cli.drawing import Drawing
+    from eckart.cli.output import present
+    from eckart.cli.progress import StderrProgress
+    from eckart.cli.watcher import StageWatcher
     from eckart.nn import LoRAConfig
     from eckart.report import save_sweep_figure, sweep_table
 
     grid = training.SweepGrid.parse(ranks, targets, seeds=seeds, first_seed=seed, alpha_per_rank=alpha_per_rank)
+    drawing = Drawing(output, figures="sweep.png", open_page=open_page)
+    progress = StderrProgress()
     try:
-        with Stages() as watcher:
-            result = training.sweep(
-                model,
-                data,
-                output,
-                grid=grid,
-                config=LoRAConfig(method=method, dropout=dropout),  # type: ignore[arg-type]  # checked there
-                settings=training.TrainSettings(
-                    steps=steps,
-                    epochs=epochs,
-                    batch_size=batch_size,
-                    learning_rate=learning_rate,
-                    dtype=dtype,  # type: ignore[arg-type]
-                    device=device,
-                    quantize=quantize,  # type: ignore[arg-type]
-                ),
-                options=training.DataOptions(max_length),
-                held_out=eval_data,
-                force=force,
-                watcher=watcher,
-            )
-    except KeyboardInterrupt as stopped:
-        note(f"eckart: {stopped}")
-        raise typer.Exit(INTERRUPTED) from None
-    try:
-        save_sweep_figure(result, output)
-    except MissingExtraError as error:
-        note(f"No figure: {error}")
-    page_beside(output)
-    if as_json:
-        show_json(result.to_json())
-    else:
-        show(sweep_table(result))
+        result = training.sweep(
+            model,
+            data,
+            output,
+            grid=grid,
+            config=LoRAConfig(method=method, dropout=dropout),
+            settings=training.TrainSettings(
+                steps=steps,
+                epochs=epochs,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                dtype=dtype,
+                device=device,
+                quantize=quantize,
+            ),
+            options=training.DataOptions(max_length),
+            held_out=eval_data,
+            force=force or no_resume,
+            watcher=StageWatcher(progress),
+        )
+    finally:
+        progress.finish()
+    drawing.figures(save_sweep_figure, result, output)
+    drawing.page(output)
+    present(result, sweep_table, as_json=as_json)
+    drawing.finish(output, "Sweep")

@@ -1,83 +1,166 @@
-"""`eckart train`: an adapter of a language model, trained on data, with what that was worth and what it learnt."""
+"""`eckart train`: an adapter of a language model, trained on data, with its loss on held-out data before and after."""
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from eckart.cli.options import Exclude, Force, Json, Seed, Target
-from eckart.errors import MissingExtraError, OptionError
+from eckart.cli.options import (
+    EXECUTION,
+    RESULT,
+    AdapterOutput,
+    Debug,
+    Device,
+    Exclude,
+    Force,
+    Json,
+    NoResume,
+    Open,
+    Seed,
+    Target,
+    in_group,
+)
+from eckart.cli.training_options import (
+    ADAPTER,
+    DATA,
+    OPTIMIZATION,
+    BatchSize,
+    Data,
+    Dropout,
+    DtypeOption,
+    Epochs,
+    EvalData,
+    LearningRate,
+    MaxLength,
+    MethodOption,
+    Model,
+    Quantize,
+    Steps,
+)
+from eckart.nn.config import Bias, Init
 
 if TYPE_CHECKING:
+    from eckart.cli.drawing import Drawing
     from eckart.training import TrainResult
 
-INTERRUPTED = 130
+Schedule = Literal["linear", "cosine", "constant"]
+LossOn = Literal["answers", "all"]
+
+RankOption = Annotated[int, in_group(ADAPTER, "--rank", "-r", metavar="N", help="Rank of the adapter.")]
+Alpha = Annotated[
+    float, in_group(ADAPTER, "--alpha", "--lora-alpha", metavar="X", help="The update is scaled by alpha / rank.")
+]
+RsLora = Annotated[bool, in_group(ADAPTER, "--rslora", help="Scale the update by alpha / √rank instead.")]
+BiasOption = Annotated[Bias, in_group(ADAPTER, "--bias", metavar="none|lora-only|all", help="Biases to train.")]
+InitOption = Annotated[
+    Init,
+    in_group(ADAPTER, "--init", metavar="zero|pissa|olora|eva|loftq|lora-ga", help="Initialization of the factors."),
+]
+Packing = Annotated[
+    bool,
+    in_group(
+        *(DATA, "--packing"), help="Pack several records into one sequence without letting them attend to each other."
+    ),
+]
+LossOnOption = Annotated[
+    LossOn,
+    in_group(
+        *(DATA, "--loss-on"), metavar="answers|all", help="Compute the loss on answers only, or on prompts as well."
+    ),
+]
+Accumulate = Annotated[
+    int,
+    in_group(
+        *(OPTIMIZATION, "--accumulate", "--gradient-accumulation-steps"),
+        metavar="N",
+        help="Batches per optimizer step (gradient accumulation).",
+    ),
+]
+LoraPlus = Annotated[
+    float,
+    in_group(
+        *(OPTIMIZATION, "--lora-plus"),
+        metavar="X",
+        help="Learning-rate multiplier for lora_B (LoRA+ recommends 16).",
+    ),
+]
+ScheduleOption = Annotated[
+    Schedule,
+    in_group(
+        *(OPTIMIZATION, "--schedule", "--lr-scheduler-type"),
+        metavar="linear|cosine|constant",
+        help="Learning-rate schedule after warm-up.",
+    ),
+]
+Warmup = Annotated[
+    float,
+    in_group(*(OPTIMIZATION, "--warmup", "--warmup-ratio"), metavar="SHARE", help="Share of steps used for warm-up."),
+]
+WeightDecay = Annotated[float, in_group(OPTIMIZATION, "--weight-decay", metavar="X", help="Weight decay (AdamW).")]
+Checkpointing = Annotated[
+    bool,
+    in_group(
+        *(OPTIMIZATION, "--gradient-checkpointing"),
+        help="Recompute activations in the backward pass: less memory, a third more time.",
+    ),
+]
+SaveEvery = Annotated[
+    int | None,
+    in_group(EXECUTION, "--save-every", metavar="N", help="Steps between checkpoints. [default: 10% of all steps]"),
+]
+NoDynamics = Annotated[bool, in_group(RESULT, "--no-dynamics", help="Do not record how the updates grow.")]
+Resume = Annotated[bool, typer.Option("--resume", hidden=True, help="The default, accepted for old scripts.")]
 
 
 def train(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A SOURCE: folder, GGUF file, hub name or pkg:NAME.")],
-    data: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATA",
-            help="A text or a folder of them; JSONL, JSON or Parquet with text, or prompt and completion, or messages; "
-            "or a dataset of the hub.",
-        ),
-    ],
+    model: Model,
+    data: Data,
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Adapter folder to write.")],
-    method: Annotated[str, typer.Option(metavar="lora|dora", help="DoRA trains the length of each row too.")] = "lora",
-    rank: Annotated[int, typer.Option(metavar="N", help="Of the factors.")] = 16,
-    alpha: Annotated[float, typer.Option(metavar="X", help="The update is scaled by alpha / rank.")] = 32.0,
-    rslora: Annotated[bool, typer.Option("--rslora", help="Scale by alpha / √rank.")] = False,
-    dropout: Annotated[float, typer.Option(metavar="SHARE", help="Of the factors' inputs.")] = 0.05,
-    bias: Annotated[str, typer.Option(metavar="none|lora-only|all", help="Biases that train too.")] = "none",
-    init: Annotated[
-        str, typer.Option(metavar="zero|pissa|olora|eva|loftq|lora-ga", help="How the factors start.")
-    ] = "zero",
+    method: MethodOption = "lora",
+    rank: RankOption = 16,
+    alpha: Alpha = 32.0,
+    rslora: RsLora = False,
+    dropout: Dropout = 0.05,
+    bias: BiasOption = "none",
+    init: InitOption = "zero",
+    quantize: Quantize = None,
     target: Target = None,
     exclude: Exclude = None,
-    quantize: Annotated[str | None, typer.Option(metavar="nf4", help="Keep the base in four bits: QLoRA.")] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Optimizer steps.")] = None,
-    epochs: Annotated[float | None, typer.Option(metavar="X", help="Passes over the data. [default: 1]")] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Sequences that a process takes at once.")] = 4,
-    accumulate: Annotated[int, typer.Option(metavar="N", help="Such batches a step.")] = 1,
-    max_length: Annotated[
-        int | None, typer.Option(metavar="N", help="Tokens of a sequence. [default: 1024, or what the model sees]")
-    ] = None,
-    packing: Annotated[bool, typer.Option("--packing", help="Put several records into one sequence, parted.")] = False,
-    loss_on: Annotated[
-        str, typer.Option(metavar="answers|all", help="Learn completions and the assistant's words, or prompts too.")
-    ] = "answers",
-    eval_data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Data to hold out. [default: a tenth of DATA]")
-    ] = None,
-    learning_rate: Annotated[float, typer.Option(metavar="X", help="The highest, of AdamW.")] = 2e-4,
-    lora_plus: Annotated[float, typer.Option(metavar="X", help="Times that for lora_B: LoRA+ advises 16.")] = 1.0,
-    schedule: Annotated[str, typer.Option(metavar="linear|cosine|constant", help="How it falls.")] = "linear",
-    warmup: Annotated[float, typer.Option(metavar="SHARE", help="Of the steps, in which it rises.")] = 0.03,
-    weight_decay: Annotated[float, typer.Option(metavar="X", help="Of AdamW.")] = 0.0,
-    dtype: Annotated[
-        str, typer.Option(metavar="auto|float32|bfloat16", help="Of the base; factors are float32.")
-    ] = "auto",
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")] = "auto",
-    gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")
-    ] = False,
-    save_every: Annotated[
-        int | None, typer.Option(metavar="N", help="Steps between checkpoints. [default: a tenth of all]")
-    ] = None,
-    no_dynamics: Annotated[bool, typer.Option("--no-dynamics", help="Do not record how updates grow.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in OUT.partial.")] = False,
+    max_length: MaxLength = None,
+    packing: Packing = False,
+    loss_on: LossOnOption = "answers",
+    eval_data: EvalData = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = 4,
+    accumulate: Accumulate = 1,
+    learning_rate: LearningRate = 2e-4,
+    lora_plus: LoraPlus = 1.0,
+    schedule: ScheduleOption = "linear",
+    warmup: Warmup = 0.03,
+    weight_decay: WeightDecay = 0.0,
+    dtype: DtypeOption = "auto",
+    gradient_checkpointing: Checkpointing = False,
+    device: Device = "auto",
     seed: Seed = 0,
+    save_every: SaveEvery = None,
+    no_resume: NoResume = False,
+    resume: Resume = True,
+    output: AdapterOutput,
     force: Force = False,
     as_json: Json = False,
+    open_page: Open = False,
+    no_dynamics: NoDynamics = False,
+    debug: Debug = False,
 ) -> None:
-    """Train an adapter, and tell the loss on held-out data before and after.
+    """Train an adapter, and report the loss on held-out data before and after.
 
-    OUT is a PEFT folder that appears whole; train.json, dynamics.json, figures,
-    report.html and TensorBoard's files lie in it too. A training that was stopped or killed
-    goes on with --resume, to the same bits. On several GPUs:
+    OUT is a PEFT folder that appears only when it is complete; it also contains train.json, dynamics.json, figures,
+    report.html and TensorBoard's files. An interrupted training resumes when the same command is given again, with the
+    same result bit for bit. On several GPUs:
+
+    \b
     torchrun --nproc-per-node 4 -m eckart train …
 
     \b
@@ -96,76 +179,69 @@ def train(
     922 k of 135 M parameters trained (0.68%), 8 steps in 7.1 s, peak memory 1.64 GB
     """  # noqa: D301
     from eckart import training
-    from eckart.cli.output import note, show, show_json
-    from eckart.cli.progress import Stages
+    from eckart.cli.drawing import Drawing
+    from eckart.cli.output import present
+    from eckart.cli.progress import StderrProgress
+    from eckart.cli.watcher import StageWatcher
+    from eckart.engine import NoProgress
     from eckart.nn import LoRAConfig
     from eckart.report import training_table
 
-    if loss_on not in ("answers", "all"):
-        msg = f"--loss-on is answers or all, got {loss_on!r}"
-        raise OptionError(msg)
+    drawing = Drawing(output if training.is_writer() else None, open_page=open_page and training.is_writer())
+    progress = StderrProgress() if training.is_writer() else NoProgress()
     try:
-        with Stages(quiet=not training.is_writer()) as watcher:
-            result = training.train(
-                model,
-                data,
-                config=LoRAConfig(
-                    rank=rank,
-                    alpha=alpha,
-                    dropout=dropout,
-                    target=target or LoRAConfig().target,
-                    exclude=exclude or (),
-                    bias=bias,  # type: ignore[arg-type]  # checked there, as are the others
-                    method=method,  # type: ignore[arg-type]
-                    init=init,  # type: ignore[arg-type]
-                    rslora=rslora,
-                ),
-                settings=training.TrainSettings(
-                    steps=steps,
-                    epochs=epochs,
-                    batch_size=batch_size,
-                    accumulate=accumulate,
-                    learning_rate=learning_rate,
-                    lora_plus_ratio=lora_plus,
-                    schedule=schedule,  # type: ignore[arg-type]
-                    warmup=warmup,
-                    weight_decay=weight_decay,
-                    seed=seed,
-                    dtype=dtype,  # type: ignore[arg-type]
-                    device=device,
-                    gradient_checkpointing=gradient_checkpointing,
-                    quantize=quantize,  # type: ignore[arg-type]
-                    save_every=save_every,
-                ),
-                options=training.DataOptions(max_length, answers_only=loss_on == "answers", packing=packing, seed=seed),
-                held_out=eval_data,
-                output=output,
-                resume=resume,
-                force=force,
-                dynamics=not no_dynamics,
-                finish=_draw,
-                watcher=watcher,
-            )
-    except KeyboardInterrupt as stopped:
-        if training.is_writer():
-            note(f"eckart: {str(stopped) or 'interrupted; where there is a checkpoint, --resume goes on from it'}")
-        raise typer.Exit(INTERRUPTED) from None
+        result = training.train(
+            model,
+            data,
+            config=LoRAConfig(
+                rank=rank,
+                alpha=alpha,
+                dropout=dropout,
+                target=target or LoRAConfig().target,
+                exclude=exclude or (),
+                bias=bias,
+                method=method,
+                init=init,
+                rslora=rslora,
+            ),
+            settings=training.TrainSettings(
+                steps=steps,
+                epochs=epochs,
+                batch_size=batch_size,
+                accumulate=accumulate,
+                learning_rate=learning_rate,
+                lora_plus_ratio=lora_plus,
+                schedule=schedule,
+                warmup=warmup,
+                weight_decay=weight_decay,
+                seed=seed,
+                dtype=dtype,
+                device=device,
+                gradient_checkpointing=gradient_checkpointing,
+                quantize=quantize,
+                save_every=save_every,
+            ),
+            options=training.DataOptions(max_length, answers_only=loss_on == "answers", packing=packing, seed=seed),
+            held_out=eval_data,
+            output=output,
+            resume=not no_resume,
+            force=force,
+            dynamics=not no_dynamics,
+            finish=partial(_draw, drawing),
+            watcher=StageWatcher(progress),
+        )
+    finally:
+        progress.finish()
     training.part()
-    if not training.is_writer():
-        return None
-    return show_json(result.to_json()) if as_json else show(training_table(result))
+    if training.is_writer():
+        present(result, training_table, as_json=as_json)
+        drawing.finish(output, None)
 
 
-def _draw(folder: Path, result: "TrainResult") -> None:
-    """Figures and the page beside the adapter, where the libraries are there that draw them."""
-    from eckart.cli.output import note
-    from eckart.cli.page import page_beside
+def _draw(drawing: "Drawing", folder: Path, result: "TrainResult") -> None:
+    """Figures and the page, while the folder does not have its final name yet."""
     from eckart.report.figures.training import save_dynamics
 
-    page_beside(folder, title=None if result.output is None else result.output.name)
-    if result.dynamics is None:
-        return
-    try:
-        save_dynamics(result.dynamics, folder)
-    except MissingExtraError as error:
-        note(f"No figures: {error}")
+    drawing.page(folder, title=None if result.output is None else result.output.name)
+    if result.dynamics is not None:
+        drawing.figures(save_dynamics, result.dynamics, folder)

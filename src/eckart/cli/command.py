@@ -1,0 +1,116 @@
+"""How every command parses, shows its help and ends: a refusal is one message and a status, never a traceback."""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperCommand
+
+from eckart.cli import flags
+from eckart.errors import EckartError
+
+REFUSED, INTERRUPTED = 1, 130
+DEBUG = "eckart.debug"  # in the context's `meta`
+EXAMPLE = "\b\n$ eckart"  # how the first example in a docstring begins
+GENERAL = "General"
+
+
+def set_debug(context: typer.Context, value: bool) -> None:
+    """The callback of `--debug`."""
+    context.meta[DEBUG] = value
+
+
+class Command(TyperCommand):
+    """A command whose errors become messages and whose help groups its options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse, and leave out what pydantic puts before the reason of a wrong value."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")
+            raise
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; exit status 1 after a refusal, 130 after Ctrl-C."""
+        with flags.running(ctx):
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt as stopped:
+                _interrupted(str(stopped), ctx.params.get("output"))
+            except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+                raise
+            except Exception as error:
+                _refused(error, debug=ctx.meta.get(DEBUG, False))
+                raise typer.Exit(REFUSED) from None
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """The first paragraph of the help, unabridged."""
+        return (self.help or "").partition("\n\n")[0].replace("\n", " ")
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """`[OPTIONS]` and the names of the arguments."""
+        return ["[OPTIONS]", *(_argument(each) for each in self.params if each.param_type_name == "argument")]
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        """What the command does; its examples come last."""
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text((self.help or "").partition(EXAMPLE)[0].rstrip())
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """The examples, after the options."""
+        _, marker, examples = (self.help or "").partition(EXAMPLE)
+        if marker:
+            with formatter.section("Example"):
+                formatter.write_text(marker + examples)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments, the command's own options, then the shared ones by their group."""
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            if parameter.param_type_name == "argument":
+                sections["Arguments"].append((_argument(parameter), getattr(parameter, "help", None) or ""))
+            elif record := parameter.get_help_record(ctx):
+                group = GENERAL if parameter.name == "help" else getattr(parameter, "rich_help_panel", None)
+                sections.setdefault(group or "Options", []).append(record)
+        general = sections.pop(GENERAL)
+        for heading, records in [*sections.items(), (GENERAL, general)]:
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+
+def _argument(parameter: Any) -> str:
+    """How help names an argument."""
+    return parameter.metavar or parameter.name.upper()
+
+
+def _refused(error: Exception, *, debug: bool) -> None:
+    """One message on stderr; of an error that is no refusal its first line and how to see where it arose."""
+    if debug:
+        traceback.print_exc()
+    elif isinstance(error, EckartError):
+        sys.stderr.write(f"eckart: {flags.with_flags(str(error))}\n")
+    else:
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        sys.stderr.write(f"eckart: unexpected {reason}; run with --debug to see where\n")
+
+
+def _interrupted(reason: str, output: object) -> NoReturn:
+    """Say what can be resumed; without a reason nothing has stopped the worker threads, so leave at once.
+
+    A thread inside LAPACK cannot be stopped, and the interpreter would wait for it.
+    """
+    partial = Path(f"{output}.partial")
+    kept = f"interrupted; finished work is kept in {partial}: repeat the command to resume"
+    message = reason or (kept if partial.exists() else "interrupted")
+    sys.stderr.write(f"eckart: {flags.with_flags(message)}\n")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if reason:
+        raise typer.Exit(INTERRUPTED)
+    os._exit(INTERRUPTED)
