@@ -40,7 +40,7 @@ def test_two_adapters_make_a_table_of_80_columns_beside_chance(folder: Path, fit
     ended = eckart("compare", folder / "a", folder / "b")
     assert ended.exit_code == 0, ended.stderr
     assert "chance" in ended.stdout
-    assert "All together: cosine" in ended.stdout
+    assert "Over all matrices: cosine" in ended.stdout
     assert fits_80_columns(ended.stdout)
 
 

@@ -31,8 +31,8 @@ def test_the_table_tells_error_size_and_what_stayed(model, tmp_path, fits_80_col
     assert ended.exit_code == 0, ended.stderr
     said = " ".join(ended.stdout.split())
     assert "12.3 k of 15.4 k parameters in NF4, 0.6" in said
-    assert "All layers together: relative error 9." in said
-    assert "Left out: 1 × output layer, which transformers keeps dense (lm_head)" in said
+    assert "Relative error over all layers: 9." in said
+    assert "1 skipped: 1 output layer, which transformers keeps dense (lm_head)" in said
     assert fits_80_columns(ended.stdout)
 
 

@@ -7,16 +7,25 @@ from examples import GAP, HELP_WIDTH, Block, blocks, blocks_of, elided, fitted, 
 from execute import PAGES, ROOT, fresh_folder, reused_names
 
 # A tiny random model may give other words here: verdicts on numbers, and medians over many layers.
-OUTCOMES = ("Verdict", "sweet spot", "Sweet spot", "scatter", "probability", "highest rank", "median of a kind")
+OUTCOMES = (
+    "Verdict",
+    "sweet spot",
+    "Sweet spot",
+    "scatter",
+    "probability",
+    "highest rank",
+    "each module kind",
+    "Confidence",
+)
 OUTCOMES += (
-    "Left out",
+    "skipped",
     "most energy",
     "most of what was merged",
     "Merging again",
     "bit for bit",
-    "in the last place",
+    "ulp",
     "Distilled",
-    "instead.",
+    "not weights.",
 )
 OUTCOMES += (
     "llama-3-8b: ",

@@ -112,7 +112,7 @@ SENTENCES = {
     "merged is not base + lora: the adapter is not in it.": replace(
         CLAIM, matrices=[replace(OFF, lowest=-0.1, highest=0.1)]
     ),
-    "merged may be base + lora: the update is too small beside the rounding to tell.": replace(
+    "merged may be base + lora: the update is too small compared with rounding to tell.": replace(
         CLAIM, matrices=[replace(OFF, lowest=-0.1, highest=2.0)]
     ),
     "merged is not base + lora.": replace(CLAIM, matrices=[replace(OFF, lowest=2.0, highest=1.0)]),
@@ -129,4 +129,4 @@ def test_a_verdict_is_a_sentence(sentence: str) -> None:
 def test_untouched_tensors_that_changed_are_named_and_decide() -> None:
     shown = text(merge_check_table(replace(CLAIM, altered=["norm.weight"])))
     assert "merged is not base + lora." in shown
-    assert "norm.weight: changed though no adapter is for it" in shown
+    assert "norm.weight: changed, but no adapter covers it" in shown

@@ -58,14 +58,14 @@ def test_the_sweet_spot_is_marked_and_explained():
     assert "best" in next(line for line in shown.splitlines() if "480 k" in line)
     assert "Sweet spot: rank 4 on all-linear, 120 k parameters." in shown
     assert "above the best (rank 16 on all-linear)" in shown.replace("\n", " ")
-    assert "Right with a probability of at least 9" in shown
-    assert "a higher one may be better still" in shown.replace("\n", " ")
+    assert "Confidence: at least 9" in shown
+    assert "a higher one may be better" in shown.replace("\n", " ")
 
 
 def test_one_seed_shows_no_spread_and_says_so():
     shown = text(swept(seeds=1))
     assert "±" not in shown
-    assert "one seed tells no noise" in shown
+    assert "with one seed the noise is unknown: use `seeds=3`" in shown
     assert "sweet spot" in shown
 
 

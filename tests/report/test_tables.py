@@ -1,4 +1,4 @@
-"""Tables fit a terminal of 80 columns, say the medians, and hide nothing that was left out."""
+"""Tables fit a terminal of 80 columns, say the medians, and hide nothing that was skipped."""
 
 import io
 from dataclasses import replace
@@ -53,7 +53,7 @@ def test_few_matrices_are_listed_by_name(of_weights: Analysis) -> None:
     few = replace(of_weights, matrices=of_weights.matrices[:2])
     text = printed_narrow(analysis_table(few))
     assert "model.layers.0.self_attn.q_proj" in text
-    assert "median" not in text
+    assert "Median" not in text
 
 
 def test_the_noise_column_is_there_for_an_update_only(of_update: Analysis, of_weights: Analysis) -> None:
@@ -69,8 +69,9 @@ def test_a_zero_matrix_has_dashes_for_numbers() -> None:
 def test_what_was_skipped_is_counted_by_reason(of_weights: Analysis) -> None:
     left = [Skipped(f"layers.{i}.bias", "bias") for i in range(50)] + [Skipped(f"x{i}", f"r{i}") for i in range(5)]
     text = printed_narrow(analysis_table(replace(of_weights, skipped=left)))
-    assert "50 × bias (such as layers.0.bias)" in text
-    assert "Left out: 2 more" in text
+    assert "55 skipped: 50 bias (such as layers.0.bias), 1 r0 (x0)" in text
+    assert "2 others" in " ".join(text.split())
+    assert text.count("skipped") == 1
 
 
 def test_a_bounded_rank_shows_its_limits() -> None:
@@ -87,7 +88,7 @@ def test_a_bounded_rank_shows_its_limits() -> None:
     assert isinstance(limits, RankBound)
     text = printed_narrow(analysis_table(bounded))
     assert f"{limits.lower}–{limits.upper}" in text
-    assert "--full" in text
+    assert "`full`" in text
 
 
 @pytest.fixture
@@ -164,3 +165,51 @@ def test_a_distillation_says_what_it_did_and_whether_it_is_kept(pair, note: str 
 )
 def test_numbers_read_well(text: str, expected: str) -> None:
     assert text == expected
+
+
+@pytest.mark.parametrize("count", [2, 20])
+def test_a_name_is_never_broken_and_numbers_give_way_to_it(count: int) -> None:
+    """Names as kohya flattens them, too long for a table with all of its columns."""
+    prefix = "lora_te1_text_model_component"
+    names = [f"{prefix}_{'qk'[place]}_proj_of_attention" for place in range(2)]
+    matrices = [f"{place}.{name}" for place in range(count // 2) for name in names]
+    generator = torch.Generator().manual_seed(0)
+    analysis = analyze({f"layers.{name}": torch.randn(12, 8, generator=generator) for name in matrices})
+    text = printed_narrow(analysis_table(analysis))
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert sum(name in line for line in text.splitlines() for name in names) == 2
+
+
+def test_ranges_go_before_a_column_does(of_update: Analysis) -> None:
+    text = io.StringIO()
+    Console(file=text, width=56, color_system=None).print(analysis_table(of_update))
+    table = text.getvalue().split("Median")[0]
+    assert "noise" in table
+    assert "down_proj" in table
+    assert "–" not in table.replace("──", "")
+
+
+def test_a_path_is_never_broken(pair, tmp_path: Path) -> None:
+    long = tmp_path / ("a-folder-of-a-long-name-" * 4) / "adapter"
+    result = replace(extract(*pair, rank=2), output=long)
+    text = io.StringIO()
+    Console(file=text, width=80, color_system=None).print(adapter_table(result), crop=False)
+    assert f"Adapter in {long}" in text.getvalue().splitlines()
+
+
+def test_an_error_of_rounding_alone_is_a_limit_not_a_number(pair) -> None:
+    extraction = extract(*pair, rank=4)
+    exact = replace(
+        extraction, layers=[replace(layer, error=6.94e-16, error_lower_bound=0.0) for layer in extraction.layers]
+    )
+    text = printed_narrow(adapter_table(exact))
+    assert "e-1" not in text
+    assert "< 0.001%" in text
+    assert "over all layers: < 0.01%; the least possible at these ranks: 0.00%" in " ".join(text.split())
+
+
+def test_a_skipped_norm_has_its_remedy_once(pair) -> None:
+    left = [Skipped(f"layers.{i}.norm", "norm") for i in range(60)] + [Skipped("lm_head", "not targeted")]
+    text = " ".join(printed_narrow(adapter_table(replace(extract(*pair, rank=2), skipped=left))).split())
+    assert "61 skipped: 60 norm (such as layers.0.norm; `modules_to_save=norm` saves them), 1 not targeted" in text
+    assert text.count("modules_to_save") == 1

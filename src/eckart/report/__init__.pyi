@@ -17,11 +17,11 @@ from .tables.analysis import analysis_table as analysis_table
 from .tables.comparison import comparison_table as comparison_table
 from .tables.comparison import merge_check_table as merge_check_table
 from .tables.conversion import conversion_table as conversion_table
+from .tables.lines import skipped_lines as skipped_lines
 from .tables.merge import merge_table as merge_table
 from .tables.merge import unmerge_table as unmerge_table
 from .tables.plan import plan_table as plan_table
 from .tables.preview import preview_table as preview_table
 from .tables.quantization import quantize_table as quantize_table
-from .tables.skipped import skipped_lines as skipped_lines
 from .tables.sweep import sweep_table as sweep_table
 from .tables.training import training_table as training_table

@@ -31,13 +31,20 @@ def count_text(count: int) -> str:
     return str(count)
 
 
+def percent_text(share: float, digits: int = 3) -> str:
+    """A share in percent; a tiny one, which rounding errors decide, only as a limit: `12.3%`, `< 0.001%`, `0%`."""
+    if 0 < abs(share) < 1e-5:
+        return "< 0.001%"
+    return f"{100 * share:.{digits}g}%"
+
+
 def shape_text(shape: Sequence[int]) -> str:
     """`576×1536`."""
     return "×".join(map(str, shape))
 
 
 def number_text(number: Number) -> str:
-    """A statistic: a float in three digits, an integer whole, `12–40` where bounded, `–` where undefined."""
+    """A statistic: a float with three digits, an integer as it is, `12–40` if bounded, `–` if undefined."""
     if number is None:
         return "–"
     if isinstance(number, Interval):

@@ -62,7 +62,7 @@ def save_plan_figure(plan: "Plan", path: str | Path) -> Path:
     """
     path = Path(path)
     if path.suffix not in (".png", ".svg", ".pdf"):
-        msg = f"{path}: a figure's name ends in .png, .svg or .pdf"
+        msg = f"{path}: the name of a figure must end in .png, .svg or .pdf"
         raise OutputError(msg)
     return style.save(plan_figure(plan), path)
 

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarised
-from eckart.report.tables.skipped import skipped_lines
+from eckart.report.tables.lines import skipped_lines, unbroken
 from eckart.report.words import bytes_text, count_text, number_text, seconds_text
 
 if TYPE_CHECKING:
@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from eckart.operations import AdapterResult, LayerRecord
     from eckart.training import DistillResult
 
+REMEDIES = {"norm": "`modules_to_save=norm` saves them"}
+
 
 def adapter_table(
     result: "AdapterResult", gain: "GainReport | None" = None, distilled: "DistillResult | None" = None
 ) -> RenderableType:
-    """Ranks and errors of an adapter that was made, its size, and what of the fine-tune's gain it recovers.
+    """Ranks and errors of an adapter, its size, and how much of the fine-tune's gain it recovers.
 
     Returns:
         a rich renderable of at most 80 columns.
@@ -31,8 +33,8 @@ def adapter_table(
     where = f"Adapter in {result.output}" if result.output else "Adapter"
     notes = [SUMMARY] if is_summarised(result.layers) else []
     notes.append(
-        f"All layers together: relative error {result.error:.2%}; no adapter of these ranks has less than "
-        f"{result.error_lower_bound:.2%}."
+        f"Relative error over all layers: {_percent(result.error)}; the least possible at these ranks: "
+        f"{_percent(result.error_lower_bound)}."
     )
     if result.guarantee:
         notes.append(result.guarantee)
@@ -45,7 +47,13 @@ def adapter_table(
         f"{bytes_text(result.nbytes)}, {seconds_text(result.seconds)}"
     )
     table = grid(result.layers, columns)
-    return Group(Text(where, style="bold"), table, *map(Text, notes), *skipped_lines(result.skipped))
+    skipped = skipped_lines(result.skipped, REMEDIES)
+    return Group(unbroken(where, style="bold"), table, *map(Text, notes), *skipped)
+
+
+def _percent(share: float) -> str:
+    """With two decimals; what would round to zero is a limit."""
+    return f"{share:.2%}" if share == 0 or share >= 5e-5 else "< 0.01%"
 
 
 def _gain_text(gain: "GainReport") -> str:
@@ -60,17 +68,17 @@ def _gain_text(gain: "GainReport") -> str:
 
 
 def _distilled_text(distilled: "DistillResult") -> str:
-    """What a distillation did to KL, loss and gain on its held-out text, and whether it is kept."""
+    """What a distillation did to KL, loss and gain on its held-out text, and whether its factors were kept."""
     before, after = distilled.before, distilled.after
-    said = f"Distilled for {len(distilled.losses)} steps."
+    text = f"Distilled for {len(distilled.losses)} steps."
     if after is not None:
         gains = [distilled.gain_recovered(agreement) for agreement in (before, after)]
         shares = [f"{number_text(100 * gain)}%" for gain in gains if gain is not None]
-        said += (
+        text += (
             f" On {distilled.tokens:,} held-out tokens: KL to the teacher {before.kl:.4f} → {after.kl:.4f}, "
             f"loss {before.loss:.4f} → {after.loss:.4f} nats per token"
         )
-        said += f", gain recovered {' → '.join(shares)}." if shares else "."
+        text += f", gain recovered {' → '.join(shares)}." if shares else "."
     if not distilled.kept:
-        return f"{said} Not kept: {distilled.note}."
-    return f"{said} The errors by weights are those of the trained factors, which follow predictions instead."
+        return f"{text} Not kept: {distilled.note}."
+    return f"{text} The errors are those of the trained factors, which fit predictions, not weights."

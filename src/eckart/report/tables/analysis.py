@@ -7,7 +7,7 @@ from rich.text import Text
 
 from eckart.report.findings import name
 from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarised
-from eckart.report.tables.skipped import skipped_lines
+from eckart.report.tables.lines import skipped_lines, unbroken
 from eckart.report.words import bytes_text, count_text, seconds_text
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def analysis_table(analysis: "Analysis") -> RenderableType:
-    """The ranks of an analysis, its totals, and what was left out.
+    """The ranks of an analysis, its totals, and what was skipped.
 
     Returns:
         a rich renderable of at most 80 columns.
@@ -29,12 +29,12 @@ def analysis_table(analysis: "Analysis") -> RenderableType:
         columns.append(Column("above\nnoise", lambda matrix: matrix.noise.signal_rank if matrix.noise else None))
     notes = [SUMMARY] if is_summarised(analysis.matrices) else []
     if not analysis.is_complete:
-        notes.append("Ranges of single matrices and ≤ are certified limits; --full computes every singular value.")
+        notes.append("A range for one matrix, and ≤, are certified limits; `full` computes every singular value.")
     if analysis.kind == "delta":
-        notes.append("Loss on text, not energy, tells how well a rank works: eckart extract --eval.")
+        notes.append("Energy does not predict the loss of a rank; eckart extract --eval measures it.")
     notes.append(
         f"{len(analysis.matrices)} matrices, {count_text(analysis.params)} parameters, "
         f"{seconds_text(analysis.seconds)}, peak memory {bytes_text(analysis.peak_rss_bytes)}"
     )
     table = grid(analysis.matrices, columns)
-    return Group(Text(name(analysis), style="bold"), table, *map(Text, notes), *skipped_lines(analysis.skipped))
+    return Group(unbroken(name(analysis), style="bold"), table, *map(Text, notes), *skipped_lines(analysis.skipped))

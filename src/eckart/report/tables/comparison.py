@@ -1,5 +1,6 @@
 """Comparisons as tables for a terminal of 80 columns: two adapters or checkpoints, or a merge that was checked."""
 
+import shlex
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -7,19 +8,20 @@ from rich.text import Text
 
 from eckart.linalg import Interval
 from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarised
-from eckart.report.tables.skipped import skipped_lines
+from eckart.report.tables.lines import skipped_lines, unbroken
 from eckart.report.words import number_text, seconds_text
 
 if TYPE_CHECKING:
     from eckart.operations.comparison.merge_check import MergeCheck, MergedMatrix
     from eckart.operations.comparison.result import Alignment, Comparison, MatrixComparison
 
-LISTED = 8  # names of what differs
-OF = {"adapters": "updates", "checkpoints": "weights", "updates": "updates of the base"}
+LISTED = 8  # names of tensors that differ
+COMPARED = {"adapters": "updates", "checkpoints": "weights", "updates": "updates of the base"}
+NEARLY_EQUAL = 0.99  # cosine of two checkpoints
 
 
 def comparison_table(comparison: "Comparison") -> RenderableType:
-    """Cosine and overlap of each pair of matrices beside chance, and of all together.
+    """Cosine and overlap of each pair of matrices, next to chance, and over all matrices.
 
     Returns:
         a rich renderable of at most 80 columns.
@@ -49,19 +51,21 @@ def comparison_table(comparison: "Comparison") -> RenderableType:
     matrices = comparison.matrices
     notes = [SUMMARY] if is_summarised(matrices) else []
     notes.append(
-        f"All together: cosine {number_text(comparison.cosine)}, ‖A‖ {comparison.norm_a:.4g}, "
+        f"Over all matrices: cosine {number_text(comparison.cosine)}, ‖A‖ {comparison.norm_a:.4g}, "
         f"‖B‖ {comparison.norm_b:.4g}, ‖A − B‖ {comparison.norm_difference:.4g}."
     )
     most = max((len(m.outputs.overlap.phi) for m in matrices if m.outputs), default=0)
     if most:
-        notes.append(f"φ: how much of the leading directions (up to {most}) lie in the other's; 1 is all.")
+        notes.append(f"φ: share of the leading directions (up to {most}) that A and B share; 1 is all of them.")
     notes += [text for text in (_intruder_text(comparison), _unpaired_text(comparison)) if text]
     notes.append(f"{len(matrices)} matrices, {seconds_text(comparison.seconds)}")
-    head = Text(f"A: {comparison.a}\nB: {comparison.b}", style="bold")
-    if comparison.base:
-        head.append(f"\nbase: {comparison.base}")
-    head.append(f"\n{OF[comparison.kind]} compared", style="not bold")
-    return Group(head, grid(matrices, columns), *map(Text, notes), *skipped_lines(comparison.skipped))
+    nearly_equal = comparison.kind == "checkpoints" and (comparison.cosine or 0) > NEARLY_EQUAL
+    analyze = f"eckart analyze {shlex.quote(comparison.b)} --base {shlex.quote(comparison.a)}"
+    hint = [Text("The checkpoints are nearly equal; to see their difference:"), unbroken(f"  {analyze}")]
+    sides = [("A", comparison.a), ("B", comparison.b), ("base", comparison.base)]
+    head = [unbroken(f"{side}: {source}", style="bold") for side, source in sides if source]
+    head += [Text(f"{COMPARED[comparison.kind]} compared"), *(hint if nearly_equal else [])]
+    return Group(*head, grid(matrices, columns), *map(Text, notes), *skipped_lines(comparison.skipped))
 
 
 def merge_check_table(check: "MergeCheck") -> RenderableType:
@@ -73,7 +77,7 @@ def merge_check_table(check: "MergeCheck") -> RenderableType:
     columns: list[Column[MergedMatrix]] = [
         Column("off by\nulps", lambda m: m.ulps, "size"),
         Column("relative error\nof the update", lambda m: m.error, "size"),
-        Column("weight\nthat fits", lambda m: m.weight and _middle(m.weight), "size"),
+        Column("fitting\nweight", lambda m: m.weight and _middle(m.weight), "size"),
     ]
     notes = [SUMMARY] if is_summarised(check.matrices) else []
     verdicts = [matrix.verdict for matrix in check.matrices]
@@ -82,11 +86,11 @@ def merge_check_table(check: "MergeCheck") -> RenderableType:
         f"{verdicts.count('rounding')} within rounding, {verdicts.count('differs')} neither. "
         f"{check.unchanged} other tensors are the base's; {seconds_text(check.seconds)}."
     )
-    for what, names in (("changed though no adapter is for it", check.altered), ("", check.faults)):
+    for what, names in (("changed, but no adapter covers it", check.altered), ("", check.faults)):
         notes += [f"{name}{': ' if what else ''}{what}" for name in names[:LISTED]]
         if len(names) > LISTED:
             notes.append(f"and {len(names) - LISTED} more")
-    head = Text(f"Verdict: {verdict_text(check)}", style="bold")
+    head = unbroken(f"Verdict: {verdict_text(check)}", style="bold")
     return Group(head, grid(check.matrices, columns), *map(Text, notes), *skipped_lines(check.not_checked))
 
 
@@ -103,10 +107,10 @@ def verdict_text(check: "MergeCheck") -> str:
         "rounding": f"{check.merged} is {claim}, within the rounding of a merge",
         "other weight": f"{check.merged} is not {claim}: it fits with weight {number_text(weight)}",
         "not merged": f"{check.merged} is not {claim}: the adapter is not in it",
-        "undecided": f"{check.merged} may be {claim}: the update is too small beside the rounding to tell",
+        "undecided": f"{check.merged} may be {claim}: the update is too small compared with rounding to tell",
         "differs": f"{check.merged} is not {claim}",
     }[check.verdict]
-    return f"{sentence}, as far as was checked." if check.not_checked else f"{sentence}."
+    return f"{sentence} (not everything was checked)." if check.not_checked else f"{sentence}."
 
 
 def _middle(weights: Interval) -> float:
@@ -120,10 +124,10 @@ def _intruder_text(comparison: "Comparison") -> str | None:
     proved = [sum(len(pair[side].found) for pair in both) for side in (0, 1)]
     open_ = sum(len(found.undecided) for pair in both for found in pair)
     asked = sum(len(pair[0].lower) for pair in both)
-    undecided = f"; {open_} more are undecided" if open_ else "; every other is proved to be none"
+    undecided = f"; {open_} more are undecided" if open_ else "; all others are proved not to be"
     return (
-        f"Intruder dimensions, of the {asked} leading directions of base + A and of base + B: {proved[0]} and "
-        f"{proved[1]} have |cos| below {both[0][0].threshold:g} with every direction of the base, proved{undecided}."
+        f"Intruder dimensions among the {asked} leading directions of base + A and of base + B: {proved[0]} and "
+        f"{proved[1]}, proved (|cos| below {both[0][0].threshold:g} with every direction of the base){undecided}."
     )
 
 
@@ -132,4 +136,4 @@ def _unpaired_text(comparison: "Comparison") -> str | None:
     if not any(counts):
         return None
     example = comparison.unpaired[0].name
-    return f"Only in A: {counts[0]}, only in B: {counts[1]}, such as {example}; they count as zero in the other."
+    return f"Only in A: {counts[0]}, only in B: {counts[1]}, such as {example}; a missing matrix counts as zero."

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarised
-from eckart.report.tables.skipped import skipped_lines
+from eckart.report.tables.lines import skipped_lines, unbroken
 from eckart.report.words import bytes_text
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def conversion_table(result: "ConvertResult") -> RenderableType:
-    """The layers of the result, an example of their new names, and what was left out.
+    """The layers of the result, an example of their new names, and what was skipped.
 
     Returns:
         a rich renderable of at most 80 columns.
@@ -23,9 +23,10 @@ def conversion_table(result: "ConvertResult") -> RenderableType:
     layers = result.layers
     where = f" in {result.output}" if result.output else ""
     notes = [SUMMARY] if is_summarised(layers) else []
+    renamed: list[Text] = []
     if result.renamed:
         old, new = result.renamed[0]
-        notes.append(f"{len(result.renamed)} names changed, such as\n  {old} →\n  {new}")
-    notes.append(f"{len(layers)} layers, {bytes_text(result.nbytes)}")
-    head = Text(f"Adapter{where}, from {result.origin} to {result.to}", style="bold")
-    return Group(head, grid(layers, columns), *map(Text, notes), *skipped_lines(result.skipped))
+        renamed = [Text(f"{len(result.renamed)} names changed, such as"), unbroken(f"  {old} →"), unbroken(f"  {new}")]
+    size = Text(f"{len(layers)} layers, {bytes_text(result.nbytes)}")
+    head = unbroken(f"Adapter{where}, from {result.origin} to {result.to}", style="bold")
+    return Group(head, grid(layers, columns), *map(Text, notes), *renamed, size, *skipped_lines(result.skipped))

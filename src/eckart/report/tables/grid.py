@@ -1,19 +1,21 @@
-"""The table that all results share: a line a matrix where there are few, else a line a module kind."""
+"""The table that all results share: one line per matrix if there are few, otherwise one line per module kind."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Generic, Literal, TypeVar
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
 from eckart.linalg import Interval
 from eckart.operations.analysis.places import Named, by_kind
-from eckart.report.words import Number, number_text, shape_text
+from eckart.report.words import Number, number_text, percent_text, shape_text
 
-SUMMARY = "Each number is the median of a kind (lowest–highest)."
+SUMMARY = "Median over the layers of each module kind (lowest–highest)."
 FEW = 16  # matrices listed one by one; more are summarised by their kind
+WIDTH = 80
 
 
 M = TypeVar("M", bound=Named)
@@ -34,46 +36,83 @@ class Column(Generic[M]):
     form: Literal["rank", "share", "size"] = "rank"
 
 
-def grid(matrices: Sequence[M], columns: Sequence[Column[M]]) -> Table:
-    """The matrices, or their kinds, with name, shape and the columns; at most 80 characters wide."""
-    summarised = is_summarised(matrices)
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False, header_style="bold")
-    table.add_column("module" if summarised else "matrix", overflow="fold", min_width=10)
-    if summarised:
-        table.add_column("n", justify="right", no_wrap=True)
-    table.add_column("shape", no_wrap=True)
-    for column in columns:
-        table.add_column(column.heading, justify="right", no_wrap=True)
-    lines = by_kind(matrices) if summarised else {matrix.name: [matrix] for matrix in matrices}
-    for label, members in lines.items():
-        shapes = {shape_text(matrix.shape) for matrix in members}
-        count = [str(len(members))] if summarised else []
-        cells = [_cell([column.read(matrix) for matrix in members], column.form) for column in columns]
-        table.add_row(label, *count, shapes.pop() if len(shapes) == 1 else "several", *cells)
-    return table
+@dataclass(frozen=True)
+class Grid(Generic[M]):
+    """The matrices, or their kinds, with name, shape and the columns, at most 80 characters wide.
+
+    Names are never broken: where space is short, the ranges of numbers go first, then the shape, then columns from
+    the right. A name too long for any of this makes the table wider.
+    """
+
+    matrices: Sequence[M]
+    columns: Sequence[Column[M]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The widest variant that fits."""
+        width = min(options.max_width, WIDTH)
+        for table in self._variants():
+            needed = console.measure(table, options=options.update(max_width=10_000)).maximum
+            if needed <= width:
+                break
+        return console.render(table, options.update(max_width=max(needed, width)))
+
+    def _variants(self) -> Iterator[Table]:
+        """From the fullest to the narrowest."""
+        yield self._table(len(self.columns))
+        if is_summarised(self.matrices):
+            yield self._table(len(self.columns), ranges=False)
+        for count in range(len(self.columns), 0, -1):
+            yield self._table(count, ranges=False, shape=False)
+
+    def _table(self, count: int, *, ranges: bool = True, shape: bool = True) -> Table:
+        """The table with the first `count` columns of numbers."""
+        summarised, columns = is_summarised(self.matrices), self.columns[:count]
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False, header_style="bold")
+        table.add_column("module" if summarised else "matrix", no_wrap=True, overflow="ignore")
+        if summarised:
+            table.add_column("n", justify="right", no_wrap=True)
+        if shape:
+            table.add_column("shape", no_wrap=True)
+        for column in columns:
+            table.add_column(column.heading, justify="right", no_wrap=True)
+        rows = by_kind(self.matrices) if summarised else {matrix.name: [matrix] for matrix in self.matrices}
+        for label, members in rows.items():
+            shapes = {shape_text(matrix.shape) for matrix in members}
+            cells = [str(len(members))] if summarised else []
+            cells += [shapes.pop() if len(shapes) == 1 else "several"] if shape else []
+            cells += [
+                _cell([column.read(matrix) for matrix in members], column.form, ranges=ranges) for column in columns
+            ]
+            table.add_row(label, *cells)
+        return table
+
+
+def grid(matrices: Sequence[M], columns: Sequence[Column[M]]) -> Grid[M]:
+    """The table of some matrices, as a rich renderable."""
+    return Grid(matrices, columns)
 
 
 def is_summarised(matrices: Sequence[Named]) -> bool:
-    """Whether `grid` shows kinds rather than matrices."""
+    """Whether the table shows kinds rather than matrices."""
     return len(matrices) > FEW
 
 
-def _cell(numbers: Sequence[Number], form: str) -> str:
+def _cell(numbers: Sequence[Number], form: str, ranges: bool) -> str:
     """One number, or the median with the range; of numbers that are only bounded the median is of the upper limits."""
-    known = [number for number in numbers if number is not None]
-    if len(numbers) == 1 or not known:
+    defined = [number for number in numbers if number is not None]
+    if len(numbers) == 1 or not defined:
         return _text(numbers[0], form)
-    lower = [number.lower if isinstance(number, Interval) else number for number in known]
-    upper = [number.upper if isinstance(number, Interval) else number for number in known]
+    lower = [number.lower if isinstance(number, Interval) else number for number in defined]
+    upper = [number.upper if isinstance(number, Interval) else number for number in defined]
     middle = ("≤" if lower != upper else "") + _text(median(upper), form)
-    if form == "size" or min(lower) == max(upper):
+    if form == "size" or not ranges or min(lower) == max(upper):
         return middle
     return f"{middle} ({_text(min(lower), form).removesuffix('%')}–{_text(max(upper), form)})"
 
 
 def _text(number: Number, form: str) -> str:
     if form == "share" and isinstance(number, int | float):
-        return f"{100 * number:.3g}%"
+        return percent_text(number)
     if form == "rank" and isinstance(number, float):
         return f"{number:.0f}"
     return number_text(number)

@@ -5,19 +5,19 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from eckart.report.tables.skipped import skipped_lines
+from eckart.report.tables.lines import skipped_lines, unbroken
 from eckart.report.words import bytes_text, number_text, seconds_text
 
 if TYPE_CHECKING:
     from eckart.operations.merging.merge import MergeResult
     from eckart.operations.merging.unmerge import UnmergeResult
 
-TOLD = 0.01  # share of an update that rounding may cost before the reader is told so
-MOST = 0.5  # share of an update that may be lost before the reader is told so
+REPORTED_ERROR = 0.01  # of the update: a smaller rounding error is not reported
+MOSTLY_LOST = 0.5  # error of the update above which most of what was merged is lost
 
 
 def merge_table(result: "MergeResult") -> RenderableType:
-    """Where the model is, what changed, and what quantizing it again cost.
+    """Where the model is, what changed, and the error of quantizing it again.
 
     Returns:
         a rich renderable.
@@ -29,18 +29,18 @@ def merge_table(result: "MergeResult") -> RenderableType:
         cost = f"Quantized again to NF4, with an error of {result.requantization_error:.2%} of the merged weights"
         if result.update_error is not None:
             cost += f" and {_times(result.update_error)} the update"
-            cost += ": most of what was merged is lost" if result.update_error > MOST else ""
-        lines.append(f"{cost}. --dtype bfloat16 writes plain weights without this error.")
-    elif result.update_error is not None and result.update_error > TOLD:
+            cost += ": most of what was merged is lost" if result.update_error > MOSTLY_LOST else ""
+        lines.append(f"{cost}. `dtype=bfloat16` writes plain weights without this error.")
+    elif result.update_error is not None and result.update_error > REPORTED_ERROR:
         lines.append(
-            f"Rounding to the stored dtype makes an error of {_times(result.update_error)} the update, "
-            "as any merge into it does; --dtype float32 makes none."
+            f"Rounding to the stored data type has an error of {_times(result.update_error)} the update, as any merge "
+            "into it has; `dtype=float32` avoids it."
         )
     return _lines(f"Model in {result.output}", lines, result)
 
 
 def unmerge_table(result: "UnmergeResult") -> RenderableType:
-    """Where the model is, and how exactly it is restored.
+    """Where the model is, and how exactly it was restored.
 
     Returns:
         a rich renderable.
@@ -52,7 +52,7 @@ def unmerge_table(result: "UnmergeResult") -> RenderableType:
     if result.base_equal is not None and result.max_ulps is not None:
         lines.append(
             f"{_share(result.base_equal)} equal the base bit for bit; the largest difference from it is "
-            f"{result.max_ulps:.3g} × a unit in the last place."
+            f"{result.max_ulps:.3g} ulp."
         )
     return _lines(f"Model in {result.output}", lines, result)
 
@@ -65,7 +65,7 @@ def _counts(result: "MergeResult | UnmergeResult") -> str:
 
 
 def _share(share: float) -> str:
-    """In percent; one that is not whole never reads as 100%."""
+    """In percent; only all of it reads as 100%."""
     return "100%" if share == 1 else f"{min(share, 0.9999):.2%}"
 
 
@@ -74,4 +74,4 @@ def _times(share: float) -> str:
 
 
 def _lines(head: str, lines: list[str], result: "MergeResult | UnmergeResult") -> Group:
-    return Group(Text(head, style="bold"), *map(Text, lines), *skipped_lines(result.skipped))
+    return Group(unbroken(head, style="bold"), *map(Text, lines), *skipped_lines(result.skipped))

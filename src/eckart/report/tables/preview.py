@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarised
-from eckart.report.tables.skipped import skipped_lines
+from eckart.report.tables.lines import skipped_lines
 from eckart.report.words import bytes_text
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ SHOWN_ADAPTERS = 4
 
 
 def preview_table(preview: "Preview") -> RenderableType:
-    """What an operation would work on, read and write.
+    """What an operation would match, read and write.
 
     Returns:
         a rich renderable of at most 80 columns.
@@ -29,7 +29,8 @@ def preview_table(preview: "Preview") -> RenderableType:
     notes = [SUMMARY] if is_summarised(preview.matches) else []
     notes.append(
         f"{len(preview.matches)} modules match; {bytes_text(preview.read_bytes)} would be read and "
-        f"{bytes_text(preview.written_bytes)} written. Nothing was."
+        f"{bytes_text(preview.written_bytes)} written."
     )
+    notes.append("Dry run: nothing was written.")
     head = Text(f"{preview.made_by}, dry run", style="bold")
     return Group(head, grid(preview.matches, columns), *map(Text, notes), *skipped_lines(preview.skipped))

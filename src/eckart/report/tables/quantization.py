@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarised
-from eckart.report.tables.skipped import skipped_lines
+from eckart.report.tables.lines import skipped_lines, unbroken
 from eckart.report.words import bytes_text, count_text, seconds_text
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def quantize_table(result: "QuantizeResult") -> RenderableType:
-    """The error of each layer, the size of the model, and what stayed dense.
+    """The error of each layer, the size of the model, and what stays unquantized.
 
     Returns:
         a rich renderable of at most 80 columns.
@@ -22,9 +22,9 @@ def quantize_table(result: "QuantizeResult") -> RenderableType:
     columns: list[Column[QuantizedLayer]] = [Column("relative error", lambda layer: layer.error, "share")]
     notes = [SUMMARY] if is_summarised(result.layers) else []
     notes += [
-        f"All layers together: relative error {result.error:.2%}.",
+        f"Relative error over all layers: {result.error:.2%}.",
         f"{count_text(result.quantized_params)} of {count_text(result.params)} parameters in NF4, "
         f"{result.bytes_per_param:.3f} bytes each; {bytes_text(result.nbytes)} in all, {seconds_text(result.seconds)}",
     ]
-    head = Text(f"Model in {result.output}", style="bold")
+    head = unbroken(f"Model in {result.output}", style="bold")
     return Group(head, grid(result.layers, columns), *map(Text, notes), *skipped_lines(result.skipped))

@@ -1,4 +1,4 @@
-"""A sweep as a table: a line a setting, the best and the sweet spot marked, and how sure that is in words."""
+"""A sweep as a table: one line per setting, the best and the sweet spot marked, with its confidence in words."""
 
 from statistics import median
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ def sweep_table(sweep: "Sweep") -> RenderableType:
         a rich renderable of at most 80 columns.
     """
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False, header_style="bold")
-    table.add_column("target", overflow="fold", min_width=10)
+    table.add_column("target", no_wrap=True, overflow="ignore")
     for heading in ("rank", "parameters", "held-out loss", "time", "memory"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -41,26 +41,26 @@ def sweep_table(sweep: "Sweep") -> RenderableType:
 
 
 def spot_text(spot: "SweetSpot") -> str:
-    """The sweet spot, and how sure it is, in words."""
+    """The sweet spot and its confidence, in words."""
     setting, best = spot.setting, spot.best
     name = f"Sweet spot: rank {setting.rank} on {setting.target}, {count_text(setting.params)} parameters."
     if spot.noise is None:
-        return f"{name}\nIt is the best of one seed each, and one seed tells no noise: --seeds {FEW_SEEDS} does."
+        return f"{name}\nThe lowest loss of one seed; with one seed the noise is unknown: use `seeds={FEW_SEEDS}`."
     if setting is best:
-        why = f"Nothing smaller comes within one run's scatter ({spot.noise:.4f}) of it."
+        why = f"No smaller setting comes within one run's scatter ({spot.noise:.4f}) of it."
     else:
         why = (
             f"Its loss is {spot.difference:.4f} ± {spot.difference_error:.4f} above the best (rank {best.rank} on "
             f"{best.target}), within one run's scatter of {spot.noise:.4f}."
         )
     if spot.decided:
-        return f"{name}\n{why}\nRight with a probability of at least {_floor(spot.probability)}."
+        return f"{name}\n{why}\nConfidence: at least {_floor(spot.probability)}."
     more = "more than a hundred seeds" if spot.more_seeds is None else f"about {spot.more_seeds} more seeds"
     return f"{name}\n{why}\nUndecided (probability {number_text(spot.probability)}): {more} would be needed."
 
 
 def _floor(probability: float | None) -> str:
-    """In percent, never rounded up to certainty."""
+    """In percent, never rounded up to 100%."""
     return f"{min(100 * (probability or 0), 99.9):.3g}%"
 
 
@@ -70,7 +70,7 @@ def _loss(setting: "Setting") -> str:
 
 
 def _costs(cells: "list[SweepCell]") -> tuple[str, str]:
-    """Median time, and the most memory."""
+    """Median time, and the highest memory."""
     seconds = [cell.seconds for cell in cells if cell.seconds is not None]
     peaks = [cell.peak_bytes for cell in cells if cell.peak_bytes is not None]
     return seconds_text(median(seconds)), bytes_text(max(peaks))
@@ -84,8 +84,8 @@ def _mark(setting: "Setting", spot: "SweetSpot | None") -> str:
 
 def _notes(sweep: "Sweep") -> list[str]:
     seeds = len({cell.seed for cell in sweep.cells})
-    spread = f"mean of {seeds} seeds ± its standard error" if seeds > 1 else "of one seed, without any spread"
-    notes = [f"Loss in nats per token, {spread}; median time of the steps, and most memory."]
+    spread = f"mean of {seeds} seeds ± its standard error" if seeds > 1 else "one seed, so no spread"
+    notes = [f"Loss in nats per token, {spread}; median training time and highest memory over the seeds."]
     if sweep.base_loss is not None:
         notes.append(f"Without an adapter: {sweep.base_loss:.4f}, on {sweep.heldout_tokens:,} held-out tokens.")
     failed = sweep.failed
@@ -99,5 +99,5 @@ def _notes(sweep: "Sweep") -> list[str]:
         return [*notes, "No setting was trained with every seed."]
     notes.append(spot_text(spot))
     if spot.best.rank == max(cell.rank for cell in sweep.cells):
-        notes.append("The best has the highest rank that was tried: a higher one may be better still.")
+        notes.append("The best has the highest rank that was tried: a higher one may be better.")
     return notes

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarised
+from eckart.report.tables.lines import unbroken
 from eckart.report.words import bytes_text, count_text, seconds_text
 
 if TYPE_CHECKING:
@@ -15,13 +16,15 @@ if TYPE_CHECKING:
 
 
 def training_table(result: "TrainResult") -> RenderableType:
-    """How far every update went, what it was worth on held-out tokens, and what the training took.
+    """How much every weight changed, the held-out loss before and after, and what the training took.
 
     Returns:
         a rich renderable of at most 80 columns.
     """
     notes: list[str] = []
-    parts: list[RenderableType] = [Text(f"Adapter in {result.output}" if result.output else "Adapter", style="bold")]
+    parts: list[RenderableType] = [
+        unbroken(f"Adapter in {result.output}" if result.output else "Adapter", style="bold")
+    ]
     if result.dynamics is not None:
         parts.append(updates_grid(result.dynamics.layers))
         notes += [SUMMARY] if is_summarised(result.dynamics.layers) else []
@@ -39,7 +42,7 @@ def training_table(result: "TrainResult") -> RenderableType:
 
 
 def updates_grid(layers: Sequence["LayerDynamics"]) -> RenderableType:
-    """What the update of every layer became: its size beside the weight, and the rank that it uses."""
+    """The update of every layer at the end: its size relative to the weight, and its effective rank."""
     columns: list[Column[LayerDynamics]] = [
         Column("rank", lambda layer: layer.rank),
         Column("update\n‖ΔW‖ / ‖W‖", lambda layer: _last(layer.relative_norm), "share"),

@@ -1,0 +1,38 @@
+"""Lines of text above and under a table."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from eckart.result import Skipped
+
+SHOWN_REASONS = 4
+
+
+def unbroken(text: str, style: str = "") -> Text:
+    """A line that is neither wrapped nor cut, because a reader copies the path or command in it."""
+    return Text(text, style=style, no_wrap=True, overflow="ignore")
+
+
+def skipped_lines(skipped: Iterable["Skipped"], remedies: Mapping[str, str] | None = None) -> list[Text]:
+    """One line that counts what was skipped by reason, with an example of each; no line if nothing was.
+
+    Args:
+        skipped: of a result.
+        remedies: what to do about a reason, said once.
+    """
+    items = list(skipped)
+    if not items:
+        return []
+    reasons = Counter(item.reason for item in items).most_common()
+    examples = {item.reason: item.name for item in reversed(items)}
+    texts = []
+    for reason, count in reasons[:SHOWN_REASONS]:
+        example = f"such as {examples[reason]}" if count > 1 else examples[reason]
+        texts.append(f"{count} {reason} ({'; '.join(filter(None, (example, (remedies or {}).get(reason))))})")
+    others = sum(count for _, count in reasons[SHOWN_REASONS:])
+    texts += [f"{others} others"] if others else []
+    return [Text(f"{len(items)} skipped: {', '.join(texts)}")]
