@@ -73,7 +73,11 @@ def test_an_unknown_format_is_wrong_usage_and_the_choices_are_named(kohya, tmp_p
         ({}, ["--to", "peft", "--base", "nowhere"], "nowhere"),
         ({"lora_unet_joint_blocks_0_x.lora_down.weight": torch.ones(2, 2)}, ["--to", "peft"], "lora_up missing"),
         ({f"lora_unet_{MODULE}.dora_scale": torch.ones(1, 6)}, ["--to", "peft"], "only norms of outputs"),
-        ({f"lora_unet_{MODULE}.lora_up.weight": torch.full((8, 4), torch.nan)}, ["--to", "peft"], "32 values are NaN"),
+        (
+            {f"lora_unet_{MODULE}.lora_up.weight": torch.full((8, 4), torch.nan)},
+            ["--to", "peft"],
+            "32 values that are NaN",
+        ),
     ],
 )
 def test_refusals_end_with_one_message_and_leave_nothing(kohya, tmp_path, change, options, said):

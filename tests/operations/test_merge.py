@@ -389,9 +389,9 @@ def test_all_faults_come_in_one_message():
 @pytest.mark.parametrize(
     ("base", "adapter", "said"),
     [
-        (torch.full((8, 6), float("nan")), layer(8, 6), r"q_proj holds 48 values that are NaN"),
+        (torch.full((8, 6), float("nan")), layer(8, 6), r"q_proj contains 48 values that are NaN"),
         (torch.ones(8, 6), layer(8, 6, alpha=float("inf")), "not finite"),
-        (torch.ones(8, 6), AdapterLayer(torch.full((1, 6), float("inf")), torch.ones(8, 1), 1), r"lora_A holds 6"),
+        (torch.ones(8, 6), AdapterLayer(torch.full((1, 6), float("inf")), torch.ones(8, 1), 1), r"lora_A contains 6"),
         (torch.ones(8, 6).half(), layer(8, 6, alpha=1e6), "more than float16 holds"),
         (torch.zeros(8, 6), AdapterLayer(torch.zeros(1, 6), torch.ones(8, 1), 1, magnitude=torch.ones(8)), "zero"),
     ],

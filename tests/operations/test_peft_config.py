@@ -59,7 +59,7 @@ def test_a_config_that_disagrees_with_its_tensors_is_refused(llama_pair, tmp_pat
 def test_a_layer_that_is_not_finite_is_met_when_it_is_read(llama_pair, tmp_path):
     name = f"{FIRST}.lora_A.weight"
     adapter = load_adapter(damaged(tmp_path, llama_pair, lambda config, tensors: tensors[name].fill_(float("nan"))))
-    with pytest.raises(NotFiniteError, match=rf"{name}: 128 values are NaN"):
+    with pytest.raises(NotFiniteError, match=rf"{name} contains 128 values that are NaN"):
         list(adapter.values())
 
 

@@ -197,7 +197,7 @@ def _state(**tensors):
         (_state(up_proj=torch.ones(4, 4, dtype=torch.int8)), {}, MismatchError, "'all-linear' matches nothing"),
         (_state(up_proj=torch.ones(4, 4).double()), {}, MismatchError, "up_proj: float64: give --dtype float32"),
         (_state(embed_tokens=torch.ones(4, 4)), {"target": ["embed_tokens"]}, MismatchError, "embedding, and 4 bits"),
-        (_state(up_proj=torch.full((4, 4), float("nan"))), {}, NotFiniteError, "up_proj holds 16 values that are NaN"),
+        (_state(up_proj=torch.full((4, 4), float("nan"))), {}, NotFiniteError, "up_proj contains 16 values that are NaN"),
         (
             _state(up_proj=torch.ones(4, 4)) | {"model.layers.0.up_proj.weight_scale": torch.ones(1)},
             {},

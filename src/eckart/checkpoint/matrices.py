@@ -7,7 +7,7 @@ from torch import Tensor
 
 from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.layouts import MatrixView, counterpart
-from eckart.errors import NotFiniteError
+from eckart.linalg.finite import require_finite
 from eckart.linalg.slabs import compute_dtype, rows_per_slab
 
 
@@ -27,9 +27,12 @@ class WeightMatrix:
     def slabs(self) -> Iterator[Tensor]:
         """Consecutive row blocks of at most SLAB_BYTES in float32."""
         for slab in self._upcast():
-            # NaN and Inf survive a sum, which is one pass without a mask; a sum that overflowed proves nothing.
-            if not torch.isfinite(slab.sum()) and not torch.isfinite(slab).all():
-                raise _not_finite(self.checkpoint, self.view)
+            require_finite(
+                slab,
+                f"{self.checkpoint.source}: {self.view.name}",
+                rows=lambda: stored_rows(self.checkpoint, self.view),
+                remedy=f"repair the checkpoint, or leave the matrix out with `exclude={self.view.module}`",
+            )
             yield slab
 
     def _upcast(self) -> Iterator[Tensor]:
@@ -72,15 +75,6 @@ def stored_rows(checkpoint: Checkpoint, view: MatrixView) -> Iterator[Tensor]:
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         yield checkpoint.rows(view.tensor, start, stop).reshape(stop - start, columns)
-
-
-def _not_finite(checkpoint: Checkpoint, view: MatrixView) -> NotFiniteError:
-    """The error for a matrix with a value that is not finite, which counts them all."""
-    bad = sum(int((~torch.isfinite(rows.float())).sum()) for rows in stored_rows(checkpoint, view))
-    return NotFiniteError(
-        f"{checkpoint.source}: {view.name} holds {bad:,} values that are NaN or Inf; "
-        f"mend the checkpoint, or leave the matrix out with --exclude {view.module}"
-    )
 
 
 def rows_of(checkpoint: Checkpoint, view: MatrixView) -> Iterator[Tensor]:

@@ -1,7 +1,7 @@
 """What a name says: which patterns and presets it answers to."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from eckart.errors import MismatchError
 
@@ -62,6 +62,11 @@ def in_preset(preset: str, module: str) -> bool:
         return _ends_with(module, _ATTENTION)
     # BERT's attention.output.dense ends like the MLP's output.dense.
     return _ends_with(module, _MLP) and not _ends_with(module, _ATTENTION)
+
+
+def as_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
+    """Patterns of `target` or `exclude` as a tuple; a string is one pattern."""
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
 def matches(pattern: str, module: str) -> bool:

@@ -1,19 +1,21 @@
-"""An adapter or a checkpoint, however it is named: what a command that takes either was given."""
+"""What a SOURCE is, a model or an adapter, and the refusal where a command needs the other."""
 
-from collections.abc import Mapping
 from pathlib import Path
-
-from torch import Tensor, nn
+from typing import TypeAlias
 
 from eckart.adapter.adapter import Adapter
 from eckart.checkpoint import Checkpoint, open_checkpoint
+from eckart.checkpoint.open import ModelSource
+from eckart.errors import OptionError
+from eckart.formats.components import COMPONENTS
 from eckart.formats.files import load_adapter
+from eckart.formats.peft_config import CONFIG
 
-Source = str | Path | Mapping[str, Tensor] | nn.Module | Adapter
-Side = Adapter | Checkpoint
+Source: TypeAlias = "ModelSource | Adapter"  # as text, as ModelSource is
+_ADAPTER_TENSORS = (".lora", ".hada_", ".lokr_")  # parts of names that only adapters have
 
 
-def open_adapter_or_checkpoint(source: Source) -> Side:
+def open_adapter_or_checkpoint(source: Source) -> Adapter | Checkpoint:
     """The adapter or the checkpoint that a SOURCE is; of files only headers are read.
 
     Raises:
@@ -21,15 +23,57 @@ def open_adapter_or_checkpoint(source: Source) -> Side:
     """
     if isinstance(source, Adapter):
         return source
+    if not isinstance(source, (str, Path)):
+        return open_checkpoint(source)
+    folder = Path(source).expanduser()
+    if any((folder / part / CONFIG).is_file() for part in ("", *COMPONENTS)):
+        return load_adapter(source)
     opened = open_checkpoint(source)
-    if not isinstance(source, (str, Path)) or not any(".lora" in name for name in opened.tensors):
+    if not any(part in name for name in opened.tensors for part in _ADAPTER_TENSORS):
         return opened
-    in_folder = opened.folder and (opened.folder / "adapter_config.json").is_file()
+    in_folder = opened.folder and (opened.folder / CONFIG).is_file()
     return load_adapter(opened.folder if in_folder and opened.folder else source)
 
 
+def open_model(source: Source, *, role: str = "a model", instead: str = "") -> Checkpoint:
+    """The checkpoint that a SOURCE is, for operations on models.
+
+    Args:
+        source: the SOURCE.
+        role: what the operation needs, such as `a fine-tuned model`.
+        instead: what to do with an adapter.
+
+    Raises:
+        SourceError, FileFormatError: it cannot be read.
+        OptionError: it is an adapter.
+    """
+    opened = open_adapter_or_checkpoint(source)
+    if isinstance(opened, Adapter):
+        msg = f"{name_of(source)} is an adapter, not {role}" + (f": {instead}" if instead else "")
+        raise OptionError(msg)
+    return opened
+
+
+def open_adapter(source: Source) -> Adapter:
+    """The adapter that a SOURCE is, for operations on adapters.
+
+    Raises:
+        SourceError, FileFormatError: it cannot be read.
+        OptionError: it is a model.
+    """
+    if isinstance(source, Adapter):
+        return source
+    opened = open_adapter_or_checkpoint(source)
+    if isinstance(opened, Adapter):
+        return opened
+    if isinstance(source, (str, Path)) and not opened.config:
+        return load_adapter(source)  # which says what an adapter file looks like
+    msg = f"{name_of(source)} is a model, not an adapter: eckart extract makes an adapter from a base and its fine-tune"
+    raise OptionError(msg)
+
+
 def name_of(source: Source) -> str:
-    """What a message calls it."""
+    """What a message calls a SOURCE."""
     if isinstance(source, Adapter):
         return "<adapter>"
     return str(source) if isinstance(source, (str, Path)) else f"<{type(source).__name__}>"

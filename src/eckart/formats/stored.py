@@ -10,7 +10,7 @@ from torch import Tensor
 from eckart.adapter.adapter import Adapter, LayerKind
 from eckart.checkpoint import Checkpoint
 from eckart.checkpoint.header import read_header
-from eckart.errors import NotFiniteError
+from eckart.linalg.finite import require_finite
 
 
 def outline(stored: Checkpoint, name: str) -> Tensor:
@@ -26,10 +26,7 @@ def read_finite(stored: Checkpoint, name: str) -> Tensor:
         NotFiniteError: it holds NaN or Inf.
     """
     tensor = stored.read(name)
-    bad = int((~torch.isfinite(tensor)).sum())
-    if bad:
-        msg = f"{stored.source}: {name}: {bad:,} values are NaN or Inf"
-        raise NotFiniteError(msg)
+    require_finite(tensor, f"{stored.source}: {name}")
     return tensor
 
 

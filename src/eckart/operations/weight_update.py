@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.checkpoint import MatrixView
-from eckart.errors import NotFiniteError
+from eckart.linalg.finite import require_finite
 from eckart.operations.placement import Term, outputs_are_columns, stored_factors
 
 Slabs = Callable[[], Iterator[Tensor]]
@@ -150,7 +150,7 @@ def update_of(
 def _saved(adapter: Adapter, name: str) -> Tensor:
     """A tensor that an adapter saves whole, as a matrix of its entries."""
     tensor = adapter.modules_to_save[name].detach().cpu()
-    _check_finite(name, tensor)
+    require_finite(tensor, f"the adapter's {name}")
     return tensor.reshape(len(tensor) if tensor.ndim else 1, -1)
 
 
@@ -159,15 +159,8 @@ def _checked(adapter: Adapter, module: str) -> AdapterLayer:
     layer = adapter[module]
     tensors = {part: tensor.detach().cpu() for part, tensor in layer.tensors().items()}
     for part, tensor in tensors.items():
-        _check_finite(f"{module}.{part}", tensor)
+        require_finite(tensor, f"the adapter's {module}.{part}")
     return replace(layer, **tensors)
-
-
-def _check_finite(name: str, tensor: Tensor) -> None:
-    # NaN and Inf survive a sum, which is one pass without a mask; a sum that overflowed proves nothing.
-    if not torch.isfinite(tensor.sum(dtype=torch.float32)) and (bad := int((~torch.isfinite(tensor)).sum())):
-        msg = f"the adapter's {name} holds {bad:,} values that are NaN or Inf"
-        raise NotFiniteError(msg)
 
 
 def _norms(dora: _Dora, slabs: Slabs) -> Tensor:

@@ -6,7 +6,7 @@ from eckart.adapter.adapter import Adapter
 from eckart.checkpoint import Checkpoint
 from eckart.engine import Execution
 from eckart.errors import OptionError
-from eckart.formats.sources import Side, Source, name_of, open_adapter_or_checkpoint
+from eckart.formats.sources import Source, name_of, open_adapter_or_checkpoint
 from eckart.operations.comparison.adapters import AdapterPair
 from eckart.operations.comparison.checkpoints import CheckpointPair
 from eckart.operations.comparison.claimed_merge import MergeClaim, plan_merge_check
@@ -95,7 +95,9 @@ def _opened(base: Source | None) -> Checkpoint | None:
     return side
 
 
-def _claim(a: Source, b: Source, first: Side, base: Source | None, *, whole: bool, execution: Execution) -> MergeClaim:
+def _claim(
+    a: Source, b: Source, first: Adapter | Checkpoint, base: Source | None, *, whole: bool, execution: Execution
+) -> MergeClaim:
     """The check of a checkpoint and an adapter, for which the base is needed."""
     adapter, merged = (a, b) if isinstance(first, Adapter) else (b, a)
     if base is None:
