@@ -285,7 +285,7 @@ def test_an_adapter_without_a_place_and_wrong_sorts_are_refused():
     base = base_weights()
     with pytest.raises(MismatchError, match=r"layers\.0\.q_proj"):
         check_merge({"other.weight": torch.ones(3, 3)}, adapter(), base)
-    with pytest.raises(OptionError, match="two checkpoints"):
+    with pytest.raises(OptionError, match="is an adapter, not a model"):
         check_merge(base, adapter(), adapter())
     with pytest.raises(OptionError, match="weights"):
         check_merge(base, adapter(), base, weights=[1.0, 2.0])

@@ -289,7 +289,7 @@ REFUSED = {
     "no module in common": (lambda a, w: (a, renamed(a), {}), MismatchError, "no module in common"),
     "a pattern of nothing": (lambda a, w: (a, a, {"target": ["k_proj"]}), MismatchError, "k_proj"),
     "an adapter and a checkpoint": (lambda a, w: (a, w, {}), OptionError, "eckart merge"),
-    "a claim of some modules": (lambda a, w: (w, a, {"base": w, "target": ["q_proj"]}), OptionError, "--target"),
+    "a claim of some modules": (lambda a, w: (w, a, {"base": w, "target": ["q_proj"]}), OptionError, "`target`"),
     "an adapter as base": (lambda a, w: (a, a, {"base": a}), OptionError, "the base is the checkpoint"),
     "a base that does not fit": (lambda a, w: (a, changed(a, wider), {"base": w}), MismatchError, "different bases"),
     "no directions": (lambda a, w: (a, a, {"directions": 0}), OptionError, "at least 1"),

@@ -264,13 +264,13 @@ def in_eighths(layer):
 
 @pytest.mark.parametrize(
     ("limit", "size"),
-    [("eckart.linalg.slabs.SLAB_BYTES", 2048), ("eckart.operations.model_writer.rewrite.NORM_CHUNK", 512)],
+    [("eckart.linalg.slabs.SLAB_BYTES", 2048), ("eckart.operations.model_writer.writer.NORM_CHUNK", 512)],
 )
 def test_slabs_of_any_size_give_the_same_file(tmp_path, monkeypatch, limit, size):
     base, adapters = every_kind(tmp_path)
     merge(base, adapters, tmp_path / "whole")
     monkeypatch.setattr(limit, size)
-    monkeypatch.setattr("eckart.operations.model_writer.rewrite.LEAST_ROWS", 1)
+    monkeypatch.setattr("eckart.operations.model_writer.writer.LEAST_ROWS", 1)
     rows = []
     whole = Update.apply
     monkeypatch.setattr(Update, "apply", lambda self, slab, start: rows.append(len(slab)) or whole(self, slab, start))
@@ -365,7 +365,7 @@ Q = "model.layers.0.q_proj"
         ([Adapter({Q: layer(8, 6, bias=torch.ones(5))})], None, r"bias has the shape \(5,\)"),
         ([Adapter({Q: layer(8, 6, magnitude=torch.ones(6))})], None, "magnitude has 6 numbers"),
         ([Adapter({}, {"norm.weight": torch.ones(6)})], None, "no such tensor"),
-        ([Adapter({}, {"layers.0.norm.weight": torch.ones(5)})], None, r"saved whole as \(5,\)"),
+        ([Adapter({}, {"layers.0.norm.weight": torch.ones(5)})], None, r"its saved tensor has the shape \(5,\)"),
         ([Adapter({}, {"steps": torch.ones(3)})], None, "int64 in the base"),
         ([Adapter({Q: layer(8, 6)}), Adapter({"x": layer(8, 6)})], None, "adapter 2: x"),
         ([Adapter({Q: layer(8, 6)})], [1, 2], "2 weights for 1"),
@@ -429,17 +429,17 @@ class Notes(NoProgress):
 KILLED = """
 import sys, time
 from pathlib import Path
-import eckart.operations.model_writer.rewrite as rewrite
+import eckart.operations.model_writer.writer as writer
 from eckart.operations.merging.merge import merge
 from eckart.engine import Execution
 
-whole = rewrite.Rewriting._write_tensor
+whole = writer.ModelWriter._write_tensor
 def slow(self, tensor, files):
     if tensor.name == "model.layers.1.self_attn.q_proj.weight":
         print("here", flush=True)
         time.sleep(600)
     return whole(self, tensor, files)
-rewrite.Rewriting._write_tensor = slow
+writer.ModelWriter._write_tensor = slow
 merge(sys.argv[1], sys.argv[2], sys.argv[3], execution=Execution(workers=2))
 """
 

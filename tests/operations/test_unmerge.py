@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from eckart.adapter import Adapter
 from eckart.errors import MismatchError, OptionError
@@ -75,7 +76,7 @@ def test_what_was_renormalised_or_replaced_comes_from_the_base_or_is_refused(mak
     merge(base, tmp_path / "adapter", tmp_path / "merged")
     with pytest.raises(MismatchError, match=named) as refused:
         unmerge(tmp_path / "merged", tmp_path / "adapter", tmp_path / "out")
-    assert "--base" in str(refused.value)
+    assert "`base`" in str(refused.value)
     assert not (tmp_path / "out").exists()
     result = unmerge(tmp_path / "merged", tmp_path / "adapter", tmp_path / "out", base=base)
     restored, original = tensors_in(tmp_path / "out"), tensors_in(base)
@@ -106,7 +107,38 @@ def test_4_bit_weights_are_restored_only_as_plain_ones(tmp_path):
     base, _ = nf4_folder(tmp_path)
     adapter = Adapter({"model.layers.0.self_attn.q_proj": layer(64, 64)})
     merge(base, adapter, tmp_path / "merged")
-    with pytest.raises(OptionError, match="--dtype"):
+    with pytest.raises(OptionError, match="`dtype=bfloat16`"):
         unmerge(tmp_path / "merged", adapter, tmp_path / "out")
     result = unmerge(tmp_path / "merged", adapter, tmp_path / "out", dtype=torch.bfloat16)
     assert result.changed == 1
+
+
+SMALL = [Adapter({Q: layer(40, 24, rank=2, alpha=0.5)})]
+
+
+@pytest.mark.parametrize(
+    ("merged", "said"),
+    [
+        (lambda base, _: base, "does not contain this update"),
+        (lambda base, folder: merge(base, SMALL, folder, weights=[0.25]).output, "contains 0.25 times the update"),
+        (lambda base, folder: merge(base, ADAPTERS[1:], folder).output, r"is not .*: 1 of 1 changed matrices differ"),
+    ],
+    ids=["never merged", "another weight", "another adapter"],
+)
+def test_a_model_that_does_not_contain_the_adapter_is_refused_with_the_verdict_of_compare(merged, said, tmp_path):
+    base = base_of(torch.bfloat16)
+    with pytest.raises(MismatchError, match=said):
+        unmerge(merged(base, tmp_path / "merged"), SMALL, tmp_path / "out", base=base)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_without_a_base_the_one_that_the_adapter_names_is_recognised_as_never_merged(copied, tmp_path):
+    save_file(base_of(torch.bfloat16), tmp_path / "base.safetensors")
+    save_file(base_of(torch.bfloat16), tmp_path / "copy.safetensors")
+    adapter = Adapter(SMALL[0].layers, base_model=str(tmp_path / "base.safetensors"))
+    with pytest.raises(MismatchError, match="does not contain this update"):
+        unmerge(tmp_path / ("copy.safetensors" if copied else "base.safetensors"), adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    merge(tmp_path / "base.safetensors", adapter, tmp_path / "merged")
+    assert unmerge(tmp_path / "merged", adapter, tmp_path / "out").changed == 1

@@ -1,5 +1,6 @@
 """What a SOURCE is, a model or an adapter, and the refusal where a command needs the other."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -11,7 +12,7 @@ from eckart.formats.components import COMPONENTS
 from eckart.formats.files import load_adapter
 from eckart.formats.peft_config import CONFIG
 
-Source: TypeAlias = "ModelSource | Adapter"  # as text, as ModelSource is
+Source: TypeAlias = "ModelSource | Checkpoint | Adapter"  # as text, as ModelSource is
 _ADAPTER_TENSORS = (".lora", ".hada_", ".lokr_")  # parts of names that only adapters have
 
 
@@ -24,7 +25,8 @@ def open_adapter_or_checkpoint(source: Source) -> Adapter | Checkpoint:
     if isinstance(source, Adapter):
         return source
     if not isinstance(source, (str, Path)):
-        return open_checkpoint(source)
+        is_open = not isinstance(source, Mapping) and hasattr(source, "tensors") and hasattr(source, "tied")
+        return source if is_open else open_checkpoint(source)  # type: ignore[return-value, arg-type]  # as just seen
     folder = Path(source).expanduser()
     if any((folder / part / CONFIG).is_file() for part in ("", *COMPONENTS)):
         return load_adapter(source)

@@ -25,14 +25,13 @@ from .extraction.scope import Scope as Scope
 from .factors import FactorOptions as FactorOptions
 from .merging.merge import MergeResult as MergeResult
 from .merging.merge import merge as merge
-from .merging.plan import MergePlan as MergePlan
 from .merging.plan import plan_merge as plan_merge
 from .merging.unmerge import UnmergeResult as UnmergeResult
 from .merging.unmerge import plan_unmerge as plan_unmerge
 from .merging.unmerge import unmerge as unmerge
+from .model_writer.plan import ModelPlan as ModelPlan
 from .preview import Match as Match
 from .preview import Preview as Preview
-from .quantization.plan import QuantizePlan as QuantizePlan
 from .quantization.plan import plan_quantize as plan_quantize
 from .quantization.quantize import QuantizedLayer as QuantizedLayer
 from .quantization.quantize import QuantizeResult as QuantizeResult

@@ -1,27 +1,34 @@
-"""Where adapters belong in a base: every update and whole tensor with the tensor that it changes, from headers."""
+"""Where adapters belong in a base: each update and saved tensor with the tensor that it changes, from headers."""
+
+from __future__ import annotations
 
 import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
-
-from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.checkpoint import Checkpoint, MatrixView, layout
 from eckart.errors import MismatchError
+from eckart.formats.expert_modules import with_expert_modules
+from eckart.formats.renaming import rename_for_base
 
-SHOWN_NEAR = 12  # faults that name the nearest modules: as many as a message lists
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from eckart.adapter.adapter import Adapter, AdapterLayer
+
+SHOWN = 12  # faults that a message lists: for the others no nearest name is searched
 
 
 @dataclass(frozen=True)
 class Term:
-    """What one adapter brings to one matrix, or to a vector.
+    """One adapter's contribution to a matrix or a vector.
 
     Attributes:
-        adapter: its place among the adapters.
-        key: a module among its layers, or a tensor that it saves whole.
+        adapter: index among the adapters.
+        key: name of a module among its layers, or of a tensor that it saves completely.
         part: which of the two, or the bias of the layer.
     """
 
@@ -35,7 +42,7 @@ class Places:
     """Every change of a base.
 
     Attributes:
-        changes: tensor of the model -> name of the matrix in it -> what changes it. A tensor that is no matrix has
+        changes: tensor of the model -> name of the matrix in it -> what changes it. A tensor that is not a matrix has
             its own name in both places.
         views: matrices of the base by their names.
     """
@@ -44,148 +51,202 @@ class Places:
     views: dict[str, MatrixView]
 
 
-@dataclass
-class _Names:
-    """Names of a base, found under the names of an adapter.
+@dataclass(frozen=True)
+class _Fault:
+    """Why a key of an adapter does not fit the base.
 
-    A model's files may leave out the first part of a name that its class has (`transformer.h.0…` lies as `h.0…` in
+    Attributes:
+        adapter: index of the adapter.
+        key: the module or tensor.
+        kind: faults of one kind have one cause if an adapter has nothing else.
+        text: the reason.
+    """
+
+    adapter: int
+    key: str
+    kind: Literal["missing", "shape", "other"]
+    text: str
+
+
+class _Names:
+    """Names of a base, looked up by the names of an adapter.
+
+    A model's files may lack the first part of a name that its class has (`transformer.h.0…` is stored as `h.0…` in
     GPT-2's), or have one that the adapter's names lack.
     """
 
-    known: Sequence[str]
-    what: str
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    _by_tail: dict[str, list[str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in self.known:
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = dict.fromkeys(names)
+        self._by_tail: dict[str, list[str]] = {}
+        for name in self.names:
             self._by_tail.setdefault(name.partition(".")[2], []).append(name)
-        self._set = set(self.known)
-        self._near_left = SHOWN_NEAR
 
     def find(self, name: str) -> str | None:
-        if name in self._set:
+        if name in self.names:
             return name
         tail = name.partition(".")[2]
-        longer = [*self._by_tail.get(name, ()), *([tail] if tail in self._set else [])]
+        longer = [*self._by_tail.get(name, ()), *([tail] if tail in self.names else [])]
         return longer[0] if len(longer) == 1 else None
 
-    def missing(self, name: str) -> str:
-        """Why a name was not found, or cannot be used."""
-        if reason := self.reasons.get(self.find(name) or ""):
-            return f"cannot be merged: {reason}"
-        self._near_left -= 1
-        near = difflib.get_close_matches(name, self.known, n=1) if self._near_left >= 0 else []
-        return f"the base has no such {self.what}" + (f"; the nearest is {near[0]}" if near else "")
+
+def fitted(adapter: Adapter, base: Checkpoint) -> Adapter:
+    """An adapter under the module names of a base, and for the layout of its experts.
+
+    Raises:
+        MismatchError: names that the base does not resolve, or other shapes.
+    """
+    return with_expert_modules(rename_for_base(base, adapter), base.tensors)
 
 
 def find_places(base: Checkpoint, adapters: Sequence[Adapter]) -> Places:
     """Match every key of the adapters with a tensor of the base.
 
     Args:
-        base: where they are to be merged.
-        adapters: outlines do.
+        base: the model to merge into.
+        adapters: outlines suffice.
 
     Raises:
-        MismatchError: keys that have no place, or whose shape is another; all at once, each with its reason.
+        MismatchError: keys that the base lacks or has in another shape; all at once, each with its reason.
     """
     found = layout(base)
-    places = Places({}, {})
+    views = {view.name: view for view in found.matrices}
     for view in found.matrices:
-        places.views[view.name] = view
-        places.views.update(dict.fromkeys(view.tied_modules, view))
+        views |= dict.fromkeys(view.tied_modules, view)
+    places = Places({}, views)
     reasons = {item.name.removesuffix(".weight"): item.reason for item in found.skipped}
-    modules = _Names([*places.views, *reasons], "module", reasons)
-    tensors = _Names([*base.tensors, *base.tied], "tensor")
+    modules = _Names([*places.views, *reasons])
+    tensors = _Names([*base.tensors, *base.tied])
     faults = []
     for number, adapter in enumerate(adapters):
-        who = f"adapter {number + 1}: " if len(adapters) > 1 else ""
-        faults += [f"{who}{fault}" for fault in _place_layers(number, adapter, base, places, modules)]
-        faults += [f"{who}{fault}" for fault in _place_whole(number, adapter, base, places, tensors)]
+        faults += _place_layers(number, adapter, base, places, modules, reasons=reasons)
+        faults += _place_saved(number, adapter, base, places, tensors)
     if faults:
-        msg = f"what has no place in {base.source}"
-        raise MismatchError.listing(msg, faults)
+        raise _misfit(faults, adapters, base, modules, tensors)
     return places
 
 
-def _place_layers(number: int, adapter: Adapter, base: Checkpoint, places: Places, modules: _Names) -> list[str]:
-    faults, found = [], Counter[str]()
+def _place_layers(
+    number: int, adapter: Adapter, base: Checkpoint, places: Places, modules: _Names, *, reasons: Mapping[str, str]
+) -> list[_Fault]:
+    faults, counts = [], Counter[str]()
     for name, layer in adapter.items():
         module = modules.find(name)
         view = places.views.get(module or "")
         if module is None or view is None:
-            faults.append(f"{name}: {modules.missing(name)}")
+            reason = reasons.get(module or "")
+            text = f"cannot be merged: {reason}" if reason else "the base has no such module"
+            faults.append(_Fault(number, name, "other" if reason else "missing", text))
             continue
-        found[module] += 1
-        fault = "the adapter has it twice" if found[module] > 1 else _shape_fault(layer, view)
+        counts[module] += 1
         bias = f"{view.module if module == view.name else module}.bias"
-        if layer.bias is not None and not fault:
-            fault = _bias_fault(layer.bias, bias, base)
-        if fault:
-            faults.append(f"{name}: {fault}")
-            continue
-        tensor = view.tensor if module == view.name else f"{module}.weight"
-        places.changes.setdefault(tensor, {}).setdefault(view.name, []).append(Term(number, name, "update"))
-        if layer.bias is not None:
-            places.changes.setdefault(bias, {}).setdefault(bias, []).append(Term(number, name, "bias"))
+        if counts[module] > 1:
+            faults.append(_Fault(number, name, "other", "the adapter contains it twice"))
+        elif fault := _shape_fault(layer, view):
+            faults.append(_Fault(number, name, "shape", fault))
+        elif layer.bias is not None and (fault := _bias_fault(layer.bias, bias, base)):
+            faults.append(_Fault(number, name, "other", fault))
+        else:
+            tensor = view.tensor if module == view.name else f"{module}.weight"
+            places.changes.setdefault(tensor, {}).setdefault(view.name, []).append(Term(number, name, "update"))
+            if layer.bias is not None:
+                places.changes.setdefault(bias, {}).setdefault(bias, []).append(Term(number, name, "bias"))
     return faults
 
 
-def _place_whole(number: int, adapter: Adapter, base: Checkpoint, places: Places, tensors: _Names) -> list[str]:
+def _place_saved(number: int, adapter: Adapter, base: Checkpoint, places: Places, tensors: _Names) -> list[_Fault]:
     faults = []
     by_tensor = {view.tensor: view.name for view in places.views.values()}
     for name, value in adapter.modules_to_save.items():
         tensor = tensors.find(name)
         if tensor is None:
-            faults.append(f"{name}: {tensors.missing(name)}")
+            faults.append(_Fault(number, name, "missing", "the base has no such tensor"))
             continue
         stored = base.tied.get(tensor, tensor)
         info = base.tensors[stored]
-        terms = places.changes.setdefault(tensor, {}).setdefault(by_tensor.get(stored, tensor), [])
         if tuple(value.shape) != info.shape:
-            faults.append(f"{name}: saved whole as {tuple(value.shape)}, the base's is {info.shape}")
+            text = f"its saved tensor has the shape {tuple(value.shape)}, the base's {info.shape}"
+            faults.append(_Fault(number, name, "shape", text))
         elif not info.dtype.is_floating_point:
-            faults.append(f"{name}: {info.dtype} in the base, which nothing can be added to")
+            faults.append(_Fault(number, name, "other", f"{info.dtype} in the base, not a floating-point tensor"))
         elif stored in by_tensor and places.views[by_tensor[stored]].kind == "expert":
-            faults.append(f"{name}: expert tensors cannot be replaced whole")
+            faults.append(_Fault(number, name, "other", "a tensor of experts cannot be replaced by a saved one"))
         else:
-            terms.append(Term(number, name, "whole"))
+            changes = places.changes.setdefault(tensor, {})
+            changes.setdefault(by_tensor.get(stored, tensor), []).append(Term(number, name, "whole"))
     return faults
 
 
+def _misfit(
+    faults: Sequence[_Fault], adapters: Sequence[Adapter], base: Checkpoint, modules: _Names, tensors: _Names
+) -> MismatchError:
+    """One error for all faults; an adapter for another model is one fault."""
+    lines = []
+    for number, adapter in enumerate(adapters):
+        label = f"adapter {number + 1}: " if len(adapters) > 1 else ""
+        of_adapter = [fault for fault in faults if fault.adapter == number]
+        if cause := _common_cause(of_adapter, adapter, base):
+            lines.append(f"{label}{cause}")
+            continue
+        for fault in of_adapter:
+            near = []
+            if fault.kind == "missing" and len(lines) < SHOWN:
+                names = tensors if fault.text.endswith("tensor") else modules
+                near = difflib.get_close_matches(fault.key, names.names, n=1)
+            lines.append(f"{label}{fault.key}: {fault.text}" + (f"; the nearest is {near[0]}" if near else ""))
+    msg = f"the adapter does not fit {base.source}"
+    return MismatchError.listing(msg, lines)
+
+
+def _common_cause(faults: Sequence[_Fault], adapter: Adapter, base: Checkpoint) -> str | None:
+    """What is wrong if nothing of an adapter fits for one reason: it was made for another model."""
+    kinds = {fault.kind for fault in faults}
+    layers = [fault for fault in faults if fault.key in adapter]
+    if len(layers) < 3 or len(layers) < len(adapter) or len(kinds) != 1 or kinds == {"other"}:
+        return None
+    made_for = f" It was made for {adapter.base_model}." if adapter.base_model else ""
+    first = faults[0]
+    if kinds == {"missing"}:
+        names = f"none of its {len(layers)} modules is in this model (such as {first.key})"
+        return f"it is for another architecture: {names}.{made_for}"
+    shapes = f"all of its {len(layers)} modules have another shape here (such as {first.key}: {first.text})"
+    return f"it is for a model of another size: {shapes}.{made_for}"
+
+
 def _shape_fault(layer: AdapterLayer, view: MatrixView) -> str | None:
-    """What keeps an update from a matrix, seen from shapes alone."""
-    left, right = stored_factors(layer, view)
+    """Why an update does not fit a matrix, from shapes alone."""
+    A, B = tuple(layer.lora_A.shape), tuple(layer.lora_B.shape)
     rows, columns = view.stored_shape
-    wanted = tuple(view.tensor_shape[1:]) if view.kind == layer.kind == "conv" else None
-    if wanted and tuple(layer.lora_A.shape[1:]) != wanted:
-        return f"its lora_A is for kernels {tuple(layer.lora_A.shape[1:])}, the base's are {wanted}"
-    if (left.shape[0], right.shape[1]) != (rows, columns):
-        return f"its update has the shape {(left.shape[0], right.shape[1])}, the base's matrix {(rows, columns)}"
-    if layer.magnitude is not None and layer.magnitude.numel() != (
-        columns if outputs_are_columns(layer, view) else rows
-    ):
+    kernel = tuple(view.tensor_shape[1:]) if view.kind == layer.kind == "conv" else None
+    if kernel and A[1:] != kernel:
+        return f"its lora_A is for kernels {A[1:]}, the base's are {kernel}"
+    shape = (B[0], prod(A[1:]))
+    if outputs_are_columns(layer, view):
+        shape = shape[::-1]
+    if shape != (rows, columns):
+        return f"its update has the shape {shape}, the base's matrix {(rows, columns)}"
+    outputs = columns if outputs_are_columns(layer, view) else rows
+    if layer.magnitude is not None and layer.magnitude.numel() != outputs:
         return f"its magnitude has {layer.magnitude.numel()} numbers for a matrix of {rows} × {columns}"
     return None
 
 
 def _bias_fault(bias: Tensor, name: str, base: Checkpoint) -> str | None:
     if name not in base.tensors:
-        return f"it trained a bias, and the base has no {name}: its model class has no place for it"
+        return f"it has a trained bias, and the base has no {name}"
     if base.tensors[name].shape != tuple(bias.shape):
         return f"its bias has the shape {tuple(bias.shape)}, {name} {base.tensors[name].shape}"
     return None
 
 
 def outputs_are_columns(layer: AdapterLayer, view: MatrixView) -> bool:
-    """Whether an output is a column of the matrix as it is stored: of (in, out) storage, and of embeddings."""
+    """Whether an output is a column of the stored matrix, as with (in, out) storage and with embeddings."""
     return view.transposed or layer.kind == "embedding"
 
 
 def stored_factors(layer: AdapterLayer, view: MatrixView) -> tuple[Tensor, Tensor]:
-    """Factors `(rows, rank)` and `(rank, columns)` of a layer's update, unscaled, as the base stores the matrix.
+    """Factors `(rows, rank)` and `(rank, columns)` of a layer's update, unscaled, in the base's stored orientation.
 
-    The base's layout decides, not the adapter's kind: the same file serves a Linear and a Conv1D.
+    The base's layout decides, not the adapter's kind: the same file fits a Linear and a Conv1D.
     """
     A, B = layer.lora_A.flatten(1), layer.lora_B.flatten(1)
     return (A.T, B.T) if outputs_are_columns(layer, view) else (B, A)

@@ -11,14 +11,13 @@ from eckart.checkpoint import (
     MatrixView,
     compare_layouts,
     layout,
-    open_checkpoint,
     select,
 )
 from eckart.checkpoint.compare import changed
 from eckart.engine import Execution, Record, Task
 from eckart.engine.fingerprint import fingerprint
 from eckart.errors import MismatchError, OptionError
-from eckart.formats.sources import Source, name_of, open_adapter_or_checkpoint
+from eckart.formats.sources import Source, name_of, open_adapter_or_checkpoint, open_model
 from eckart.operations.analysis.matrix import MatrixAnalysis
 from eckart.operations.analysis.result import Kind
 from eckart.operations.analysis.work import MatrixWork, dtype_name
@@ -84,7 +83,7 @@ def subject(source: Source, base: Source | None, choice: Choice, execution: Exec
     opened = open_adapter_or_checkpoint(source)
     if isinstance(opened, Adapter):
         return _of_adapter(opened, name_of(source), base, choice)
-    return _of_checkpoints(opened, None if base is None else open_checkpoint(base), choice, execution)
+    return _of_checkpoints(opened, None if base is None else open_model(base), choice, execution)
 
 
 def _of_checkpoints(tuned: Checkpoint, base: Checkpoint | None, choice: Choice, execution: Execution) -> Subject:

@@ -104,10 +104,10 @@ def _claim(
         msg = (
             f"{name_of(merged)} is a checkpoint and {name_of(adapter)} an adapter, which cannot be compared: look at "
             "each with eckart analyze, or bake the adapter in with eckart merge. To check whether the checkpoint is a "
-            "base with this adapter baked in, give that base too: --base BASE"
+            "base with this adapter merged, give that base too, as `base`"
         )
         raise OptionError(msg)
     if not whole:
-        msg = "whether an adapter is baked in is checked in every tensor: leave --target and --exclude out"
+        msg = "a merge is checked in every tensor: leave out `target` and `exclude`"
         raise OptionError(msg)
     return plan_merge_check(base, adapter, merged, execution=execution)

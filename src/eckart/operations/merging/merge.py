@@ -1,36 +1,41 @@
-"""Adapters baked into a base: base + Σ wᵢ·Δᵢ, streamed tensor by tensor, rounded once to the base's dtype."""
+"""Adapters merged into a base: base + Σ wᵢ·Δᵢ, streamed tensor by tensor, rounded once to the base's dtype."""
+
+from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from eckart.engine import Execution
-from eckart.operations.merging.plan import Adapters, Source, plan_merge
-from eckart.operations.model_writer.rounding_cost import errors_of
-from eckart.result import Skipped
+from eckart.formats.sources import Source
+from eckart.operations.merging.plan import Adapters, plan_merge
+from eckart.result import Result, Skipped
+
+if TYPE_CHECKING:
+    import torch
+
+    from eckart.checkpoint import DType
 
 DEFAULT_EXECUTION = Execution()
 
 
-@dataclass(frozen=True)
-class MergeResult:
-    """A checkpoint with adapters baked in.
+@dataclass(frozen=True, repr=False)
+class MergeResult(Result):
+    """A model with adapters merged into it.
 
     Attributes:
         output: the folder.
-        tensors: in it.
-        changed: of these, by an adapter.
-        nbytes: of all tensors.
+        tensors: number of tensors in it.
+        changed: number of tensors that an adapter changed.
+        nbytes: bytes of all tensors.
         untied: whether an output layer that shared the embedding's weight now has its own.
-        skipped: what is not in the output, and why.
+        skipped: what the output does not contain, and why.
         seconds: wall time.
-        requantization_error: ‖requantized − merged‖_F / ‖merged‖_F of a quantized base; None of any other.
-        update_error: what rounding or quantizing the changed weights cost, as a share of ‖merged − base‖_F; of rounded
-            ones seen on an eighth of their rows; None where nothing was rounded.
+        requantization_error: ‖requantized − merged‖_F / ‖merged‖_F if the base is quantized; otherwise None.
+        update_error: error of rounding or quantizing the changed weights, as a share of ‖merged − base‖_F; rounding is
+            measured on an eighth of the rows; None if nothing was rounded.
     """
 
     output: Path
@@ -38,7 +43,7 @@ class MergeResult:
     changed: int
     nbytes: int
     untied: bool
-    skipped: list[Skipped]
+    skipped: Sequence[Skipped]
     seconds: float
     requantization_error: float | None = None
     update_error: float | None = None
@@ -64,39 +69,44 @@ def merge(
     output: str | Path,
     *,
     weights: Sequence[float] | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: DType | torch.dtype | str | None = None,
     execution: Execution = DEFAULT_EXECUTION,
     force: bool = False,
 ) -> MergeResult:
-    """Write `base` with adapters baked in: a model folder in Hugging Face layout.
+    """Write `base` with adapters merged into it: a model folder in Hugging Face layout.
 
-    Rows are upcast to float32 (float64 where stored so), changed by the product of the factors, and rounded once.
-    A DoRA layer is renormalised for each output; a tensor that an adapter saves whole replaces the base's, or is mixed
+    Rows are upcast to float32 (float64 if stored so), the product of the factors is added, and the sum is rounded once.
+    A DoRA layer is renormalised per output; a tensor that an adapter saves completely replaces the base's, or is mixed
     with it by its weight. An adapter on only one of a tied embedding and output layer gives each its own weight.
-    Tensors that no adapter changes are copied as they are, whatever they hold.
+    Tensors that no adapter changes are copied as they are, NaN and Inf included.
 
     Args:
         base: SOURCE text, state dict or module.
         adapters: one or several, in memory or their SOURCEs.
-        output: folder to write; what is finished is kept beside it until it is whole.
-        weights: factor of each adapter, signed; all 1 by default, and an adapter of weight 0 changes nothing.
-        dtype: of all floating tensors; None keeps the base's (float32 of quantized GGUF tensors).
+        output: folder to write; finished tensors are stored next to it until it is complete.
+        weights: factor of each adapter, may be negative; default 1. An adapter of weight 0 changes nothing.
+        dtype: dtype of all floating-point tensors, by name or as torch dtype; None keeps the base's (float32 for
+            quantized GGUF tensors).
         execution: workers, memory, progress, resume.
         force: replace an existing output.
 
     Returns:
-        `MergeResult`: where it is, how many tensors changed, and what is not in it.
+        `MergeResult`: where it is, how many tensors changed, and what it does not contain.
 
     Raises:
-        MismatchError: keys of the adapters without a place in the base, or of other shapes; all at once.
-        OptionError: weights that are not one finite number for each adapter.
+        MismatchError: keys of the adapters that the base lacks or has in another shape; all at once.
+        OptionError: weights that are not one finite number per adapter, a base that is an adapter or the reverse.
         OutputError: the output exists or cannot be written.
-        NotFiniteError: a tensor that is changed, or an adapter, holds NaN or Inf, or the result overflows its dtype.
+        NotFiniteError: a changed tensor or an adapter contains NaN or Inf, or the result is outside its dtype's range.
     """
     began = time.monotonic()
     execution.check()
     plan = plan_merge(base, adapters, weights=weights, dtype=dtype)
-    facts = plan.write(Path(output), execution, force=force)
+    # Imported here: a refusal needs no torch.
+    from eckart.operations.model_writer.rounding_cost import errors_of
+    from eckart.operations.model_writer.writer import ModelWriter
+
+    facts = ModelWriter(plan).write(Path(output), execution, force=force)
     return MergeResult(
         Path(output),
         plan.count,

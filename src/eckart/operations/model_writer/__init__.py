@@ -1,1 +1,1 @@
-"""A model folder written from another, tensor by tensor, some of them changed."""
+"""The one writer of model folders: a plan of every output tensor, and its streamed writing."""

@@ -1,7 +1,7 @@
-"""A weight quantized to NF4 as its rows come, with the error that this costs.
+"""Quantizes a weight to NF4 while its rows arrive, and measures the error.
 
-For each block of values x with codes c the sums Σc², Σcx, Σx² are kept: ‖s·c − x‖² then follows for any scale s, also
-for the scales of double quantization, which are known only when all rows are there.
+For each block of values x with codes c the sums Σc², Σcx, Σx² are accumulated: ‖s·c − x‖² then follows for any scale s,
+also for the scales of double quantization, which are computed only after the last row.
 """
 
 import math
@@ -20,12 +20,12 @@ class Requantized:
 
     Args:
         scheme: how it is stored.
-        turned: whether rows come as those of its transpose, which are then kept until all are there.
+        transposed: whether the rows are those of its transpose, which are then collected until the last has arrived.
     """
 
-    def __init__(self, scheme: Nf4Scheme, *, turned: bool = False) -> None:
+    def __init__(self, scheme: Nf4Scheme, *, transposed: bool = False) -> None:
         self.scheme = scheme
-        self.turned = turned
+        self.transposed = transposed
         self._waiting: list[Tensor] = []
         count = math.prod(scheme.shape)
         blocks = -(-count // scheme.block_size)
@@ -37,20 +37,20 @@ class Requantized:
         self._update = 0.0
 
     def add(self, stored: Tensor, merged: Tensor) -> None:
-        """Take the next rows: as they were, and as they shall be; the same tensor where nothing changes them."""
+        """Add the next rows: as stored in the base and as merged; the same tensor if nothing changes them."""
         if merged is not stored:
             self._update += float(torch.linalg.vector_norm(merged - stored.to(merged.dtype), dtype=torch.float64)) ** 2
-        if self.turned:
+        if self.transposed:
             self._waiting.append(merged)
         else:
             self._take(merged)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The stored tensors of the whole weight."""
+        """The stored tensors of the weight, once all rows are added."""
         return self.scheme.tensors(self._blocks())
 
     def facts(self) -> dict[str, float]:
-        """Squared norms of the error, of the merged weight, and of the update, once all rows are there."""
+        """Squared norms of the error, of the merged weight and of the update, once all rows are added."""
         scales = self._blocks().scales().to(torch.float64)
         codes, mixed, values = self._sums
         error = float((scales.square() * codes - 2 * scales * mixed + values).sum())

@@ -1,4 +1,4 @@
-"""What storing a merged weight cost: the rounding to a narrow dtype, or quantizing again, beside the update itself."""
+"""The error of storing merged weights, by rounding to a narrow dtype or quantizing again, relative to the update."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,31 +6,31 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 
-class Cost:
-    """Squared norms of the rounding of changed rows and of their change, summed as the rows come."""
+class RoundingCost:
+    """Squared norms of the rounding of changed rows and of their change, accumulated row by row."""
 
     def __init__(self) -> None:
         self._error = self._update = 0.0
 
     def add(self, before: Tensor, after: Tensor, stored: Tensor) -> None:
-        """Take rows of the base, the changed ones, and these as they are stored; the first two in one dtype."""
+        """Add rows of the base, the changed rows, and these as stored; the first two in the same dtype."""
         self._error += _square(stored.to(after.dtype).sub_(after))
         self._update += _square(after - before)
 
     def facts(self) -> dict[str, float]:
-        """The sums, or nothing where nothing was rounded."""
+        """The sums; empty if nothing was rounded."""
         return {"error": self._error, "update": self._update} if self._update else {}
 
 
 def errors_of(facts: Sequence[Mapping[str, float]]) -> tuple[float | None, float | None]:
-    """‖stored − merged‖ of all weights, as a share of ‖merged‖ and of ‖merged − base‖; None where undefined.
+    """‖stored − merged‖ of all weights, as a share of ‖merged‖ and of ‖merged − base‖; None if undefined.
 
-    The first is of quantized weights alone, which are those that tell ‖merged‖.
+    The first covers quantized weights only: ‖merged‖ is measured for no others.
     """
     total = {key: sum(fact.get(key, 0.0) for fact in facts) for key in ("error", "merged", "update")}
 
-    def share(of: str) -> float | None:
-        return math.sqrt(total["error"] / total[of]) if total[of] else None
+    def share(norm: str) -> float | None:
+        return math.sqrt(total["error"] / total[norm]) if total[norm] else None
 
     return share("merged"), share("update")
 

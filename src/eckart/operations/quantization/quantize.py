@@ -1,19 +1,24 @@
 """A model with its linear layers in NF4: a folder that transformers and bitsandbytes load, written as a stream."""
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from eckart.engine import Execution
-from eckart.operations.merging.plan import Source
-from eckart.operations.model_writer.rewrite import Rewritten
+from eckart.formats.sources import Source
+from eckart.operations.model_writer.plan import OutputTensor
 from eckart.operations.quantization.plan import ALL_LINEAR, plan_quantize
-from eckart.result import Skipped
+from eckart.result import Result, Skipped
+
+if TYPE_CHECKING:
+    import torch
+
+    from eckart.checkpoint import DType
 
 DEFAULT_EXECUTION = Execution()
 
@@ -35,18 +40,18 @@ class QuantizedLayer:
     fro_norm: float
 
 
-@dataclass(frozen=True)
-class QuantizeResult:
-    """A checkpoint whose linear layers are in NF4.
+@dataclass(frozen=True, repr=False)
+class QuantizeResult(Result):
+    """A model whose linear layers are in NF4.
 
     Attributes:
         output: the folder.
-        layers: those in NF4.
-        tensors: of the model, each weight in NF4 counted once.
-        params: of the model.
+        layers: the layers in NF4.
+        tensors: number of tensors in the model; a weight in NF4 counts as one.
+        params: parameters of the model.
         nbytes: of all stored tensors.
-        quantized_bytes: of those that the layers in NF4 are stored in: codes, scales, maps and states.
-        skipped: linear layers that stay as they were, and what is not in the output, with the reason.
+        quantized_bytes: of the tensors that store the layers in NF4: codes, scales, maps and states.
+        skipped: linear layers that stay as they are, and what the output does not contain, and why.
         seconds: wall time.
     """
 
@@ -56,7 +61,7 @@ class QuantizeResult:
     params: int
     nbytes: int
     quantized_bytes: int
-    skipped: list[Skipped]
+    skipped: Sequence[Skipped]
     seconds: float
 
     @property
@@ -66,7 +71,7 @@ class QuantizeResult:
 
     @property
     def bytes_per_param(self) -> float:
-        """Bytes that a parameter in NF4 takes, with its share of everything that is stored beside the codes."""
+        """Bytes per parameter in NF4, with its share of the scales, maps and states."""
         return self.quantized_bytes / self.quantized_params
 
     @property
@@ -74,6 +79,13 @@ class QuantizeResult:
         """‖W̃ − W‖_F / ‖W‖_F over all layers together."""
         size = sum(layer.fro_norm**2 for layer in self.layers)
         return math.sqrt(sum((layer.error * layer.fro_norm) ** 2 for layer in self.layers) / size) if size else 0.0
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per layer in NF4."""
+        return [
+            {"name": layer.name, "shape": list(layer.shape), "error": layer.error, "fro_norm": layer.fro_norm}
+            for layer in self.layers
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """The `eckart-quantize/2` object."""
@@ -96,27 +108,27 @@ def quantize(
     source: Source,
     output: str | Path,
     *,
-    target: Sequence[str] = ALL_LINEAR,
-    exclude: Sequence[str] = (),
+    target: str | Sequence[str] = ALL_LINEAR,
+    exclude: str | Sequence[str] = (),
     block_size: int = 64,
     double: bool = False,
-    dtype: torch.dtype | None = None,
+    dtype: DType | torch.dtype | str | None = None,
     execution: Execution = DEFAULT_EXECUTION,
     force: bool = False,
 ) -> QuantizeResult:
-    """Write `source` with its linear layers in NF4, bit for bit as bitsandbytes quantizes them on a CPU.
+    """Write `source` with its linear layers in NF4, bit for bit as bitsandbytes quantizes them on the CPU.
 
-    Output layers (unless named), embeddings, norms and stacked experts stay as they are, as with transformers.
+    Output layers (unless targeted), embeddings, norms and stacked experts stay as they are, as in transformers.
 
     Args:
         source: SOURCE text, or a transformers model.
-        output: folder to write; what is finished is kept beside it until it is whole.
-        target: layers to quantize, by PEFT's rules.
-        exclude: layers not to; wins over `target`.
+        output: folder to write; finished tensors are stored next to it until it is complete.
+        target: layers to quantize, by PEFT's rules; a string is one pattern.
+        exclude: layers to leave alone; takes precedence over `target`.
         block_size: values that share a scale.
         double: quantize the scales too.
-        dtype: of all other floating tensors, and that weights are rounded to before they are quantized; None keeps the
-            source's (float32 of quantized GGUF tensors).
+        dtype: dtype of all other floating-point tensors, to which weights are rounded before they are quantized, by
+            name or as torch dtype; None keeps the source's (float32 for quantized GGUF tensors).
         execution: workers, memory, progress, resume.
         force: replace an existing output.
 
@@ -126,19 +138,21 @@ def quantize(
     Raises:
         MismatchError: the model is quantized already or would not load in 4 bits, or a pattern matches nothing that
             can be quantized.
-        OptionError: bitsandbytes has no such block size.
+        OptionError: bitsandbytes has no such block size, or `source` is an adapter.
         OutputError: the output exists or cannot be written.
-        NotFiniteError: a weight to be quantized holds NaN or Inf.
+        NotFiniteError: a weight to be quantized contains NaN or Inf.
     """
     began = time.monotonic()
     execution.check()
     plan = plan_quantize(source, target=target, exclude=exclude, block_size=block_size, double=double, dtype=dtype)
-    facts = plan.write(Path(output), execution, force=force)
+    from eckart.operations.model_writer.writer import ModelWriter  # here: a refusal needs no torch
+
+    facts = ModelWriter(plan).write(Path(output), execution, force=force)
     layers = [_layer(tensor, facts[tensor.name]) for tensor in plan.quantized]
     return QuantizeResult(
         Path(output),
         layers,
-        len(plan.tensors),
+        plan.count,
         sum(math.prod(info.shape) for info in plan.base.tensors.values()),
         plan.nbytes,
         sum(spec.nbytes for tensor in plan.quantized for spec in tensor.specs),
@@ -147,6 +161,6 @@ def quantize(
     )
 
 
-def _layer(tensor: Rewritten, facts: Mapping[str, float]) -> QuantizedLayer:
+def _layer(tensor: OutputTensor, facts: Mapping[str, float]) -> QuantizedLayer:
     view, size = tensor.views[0], facts["merged"]
     return QuantizedLayer(view.name, view.shape, math.sqrt(facts["error"] / size) if size else 0.0, math.sqrt(size))

@@ -1,0 +1,150 @@
+"""Whether a model contains the adapters to be removed, and how much of the restored one equals what it was."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from eckart.checkpoint import Checkpoint, MatrixView
+from eckart.checkpoint.compare import changed
+from eckart.checkpoint.matrices import rows_of
+from eckart.engine import Execution, Task, run_tasks
+from eckart.errors import EckartError, MismatchError
+from eckart.formats.sources import open_model
+from eckart.linalg.slabs import SLAB_BYTES
+from eckart.operations.comparison.claimed_merge import plan_merge_check
+from eckart.operations.merging.plan import Adapters
+from eckart.operations.model_writer.plan import ModelPlan, OutputTensor
+from eckart.operations.model_writer.writer import in_cache, stored_rows_of, update_for
+
+
+def require_merged(
+    plan: ModelPlan,
+    base: Checkpoint | None,
+    adapters: Adapters,
+    weights: Sequence[float] | None,
+    execution: Execution,
+) -> None:
+    """Refuse to remove adapters from a model that does not contain them.
+
+    Args:
+        plan: of the unmerge.
+        base: what they were merged into. Without it, the base that an adapter names is compared if it is available
+            here; that decides only whether nothing was merged.
+        adapters: to remove.
+        weights: that they were merged with.
+        execution: workers, memory and progress.
+
+    Raises:
+        MismatchError: the model is the base, contains another multiple of the update, or something else.
+    """
+    if not plan.changed:
+        return
+    original = base or _equal_base(plan)
+    if original is None:
+        return
+    claim = plan_merge_check(original, adapters, plan.base, weights=weights, execution=execution)
+    found = replace(claim, parts=[part for part in claim.parts if part.terms], faults=[]).compare()
+    merged, claimed = plan.base.source, " + ".join([original.source, *found.adapters])
+    if found.verdict == "not merged":
+        msg = f"{merged} does not contain this update, so it cannot be removed: its changed tensors equal the base's"
+    elif found.verdict == "other weight" and found.weight:
+        low, high = found.weight.lower, found.weight.upper
+        msg = f"{merged} contains {(low + high) / 2:.4g} times the update; give the weights that it was merged with"
+    elif found.verdict == "differs":
+        wrong = [matrix.name for matrix in found.matrices if matrix.verdict == "differs"]
+        msg = (
+            f"{merged} is not {claimed}: {len(wrong)} of {len(found.matrices)} changed matrices differ from it"
+            f"{f', such as {wrong[0]}' if wrong else ''}; eckart compare shows them all"
+        )
+    else:
+        return
+    raise MismatchError(msg)
+
+
+def _equal_base(plan: ModelPlan) -> Checkpoint | None:
+    """The base that an adapter names, if the model equals it in every tensor that would change."""
+    for name in dict.fromkeys(adapter.base_model for adapter in plan.adapters):
+        if not name:
+            continue
+        if name == plan.base.source:
+            return plan.base
+        if not Path(name).expanduser().exists():
+            continue
+        try:
+            base = open_model(name)
+        except EckartError:
+            continue
+        if all(_is_equal(base, tensor) for tensor in plan.changed):
+            return base
+    return None
+
+
+def _is_equal(base: Checkpoint, tensor: OutputTensor) -> bool:
+    info = base.tensors.get(base.tied.get(tensor.source, tensor.source))
+    return info is not None and info.shape == tensor.info.shape and not changed(base, tensor.base, tensor.source)
+
+
+@dataclass
+class RestoredCounts:
+    """Entries, those that merge back, those that equal the base, and the largest distance from it in ulps."""
+
+    entries: int = 0
+    again: int = 0
+    equal: int = 0
+    ulps: float = 0.0
+
+
+def compare_restored(
+    again: ModelPlan, merged: Checkpoint, base: Checkpoint | None, execution: Execution
+) -> RestoredCounts:
+    """Read the restored model back and compare it, merged again, with the merged one, and with the base if given."""
+    tasks = [
+        Task(tensor.name, tensor.info.nbytes, 8 * SLAB_BYTES, partial(_compare, again, tensor, merged, base))
+        for tensor in again.changed
+    ]
+    total = RestoredCounts()
+    for _, counts in run_tasks(tasks, stage="Comparing", execution=execution):
+        total.entries += counts.entries
+        total.again += counts.again
+        total.equal += counts.equal
+        total.ulps = max(total.ulps, counts.ulps)
+    return total
+
+
+def _compare(again: ModelPlan, tensor: OutputTensor, merged: Checkpoint, base: Checkpoint | None) -> RestoredCounts:
+    """The counts of one tensor."""
+    counts = RestoredCounts()
+    for view in tensor.views:
+        if view.name not in tensor.terms:
+            continue
+        update, row = update_for(again, tensor, view), 0
+        others = [_rows_in(other, tensor, view) for other in (merged, base or merged)]
+        slabs = zip(stored_rows_of(tensor, view), *others, strict=True)
+        for restored, was, original in (parts for slab in slabs for parts in zip(*map(in_cache, slab), strict=True)):
+            remade = update.apply(restored.to(update.dtype), row)
+            counts.entries += restored.numel()
+            counts.again += int((remade.to(was.dtype) == was).sum())
+            if base is not None:
+                differ = restored != original
+                counts.equal += restored.numel() - int(differ.sum())
+                counts.ulps = max(counts.ulps, _ulps(restored[differ], original[differ], was[differ]))
+            row += len(restored)
+    return counts
+
+
+def _rows_in(checkpoint: Checkpoint, tensor: OutputTensor, view: MatrixView) -> Iterator[Tensor]:
+    """Rows of the same matrix in another checkpoint, through its ties."""
+    return rows_of(checkpoint, replace(view, tensor=checkpoint.tied.get(tensor.name, tensor.name)))
+
+
+def _ulps(restored: Tensor, base: Tensor, merged: Tensor) -> float:
+    """The largest distance in units in the last place of the larger of the merged and the base's entry."""
+    restored, base, size = (tensor.to(torch.float64) for tensor in (restored, base, merged))
+    info = torch.finfo(merged.dtype)
+    exponent = torch.frexp(torch.maximum(size.abs(), base.abs()).clamp(min=info.smallest_normal)).exponent
+    ulp = info.eps * torch.exp2((exponent - 1).to(torch.float64))
+    return float(((restored - base).abs() / ulp).max()) if restored.numel() else 0.0

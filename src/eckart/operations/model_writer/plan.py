@@ -1,0 +1,150 @@
+"""The plan of a model folder: every tensor of the output, where it is read from and what changes it, from headers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from eckart.checkpoint import TensorSpec
+from eckart.checkpoint.writer import plan_shards
+from eckart.engine.fingerprint import fingerprint
+from eckart.operations.preview import Match, Preview
+
+if TYPE_CHECKING:
+    from eckart.adapter.adapter import Adapter
+    from eckart.checkpoint import Checkpoint, DType, MatrixView, TensorInfo
+    from eckart.checkpoint.nf4_scheme import Nf4Scheme
+    from eckart.operations.placement import Term
+    from eckart.result import Skipped
+
+_STEMS = ("model", "diffusion_pytorch_model")  # of file names that libraries look for, and that are therefore kept
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """One tensor to write.
+
+    Attributes:
+        name: in the output.
+        base: checkpoint that it is read from.
+        source: its name there; differs from `name` if it shared another tensor's weight.
+        dtype: to write.
+        views: the matrices in it, in order; any other tensor is one view of all its entries.
+        terms: what changes each matrix, by the matrix's name; empty for a copy.
+        scheme: how to quantize it; None for plain values.
+    """
+
+    name: str
+    base: Checkpoint
+    source: str
+    dtype: DType
+    views: tuple[MatrixView, ...]
+    terms: Mapping[str, Sequence[Term]] = field(default_factory=dict)
+    scheme: Nf4Scheme | None = None
+
+    @property
+    def info(self) -> TensorInfo:
+        """Header of the tensor that is read."""
+        return self.base.tensors[self.source]
+
+    @property
+    def specs(self) -> list[TensorSpec]:
+        """Its entries in the header of the output: several if it is quantized."""
+        if self.scheme is not None:
+            return self.scheme.specs()
+        return [TensorSpec(self.name, self.views[0].tensor_shape, self.dtype)]
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A model folder that can be written: every input was checked from headers.
+
+    Attributes:
+        command: `merge`, `unmerge` or `quantize`.
+        base: the model that is read; its companion files are copied.
+        tensors: every tensor of the output.
+        matches: modules that are changed.
+        skipped: what the output will not contain or what stays as it is, and why.
+        config: config.json of the output; {} to copy the base's, if it has one.
+        adapters: adapters whose updates are added.
+        weights: factor of each adapter.
+    """
+
+    command: str
+    base: Checkpoint
+    tensors: Sequence[OutputTensor]
+    matches: Sequence[Match]
+    skipped: Sequence[Skipped]
+    config: Mapping[str, Any]
+    adapters: tuple[Adapter, ...] = ()
+    weights: tuple[float, ...] = ()
+
+    @property
+    def changed(self) -> list[OutputTensor]:
+        """Tensors that an adapter changes."""
+        return [tensor for tensor in self.tensors if tensor.terms]
+
+    @property
+    def quantized(self) -> list[OutputTensor]:
+        """Tensors that are stored in NF4."""
+        return [tensor for tensor in self.tensors if tensor.scheme]
+
+    @property
+    def untied(self) -> list[str]:
+        """Tensors that share another's weight in the base and have their own in the output."""
+        return untied(self.base, self.tensors)
+
+    @property
+    def count(self) -> int:
+        """Number of tensors in the output; a quantized weight counts as one."""
+        return len(self.base.tensors) + len(self.untied)
+
+    @cached_property
+    def shards(self) -> dict[str, list[TensorSpec]]:
+        """Files of the output and their tensors: the base's files, or files of 5 GB if it is not a model folder."""
+        names = list(dict.fromkeys(tensor.info.file.name for tensor in self.tensors))
+        keep = all(name.endswith(".safetensors") for name in names) and (len(names) > 1 or names[0].startswith(_STEMS))
+        if not keep:
+            return plan_shards([spec for tensor in self.tensors for spec in tensor.specs])
+        shards: dict[str, list[TensorSpec]] = {name: [] for name in names}
+        for tensor in self.tensors:
+            shards[tensor.info.file.name] += tensor.specs
+        return shards
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the output's tensors."""
+        return sum(spec.nbytes for specs in self.shards.values() for spec in specs)
+
+    def preview(self) -> Preview:
+        """What would be changed, read and written."""
+        read = sum(info.nbytes for info in self.base.tensors.values())
+        read += sum(adapter.nbytes for adapter in self.adapters)
+        return Preview(self.command, self.matches, self.skipped, read, self.nbytes)
+
+    def fingerprint(self) -> str:
+        """A digest of everything that the output depends on."""
+        facts = {
+            "command": self.command,
+            "base": self.base.fingerprint(),
+            "adapters": [adapter.fingerprint() for adapter in self.adapters],
+            "weights": self.weights,
+            "config": {name: str(value) for name, value in self.config.items()},
+            "tensors": [[it.name, str(it.dtype), str(it.scheme), sorted(it.terms)] for it in self.tensors],
+        }
+        return fingerprint(facts)
+
+
+def untied(base: Checkpoint, tensors: Iterable[OutputTensor]) -> list[str]:
+    """Tensors that share another's weight in the base and have their own in the output."""
+    return [tensor.name for tensor in tensors if tensor.name in base.tied]
+
+
+def dtype_entry(config: Mapping[str, Any], dtypes: Iterable[DType]) -> dict[str, str]:
+    """The entry of config.json for the dtype of a model's floating-point tensors; {} if they have several."""
+    floating = {dtype.name for dtype in dtypes if dtype.is_floating_point}
+    if len(floating) != 1:
+        return {}
+    return {"torch_dtype" if "torch_dtype" in config else "dtype": floating.pop()}

@@ -1,0 +1,188 @@
+"""Writes a planned model folder tensor by tensor; an interrupted run resumes.
+
+Files are in `OUT.partial/model` until all tensors are written. Each finished tensor is recorded in the journal.
+"""
+
+import json
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eckart.checkpoint import MatrixView, check_output, copy_companions
+from eckart.checkpoint.companions import has_companions
+from eckart.checkpoint.matrices import rows_of
+from eckart.checkpoint.output import publish, refusing_full_disk
+from eckart.checkpoint.writer import TensorFiles, open_files, write_index
+from eckart.engine import Execution, Journal, Record, Task, open_journal, run_resumable
+from eckart.errors import NotFiniteError
+from eckart.linalg.finite import count_non_finite
+from eckart.linalg.slabs import NORM_CHUNK, SLAB_BYTES
+from eckart.operations.model_writer.plan import ModelPlan, OutputTensor
+from eckart.operations.model_writer.requantize import Requantized
+from eckart.operations.model_writer.rounding_cost import RoundingCost
+from eckart.operations.weight_update import Update, update_of
+
+MODEL = "model"
+LEAST_ROWS = 64  # of a block: with fewer, a product with a wide factor spends its time on reading the factor
+MEASURED = 8  # rounding is measured on one block of this many
+_STAGES = {"merge": "Merging", "unmerge": "Unmerging", "quantize": "Quantizing"}
+
+
+def in_cache(rows: Tensor) -> tuple[Tensor, ...]:
+    """Rows in blocks that stay in the processor's cache from one step of a computation to the next."""
+    return rows.split(max(LEAST_ROWS, NORM_CHUNK // max(rows.shape[1], 1)))
+
+
+def stored_rows_of(tensor: OutputTensor, view: MatrixView) -> Iterator[Tensor]:
+    """Rows of one matrix of a tensor as the base stores them."""
+    return rows_of(tensor.base, view)
+
+
+def update_for(plan: ModelPlan, tensor: OutputTensor, view: MatrixView) -> Update:
+    """The update of one matrix, with the adapters' tensors in memory."""
+    dtype = torch.float64 if tensor.info.dtype.name == "float64" else torch.float32
+
+    def upcast() -> Iterator[Tensor]:
+        return (block.to(dtype) for rows in stored_rows_of(tensor, view) for block in in_cache(rows))
+
+    return update_of(tensor.terms[view.name], plan.adapters, plan.weights, dtype=dtype, view=view, slabs=upcast)
+
+
+class ModelWriter:
+    """Writes the folder of a `ModelPlan`."""
+
+    def __init__(self, plan: ModelPlan) -> None:
+        self.plan = plan
+
+    def write(self, output: Path, execution: Execution, *, force: bool = False) -> dict[str, dict[str, Any]]:
+        """Write the folder, completely or not at all.
+
+        Returns:
+            measurements of each tensor, by its name.
+
+        Raises:
+            OutputError: it exists, or cannot be written.
+            NotFiniteError: a changed matrix contains NaN or Inf, or a value that its dtype cannot represent.
+        """
+        plan, folder = self.plan, output.with_name(f"{output.name}.partial") / MODEL
+        check_output(output, plan.nbytes - _allocated(folder), force=force, inputs=[plan.base.folder])
+        remedy = "free some space and run the same command again: it resumes where it stopped"
+        with (
+            open_journal(output, f"{plan.fingerprint()} {_boot()}".strip(), execution) as journal,
+            refusing_full_disk(output, remedy),
+        ):
+            assert journal is not None
+            records = self._fill(folder, journal, execution)
+            write_index(folder, plan.shards)
+            if plan.base.folder and has_companions(plan.base):
+                copy_companions(plan.base.folder, folder)
+            if plan.config:
+                (folder / "config.json").write_text(json.dumps(plan.config, indent=2, default=str) + "\n")
+            check_output(output, force=force)
+            publish(folder, output)
+        return {name: record.facts for name, record in records.items()}
+
+    def _fill(self, folder: Path, journal: Journal, execution: Execution) -> dict[str, Record]:
+        folder.mkdir(exist_ok=True)
+        for file in folder.iterdir():
+            if journal.restarted or file.name not in self.plan.shards:
+                file.unlink()
+        with open_files(folder, self.plan.shards) as files:
+            if files.is_new:
+                journal.clear()
+            tasks = [self._task(tensor, files) for tensor in self.plan.tensors]
+            return run_resumable(tasks, stage=_STAGES[self.plan.command], execution=execution, journal=journal)
+
+    def _task(self, tensor: OutputTensor, files: TensorFiles) -> Task[Record]:
+        values = prod(tensor.views[0].stored_shape)
+        memory = 4 * SLAB_BYTES
+        if tensor.scheme is not None:
+            memory += 2 * values + 12 * values * (tensor.views[0].kind == "conv1d")
+        elif tensor.views[0].kind == "expert":
+            memory += 4 * values
+        return Task(tensor.name, tensor.info.nbytes, memory, lambda: self._write_tensor(tensor, files))
+
+    def _write_tensor(self, tensor: OutputTensor, files: TensorFiles) -> Record:
+        transposed = tensor.views[0].kind == "conv1d"  # bitsandbytes stores each weight as (out, in), Conv1D's too
+        requantized = Requantized(tensor.scheme, transposed=transposed) if tensor.scheme else None
+        cost = RoundingCost()
+        for view in tensor.views:
+            update = update_for(self.plan, tensor, view) if view.name in tensor.terms else None
+            row = 0
+            for stored in stored_rows_of(tensor, view):
+                if update is not None:
+                    rows = _updated(tensor, view, update, stored=stored, row=row, cost=cost)
+                else:
+                    rows = _converted(tensor, stored)
+                if requantized is not None:
+                    if update is None:
+                        _check_range(tensor, view, rows)
+                    requantized.add(stored, rows)
+                else:
+                    files.write(tensor.name, rows, (view.first_row + row) * view.stored_shape[1])
+                row += len(stored)
+        if requantized is None:
+            return Record(cost.facts())
+        for name, values in requantized.tensors():
+            files.write(name, values)
+        return Record(requantized.facts())
+
+
+def _updated(
+    tensor: OutputTensor, view: MatrixView, update: Update, *, stored: Tensor, row: int, cost: RoundingCost
+) -> Tensor:
+    """Rows from `row` on with their update, in the dtype to write; rows to be quantized are not rounded first."""
+    rows = torch.empty(stored.shape, dtype=update.dtype if tensor.scheme else tensor.dtype.torch)
+    done = 0
+    for number, block in enumerate(in_cache(stored)):
+        before = block.to(update.dtype)
+        changed = update.apply(before, row + done)
+        _check_range(tensor, view, changed)
+        rows[done : done + len(block)] = changed
+        if rows.dtype != changed.dtype and number % MEASURED == 0:
+            cost.add(before, changed, rows[done : done + len(block)])
+        done += len(block)
+    return rows
+
+
+def _converted(tensor: OutputTensor, stored: Tensor) -> Tensor:
+    """Rows without an update, in the dtype to write."""
+    rows = stored.to(tensor.dtype.torch)
+    if rows.dtype != stored.dtype and not torch.equal(torch.isfinite(rows), torch.isfinite(stored)):
+        msg = f"{tensor.name}: {float(stored.abs().max()):.4g} is outside the range of {tensor.dtype}"
+        raise NotFiniteError(msg)
+    return rows
+
+
+def _check_range(tensor: OutputTensor, view: MatrixView, rows: Tensor) -> None:
+    """Refuse rows that the dtype to write cannot represent, and say where the value comes from."""
+    limit = torch.finfo(tensor.dtype.torch).max
+    # If one value is NaN, so are both of these, and every comparison is false.
+    least, most = torch.aminmax(rows) if rows.numel() else (0, 0)
+    if -limit <= least and most <= limit:
+        return
+    if bad := count_non_finite(stored_rows_of(tensor, view)):
+        msg = f"{tensor.base.source}: {view.name} contains {bad:,} values that are NaN or Inf; repair the checkpoint"
+    elif torch.isfinite(rows).all():
+        msg = f"{tensor.name}: a value becomes {float(rows.abs().max()):.4g}, more than {tensor.dtype} holds; "
+        msg += "use `dtype=bfloat16` or `dtype=float32`"
+    else:
+        msg = f"{tensor.name}: the result is not finite, because the adapter's scale is not, or a DoRA norm is zero"
+    raise NotFiniteError(msg)
+
+
+def _boot() -> str:
+    """An identifier of this boot: a restart of the machine may have lost values that were not on the disk yet."""
+    file = Path("/proc/sys/kernel/random/boot_id")
+    return file.read_text() if file.exists() else ""
+
+
+def _allocated(folder: Path) -> int:
+    """Bytes on the disk that an interrupted run has filled."""
+    statuses = [file.stat() for file in folder.glob("*.safetensors")]
+    # Windows does not count blocks.
+    return sum(status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size for status in statuses)
