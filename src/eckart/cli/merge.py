@@ -67,13 +67,12 @@ def merge(
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
     from eckart.engine import Execution
-    from eckart.operations import FactorOptions
     from eckart.operations.merging.merge import merge as merged
     from eckart.operations.merging.plan import plan_merge
     from eckart.operations.weights import parse_weights
     from eckart.report import merge_table, preview_table
 
-    options = {"weights": parse_weights(weights), "dtype": FactorOptions.named(dtype).dtype if dtype else None}
+    options = {"weights": parse_weights(weights), "dtype": dtype}
     if dry_run:
         return present(plan_merge(base, adapters, **options).preview(), preview_table, as_json=as_json)
     execution = Execution(device="cpu", workers=workers, resume=not no_resume, progress=StderrProgress())

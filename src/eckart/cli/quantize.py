@@ -70,7 +70,6 @@ def quantize(
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
     from eckart.engine import Execution
-    from eckart.operations import FactorOptions
     from eckart.operations.quantization.plan import ALL_LINEAR, plan_quantize
     from eckart.operations.quantization.quantize import quantize as quantized
     from eckart.report import preview_table, quantize_table
@@ -80,7 +79,7 @@ def quantize(
         "exclude": exclude or (),
         "block_size": block_size,
         "double": double,
-        "dtype": FactorOptions.named(dtype).dtype if dtype else None,
+        "dtype": dtype,
     }
     if dry_run:
         return present(plan_quantize(model, **options).preview(), preview_table, as_json=as_json)

@@ -41,7 +41,6 @@ def unmerge(
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
     from eckart.engine import Execution
-    from eckart.operations import FactorOptions
     from eckart.operations.merging.unmerge import plan_unmerge
     from eckart.operations.merging.unmerge import unmerge as unmerged
     from eckart.operations.weights import parse_weights
@@ -50,7 +49,7 @@ def unmerge(
     options = {
         "base": base,
         "weights": parse_weights(weights),
-        "dtype": FactorOptions.named(dtype).dtype if dtype else None,
+        "dtype": dtype,
     }
     if dry_run:
         return present(plan_unmerge(merged, adapters, **options).preview(), preview_table, as_json=as_json)

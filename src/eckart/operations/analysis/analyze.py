@@ -1,5 +1,7 @@
 """One pass over the matrices of a source: everything checked from headers first, then spectrum by spectrum."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Sequence
 from pathlib import Path

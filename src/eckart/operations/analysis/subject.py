@@ -1,5 +1,7 @@
 """What is analysed: the matrices of a checkpoint, of a difference or of an adapter, checked before any is read."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

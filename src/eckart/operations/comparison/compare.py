@@ -1,5 +1,7 @@
 """Two adapters or two checkpoints side by side, or an adapter and what is claimed to hold it: which of these it is."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 from eckart.adapter.adapter import Adapter
@@ -65,7 +67,7 @@ def plan_comparison(
     target: Sequence[str] = (),
     exclude: Sequence[str] = (),
     execution: Execution = DEFAULT_EXECUTION,
-) -> "AdapterPair | CheckpointPair | MergeClaim":
+) -> AdapterPair | CheckpointPair | MergeClaim:
     """The checked work of a comparison, from headers alone: `.preview()` tells of it, `.compare()` does it.
 
     Takes what `compare` takes and raises what it raises before tensors are read.

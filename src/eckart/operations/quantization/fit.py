@@ -4,12 +4,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from eckart.checkpoint import Checkpoint, Layout, MatrixView
+from eckart.checkpoint import Checkpoint, DType, Layout, MatrixView
 from eckart.checkpoint.layouts import model_types
 from eckart.checkpoint.naming import in_preset, is_output_layer
 from eckart.checkpoint.nf4 import Nf4Checkpoint
+from eckart.checkpoint.nf4_scheme import NF4_DTYPES
 from eckart.errors import MismatchError
 
 CONFIG = "quantization_config"
@@ -40,7 +39,7 @@ def check_model(base: Checkpoint, found: Layout) -> None:
         raise MismatchError.listing(msg, faults)
 
 
-def why_not_quantizable(view: MatrixView, dtype: torch.dtype, config: Mapping[str, Any]) -> str | None:
+def why_not_quantizable(view: MatrixView, dtype: DType, config: Mapping[str, Any]) -> str | None:
     """Why a matrix that was asked for stays as it is, or None."""
     parts = view.module.split(".")
     kept = any(part in parts and not kinds.isdisjoint(model_types(config)) for part, kinds in _KEPT_IN_FLOAT32.items())
@@ -54,7 +53,7 @@ def why_not_quantizable(view: MatrixView, dtype: torch.dtype, config: Mapping[st
     return next((reason for applies, reason in rules if applies), None)
 
 
-def bitsandbytes_config(dense: list[str], taken: list[str], *, compute: torch.dtype, double: bool) -> dict[str, Any]:
+def bitsandbytes_config(dense: list[str], taken: list[str], *, compute: DType, double: bool) -> dict[str, Any]:
     """What transformers' BitsAndBytesConfig writes of a model in NF4.
 
     Args:
@@ -66,7 +65,7 @@ def bitsandbytes_config(dense: list[str], taken: list[str], *, compute: torch.dt
     return {
         "_load_in_4bit": True,
         "_load_in_8bit": False,
-        "bnb_4bit_compute_dtype": str(compute).removeprefix("torch."),
+        "bnb_4bit_compute_dtype": compute.name,
         "bnb_4bit_quant_storage": "uint8",
         "bnb_4bit_quant_type": "nf4",
         "bnb_4bit_use_double_quant": double,
