@@ -40,12 +40,12 @@ from .operations import AdapterResult as AdapterResult
 from .operations import Analysis as Analysis
 from .operations import Comparison as Comparison
 from .operations import ConvertResult as ConvertResult
+from .operations import LayerRecord as LayerRecord
 from .operations import MatrixAnalysis as MatrixAnalysis
 from .operations import MergeCheck as MergeCheck
 from .operations import MergeResult as MergeResult
-from .operations import Mixture as Mixture
+from .operations import Preview as Preview
 from .operations import QuantizeResult as QuantizeResult
-from .operations import RankChoice as RankChoice
 from .operations import UnmergeResult as UnmergeResult
 from .operations import analyze as analyze
 from .operations import check_merge as check_merge
@@ -54,6 +54,9 @@ from .operations import compare as compare
 from .operations import convert as convert
 from .operations import extract as extract
 from .operations import merge as merge
+from .operations import plan_combine as plan_combine
+from .operations import plan_extract as plan_extract
+from .operations import plan_resize as plan_resize
 from .operations import quantize as quantize
 from .operations import resize as resize
 from .operations import unmerge as unmerge

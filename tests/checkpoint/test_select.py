@@ -122,3 +122,8 @@ def test_an_exclusion_may_name_what_is_tied_skipped_or_known_elsewhere(exclude, 
 def test_excluding_everything_is_refused(tied) -> None:
     with pytest.raises(MismatchError, match="excluded by"):
         select(tied, ["q_proj"], ["attention"])
+
+
+def test_a_string_is_one_pattern(tied) -> None:
+    assert select(tied, "attention") == select(tied, ["attention"])
+    assert select(tied, "attention", "q_proj") == select(tied, ["attention"], ["q_proj"])

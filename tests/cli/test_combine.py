@@ -69,7 +69,7 @@ def test_a_dry_run_tells_the_ranks_and_writes_nothing(two, tmp_path):
     [
         (["--weights", "1"], "1 weights for 2 adapters"),
         (["--weights", "1,nan"], "weight 2 is nan"),
-        (["--weights", "a,b"], "--weights a,b"),
+        (["--weights", "a,b"], "--weights must be one number per adapter, such as 0.5,0.5, got a,b"),
         (["--weights", "0,0"], "every weight is zero"),
         (["--method", "ties", "--density", 1.5], "(0, 1]"),
         (["--density", 0.5], "prunes nothing"),

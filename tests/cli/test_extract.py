@@ -139,7 +139,7 @@ def nothing(base, tuned):
         (identical, [], "identical in all 6 targeted matrices"),
         (missing_tensor, [], "layers.1.q_proj.weight"),
         (more_rows, [], "(41, 24)"),
-        (not_finite, [], "layers.2.v_proj holds 3 values"),
+        (not_finite, ["--rank", "4", "--modules-to-save", "norm"], "layers.2.v_proj contains 3 values"),
         (None, ["--target", "k_proj"], "nearest"),
         (None, ["--modules-to-save", "bias"], "bias"),
         (None, ["--rank", "0"], "at least 1"),

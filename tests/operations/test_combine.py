@@ -12,9 +12,9 @@ from eckart.adapter import Adapter, AdapterLayer
 from eckart.engine import Execution
 from eckart.errors import MismatchError, NotFiniteError, OptionError, OutputError
 from eckart.formats import load_adapter
-from eckart.operations import Budget, RankChoice, convert, extract
-from eckart.operations.combination.combine import combine, plan_combine
-from eckart.operations.combination.mixture import Mixture, dropped
+from eckart.operations import Budget, RankChoice, combine, convert, extract, plan_combine
+from eckart.operations.combination.mixture import Mixture
+from eckart.operations.combination.pruning import combined_update, dropped
 from eckart.operations.weights import parse_weights
 
 from .drawing import adapter_of, dense, drawn, same
@@ -37,7 +37,8 @@ PAIRS = {
     "rank-deficient": (replace(drawn(), lora_A=torch.ones(6, 30)), drawn(seed=1)),
 }
 EPS = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 2e-2}
-TIES, DARE, MAGNITUDE = (Mixture(method, 0.4) for method in ("ties", "dare", "magnitude"))
+SUM = {"method": "sum"}
+TIES, DARE, MAGNITUDE = ({"method": method, "density": 0.4} for method in ("ties", "dare", "magnitude"))
 
 
 @pytest.fixture(params=PAIRS)
@@ -125,7 +126,7 @@ def test_one_adapter_of_weight_one_is_itself_bit_for_bit(layer, tmp_path):
         assert found.error == 0
         assert torch.equal(found.adapter.modules_to_save["norm.weight"], torch.ones(3))
         assert (found.adapter.base_model, found.adapter.task_type) == ("org/base", "CAUSAL_LM")
-    assert [item.reason for item in found.skipped] == ["its weight is zero"]
+    assert [item.reason for item in found.skipped] == ["zero weight"]
 
 
 @pytest.mark.parametrize("weight", [0.5, -1.0, 1e-6])
@@ -161,8 +162,8 @@ def test_biases_of_layers_add_with_their_scales():
     first = drawn(bias=torch.arange(40.0))
     second = drawn(rank=4, alpha=3, seed=1, rslora=True, bias=torch.ones(40))
     expected = 0.5 * first.scaling * first.bias - 2 * second.scaling * second.bias
-    for mixture, rank in ((Mixture(), None), (Mixture(), 3), (TIES, None)):
-        found = combined(first, second, weights=[0.5, -2], mixture=mixture, rank=rank).adapter["q"]
+    for mixture, rank in ((SUM, None), (SUM, 3), (TIES, None)):
+        found = combined(first, second, weights=[0.5, -2], **mixture, rank=rank).adapter["q"]
         torch.testing.assert_close(found.scaling * found.bias, expected, rtol=1e-5, atol=1e-5)
     without = combined(first, drawn(seed=1)).adapter["q"]
     torch.testing.assert_close(without.scaling * without.bias, first.scaling * first.bias)
@@ -170,8 +171,8 @@ def test_biases_of_layers_add_with_their_scales():
 
 def test_a_bias_outlives_updates_that_cancel():
     layer = drawn(bias=torch.ones(40))
-    for mixture in (Mixture(), MAGNITUDE):
-        found = combined(layer, replace(layer, bias=None), weights=[1, -1], mixture=mixture).adapter["q"]
+    for mixture in (SUM, MAGNITUDE):
+        found = combined(layer, replace(layer, bias=None), weights=[1, -1], **mixture).adapter["q"]
         assert not dense(found).any()
         torch.testing.assert_close(found.scaling * found.bias, layer.scaling * layer.bias)
 
@@ -179,11 +180,11 @@ def test_a_bias_outlives_updates_that_cancel():
 @pytest.mark.parametrize(
     "choice", [RankChoice(energy=0.8), RankChoice(error=0.3), RankChoice(budget=Budget(500, False))]
 )
-@pytest.mark.parametrize("mixture", [Mixture(), TIES])
+@pytest.mark.parametrize("mixture", [SUM, TIES])
 def test_ranks_are_chosen_from_the_spectra_of_the_combination(choice, mixture):
     first = Adapter({"a": drawn(), "b": drawn(seed=1, scale=0.1)})
     second = Adapter({"a": drawn(seed=2), "b": drawn(seed=3, scale=0.1)})
-    found = combine([first, second], mixture=mixture, rank=choice)
+    found = combine([first, second], **mixture, rank=choice)
     for record in found.layers:
         if choice.energy is not None:
             assert record.error**2 <= 1 - choice.energy < 0.2 + record.error_lower_bound
@@ -195,7 +196,7 @@ def test_ranks_are_chosen_from_the_spectra_of_the_combination(choice, mixture):
         assert [record.rank for record in found.layers] == [7, 0]
 
 
-@pytest.mark.parametrize("mixture", [Mixture(), MAGNITUDE])
+@pytest.mark.parametrize("mixture", [SUM, MAGNITUDE])
 def test_an_expert_that_cancels_is_zero_beside_the_others_and_gone_without_them(tmp_path, mixture):
     shapes = {"gate_up_proj": (48, 18), "down_proj": (18, 24)}
     names = [(f"mlp.experts.{part}[{e}]", shape) for part, shape in shapes.items() for e in range(3)]
@@ -204,13 +205,13 @@ def test_an_expert_that_cancels_is_zero_beside_the_others_and_gone_without_them(
     second = Adapter(
         {n: replace(layer, lora_B=-layer.lora_B if n in cancelled else layer.lora_B) for n, layer in first.items()}
     )
-    found = combine([first, second], mixture=mixture, output=tmp_path / "out")
+    found = combine([first, second], **mixture, output=tmp_path / "out")
     assert {item.name for item in found.skipped} == {name for name in first if "down" in name}
     again = load_adapter(tmp_path / "out")
     assert {name for name in again if dense(again[name]).any()} == first.keys() - cancelled
     assert {layer.rank for layer in again.values()} == {6 if mixture == MAGNITUDE else 12}
     with pytest.raises(MismatchError, match="no layer is left"):
-        combine([first, first], weights=[1, -1], mixture=mixture)
+        combine([first, first], weights=[1, -1], **mixture)
 
 
 # Pruning.
@@ -231,11 +232,11 @@ def peft_mixed(method: str, updates, weights, density: float):
 def test_pruning_agrees_with_peft_on_dense_updates(method, count, density):
     layers = [drawn(seed=i, rank=4, alpha=4 + i) for i in range(count)]
     weights = [0.5, -1.5, 2.0][:count]
-    mixture = Mixture(method, density)
+    mixture = {"method": method, "density": density}
     # A weight enters before signs are elected: PEFT elects without it, and is given weighted updates here.
     updates = [weight * dense(layer).float() for weight, layer in zip(weights, layers, strict=True)]
     expected = peft_mixed(method, updates, [1.0] * count, density)
-    found = combined(*layers, weights=weights, mixture=mixture, rank=30)
+    found = combined(*layers, weights=weights, **mixture, rank=30)
     torch.testing.assert_close(
         dense(found.adapter["q"]).float(), expected, rtol=0, atol=2e-5 * float(expected.abs().max())
     )
@@ -247,7 +248,9 @@ def test_ties_keeps_the_mean_of_what_agrees_with_the_weighted_sum():
     mixture = Mixture("ties", 0.75)
 
     def weighted(first, second):
-        return mixture.of(lambda: ((w, u.clone(), None) for w, u in zip((first, second), updates, strict=True)))
+        return combined_update(
+            mixture, lambda: ((w, u.clone(), None) for w, u in zip((first, second), updates, strict=True))
+        )
 
     assert weighted(1, 1).tolist() == [[2.0, -4.0, 5.0, 0.0]]
     assert weighted(1, 10).tolist() == [[6.5, -40.0, -10.0, 0.0]]
@@ -266,12 +269,12 @@ def test_dare_is_repeatable_and_its_masks_differ_between_adapters_modules_and_se
     adapter = Adapter({"a": layer, "b": layer})
 
     def update(name, seed=0, **options):
-        return dense(combine([adapter], mixture=DARE, rank=30, execution=Execution(seed=seed), **options).adapter[name])
+        return dense(combine([adapter], **DARE, rank=30, execution=Execution(seed=seed), **options).adapter[name])
 
     assert torch.equal(update("a"), update("a"))
     assert not torch.equal(update("a"), update("b"))
     assert not torch.equal(update("a"), update("a", seed=1))
-    twice = dense(combine([adapter, adapter], mixture=DARE, rank=30).adapter["a"])
+    twice = dense(combine([adapter, adapter], **DARE, rank=30).adapter["a"])
     assert not torch.allclose(twice, 2 * update("a"))
 
 
@@ -279,8 +282,8 @@ def test_dare_is_repeatable_and_its_masks_differ_between_adapters_modules_and_se
 @pytest.mark.parametrize("mixture", [TIES, DARE, MAGNITUDE])
 def test_a_pruned_combination_is_the_best_of_the_highest_rank_and_tells_its_error(kind, mixture):
     layers = drawn(kind, 6), drawn(kind, 3, 1)
-    whole = update_of(*layers, mixture=mixture, rank=100)
-    found = combined(*layers, mixture=mixture)
+    whole = update_of(*layers, **mixture, rank=100)
+    found = combined(*layers, **mixture)
     values = torch.linalg.svdvals(whole)
     missed = float((whole - dense(found.adapter["q"])).norm())
     assert found.layers[0].rank == found.adapter["q"].rank == 6
@@ -358,7 +361,7 @@ def test_dora_needs_its_base_unless_it_stays_alone(model):
     assert same(found["linear"], first["linear"])
     assert same(found["conv"], second["conv"])
     for adapters, weights in (([first, first], None), ([first], [0.5]), ([first, adapter_of(k=drawn())], None)):
-        with pytest.raises(MismatchError, match=r"linear: DoRA.*--base"):
+        with pytest.raises(MismatchError, match=r"linear: a DoRA layer.*`base`"):
             combine(adapters, weights=weights)
     with pytest.raises(MismatchError, match="elsewhere"):
         combine([first, adapter_of(elsewhere=drawn())], base=model)
@@ -378,7 +381,7 @@ def test_whole_tensors_are_base_and_weighted_differences(model):
     torch.testing.assert_close(saved([first, second], [1, -2], model), base + 1 - 2 * torch.arange(7.0))
     torch.testing.assert_close(saved([first], [0.25], model), base + 0.25)
     for adapters, weights in (([first, second], None), ([first], [0.5])):
-        with pytest.raises(MismatchError, match=r"norm.weight: saved whole with weights that sum to .*--base"):
+        with pytest.raises(MismatchError, match=r"norm.weight: saved in full with weights that sum to .*`base`"):
             combine(adapters, weights=weights)
 
 
@@ -400,9 +403,9 @@ def test_every_misfit_is_named_at_once():
     for part in (
         "a: the shapes differ: (40, 30) in adapter 1, (40, 31) in adapter 2; the adapters name the models org/one",
         "b: the kinds differ: linear in adapter 1, conv1d in adapter 2",
-        "d: DoRA",
-        "e: one adapter updates it, and another saves it whole",
-        "w: saved whole in the shapes (3,) and (4,)",
+        "d: a DoRA layer",
+        "e: one adapter updates it, and another saves it in full",
+        "w: saved in full with the shapes (3,) and (4,)",
     ):
         assert part in said
     assert "  - c:" not in said
@@ -437,7 +440,7 @@ def test_names_that_no_adapter_tells_are_told_by_the_base():
         ({"weights": [float("inf"), 1, 1]}, "weight 1 is inf"),
         ({"weights": [0, 0]}, "every weight is zero"),
         ({"rank": 0}, "at least 1"),
-        ({"rank": RankChoice(budget=Budget(60, in_bytes=False))}, "raise the budget"),
+        ({"rank": RankChoice(budget=Budget(60, in_bytes=False))}, "raise `budget`"),
         ({"dtype": torch.float16, "weights": [1, 1]}, "too large for float16"),
     ],
 )
@@ -449,31 +452,31 @@ def test_options_that_cannot_be_met_are_refused(options, said):
 @pytest.mark.parametrize(
     ("method", "density", "said"),
     [
-        ("svd", None, "expected sum, ties, dare, magnitude"),
-        ("ties", 0.0, r"--density 0.0: expected a share in \(0, 1\]"),
-        ("dare", 1.1, "--density 1.1"),
-        ("magnitude", float("nan"), "--density nan"),
+        ("svd", None, "`method` must be one of sum, ties, dare, magnitude, got svd"),
+        ("ties", 0.0, r"`density` must be a share in \(0, 1\], got 0.0"),
+        ("dare", 1.1, "got 1.1"),
+        ("magnitude", float("nan"), "got nan"),
         ("sum", 0.5, "a sum prunes nothing"),
     ],
 )
 def test_a_mixture_that_means_nothing_is_refused(method, density, said):
     with pytest.raises(OptionError, match=said):
-        Mixture(method, density)
+        combined(drawn(), method=method, density=density)
 
 
 def test_no_adapter_and_values_that_are_not_finite_are_refused():
     with pytest.raises(OptionError, match="no adapter was given"):
         combine([])
     bad = replace(drawn(), lora_A=torch.full((6, 30), float("nan")))
-    for mixture in (Mixture(), TIES):
-        with pytest.raises(NotFiniteError, match="q holds 180 values"):
-            combined(drawn(), bad, mixture=mixture)
+    for mixture in (SUM, TIES):
+        with pytest.raises(NotFiniteError, match="q contains 180 values"):
+            combined(drawn(), bad, **mixture)
 
 
 def test_weights_are_read_as_typed():
     assert parse_weights("0.5,-1, 2e-3") == [0.5, -1, 0.002]
     assert parse_weights(None) is None
-    with pytest.raises(OptionError, match="--weights a,b"):
+    with pytest.raises(OptionError, match="got a,b"):
         parse_weights("a,b")
 
 
@@ -491,7 +494,7 @@ def test_inputs_are_never_replaced_and_outputs_only_when_forced(tmp_path):
 def test_an_interrupted_combination_goes_on_where_it_was(tmp_path, monkeypatch):
     adapters = [Adapter({f"m.{i}": drawn(seed=i + 10 * j) for i in range(4)}) for j in range(2)]
     expected, done = combine(adapters, rank=5).adapter, []
-    original = combining_module.Combining._of_sum
+    original = combining_module.Combining._sum_record
 
     def failing(self, name, rank):
         if len(done) == 2:
@@ -499,7 +502,7 @@ def test_an_interrupted_combination_goes_on_where_it_was(tmp_path, monkeypatch):
         done.append(name)
         return original(self, name, rank)
 
-    monkeypatch.setattr(combining_module.Combining, "_of_sum", failing)
+    monkeypatch.setattr(combining_module.Combining, "_sum_record", failing)
     for i, adapter in enumerate(adapters):
         adapter.save(tmp_path / str(i))
     paths, output = [tmp_path / "0", tmp_path / "1"], tmp_path / "out"
@@ -512,7 +515,7 @@ def test_an_interrupted_combination_goes_on_where_it_was(tmp_path, monkeypatch):
     assert all(same(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("options", [{"weights": [1, 0.5]}, {"rank": 4}, {"dtype": torch.bfloat16}, {"mixture": TIES}])
+@pytest.mark.parametrize("options", [{"weights": [1, 0.5]}, {"rank": 4}, {"dtype": torch.bfloat16}, TIES])
 def test_an_interrupted_combination_starts_over_where_anything_else_is_asked(tmp_path, monkeypatch, options):
     adapters = [adapter_of(a=drawn(), b=drawn(seed=1)), adapter_of(a=drawn(seed=2), b=drawn(seed=3))]
     expected = combine(adapters, **options).adapter
@@ -537,7 +540,7 @@ def test_a_preview_tells_from_headers_what_would_be_done():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("options", [{}, {"rank": 6}, {"mixture": TIES, "rank": 64}])
+@pytest.mark.parametrize("options", [{}, {"rank": 6}, {**TIES, "rank": 64}])
 def test_peft_computes_with_a_combined_adapter_what_its_update_says(llama_pair, tmp_path, options):
     from peft import PeftModel
     from transformers import LlamaForCausalLM

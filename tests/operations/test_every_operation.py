@@ -16,7 +16,7 @@ from eckart.operations.combination.combine import combine
 from eckart.operations.conversion import convert
 from eckart.operations.merging.merge import merge
 from eckart.operations.merging.unmerge import unmerge
-from eckart.operations.resizing import resize
+from eckart.operations.resizing.resize import resize
 
 CASES = 200
 SHAPES = {

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import eckart.operations.extraction.pair as pair_module
+import eckart.operations.extraction.work as work_module
 from eckart.engine import Execution
 from eckart.errors import MismatchError, NotFiniteError, OptionError, OutputError
 from eckart.formats import load_adapter
-from eckart.operations import Budget, FactorOptions, RankChoice, Scope, extract
+from eckart.operations import Budget, RankChoice, extract
 
 
 def weights(folder):
@@ -19,7 +19,7 @@ def weights(folder):
 
 
 def test_a_fine_tune_that_is_exactly_rank_8_comes_back_as_rank_8(llama_pair, tmp_path):
-    found = extract(llama_pair / "base", llama_pair / "tuned", rank=RankChoice(error=1e-4), output=tmp_path / "out")
+    found = extract(llama_pair / "base", llama_pair / "tuned", error=1e-4, output=tmp_path / "out")
     assert {layer.rank for layer in found.layers} == {8}
     assert len(found.layers) == 14
     base, tuned = weights(llama_pair / "base"), weights(llama_pair / "tuned")
@@ -46,7 +46,9 @@ def test_the_error_reported_is_the_error_of_the_written_factors(llama_pair, tmp_
 def test_energy_and_error_take_the_smallest_rank_of_each_matrix(llama_pair):
     base, tuned = weights(llama_pair / "base"), weights(llama_pair / "tuned")
     for choice in (RankChoice(energy=0.7), RankChoice(error=0.6)):
-        for record in extract(base, tuned, rank=choice).layers:
+        records = extract(base, tuned, rank=choice).layers
+        assert len(records) == 14
+        for record in records:
             values = torch.linalg.svdvals((tuned[f"{record.name}.weight"] - base[f"{record.name}.weight"]).double())
             shares = values.square().cumsum(0) / values.square().sum()
             enough = shares >= 0.7 if choice.energy else (1 - shares).clamp_min(0).sqrt() < 0.6
@@ -56,7 +58,7 @@ def test_energy_and_error_take_the_smallest_rank_of_each_matrix(llama_pair):
 @pytest.mark.parametrize("text", ["2k", "3000", "20kB", "0.05MB"])
 def test_a_budget_is_kept_and_used(llama_pair, tmp_path, text):
     budget = Budget.parse(text)
-    found = extract(llama_pair / "base", llama_pair / "tuned", rank=RankChoice(budget=budget), output=tmp_path / "out")
+    found = extract(llama_pair / "base", llama_pair / "tuned", budget=text, output=tmp_path / "out")
     used = (tmp_path / "out/adapter_model.safetensors").stat().st_size if budget.in_bytes else found.adapter.params
     assert used <= budget.amount
     assert found.adapter.params >= 0.6 * (budget.amount / 4 - 14 * 128 if budget.in_bytes else budget.amount)
@@ -64,20 +66,20 @@ def test_a_budget_is_kept_and_used(llama_pair, tmp_path, text):
 
 
 def test_a_budget_too_small_for_one_rank_is_refused(llama_pair):
-    with pytest.raises(OptionError, match="raise the budget"):
-        extract(weights(llama_pair / "base"), weights(llama_pair / "tuned"), rank=RankChoice(budget=Budget(10, False)))
+    with pytest.raises(OptionError, match="raise `budget`"):
+        extract(weights(llama_pair / "base"), weights(llama_pair / "tuned"), budget=10)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("balanced", [True, False])
 def test_narrow_factors_keep_the_product_to_their_precision(llama_pair, tmp_path, dtype, balanced):
-    options = FactorOptions.named(dtype, balanced=balanced)
-    out = tmp_path / "out"
-    found = extract(llama_pair / "base", llama_pair / "tuned", rank=8, output=out, options=options)
-    eps = torch.finfo(options.dtype).eps
+    out, torch_dtype = tmp_path / "out", getattr(torch, dtype)
+    found = extract(llama_pair / "base", llama_pair / "tuned", rank=8, output=out, dtype=dtype, balanced=balanced)
+    eps = torch.finfo(torch_dtype).eps
+    assert len(found.layers) == 14
     for record in found.layers:
         layer = found.adapter[record.name]
-        assert layer.lora_A.dtype == layer.lora_B.dtype == options.dtype
+        assert layer.lora_A.dtype == layer.lora_B.dtype == torch_dtype
         assert record.error < 1.5 * eps
         if not balanced:
             identity = layer.lora_A.double() @ layer.lora_A.double().T
@@ -87,20 +89,28 @@ def test_narrow_factors_keep_the_product_to_their_precision(llama_pair, tmp_path
 def test_every_tensor_is_in_the_adapter_or_skipped_with_a_reason(llama_pair):
     base, tuned = weights(llama_pair / "base"), weights(llama_pair / "tuned")
     tuned["model.norm.weight"] = tuned["model.norm.weight"] + 0.1
-    found = extract(base, tuned, rank=2, scope=Scope(target=["attention"]))
+    found = extract(base, tuned, rank=2, target="attention", execution=Execution(progress=(progress := Notes())))
     covered = {f"{name}.weight" for name in found.adapter}
     reasons = {item.name: item.reason for item in found.skipped}
     assert covered | set(reasons) == set(tuned)
     assert not covered & set(reasons)
-    assert "--modules-to-save norm" in reasons["model.norm.weight"]
+    assert reasons["model.norm.weight"] == "norm"
     assert reasons["model.layers.0.input_layernorm.weight"] == "unchanged"
-    assert "--target" in reasons["model.layers.0.mlp.up_proj.weight"]
+    assert reasons["model.layers.0.mlp.up_proj.weight"] == "not targeted"
+    assert (
+        progress.notes
+        == list(found.notes)
+        == [
+            "1 changed tensor skipped (norm): `modules_to_save=norm` includes them",
+            "6 changed tensors skipped (not targeted): `target` includes them",
+        ]
+    )
 
 
 def test_changed_norms_are_kept_whole_when_asked(llama_pair, tmp_path):
     base, tuned = weights(llama_pair / "base"), weights(llama_pair / "tuned")
     tuned["model.norm.weight"] = tuned["model.norm.weight"] + 0.1
-    extract(base, tuned, rank=2, output=tmp_path / "out", scope=Scope(modules_to_save=["norm"]))
+    extract(base, tuned, rank=2, output=tmp_path / "out", modules_to_save="norm")
     again = load_adapter(tmp_path / "out")
     assert list(again.modules_to_save) == ["model.norm.weight"]
     torch.testing.assert_close(again.modules_to_save["model.norm.weight"], tuned["model.norm.weight"])
@@ -140,7 +150,7 @@ def test_all_faults_of_a_mismatched_pair_are_in_one_message(llama_pair, tmp_path
 def test_a_value_that_is_not_finite_stops_with_its_tensor_and_count(llama_pair, tmp_path, value):
     tuned = weights(llama_pair / "tuned")
     tuned["model.layers.1.mlp.up_proj.weight"][3, :2] = value
-    with pytest.raises(NotFiniteError, match=r"layers\.1\.mlp\.up_proj holds 2 values"):
+    with pytest.raises(NotFiniteError, match=r"layers\.1\.mlp\.up_proj contains 2 values"):
         extract(weights(llama_pair / "base"), tuned, rank=2, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -178,19 +188,19 @@ class Notes:
 def test_an_interrupted_run_goes_on_where_it_stopped(llama_pair, tmp_path, monkeypatch):
     base, tuned, out = llama_pair / "base", llama_pair / "tuned", tmp_path / "out"
     whole = extract(base, tuned, rank=4)
-    real, calls = pair_module.factor, []
+    real, calls = work_module.factor, []
 
-    def failing(matrix, *arguments):
+    def failing(matrix, *arguments, **options):
         calls.append(matrix.view.name)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return real(matrix, *arguments)
+        return real(matrix, *arguments, **options)
 
-    monkeypatch.setattr(pair_module, "factor", failing)
+    monkeypatch.setattr(work_module, "factor", failing)
     with pytest.raises(KeyboardInterrupt):
         extract(base, tuned, rank=4, output=out, execution=Execution(workers=1))
     assert not out.exists()
-    monkeypatch.setattr(pair_module, "factor", real)
+    monkeypatch.setattr(work_module, "factor", real)
     told = Notes()
     found = extract(base, tuned, rank=4, output=out, execution=Execution(workers=1, progress=told))
     assert told.notes == ["resuming: 5 of 14 matrices are already done"]
@@ -204,24 +214,28 @@ def test_a_changed_input_starts_over_and_says_so(llama_pair, tmp_path, monkeypat
     out = tmp_path / "out"
     tuned = tmp_path / "tuned"
     shutil.copytree(llama_pair / "tuned", tuned)
-    real = pair_module.factor
+    real = work_module.factor
     calls = []
 
-    def failing(*arguments):
+    def failing(*arguments, **options):
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return real(*arguments)
+        return real(*arguments, **options)
 
-    monkeypatch.setattr(pair_module, "factor", failing)
+    monkeypatch.setattr(work_module, "factor", failing)
     with pytest.raises(KeyboardInterrupt):
         extract(llama_pair / "base", tuned, rank=4, output=out, execution=Execution(workers=1))
-    monkeypatch.setattr(pair_module, "factor", real)
+    monkeypatch.setattr(work_module, "factor", real)
     changed = {name: tensor * 1.01 for name, tensor in weights(tuned).items()}
     save_file(changed, tuned / "model.safetensors", metadata={"format": "pt"})
     told = Notes()
     extract(llama_pair / "base", tuned, rank=4, output=out, execution=Execution(workers=1, progress=told))
-    assert told.notes == ["starting over: inputs or options changed"]
+    assert told.notes == [
+        "5 changed tensors skipped (norm): `modules_to_save=norm` includes them",
+        "1 changed tensor skipped (not targeted): `target` includes them",
+        "starting over: inputs or options changed",
+    ]
     assert len(told.done) == 14
 
 

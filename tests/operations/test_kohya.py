@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from eckart.adapter import Adapter
 from eckart.errors import FileFormatError, MismatchError, NotFiniteError, OutputError, SourceError
 from eckart.formats import load_adapter
-from eckart.operations.resizing import resize
+from eckart.operations.resizing.resize import resize
 
 from .pipelines import layer
 

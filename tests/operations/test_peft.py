@@ -12,7 +12,7 @@ from torch import nn
 from eckart.adapter import Adapter, AdapterLayer
 from eckart.errors import MismatchError
 from eckart.formats import load_adapter
-from eckart.operations import Budget, RankChoice, Scope, extract
+from eckart.operations import extract
 
 from .conftest import save_pair
 
@@ -55,7 +55,7 @@ def tokens(vocabulary, length=12):
 def test_a_small_llama_with_every_kind_of_pattern(llama_pair, tmp_path):
     from transformers import LlamaForCausalLM
 
-    extract(llama_pair / "base", llama_pair / "tuned", rank=RankChoice(energy=0.8), output=tmp_path / "a")
+    extract(llama_pair / "base", llama_pair / "tuned", energy=0.8, output=tmp_path / "a")
     config = json.loads((tmp_path / "a/adapter_config.json").read_text())
     assert config["rank_pattern"]
     assert all(key.startswith("^model\\.layers\\.") for key in config["rank_pattern"])
@@ -79,8 +79,8 @@ def test_an_embedding_and_the_output_layer_tied_to_it(llama_pair, tmp_path):
 
     make = lambda: LlamaForCausalLM.from_pretrained(llama_pair / "base")  # noqa: E731
     pair = save_pair(make(), tmp_path, rank=4, names=lambda name: "embed" in name or "q_proj" in name)
-    scope = Scope(target=["embed_tokens", "q_proj"])
-    found = extract(pair / "base", pair / "tuned", rank=4, output=tmp_path / "a", scope=scope)
+    target = ["embed_tokens", "q_proj"]
+    found = extract(pair / "base", pair / "tuned", rank=4, output=tmp_path / "a", target=target)
     assert found.adapter["model.embed_tokens"].kind == "embedding"
     assert "lm_head" in found.adapter
     by_peft = assert_peft_computes_the_same(make, tmp_path / "a", tokens(97))
@@ -93,9 +93,8 @@ def test_a_budget_counts_the_copy_of_a_tied_output_layer(llama_pair, tmp_path):
 
     model = LlamaForCausalLM.from_pretrained(llama_pair / "base")
     pair = save_pair(model, tmp_path, rank=4, names=lambda name: "embed" in name or "q_proj" in name)
-    scope = Scope(target=["embed_tokens", "q_proj"])
-    choice = RankChoice(budget=Budget(1500, in_bytes=False))
-    found = extract(pair / "base", pair / "tuned", rank=choice, scope=scope)
+    target = ["embed_tokens", "q_proj"]
+    found = extract(pair / "base", pair / "tuned", budget=1500, target=target)
     assert "lm_head" in found.adapter
     assert 1000 < found.adapter.params <= 1500
 
@@ -139,7 +138,7 @@ def test_a_convolution(tmp_path):
     with torch.no_grad():
         for weight in (tuned.conv1.weight, tuned.conv2.weight, tuned.head.weight):
             weight.add_((torch.randn(len(weight), 4) @ torch.randn(4, weight[0].numel())).view_as(weight), alpha=0.1)
-    found = extract(base, tuned, rank=4, output=tmp_path / "a", scope=Scope(target=["conv1", "conv2", "head"]))
+    found = extract(base, tuned, rank=4, output=tmp_path / "a", target=["conv1", "conv2", "head"])
     assert found.adapter["conv2"].lora_A.shape == (4, 16, 1, 5)
     assert found.adapter["conv2"].lora_B.shape == (24, 4, 1, 1)
     assert found.error < 1e-4
@@ -160,8 +159,8 @@ def test_minilm_with_its_norms_and_biases(minilm, tmp_path):
     (tmp_path / "tuned").mkdir()
     save_file(tuned, tmp_path / "tuned/model.safetensors", metadata={"format": "pt"})
     (tmp_path / "tuned/config.json").write_text((minilm / "config.json").read_text())
-    scope = Scope(modules_to_save=["norm", "bias"])
-    found = extract(minilm, tmp_path / "tuned", rank=384, output=tmp_path / "a", scope=scope)
+    saved = ["norm", "bias"]
+    found = extract(minilm, tmp_path / "tuned", rank=384, output=tmp_path / "a", modules_to_save=saved)
     assert sum(layer.bias is not None for layer in found.adapter.values()) == 37
     assert sum("LayerNorm" in name for name in found.adapter.modules_to_save) == 26
     make = lambda: AutoModel.from_pretrained(minilm, dtype=torch.float32).eval()  # noqa: E731

@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 
 from eckart.evaluation import GainReport
 from eckart.linalg import Interval, RankBound
-from eckart.operations import Analysis, RankChoice, analyze, extract
+from eckart.operations import Analysis, analyze, extract
 from eckart.report import adapter_table, analysis_table
 from eckart.report.words import bytes_text, count_text, number_text, seconds_text
 from eckart.result import Skipped
@@ -109,7 +109,7 @@ def test_an_extraction_shows_ranks_errors_and_size(pair) -> None:
 
 
 def test_an_extraction_with_a_budget_says_what_is_proved(pair) -> None:
-    extraction = extract(*pair, rank=RankChoice.given(rank=None, energy=None, error=None, budget="2000"))
+    extraction = extract(*pair, budget=2000)
     assert extraction.guarantee is not None
     assert extraction.guarantee.split()[0] in printed_narrow(adapter_table(extraction))
 

@@ -18,8 +18,6 @@ from eckart.evaluation import load_model, text_loss
 from eckart.formats import load_adapter
 from eckart.nn import adapter_applied, adapter_of, eject, inject_adapter
 from eckart.operations import extract, resize
-from eckart.operations.extraction.scope import Scope
-from eckart.operations.factors import FactorOptions
 from eckart.training import Distillation, FinetuneSettings, distill, finetune, pack_texts
 from eckart.training.distiller import SHORT, hold_out
 from eckart.training.divergence import summed_agreement, turn_into_gradient
@@ -295,9 +293,9 @@ def test_what_the_text_does_not_bear_out_leaves_the_files_of_a_plain_extraction(
 
 
 def test_tensors_saved_whole_are_in_place_while_their_adapter_trains_and_as_they_were_after(tiny, tuned, tmp_path):
-    scope, distillation = Scope(modules_to_save=["norm"]), Distillation(tiny, tuned, TEXT, SETTINGS)
-    plain = extract(tiny, tuned, rank=1, scope=scope)
-    result = extract(tiny, tuned, rank=1, scope=scope, output=tmp_path / "out", refine=distillation)
+    distillation = Distillation(tiny, tuned, TEXT, SETTINGS)
+    plain = extract(tiny, tuned, rank=1, modules_to_save="norm")
+    result = extract(tiny, tuned, rank=1, modules_to_save="norm", output=tmp_path / "out", refine=distillation)
     assert len(result.adapter.modules_to_save) == 5
     for name, tensor in plain.adapter.modules_to_save.items():
         assert torch.equal(result.adapter.modules_to_save[name], tensor)
@@ -313,7 +311,7 @@ def test_tensors_saved_whole_are_in_place_while_their_adapter_trains_and_as_they
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_narrow_adapter_is_judged_as_it_is_written(tiny, tuned, dtype):
     distillation = Distillation(tiny, tuned, TEXT, SETTINGS)
-    result = extract(tiny, tuned, rank=1, options=FactorOptions(dtype), refine=distillation)
+    result = extract(tiny, tuned, rank=1, dtype=dtype, refine=distillation)
     assert {layer.lora_A.dtype for layer in result.adapter.values()} == {dtype}
     again = Distillation(tiny, tuned, TEXT, SETTINGS)
     again(result.adapter)
@@ -401,10 +399,10 @@ def test_layers_that_share_a_weight_are_left_as_they_are(tiny, tokenizer, tmp_pa
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         finetune(model, pack_texts([TEXT], tokenizer, length=32), FinetuneSettings(steps=30, learning_rate=1e-2))
-    scope = Scope(target=["all-linear", "embed_tokens"])
-    plain = extract(base, other, rank=1, scope=scope).adapter
+    target = ["all-linear", "embed_tokens"]
+    plain = extract(base, other, rank=1, target=target).adapter
     distillation = Distillation(base, other, TEXT, SETTINGS)
-    result = extract(base, other, rank=1, scope=scope, refine=distillation).adapter
+    result = extract(base, other, rank=1, target=target, refine=distillation).adapter
     assert distillation.result is not None
     assert distillation.result.kept
     same_factors = {name for name in plain if torch.equal(plain[name].lora_A, result[name].lora_A)}

@@ -7,6 +7,7 @@ from .layouts import MatrixView as MatrixView
 from .layouts import layout as layout
 from .matrices import DifferenceMatrix as DifferenceMatrix
 from .matrices import WeightMatrix as WeightMatrix
+from .naming import as_patterns as as_patterns
 from .naming import matches as matches
 from .open import ModelSource as ModelSource
 from .open import open_checkpoint as open_checkpoint

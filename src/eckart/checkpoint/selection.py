@@ -4,19 +4,19 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 from eckart.checkpoint.layouts import Layout, MatrixView, module_of
-from eckart.checkpoint.naming import PRESETS, matches
+from eckart.checkpoint.naming import PRESETS, as_patterns, matches
 from eckart.errors import MismatchError
 
 
 def select(
-    layout: Layout, target: Sequence[str], exclude: Sequence[str] = (), *, known: Iterable[str] = ()
+    layout: Layout, target: str | Sequence[str], exclude: str | Sequence[str] = (), *, known: Iterable[str] = ()
 ) -> list[MatrixView]:
     """The matrices that some `target` takes and no `exclude` does, in the layout's order.
 
     Args:
         layout: of the checkpoint that is worked on.
         target: exact names, dotted suffixes, regexes, or presets (`attention`, `attention-min`, `mlp`,
-            `all-linear`). Presets take linear and Conv1D layers only.
+            `all-linear`); a string is one pattern. Presets take linear and Conv1D layers only.
         exclude: the same, and it wins.
         known: further module names that an `exclude` may name though they are not in this layout, such as
             those of the base checkpoint.
@@ -24,6 +24,7 @@ def select(
     Raises:
         MismatchError: patterns that match nothing, each with the nearest names; or nothing is left.
     """
+    target, exclude = as_patterns(target), as_patterns(exclude)
     others = [*_reasons(layout), *known]
     faults = [fault for pattern in target if (fault := _fault(pattern, layout, ()))]
     faults += [fault for pattern in exclude if (fault := _fault(pattern, layout, others))]

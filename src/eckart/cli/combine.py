@@ -76,20 +76,21 @@ def combine(
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
     from eckart.engine import Execution
-    from eckart.operations import FactorOptions, RankChoice
-    from eckart.operations.combination.combine import combine as combined
-    from eckart.operations.combination.combine import plan_combine
-    from eckart.operations.combination.mixture import Mixture
+    from eckart.operations import combine as combined
+    from eckart.operations import plan_combine
     from eckart.operations.weights import parse_weights
     from eckart.report import adapter_table, preview_table
 
-    given = (rank, energy, error, budget) != (None, None, None, None)
     options: dict[str, Any] = {
         "weights": parse_weights(weights),
-        "mixture": Mixture(method, density),
-        "rank": RankChoice.given(rank=rank, energy=energy, error=error, budget=budget) if given else None,
+        "method": method,
+        "density": density,
+        "rank": rank,
+        "energy": energy,
+        "error": error,
+        "budget": budget,
         "base": base,
-        "dtype": FactorOptions.named(dtype).dtype if dtype else None,
+        "dtype": dtype,
     }
     if dry_run:
         return present(plan_combine(adapters, **options).preview(), preview_table, as_json=as_json)

@@ -1,7 +1,7 @@
 """`eckart extract`: a fine-tune as a small adapter, with the error of every layer and the gain it recovers."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from eckart.cli.options import (
     BudgetText,
     Debug,
     Device,
+    DryRun,
     Energy,
     Error,
     Exclude,
@@ -65,6 +66,7 @@ def extract(
     seed: Seed = 0,
     no_resume: NoResume = False,
     output: AdapterOutput,
+    dry_run: DryRun = False,
     dtype: Dtype = "float32",
     unbalanced: Unbalanced = False,
     force: Force = False,
@@ -104,30 +106,41 @@ def extract(
     from eckart.cli.distill import distillation
     from eckart.cli.drawing import Drawing, write_result
     from eckart.cli.evaluate import gain_of, read_text
-    from eckart.cli.output import show, show_json
+    from eckart.cli.output import present, show, show_json
     from eckart.cli.progress import StderrProgress
     from eckart.engine import Execution
     from eckart.errors import OptionError
-    from eckart.report import adapter_table
+    from eckart.report import adapter_table, preview_table
 
     if distill is not None and unbalanced:
         msg = "`unbalanced` keeps lora_A orthonormal, but `distill` trains it; choose one of them"
         raise OptionError(msg)
+    options: dict[str, Any] = {
+        "rank": rank,
+        "energy": energy,
+        "error": error,
+        "budget": budget,
+        "target": target or "all-linear",
+        "exclude": exclude or (),
+        "modules_to_save": modules_to_save or (),
+        "dtype": dtype,
+        "balanced": not unbalanced,
+    }
+    if dry_run:
+        return present(operations.plan_extract(base, tuned, **options).preview(), preview_table, as_json=as_json)
     text = read_text(evaluation) if evaluation else None
     drawing = Drawing(output, figures=None, open_page=open_page)
     with distillation(base, tuned, distill, steps=steps, seed=seed, device=device) as refine:
         extraction = operations.extract(
             base,
             tuned,
-            rank=operations.RankChoice.given(rank=rank, energy=energy, error=error, budget=budget),
             output=output,
-            scope=operations.Scope(target or operations.Scope().target, exclude or (), modules_to_save or ()),
-            options=operations.FactorOptions.named(dtype, balanced=not unbalanced),
             execution=Execution(
                 device=device, workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress()
             ),
             force=force,
             refine=refine,
+            **options,
         )
     distilled = refine.result if refine else None
     gain = gain_of(base, tuned, extraction.adapter, text) if text is not None else None
@@ -138,4 +151,4 @@ def extract(
         show_json(extraction.to_json() | quality)
     else:
         show(adapter_table(extraction, gain, distilled))
-    drawing.finish(output, None)
+    return drawing.finish(output, None)

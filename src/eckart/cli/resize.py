@@ -1,6 +1,6 @@
 """`eckart resize`: the best adapter of another rank."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -85,26 +85,28 @@ def resize(
     from eckart.engine import Execution
     from eckart.errors import OptionError
     from eckart.formats import load_adapter
-    from eckart.operations import Budget, FactorOptions, RankChoice
-    from eckart.operations.resizing import plan_resize
-    from eckart.operations.resizing import resize as resized
+    from eckart.operations import plan_resize
+    from eckart.operations import resize as resized
     from eckart.report import adapter_table, preview_table
 
-    choice = RankChoice(rank, energy, error, Budget.parse(budget) if budget is not None else None)
-    options = {
+    options: dict[str, Any] = {
+        "rank": rank,
+        "energy": energy,
+        "error": error,
+        "budget": budget,
         "target": target or (),
         "exclude": exclude or (),
-        "dtype": FactorOptions.named(dtype).dtype if dtype else None,
+        "dtype": dtype,
     }
     if dry_run:
-        return present(plan_resize(adapter, rank=choice, **options).preview(), preview_table, as_json=as_json)
+        return present(plan_resize(adapter, **options).preview(), preview_table, as_json=as_json)
     if base is not None and distill is None:
         msg = "`base` is the model to distill with; name the text with `distill`"
         raise OptionError(msg)
     source = load_adapter(adapter)
     execution = Execution(device="cpu", workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress())
     with distillation(base or source.base_model, source, distill, steps=steps, seed=seed) as refine:
-        result = resized(source, rank=choice, output=output, execution=execution, force=force, refine=refine, **options)
+        result = resized(source, output=output, execution=execution, force=force, refine=refine, **options)
     distilled = refine.result if refine else None
     if as_json:
         return show_json(result.to_json() | {"distill": distilled.to_json() if distilled else None})

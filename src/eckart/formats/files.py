@@ -5,7 +5,7 @@ from pathlib import Path
 
 from eckart.adapter.adapter import Adapter
 from eckart.checkpoint import locate, open_checkpoint
-from eckart.errors import SourceError
+from eckart.errors import OutputError, SourceError
 from eckart.formats import diffusers, kohya, peft, peft_config
 from eckart.formats.components import COMPONENTS, component, component_of, joined
 from eckart.formats.peft_config import CONFIG
@@ -56,6 +56,12 @@ def check_name(adapter: Adapter, path: Path) -> None:
     """
     if adapter.format == "kohya":
         kohya.check_name(path)
+    elif adapter.format == "peft" and path.suffix in (".safetensors", ".gguf", ".bin"):
+        msg = (
+            f"{path}: a PEFT adapter is a folder, not a file; use {path.with_suffix('')}, or convert the adapter to a "
+            "format of one file"
+        )
+        raise OutputError(msg)
 
 
 def unknown_fields(adapter: Adapter) -> list[Skipped]:

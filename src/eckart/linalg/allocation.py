@@ -23,21 +23,25 @@ class Allocation:
         gap: energy (units of σ²) that no other choice within the budget can gain over this one; zero where optimal.
             Below one singular value for complete spectra; partial ones add what their certificates leave open.
         certain: False where spectra were partial and a value that was not computed might have been chosen.
+        energy: energy of all matrices together, of which the gap is a share.
     """
 
     ranks: dict[str, int]
     params: int
     gap: float
     certain: bool
+    energy: float
 
     @property
     def guarantee(self) -> str:
         """What is proved about the choice, in words."""
         if not self.certain:
-            return "best among the computed singular values; some that were not computed could rank among them"
+            return "Best among the computed singular values; values that were not computed could change the choice."
         if self.gap == 0:
-            return "optimal: no choice of ranks within the budget keeps more energy"
-        return f"within {self.gap:.3g} of the most energy that any ranks within the budget keep"
+            return "Optimal: no choice of ranks within this budget preserves more energy."
+        share = 100 * self.gap / self.energy
+        shown = f"{share:.1f}" if share >= 10 else f"{max(share, 0.001):.2g}"
+        return f"At most {shown}% more energy is possible within this budget."
 
 
 def allocate(
@@ -89,7 +93,8 @@ def allocate(
     gap = 0.0 if equal or barred is None else max(0.0, best)
     gap += sum(_open_energy(spectrum, weights[name]) for name, spectrum in spectra.items())
     params = budget_params - left
-    return Allocation(dict(zip(names, ranks, strict=True)), params, gap, certain)
+    energy = sum((weights[name] * spectra[name].fro_norm ** 2 for name in names), 0.0)
+    return Allocation(dict(zip(names, ranks, strict=True)), params, gap, certain, energy)
 
 
 def _open_energy(spectrum: Spectrum, weight: float) -> float:

@@ -7,9 +7,8 @@ from .analysis.places import by_kind as by_kind
 from .analysis.places import places as places
 from .analysis.result import Analysis as Analysis
 from .combination.combine import combine as combine
-from .combination.combine import plan_combine as plan_combine
-from .combination.mixture import Mixture as Mixture
 from .combination.plan import CombinePlan as CombinePlan
+from .combination.plan import plan_combine as plan_combine
 from .comparison.claimed_merge import check_merge as check_merge
 from .comparison.compare import compare as compare
 from .comparison.merge_check import MergeCheck as MergeCheck
@@ -21,8 +20,8 @@ from .conversion import ConvertResult as ConvertResult
 from .conversion import convert as convert
 from .conversion import plan_conversion as plan_conversion
 from .extraction.extract import extract as extract
-from .extraction.scope import Scope as Scope
-from .factors import FactorOptions as FactorOptions
+from .extraction.plan import ExtractPlan as ExtractPlan
+from .extraction.plan import plan_extract as plan_extract
 from .merging.merge import MergeResult as MergeResult
 from .merging.merge import merge as merge
 from .merging.plan import plan_merge as plan_merge
@@ -39,6 +38,6 @@ from .quantization.quantize import quantize as quantize
 from .rank_choice import DEFAULT_RANK as DEFAULT_RANK
 from .rank_choice import Budget as Budget
 from .rank_choice import RankChoice as RankChoice
-from .resizing import ResizePlan as ResizePlan
-from .resizing import plan_resize as plan_resize
-from .resizing import resize as resize
+from .resizing.plan import ResizePlan as ResizePlan
+from .resizing.plan import plan_resize as plan_resize
+from .resizing.resize import resize as resize

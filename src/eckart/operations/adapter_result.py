@@ -1,25 +1,25 @@
-"""An adapter that was made, with the rank and error of every layer, and what was left out and why."""
+"""A new adapter with the rank and error of every layer, and what was skipped and why."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eckart.adapter.adapter import Adapter
-from eckart.result import Skipped
+from eckart.result import Result, Skipped
 
 Refine = Callable[[Adapter], Adapter]
-"""What a finished adapter goes through before it is written; it gives the very same back where it changes nothing."""
+"""Changes a finished adapter before it is written; returns the same object where it changes nothing."""
 
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """What one layer keeps of the update that it was made from.
+    """How well one layer approximates its update.
 
     Attributes:
         name: of the module.
         shape: `(out_features, in_features)`.
-        rank: of its factors.
+        rank: of its factors; 0 where a budget gave the layer none.
         error: ‖ΔW − BA‖_F / ‖ΔW‖_F, measured on the factors as written.
         error_lower_bound: no factors of that rank have a smaller error; fails with probability under 1e-6.
         fro_norm: ‖ΔW‖_F.
@@ -32,20 +32,31 @@ class LayerRecord:
     error_lower_bound: float
     fro_norm: float
 
+    def to_json(self) -> dict[str, Any]:
+        """The entry of a `layers` list."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "rank": self.rank,
+            "error": self.error,
+            "error_lower_bound": self.error_lower_bound,
+        }
 
-@dataclass(frozen=True)
-class AdapterResult:
-    """An adapter made from a fine-tune or from other adapters.
+
+@dataclass(frozen=True, repr=False)
+class AdapterResult(Result):
+    """An adapter computed from a fine-tune or from other adapters.
 
     Attributes:
-        made_by: the command that made it, such as `extract`.
+        made_by: the operation, such as `extract`.
         adapter: the result; its tensors are read from `output` where it was written.
-        layers: what each layer kept.
-        skipped: tensors that are not in the adapter, and why.
+        layers: rank and error of each layer, rank 0 included.
+        skipped: modules, tensors and config fields that are not in the adapter, with the reason.
         output: where it was written, None if it was not.
         nbytes: size of the written files, or of the tensors.
         seconds: wall time.
-        guarantee: what is proved about a shared budget, None without one.
+        guarantee: what is proved about the use of a budget, None without one.
+        notes: warnings and advice that were also reported while it ran.
     """
 
     made_by: str
@@ -56,43 +67,40 @@ class AdapterResult:
     nbytes: int
     seconds: float
     guarantee: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def error(self) -> float:
         """Relative Frobenius error of all layers together."""
-        return _share([layer.error for layer in self.layers], self.layers)
+        return _combined([layer.error for layer in self.layers], self.layers)
 
     @property
     def error_lower_bound(self) -> float:
         """No adapter of these ranks has a smaller error over all layers together."""
-        return _share([layer.error_lower_bound for layer in self.layers], self.layers)
+        return _combined([layer.error_lower_bound for layer in self.layers], self.layers)
+
+    def rows(self) -> Sequence[Mapping[str, Any]]:
+        """One row per layer."""
+        return [layer.to_json() | {"shape": layer.shape} for layer in self.layers]
 
     def to_json(self) -> dict[str, Any]:
-        """The `eckart-extract/2` object, or that of another command."""
+        """The `eckart-extract/2` object, or that of another operation."""
         return {
             "format": f"eckart-{self.made_by}/2",
-            "layers": [
-                {
-                    "name": layer.name,
-                    "shape": list(layer.shape),
-                    "rank": layer.rank,
-                    "error": layer.error,
-                    "error_lower_bound": layer.error_lower_bound,
-                }
-                for layer in self.layers
-            ],
+            "layers": [layer.to_json() for layer in self.layers],
             "error": self.error,
             "error_lower_bound": self.error_lower_bound,
             "params": self.adapter.params,
             "bytes": self.nbytes,
             "skipped": [item.to_json() for item in self.skipped],
             "guarantee": self.guarantee,
+            "notes": list(self.notes),
             "seconds": self.seconds,
         }
 
 
-def _share(errors: list[float], layers: list[LayerRecord]) -> float:
-    """Relative error over several layers from those of each."""
+def _combined(errors: list[float], layers: list[LayerRecord]) -> float:
+    """Relative error over several layers from the errors of each."""
     total = sum(layer.fro_norm**2 for layer in layers)
     missed = sum((error * layer.fro_norm) ** 2 for error, layer in zip(errors, layers, strict=True))
     return (missed / total) ** 0.5 if total else 0.0

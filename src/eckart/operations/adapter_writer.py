@@ -1,148 +1,238 @@
-"""An adapter made layer by layer: worked on in parallel, kept beside the output, written, and reported."""
+"""Runs the tasks that compute an adapter's layers, writes the adapter, and returns the `AdapterResult`.
+
+Finished layers are stored next to the output until it is complete, so an interrupted run resumes.
+"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.adapter.deferred import Deferred
 from eckart.checkpoint import check_output
-from eckart.engine import Execution, Journal, Record, Task, open_journal, run_resumable
 from eckart.engine.fingerprint import fingerprint
 from eckart.errors import MismatchError, OutputError
 from eckart.formats import check_name, load_adapter, unknown_fields
-from eckart.operations.adapter_result import AdapterResult, LayerRecord
-from eckart.operations.ranks import parameter_of
+from eckart.operations.adapter_result import AdapterResult, LayerRecord, Refine
+from eckart.operations.costs import break_even_note
+from eckart.operations.select_layers import parameter_of
 from eckart.result import Skipped
 
+if TYPE_CHECKING:
+    from eckart.engine import Execution, Journal, Record, Task
 
-def record_of(layer: AdapterLayer, *, error: float, error_lower_bound: float, fro_norm: float) -> Record:
-    """What is kept of a layer that was made."""
-    told = {"alpha": layer.alpha, "rslora": layer.rslora, "kind": layer.kind}
-    kept = {"rank": layer.rank, "error": error, "error_lower_bound": error_lower_bound, "fro_norm": fro_norm}
-    return Record({"layer": told, "kept": kept}, layer.tensors())
+_STAGES = {"extract": "Extracting", "resize": "Resizing", "combine": "Combining"}
+Measure = Callable[[Adapter, Sequence[LayerRecord]], list[LayerRecord]]
 
 
-def record_of_none(reason: str, fro_norm: float, spare: AdapterLayer | None = None) -> Record:
-    """What is kept of a layer that is left out; one whose update was not zero counts as rank 0.
+class AdapterPlan(Protocol):
+    """A checked operation that writes an adapter."""
+
+    @property
+    def made_by(self) -> str:
+        """The operation, such as `extract`."""
+        ...
+
+    @property
+    def frame(self) -> Adapter:
+        """The adapter without its layers, as far as headers show it."""
+        ...
+
+    @property
+    def inputs(self) -> Sequence[Path | None]:
+        """Files and folders that are read."""
+        ...
+
+    def written_bytes(self) -> int:
+        """Size of the adapter, at most."""
+        ...
+
+
+@dataclass(frozen=True)
+class LayerTasks:
+    """The work on an adapter's layers, and everything about the result that is known before it starts.
+
+    Attributes:
+        frame: the adapter without its layers.
+        tasks: one per layer; each returns a record from `layer_record` or `empty_record`.
+        shapes: shape of each layer's update, in the order of the result.
+        facts: everything that the records depend on, as JSON.
+        measure: measures the errors of an adapter whose factors a `Refine` changed; None where there is no `Refine`.
+        skipped: what is not in the adapter, apart from the layers whose record says so.
+        guarantee: what is proved about the use of a budget.
+        notes: warnings and advice that were already reported.
+        copies: by layer, further modules that get its update because they share its weight.
+    """
+
+    frame: Adapter
+    tasks: "Sequence[Task[Record]]"
+    shapes: Mapping[str, tuple[int, int]]
+    facts: Mapping[str, Any]
+    measure: Measure | None = None
+    skipped: Sequence[Skipped] = ()
+    guarantee: str | None = None
+    notes: tuple[str, ...] = ()
+    copies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def layer_record(layer: AdapterLayer, *, error: float, error_lower_bound: float, fro_norm: float) -> "Record":
+    """The record of a computed layer."""
+    from eckart.engine import Record
+
+    fields = {"alpha": layer.alpha, "rslora": layer.rslora, "kind": layer.kind}
+    quality = {"rank": layer.rank, "error": error, "error_lower_bound": error_lower_bound, "fro_norm": fro_norm}
+    return Record({"layer": fields, "quality": quality}, layer.tensors())
+
+
+def empty_record(
+    reason: str, fro_norm: float, *, spare: AdapterLayer | None = None, skipped_name: str | None = None
+) -> "Record":
+    """The record of a layer that gets no factors; one whose update is not zero counts as rank 0.
 
     Args:
-        reason: to leave it out.
+        reason: why it gets none.
         fro_norm: of its update.
-        spare: of an expert whose update is zero: what it is written as where another expert of its parameter stays.
+        spare: for an expert whose update is zero, the layer that it gets if another expert of its parameter gets one.
+        skipped_name: name in the list of skipped items; the layer's own by default.
     """
+    from eckart.engine import Record
+
+    facts = {"reason": reason} | ({"skipped_name": skipped_name} if skipped_name else {})
     if spare is not None:
-        record = record_of(spare, error=0.0, error_lower_bound=0.0, fro_norm=fro_norm)
-        return Record(record.facts | {"reason": reason}, record.tensors)
-    kept = {"rank": 0, "error": 1.0, "error_lower_bound": 1.0, "fro_norm": fro_norm}
-    return Record({"reason": reason, "kept": kept})
+        record = layer_record(spare, error=0.0, error_lower_bound=0.0, fro_norm=fro_norm)
+        return Record(record.facts | facts, record.tensors)
+    quality = {"rank": 0, "error": 1.0, "error_lower_bound": 1.0, "fro_norm": fro_norm}
+    return Record(facts | {"quality": quality})
 
 
 @dataclass(frozen=True)
 class AdapterWriter:
-    """Where an adapter goes, and all of it but its layers.
+    """Where an adapter is written and how its layers are computed.
 
     Attributes:
-        made_by: the command.
-        frame: an adapter whose layers are replaced by those made.
-        output: where to write it; None keeps it in memory.
+        made_by: the operation.
+        output: the file or folder to write; None leaves the adapter in memory.
         execution: workers, memory, progress, resume.
         force: replace an existing output.
-        refine: changes the adapter and its records before it is written.
+        refine: changes the adapter before it is written.
     """
 
     made_by: str
-    frame: Adapter
     output: Path | None
-    execution: Execution
+    execution: "Execution"
     force: bool
-    refine: Callable[[Adapter, list[LayerRecord]], tuple[Adapter, list[LayerRecord]]] | None = None
+    refine: Refine | None = None
+    began: float = field(default_factory=time.monotonic)
 
-    def check(self, inputs: Sequence[Path | None], needed_bytes: int) -> None:
-        """Refuse an output that cannot be written, and a run that cannot be had.
+    @classmethod
+    def checked(
+        cls,
+        plan: AdapterPlan,
+        output: str | Path | None,
+        execution: "Execution | None",
+        *,
+        force: bool,
+        refine: Refine | None = None,
+    ) -> "AdapterWriter":
+        """A writer for a plan, once its output and execution options are known to be possible.
 
         Raises:
-            OutputError: with all faults.
-            OptionError: too few workers.
+            OutputError: the output cannot be written; with all faults.
+            OptionError: the device or the number of workers is not available.
         """
-        self.execution.check()
-        if self.output is not None:
-            check_name(self.frame, self.output)
-            check_output(self.output, needed_bytes, force=self.force, inputs=inputs)
+        path = Path(output) if output is not None else None
+        if path is not None:
+            check_name(plan.frame, path)
+            check_output(path, plan.written_bytes(), force=force, inputs=plan.inputs)
+        from eckart.engine import Execution
 
-    def make(
-        self,
-        tasks: Sequence[Task[Record]],
-        shapes: Mapping[str, tuple[int, int]],
-        facts: Mapping[str, Any],
-        *,
-        skipped: Sequence[Skipped] = (),
-        guarantee: str | None = None,
-        began: float,
-    ) -> AdapterResult:
-        """Do the tasks, each of which gives the record of one layer, and assemble and write their adapter.
+        execution = execution or Execution()
+        execution.check()
+        return cls(plan.made_by, path, execution, force, refine)
 
-        Args:
-            tasks: one a layer.
-            shapes: of the layers' updates, in the order of the result.
-            facts: whatever the records depend on, as JSON.
-            skipped: what the adapter does not hold, apart from the layers whose record says so.
-            guarantee: what is proved of a shared budget.
-            began: when the work did, by the monotonic clock.
+    def finish(self, work: LayerTasks) -> AdapterResult:
+        """Run the tasks, and assemble and write the adapter.
 
         Raises:
             MismatchError: no layer is left.
         """
-        digest = fingerprint(facts)
-        with open_journal(self.output, digest, self.execution) as journal:
-            records = run_resumable(tasks, stage=self.made_by.capitalize(), execution=self.execution, journal=journal)
-            records = {name: records[name] for name in shapes}
-            stay = {parameter_of(name) for name, record in records.items() if "reason" not in record.facts}
-            dropped = [
-                Skipped(name, record.facts["reason"])
-                for name, record in records.items()
-                if parameter_of(name) not in stay
-            ]
-            if not stay:
+        from eckart.engine import open_journal, run_resumable
+
+        with open_journal(self.output, fingerprint(work.facts), self.execution) as journal:
+            stage = _STAGES[self.made_by]
+            records = run_resumable(work.tasks, stage=stage, execution=self.execution, journal=journal)
+            records = {name: records[name] for name in work.shapes}
+            written, dropped = _split(records)
+            if not written:
                 msg = f"{self.made_by}: no layer is left, so there is no adapter to write"
                 raise MismatchError.listing(msg, [f"{item.name}: {item.reason}" for item in dropped])
-            made = {name: _layer(record) for name, record in records.items() if parameter_of(name) in stay}
-            told = [
-                LayerRecord(name, shapes[name], **record.facts["kept"])
+            layers = [
+                LayerRecord(name, work.shapes[name], **record.facts["quality"])
                 for name, record in records.items()
-                if name in made or record.facts["kept"]["fro_norm"]
+                if name in written or record.facts["quality"]["fro_norm"]
             ]
-            adapter = replace(self.frame, layers=_kept(made, journal) if journal else made, files=())
-            if self.refine is not None:
-                adapter, told = self.refine(adapter, told)
-            del records, made  # which would keep every file that is read in memory
+            adapter = replace(work.frame, layers=_layers(written, work, journal), files=())
+            if self.refine is not None and (refined := self.refine(adapter)) is not adapter:
+                assert work.measure is not None
+                adapter, layers = refined, work.measure(refined, layers)
+            del records, written  # they would keep every stored file mapped in memory
             nbytes = adapter.nbytes
             if self.output is not None:
                 adapter.save(self.output, force=self.force)
                 adapter = load_adapter(self.output)
                 nbytes = sum(file.stat().st_size for file in _files(self.output))
-        seconds = time.monotonic() - began
-        everything = [*skipped, *dropped, *unknown_fields(self.frame)]
-        return AdapterResult(self.made_by, adapter, told, everything, self.output, nbytes, seconds, guarantee)
+        skipped = [*work.skipped, *dropped, *unknown_fields(work.frame)]
+        seconds = time.monotonic() - self.began
+        notes = self._notes(work, layers)
+        return AdapterResult(
+            self.made_by, adapter, layers, skipped, self.output, nbytes, seconds, work.guarantee, notes
+        )
+
+    def _notes(self, work: LayerTasks, layers: Sequence[LayerRecord]) -> tuple[str, ...]:
+        """All notes; ranks above break-even are reported now unless they were before the work."""
+        note = break_even_note((layer.shape, layer.rank) for layer in layers)
+        if note is None or any("break-even" in earlier for earlier in work.notes):
+            return work.notes
+        self.execution.progress.note(note)
+        return (*work.notes, note)
 
 
-def _layer(record: Record) -> AdapterLayer:
-    return AdapterLayer(**record.tensors, **record.facts["layer"])
+def _split(records: "Mapping[str, Record]") -> "tuple[dict[str, Record], list[Skipped]]":
+    """The records of layers to write, and the skipped ones; the experts of a parameter are written together."""
+    parameters = {parameter_of(name) for name, record in records.items() if "reason" not in record.facts}
+    written = {name: record for name, record in records.items() if parameter_of(name) in parameters}
+    dropped = [
+        Skipped(record.facts.get("skipped_name", name), record.facts["reason"])
+        for name, record in records.items()
+        if name not in written
+    ]
+    return written, dropped
 
 
-def _kept(made: Mapping[str, AdapterLayer], journal: Journal) -> Mapping[str, AdapterLayer]:
-    """The layers read from the journal when they are looked up."""
+def _layers(written: "Mapping[str, Record]", work: LayerTasks, journal: "Journal | None") -> Mapping[str, AdapterLayer]:
+    """The layers of the records and of modules that share their weights; read from the journal if there is one."""
+    owners = {module: name for name in written for module in (name, *work.copies.get(name, ()))}
 
-    def read(name: str) -> AdapterLayer:
-        record = journal.load(name)
+    def read(module: str, record: "Record | None") -> AdapterLayer:
         if record is None:
-            msg = f"{journal.folder}: {name} is gone or damaged; run the same command again"
+            msg = f"{owners[module]}: its stored result is missing or damaged; run the same command again"
             raise OutputError(msg)
-        return _layer(record)
+        layer = AdapterLayer(**record.tensors, **record.facts["layer"])
+        return layer if owners[module] == module else _tied_copy(layer)
 
-    return Deferred(dict(Adapter(made).outline().layers), read)
+    layers = {module: read(module, written[owner]) for module, owner in owners.items()}
+    if journal is None:
+        return layers
+    return Deferred(dict(Adapter(layers).outline().layers), lambda module: read(module, journal.load(owners[module])))
+
+
+def _tied_copy(layer: AdapterLayer) -> AdapterLayer:
+    """The same update for a linear module that shares the weight of the layer's module."""
+    if layer.kind == "embedding":
+        return AdapterLayer(layer.lora_B.T.contiguous(), layer.lora_A.T.contiguous(), layer.alpha)
+    return replace(layer, bias=None)
 
 
 def _files(output: Path) -> list[Path]:

@@ -1,37 +1,44 @@
-"""What an operation on adapters would do, told from headers alone: `--dry-run`."""
+"""What an operation would do, from headers alone: the result of `--dry-run`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eckart.result import Skipped
+from eckart.result import Result, Skipped
 
 
 @dataclass(frozen=True)
 class Match:
-    """One module that an operation would work on.
+    """A module that an operation would change.
 
     Attributes:
         name: of the module.
         shape: of its weight or update.
-        ranks: of each adapter's update of it, in the order of the adapters; 0 where one has none.
+        ranks: rank of the module's update in each input adapter, in their order; 0 where one has none.
+        rank: rank in the result, where headers decide it; None where the spectrum does, or there is no result adapter.
     """
 
     name: str
     shape: tuple[int, int]
     ranks: tuple[int, ...]
+    rank: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of a `matches` list."""
+        return {"name": self.name, "shape": list(self.shape), "ranks": list(self.ranks), "rank": self.rank}
 
 
-@dataclass(frozen=True)
-class Preview:
+@dataclass(frozen=True, repr=False)
+class Preview(Result):
     """What would be read, changed and written.
 
     Attributes:
-        made_by: the command, such as `merge`.
-        matches: modules that it would work on.
-        skipped: keys that nothing would happen to, and why.
-        read_bytes: bytes of all tensors that it would read.
-        written_bytes: bytes that it would write at most.
+        made_by: the operation, such as `merge`.
+        matches: modules that would change.
+        skipped: modules and tensors that would be left as they are, with the reason.
+        read_bytes: size of all tensors that would be read.
+        written_bytes: size of the output, at most.
+        notes: what a user should know before starting.
     """
 
     made_by: str
@@ -39,15 +46,19 @@ class Preview:
     skipped: Sequence[Skipped]
     read_bytes: int
     written_bytes: int
+    notes: Sequence[str] = ()
+
+    def rows(self) -> Sequence[Mapping[str, Any]]:
+        """One row per module."""
+        return [match.to_json() for match in self.matches]
 
     def to_json(self) -> dict[str, Any]:
-        """The `eckart-<command>-preview/2` object."""
+        """The `eckart-<operation>-preview/2` object."""
         return {
             "format": f"eckart-{self.made_by}-preview/2",
-            "matches": [
-                {"name": match.name, "shape": list(match.shape), "ranks": list(match.ranks)} for match in self.matches
-            ],
+            "matches": [match.to_json() for match in self.matches],
             "skipped": [item.to_json() for item in self.skipped],
             "read_bytes": self.read_bytes,
             "written_bytes": self.written_bytes,
+            "notes": list(self.notes),
         }

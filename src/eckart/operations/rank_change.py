@@ -1,4 +1,4 @@
-"""One layer at another rank: cut exactly, padded without changing its update, and measured as it is written."""
+"""One layer at another rank: truncated exactly, padded without changing its update, and measured as it is written."""
 
 import math
 from dataclasses import replace
@@ -8,17 +8,18 @@ import torch
 from eckart.adapter.adapter import AdapterLayer
 from eckart.errors import NotFiniteError, OptionError
 from eckart.linalg import LowRank, Spectrum
+from eckart.linalg.finite import count_non_finite
 
-ROUNDING = 16 * torch.finfo(torch.float64).eps  # share of ‖B‖‖A‖ under which a singular value is rounding
+ROUNDING = 16 * torch.finfo(torch.float64).eps  # share of ‖B‖‖A‖ below which a singular value is rounding
 
 
 def rounding_floor(product: LowRank) -> float:
-    """What the algebra of a product's factors may leave where there is nothing: ε₆₄·‖B‖‖A‖, times a little."""
+    """Largest value that rounding may leave in a product of factors whose exact value is zero: a few ε₆₄·‖B‖‖A‖."""
     return ROUNDING * float(product.lora_B.norm()) * float(product.lora_A.norm())
 
 
-def known_spectrum(product: LowRank) -> Spectrum:
-    """The complete spectrum of a product in float64, with what is only rounding set to zero."""
+def product_spectrum(product: LowRank) -> Spectrum:
+    """The complete spectrum of a product in float64, with values that are only rounding set to zero."""
     spectrum = product.spectrum()
     values = spectrum.singular_values
     values = torch.where(values > rounding_floor(product), values, 0.0)
@@ -28,50 +29,50 @@ def known_spectrum(product: LowRank) -> Spectrum:
 def at_rank(
     layer: AdapterLayer, target: LowRank, rank: int, *, dtype: torch.dtype | None, generator: torch.Generator
 ) -> AdapterLayer:
-    """The layer with the best update of a rank: its own factors where it has that rank already, else padded or cut.
+    """The layer with the best update of a rank: its own factors if it has that rank already, else padded or truncated.
 
     Args:
-        layer: says place, scaling, bias and magnitude; its own factors make `target`, up to rounding.
-        target: the update to approximate, as `low_rank` gives it, in float64.
+        layer: gives module, scaling, bias and magnitude; its own factors multiply to `target`, up to rounding.
+        target: the update to approximate, as `low_rank` returns it, in float64.
         rank: of the result; above the present one, or that of the update, it is padded.
-        dtype: of the factors; None is that of the present ones.
-        generator: of the padding.
+        dtype: of the factors; None keeps the present one.
+        generator: source of the padding.
     """
     if rank < layer.rank:
         U, S, Vh = target.svd()
-        kept = min(rank, int((S - rounding_floor(target) > 0).sum()))
-        if kept == 0:
-            return fresh(cast(layer, dtype), rank, generator)
+        count = min(rank, int((S - rounding_floor(target) > 0).sum()))
+        if count == 0:
+            return zero_layer(cast(layer, dtype), rank, generator)
         # `with_update` takes the scale from lora_B alone: half of it belongs to lora_A, for the sake of narrow dtypes.
         half = abs(layer.scaling) ** 0.5
-        best = LowRank.from_svd(U[:, :kept], S[:kept], Vh[:kept])
+        best = LowRank.from_svd(U[:, :count], S[:count], Vh[:count])
         layer = layer.with_update(LowRank(best.lora_B * half, best.lora_A / half), dtype=dtype)
     return padded(cast(layer, dtype), rank, generator)
 
 
 def padded(layer: AdapterLayer, rank: int, generator: torch.Generator) -> AdapterLayer:
-    """The same update in factors of a higher rank, of which training can make use; itself at its own rank."""
+    """The same update in factors of a higher rank that training can use; the layer itself at its present rank."""
     if rank <= layer.rank:
         return layer
-    more = fresh(layer, rank - layer.rank, generator)
+    more = zero_layer(layer, rank - layer.rank, generator)
     A, B = torch.cat([layer.lora_A, more.lora_A]), torch.cat([layer.lora_B, more.lora_B], dim=1)
     return replace(layer, lora_A=A, lora_B=B, alpha=alpha_for(layer.scaling, rank, rslora=layer.rslora))
 
 
-def fresh(layer: AdapterLayer, rank: int, generator: torch.Generator) -> AdapterLayer:
-    """A zero update of that rank as PEFT starts one: random lora_A, zero lora_B; of an embedding the other way."""
+def zero_layer(layer: AdapterLayer, rank: int, generator: torch.Generator) -> AdapterLayer:
+    """A zero update of that rank as PEFT initialises one: random lora_A, zero lora_B; vice versa for an embedding."""
     A, B = layer.lora_A, layer.lora_B
     new_A, new_B = A.new_zeros(rank, *A.shape[1:]), B.new_zeros(len(B), rank, *B.shape[2:])
     if layer.kind == "embedding":
         new_B = torch.randn(new_B.shape, generator=generator).to(B)
     else:
-        # Kaiming's uniform law with a = √5, by which PEFT draws it: ±1/√fan-in.
+        # Kaiming's uniform distribution with a = √5, as PEFT draws it: ±1/√fan-in.
         new_A = ((2 * torch.rand(new_A.shape, generator=generator) - 1) / A[0].numel() ** 0.5).to(A)
     return replace(layer, lora_A=new_A, lora_B=new_B, alpha=alpha_for(layer.scaling, rank, rslora=layer.rslora))
 
 
 def alpha_for(scaling: float, rank: int, *, rslora: bool) -> float:
-    """The alpha that gives a scaling at a rank, to the last bit wherever one does."""
+    """The alpha that gives a scaling at a rank, exactly wherever a float can."""
     root = rank**0.5 if rslora else rank
     alpha = scaling * root
     near = (alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, -math.inf))
@@ -88,17 +89,30 @@ def least_error(spectrum: Spectrum, rank: int) -> float:
     return float(spectrum.energy_above[0][min(rank, spectrum.max_rank)]) ** 0.5 / (spectrum.fro_norm or 1.0)
 
 
-def check_finite(name: str, layer: AdapterLayer, *, written: bool = False) -> AdapterLayer:
-    """The layer; refused where it holds NaN or Inf, which a written one does when its dtype is too narrow."""
-    if all(bool(torch.isfinite(tensor).all()) for tensor in layer.tensors().values()):
-        return layer
-    if written:
+def check_finite(name: str, layer: AdapterLayer) -> AdapterLayer:
+    """The layer itself.
+
+    Raises:
+        NotFiniteError: it contains NaN or Inf.
+    """
+    bad = count_non_finite(layer.tensors().values())
+    if bad:
+        msg = f"{name} contains {bad:,} values that are NaN or Inf"
+        raise NotFiniteError(msg)
+    return layer
+
+
+def check_range(name: str, layer: AdapterLayer) -> AdapterLayer:
+    """A computed layer itself.
+
+    Raises:
+        OptionError: its values are too large for its dtype.
+    """
+    if count_non_finite(layer.tensors().values()):
         dtype = str(layer.lora_A.dtype).removeprefix("torch.")
-        msg = f"{name}: its factors are too large for {dtype}; write them with --dtype bfloat16 or float32"
+        msg = f"{name}: its factors are too large for {dtype}; use `dtype=bfloat16` or `dtype=float32`"
         raise OptionError(msg)
-    bad = sum(int((~torch.isfinite(tensor)).sum()) for tensor in layer.tensors().values())
-    msg = f"{name} holds {bad:,} values that are NaN or Inf"
-    raise NotFiniteError(msg)
+    return layer
 
 
 def cast(layer: AdapterLayer, dtype: torch.dtype | None) -> AdapterLayer:

@@ -1,4 +1,4 @@
-"""How a rank is chosen: a number, a share of energy, a relative error, or a budget for all matrices together."""
+"""How ranks are chosen: a number, a share of energy, a relative error, or a budget for all matrices together."""
 
 import re
 from dataclasses import dataclass
@@ -13,25 +13,37 @@ _SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 @dataclass(frozen=True)
 class Budget:
-    """A limit for a whole adapter, in bytes of its file or in parameters."""
+    """A limit on the size of an adapter, in bytes of its file or in parameters."""
 
     amount: int
     in_bytes: bool
 
     @classmethod
-    def parse(cls, text: str) -> "Budget":
-        """A budget as typed: `20MB` bytes, `5M` parameters; k, M and G are powers of 1000.
+    def parse(cls, budget: "str | int | Budget") -> "Budget":
+        """A budget as users write it: `20MB` is bytes, `5M` or an int is parameters; k, M and G are powers of 1000.
 
         Raises:
-            OptionError: the text is not a budget.
+            OptionError: the value is not a budget.
         """
-        match = _BUDGET.fullmatch(text.strip())
+        if isinstance(budget, Budget):
+            return budget
+        match = _BUDGET.fullmatch(str(budget).strip())
         if match is None:
-            msg = f"--budget {text}: expected bytes such as 20MB, or parameters such as 5M"
+            msg = f"`budget` must be bytes such as 20MB or parameters such as 5M, got {budget}"
             raise OptionError(msg)
         unit = match["unit"].lower()
         amount = int(float(match["number"]) * _SCALES[unit.removesuffix("b")])
         return cls(amount, in_bytes=unit.endswith("b"))
+
+    def text(self, amount: int | None = None) -> str:
+        """An amount in this budget's unit, the budget's own by default: `20 MB`, `5,000 parameters`."""
+        number = self.amount if amount is None else amount
+        if not self.in_bytes:
+            return f"{number:,} parameters"
+        prefix, scale = next(
+            ((prefix, scale) for prefix, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)) if number >= scale), ("", 1)
+        )
+        return f"{number / scale:.4g} {prefix}B" if prefix else f"{number} bytes"
 
 
 @dataclass(frozen=True)
@@ -39,10 +51,10 @@ class RankChoice:
     """Exactly one way to choose ranks.
 
     Attributes:
-        rank: the rank of every matrix; a smaller matrix takes what it can hold.
-        energy: smallest rank of each matrix that keeps this share of ‖ΔW‖_F².
-        error: smallest rank of each matrix with a relative Frobenius error strictly below.
-        budget: shared between all matrices so that most energy is kept.
+        rank: the rank of every matrix; a matrix that cannot have it gets the highest it can.
+        energy: the smallest rank of each matrix that preserves this share of ‖ΔW‖_F².
+        error: the smallest rank of each matrix whose relative Frobenius error is strictly below this.
+        budget: a size that all matrices share so that the most energy is preserved.
     """
 
     rank: int | None = None
@@ -54,34 +66,39 @@ class RankChoice:
     def given(
         cls,
         *,
-        rank: int | None = None,
+        rank: "int | RankChoice | None" = None,
         energy: float | None = None,
         error: float | None = None,
-        budget: str | None = None,
-    ) -> "RankChoice":
-        """The choice that a user typed; `DEFAULT_RANK` where nothing was.
+        budget: str | int | Budget | None = None,
+    ) -> "RankChoice | None":
+        """The choice that the arguments of an operation express; None if all of them are None.
 
         Raises:
-            OptionError: more than one way was given, or a value is out of range.
+            OptionError: more than one is given, or a value is out of range.
         """
         if (rank, energy, error, budget) == (None, None, None, None):
-            rank = DEFAULT_RANK
+            return None
+        if isinstance(rank, RankChoice):
+            if (energy, error, budget) != (None, None, None):
+                msg = "`rank` is a RankChoice, so `energy`, `error` and `budget` must not be given"
+                raise OptionError(msg)
+            return rank
         return cls(rank, energy, error, Budget.parse(budget) if budget is not None else None)
 
     def __post_init__(self) -> None:
         given = {name: value for name, value in vars(self).items() if value is not None}
         if len(given) != 1:
-            named = ", ".join(f"--{name}" for name in given) or "none"
-            msg = f"choose ranks in exactly one way of --rank, --energy, --error, --budget; got {named}"
+            names = ", ".join(f"`{name}`" for name in given) or "none"
+            msg = f"choose ranks in exactly one way: by `rank`, `energy`, `error` or `budget`; got {names}"
             raise OptionError(msg)
         if self.rank is not None and self.rank < 1:
-            msg = f"--rank {self.rank}: a rank is at least 1"
+            msg = f"`rank` must be at least 1, got {self.rank}"
             raise OptionError(msg)
         for name in ("energy", "error"):
             share = given.get(name)
             if share is not None and not 0 < share <= 1:
-                msg = f"--{name} {share}: expected a share in (0, 1]"
+                msg = f"`{name}` must be a share in (0, 1], got {share}"
                 raise OptionError(msg)
         if self.budget is not None and self.budget.amount < 1:
-            msg = "--budget 0: nothing fits in that"
+            msg = f"`budget` must be at least 1, got {self.budget.amount}"
             raise OptionError(msg)

@@ -1,118 +1,147 @@
-"""The rank of every layer of an adapter that is made from others: by a rule for each, or within one budget.
+"""The rank of every layer of a new adapter, from the spectra of the updates: by a rule for each, or within one budget.
 
-The experts of one parameter are written with one rank, so they get one: the highest that one of them asks for, or
-the share of a budget that all of them together earn.
+The experts of one parameter are written with one rank: the highest that one of them needs, or the share of a budget
+that all of them together earn.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import torch
 
-from eckart.adapter.adapter import Adapter
-from eckart.errors import OptionError
-from eckart.linalg import RankBound, Spectrum, allocate
-from eckart.linalg.rank import Rule
-from eckart.operations.rank_choice import HEADER_BYTES, Budget, RankChoice
+from eckart.engine import Execution, Task, run_tasks
+from eckart.linalg import Allocation, RankBound, Spectrum, allocate, partial_spectrum, spectrum, spectrum_for
+from eckart.linalg.rank import EXACT_SIDE, Rule
+from eckart.linalg.slabs import RowSlabs
+from eckart.operations.costs import Costs
+from eckart.operations.rank_choice import RankChoice
+from eckart.operations.select_layers import parameter_of
+
+T = TypeVar("T")
+PARTIAL_RANK = 256  # singular values of a large matrix that a budget considers before it needs all of them
 
 
 @dataclass(frozen=True)
-class Costs:
-    """What the parts of an adapter take, in bytes or parameters.
+class Ranks:
+    """Ranks chosen from spectra.
 
     Attributes:
-        by_rank: one rank of each layer whose rank is to be chosen.
-        fixed: everything else: magnitudes, biases, tensors saved whole, headers.
+        by_name: rank of each layer, 0 included.
+        norms: ‖Δ‖_F of each update.
+        guarantee: what is proved about the use of a budget, None without one.
     """
 
-    by_rank: Mapping[str, int]
-    fixed: int
+    by_name: Mapping[str, int]
+    norms: Mapping[str, float]
+    guarantee: str | None = None
 
-    @classmethod
-    def of(cls, adapter: Adapter, names: Collection[str], dtype: torch.dtype | None, *, in_bytes: bool) -> "Costs":
-        """The costs of an adapter's layers.
 
-        Args:
-            adapter: an outline.
-            names: of the layers whose rank is to be chosen.
-            dtype: of their factors; None is that of the present ones.
-            in_bytes: whether a cost is bytes of the file rather than parameters.
-        """
-        by_rank, total = {}, adapter.nbytes if in_bytes else adapter.params
-        for name in names:
-            for factor in (adapter[name].lora_A, adapter[name].lora_B):
-                total -= factor.nbytes if in_bytes else factor.numel()
-                width = (dtype or factor.dtype).itemsize if in_bytes else 1
-                by_rank[name] = by_rank.get(name, 0) + width * (factor.numel() // adapter[name].rank)
-        headers = HEADER_BYTES * (len(adapter) + len(adapter.modules_to_save)) if in_bytes else 0
-        return cls(by_rank, total + headers)
+class TaskMaker(Protocol):
+    """Makes a task for each named layer out of a function of its name."""
 
-    def check(self, budget: Budget, needed: Collection[str]) -> None:
-        """Refuse a budget that cannot hold what is fixed and the least of ranks.
+    def __call__(self, names: Iterable[str], call: Callable[[str], T]) -> list[Task[T]]: ...  # noqa: D102
 
-        Raises:
-            OptionError: the message says what they take.
-        """
-        least = self.fixed + (sum(map(self.by_rank.__getitem__, needed)) or min(self.by_rank.values()))
-        if budget.amount < least:
-            unit = "bytes" if budget.in_bytes else "parameters"
-            msg = (
-                f"--budget: {budget.amount:,} {unit} are too few: what has no rank and the smallest ranks take "
-                f"{least:,}; raise the budget"
-            )
-            raise OptionError(msg)
+
+def ranks_from_spectra(
+    tasks: TaskMaker,
+    spectrum_of: Callable[[str, bool], Spectrum],
+    choice: RankChoice,
+    *,
+    costs: Costs,
+    needed: Collection[str],
+    execution: Execution,
+) -> Ranks:
+    """Compute the spectra of all updates, in parallel and as far as the choice needs them, and choose the ranks.
+
+    Args:
+        tasks: makes the tasks.
+        spectrum_of: the spectrum of an update by its name; complete if the second argument is True.
+        choice: by energy, error or budget.
+        costs: of the same layers.
+        needed: layers that get rank 1 even where their update is zero or would not earn a rank.
+        execution: how the tasks are run.
+    """
+
+    def spectra_of(names: Iterable[str], stage: str, *, complete: bool) -> dict[str, Spectrum]:
+        made = tasks(names, lambda name: spectrum_of(name, complete))
+        results = {task.name: result for task, result in run_tasks(made, stage=stage, execution=execution)}
+        return {name: results[name] for name in names}
+
+    spectra = spectra_of(costs.by_rank, "Reading spectra", complete=False)
+    ranks, allocation = choose(spectra, choice, costs, needed)
+    if allocation is not None and not allocation.certain:
+        partial = [name for name, known in spectra.items() if not known.complete]
+        spectra |= spectra_of(partial, "Completing spectra", complete=True)
+        ranks, allocation = choose(spectra, choice, costs, needed)
+    norms = {name: known.fro_norm for name, known in spectra.items()}
+    return Ranks(ranks, norms, allocation.guarantee if allocation else None)
+
+
+def leading_spectrum(matrix: RowSlabs, name: str, choice: RankChoice, generator: torch.Generator) -> Spectrum:
+    """The spectrum of a dense update as far as a choice is likely to need it."""
+    if choice.budget is None:
+        return spectrum_for(matrix, rule_of(choice), generator=generator)
+    if min(matrix.shape) <= EXACT_SIDE or parameter_of(name) != name:
+        return spectrum(matrix)
+    return partial_spectrum(matrix, rank=PARTIAL_RANK, generator=generator)
 
 
 def choose(
     spectra: Mapping[str, Spectrum], choice: RankChoice, costs: Costs, needed: Collection[str]
-) -> tuple[dict[str, int], str | None]:
-    """The rank of each layer by name, and what is proved of a shared budget.
+) -> tuple[dict[str, int], Allocation | None]:
+    """The rank of each layer by name, and how a budget is shared between them.
 
     Args:
         spectra: of each layer's update.
         choice: by energy, error or budget.
         costs: of the same layers.
-        needed: layers that get a rank of one even where their update is zero or would earn none.
+        needed: layers that get rank 1 even where their update is zero or would not earn a rank.
     """
     groups: dict[str, list[str]] = {}
     for name in spectra:
         groups.setdefault(parameter_of(name), []).append(name)
     if choice.budget is None:
-        own = {name: max(_by_rule(spectrum, choice), int(name in needed)) for name, spectrum in spectra.items()}
-        return {name: max(own[each] for each in group) for group in groups.values() for name in group}, None
+        ranks = {name: max(rank_by_rule(known, choice), int(name in needed)) for name, known in spectra.items()}
+        return {name: max(ranks[each] for each in group) for group in groups.values() for name in group}, None
     first = {group for group, names in groups.items() if any(name in needed for name in names)}
     prices = {group: sum(costs.by_rank[name] for name in names) for group, names in groups.items()}
     together = {group: _together([spectra[name] for name in names]) for group, names in groups.items()}
     for group in first:
-        together[group] = replace(together[group], singular_values=together[group].singular_values[1:])
+        together[group] = _without_first(together[group])
     left = choice.budget.amount - costs.fixed - sum(prices[group] for group in first)
     allocation = allocate(together, budget_params=max(left, 0), rank_params=prices)
     ranks = {group: allocation.ranks[group] + int(group in first) for group in groups}
-    return {name: ranks[group] for group, names in groups.items() for name in names}, allocation.guarantee
-
-
-def parameter_of(name: str) -> str:
-    """The parameter that an expert is a slice of, such as `experts.gate_up_proj` of `experts.gate_up_proj[3]`."""
-    return name.partition("[")[0]
+    return {name: ranks[group] for group, names in groups.items() for name in names}, allocation
 
 
 def rule_of(choice: RankChoice) -> Rule:
-    """What a choice by energy or error reads off the spectrum of one matrix."""
+    """The function that reads the rank off a spectrum, for a choice by energy or error."""
     if choice.energy is not None:
         return lambda known: known.rank_for_energy(choice.energy or 1.0)
     return lambda known: known.rank_for_error(choice.error or 1.0)
 
 
-def _by_rule(spectrum: Spectrum, choice: RankChoice) -> int:
-    found = rule_of(choice)(spectrum)
+def rank_by_rule(known: Spectrum, choice: RankChoice) -> int:
+    """The rank that a choice by energy or error gives one matrix; 0 for a zero matrix."""
+    found = rule_of(choice)(known)
     return found.upper if isinstance(found, RankBound) else found or 0
 
 
 def _together(spectra: list[Spectrum]) -> Spectrum:
-    """What one more rank of several matrices of one shape gains, as the spectrum of one."""
+    """The energy that one more rank of several matrices of one shape preserves, as the spectrum of one."""
     if len(spectra) == 1:
         return spectra[0]
-    squares = torch.zeros(max(len(spectrum.singular_values) for spectrum in spectra), dtype=torch.float64)
-    for spectrum in spectra:
-        squares[: len(spectrum.singular_values)] += spectrum.singular_values.square()
+    squares = torch.zeros(max(len(known.singular_values) for known in spectra), dtype=torch.float64)
+    for known in spectra:
+        squares[: len(known.singular_values)] += known.singular_values.square()
     return Spectrum(squares.sqrt(), spectra[0].shape, float(squares.sum()) ** 0.5, spectra[0].dtype)
+
+
+def _without_first(known: Spectrum) -> Spectrum:
+    """The spectrum after its first rank has been taken."""
+    if known.tail is None:
+        return replace(known, singular_values=known.singular_values[1:])
+    limits = known.tail.energy_upper
+    tail = replace(known.tail, energy_upper=limits[1:] - known.singular_values[:1].square())
+    return replace(known, singular_values=known.singular_values[1:], tail=tail)

@@ -1,115 +1,77 @@
 """A fine-tune as an adapter: the best low-rank factors of tuned − base, matrix by matrix, with measured errors."""
 
-import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from eckart.checkpoint.open import ModelSource
+from eckart.operations.adapter_writer import AdapterWriter
+from eckart.operations.extraction.plan import plan_extract
+from eckart.operations.rank_choice import Budget, RankChoice
 
-from eckart.adapter.adapter import Adapter, AdapterLayer
-from eckart.checkpoint import Checkpoint, MatrixView, check_output, open_checkpoint
-from eckart.engine import Execution, Record, open_journal
-from eckart.formats import load_adapter
-from eckart.operations.adapter_result import AdapterResult, LayerRecord, Refine
-from eckart.operations.extraction.pair import Pair, Rest
-from eckart.operations.extraction.scope import Scope, plan
-from eckart.operations.factors import FactorOptions, layer_of
-from eckart.operations.rank_choice import DEFAULT_RANK, RankChoice
-from eckart.result import Skipped
+if TYPE_CHECKING:
+    import torch
 
-EVERYTHING, FULL_PRECISION, DEFAULT_EXECUTION = Scope(), FactorOptions(), Execution()
-Source = str | Path | Mapping[str, Tensor] | nn.Module
-_TASK_TYPES = {
-    "ForCausalLM": "CAUSAL_LM",
-    "LMHeadModel": "CAUSAL_LM",
-    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForTokenClassification": "TOKEN_CLS",
-    "ForQuestionAnswering": "QUESTION_ANS",
-}
+    from eckart.engine import Execution
+    from eckart.operations.adapter_result import AdapterResult, Refine
 
 
 def extract(
-    base: Source,
-    tuned: Source,
+    base: ModelSource,
+    tuned: ModelSource,
     *,
-    rank: int | RankChoice = DEFAULT_RANK,
+    rank: int | RankChoice | None = None,
+    energy: float | None = None,
+    error: float | None = None,
+    budget: str | int | Budget | None = None,
+    target: str | Sequence[str] = "all-linear",
+    exclude: str | Sequence[str] = (),
+    modules_to_save: str | Sequence[str] = (),
     output: str | Path | None = None,
-    scope: Scope = EVERYTHING,
-    options: FactorOptions = FULL_PRECISION,
-    execution: Execution = DEFAULT_EXECUTION,
+    dtype: "str | torch.dtype" = "float32",
+    balanced: bool = True,
+    execution: "Execution | None" = None,
     force: bool = False,
-    refine: Refine | None = None,
-) -> AdapterResult:
+    refine: "Refine | None" = None,
+) -> "AdapterResult":
     """The adapter that turns `base` into the best low-rank approximation of `tuned`.
 
+    Ranks are chosen by at most one of `rank`, `energy`, `error` and `budget`; without any, every rank is 16.
+
     Args:
-        base: SOURCE text, state dict or module.
-        tuned: the fine-tune, with the same tensors.
-        rank: a rank for every matrix, or a `RankChoice` by energy, error or budget.
-        output: folder to write, in PEFT's format; finished matrices are kept beside it until it is whole.
-        scope: which modules are factored, kept whole, or left alone.
-        options: dtype and split of the factors.
-        execution: device, workers, memory, progress, resume.
+        base: the model that was fine-tuned: SOURCE text, state dict or module.
+        tuned: the fine-tuned model, with the same tensors.
+        rank: the rank of every matrix; a matrix that cannot have it gets the highest it can.
+        energy: the smallest rank of each matrix that preserves this share of ‖ΔW‖_F².
+        error: the smallest rank of each matrix whose relative Frobenius error is below this.
+        budget: size of the adapter, as bytes (`"20MB"`) or parameters (`"5M"`, or an int), shared so that the most
+            energy is preserved. Biases and tensors saved in full count.
+        target: patterns of the matrices to factor, by PEFT's rules, or presets; a string is one pattern.
+        exclude: patterns of matrices to leave alone; wins.
+        modules_to_save: patterns of modules whose changed tensors are saved in full; `norm` is every normalization
+            layer, and `bias` saves the changed biases of factored modules.
+        output: folder to write, in PEFT's format; finished matrices are stored next to it until it is complete.
+        dtype: of the factors: float32, bfloat16, float16 or float64, as a name or a torch dtype.
+        balanced: split √S to both factors; otherwise lora_B carries S and lora_A has orthonormal rows.
+        execution: device, workers, memory, progress, resume, seed.
         force: replace an existing output.
-        refine: what the adapter goes through before it is written, such as `eckart.training.Distillation`; errors are
-            then measured again.
+        refine: changes the adapter before it is written, such as `eckart.training.Distillation`; errors are then
+            measured again.
 
     Returns:
-        `AdapterResult`: the adapter, each layer's measured error and the least error possible, and what was left out.
+        `AdapterResult`: the adapter, each layer's measured error and the least error possible, and what was skipped.
 
     Raises:
         MismatchError: the checkpoints do not belong together or do not differ, or a pattern matches nothing.
+        OptionError: an argument is invalid, or the budget is too small.
         OutputError: the output exists or cannot be written.
-        NotFiniteError: a tensor holds NaN or Inf.
+        NotFiniteError: a tensor contains NaN or Inf.
     """
-    began = time.monotonic()
-    choice = rank if isinstance(rank, RankChoice) else RankChoice(rank=rank)
-    execution.check()
-    pair = Pair(open_checkpoint(base), open_checkpoint(tuned), execution)
-    target = Path(output) if output is not None else None
-    if target is not None:
-        check_output(target, force=force, inputs=[pair.base.folder, pair.tuned.folder])
-    placed = plan(pair.base, pair.tuned, scope)
-    pair.check_budget(placed.matrices, choice, options)
-    pair.check_difference(placed.matrices)
-    with open_journal(target, pair.fingerprint(placed.matrices, choice, options), execution) as journal:
-        records, guarantee = pair.factor(placed.matrices, choice, options, journal)
-        rest = pair.read_rest(placed)
-        adapter, layers, dropped = _assemble(placed.matrices, records, rest, pair.base)
-        if refine is not None and (refined := refine(adapter)) is not adapter:
-            adapter, layers = refined, pair.measured_again(placed.matrices, layers, refined)
-        nbytes = adapter.nbytes
-        if target is not None:
-            adapter.save(target, force=force)
-            nbytes = sum(file.stat().st_size for file in target.iterdir())
-            adapter = load_adapter(target)
-    seconds = time.monotonic() - began
-    return AdapterResult("extract", adapter, layers, [*dropped, *rest.skipped], target, nbytes, seconds, guarantee)
+    plan = plan_extract(
+        base, tuned, rank=rank, energy=energy, error=error, budget=budget, target=target, exclude=exclude,
+        modules_to_save=modules_to_save, dtype=dtype, balanced=balanced,
+    )  # fmt: skip
+    writer = AdapterWriter.checked(plan, output, execution, force=force, refine=refine)
+    from eckart.operations.extraction.work import extraction_tasks  # imports torch
 
-
-def _assemble(
-    views: list[MatrixView], records: Mapping[str, Record], rest: Rest, base: Checkpoint
-) -> tuple[Adapter, list[LayerRecord], list[Skipped]]:
-    """The adapter of all factors, what each layer kept, and the matrices that gave none."""
-    layers: dict[str, AdapterLayer] = {}
-    found, dropped = [], []
-    for view in views:
-        record = records[view.name]
-        if "rank" not in record.facts:
-            unchanged = record.facts["fro_norm"] == 0
-            dropped.append(Skipped(view.tensor, "unchanged" if unchanged else "the budget left it no rank"))
-            continue
-        left, right = record.tensors["left"], record.tensors["right"]
-        layers[view.module] = layer_of(view, left, right, bias=rest.biases.get(view.module))
-        for module in view.tied_modules:
-            layers[module] = layer_of(replace(view, kind="linear"), left, right)
-        found.append(LayerRecord(view.name, view.shape, **record.facts))
-    return Adapter(layers, rest.whole, base.source, _task_type(base)), found, dropped
-
-
-def _task_type(base: Checkpoint) -> str | None:
-    """PEFT's task type of the model class that the config names."""
-    names = [str(name) for name in base.config.get("architectures") or ()]
-    return next((task for name in names for end, task in _TASK_TYPES.items() if name.endswith(end)), None)
+    return writer.finish(extraction_tasks(plan, writer.execution))

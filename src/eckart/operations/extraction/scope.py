@@ -1,128 +1,123 @@
-"""Which tensors of a fine-tune go into an adapter, and how: as factors, whole, or not at all."""
+"""Which tensors of a fine-tune go into an adapter: as factors, in full, or not at all."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from eckart.checkpoint import (
-    Checkpoint,
-    MatrixView,
-    compare_layouts,
-    layout,
-    select,
-)
+from eckart.checkpoint import Checkpoint, MatrixView, compare_layouts, layout, select
 from eckart.checkpoint.naming import matches
 from eckart.errors import MismatchError
 from eckart.result import Skipped
 
-_WITHOUT_LORA = {
-    "expert": "expert tensors are analysed, not extracted",
-    "parameter": "a bare parameter: PEFT adapts modules",
-}
-NORM, BIAS = "norm", "bias"
+_WITHOUT_LORA = {"expert": "expert tensor", "parameter": "bare parameter, not a module"}
+NORM, BIAS, NOT_TARGETED = "norm", "bias", "not targeted"
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What a user wants in the adapter.
+    """The patterns that select tensors.
 
     Attributes:
-        target: patterns of the matrices to factor, by PEFT's rules; presets allowed.
-        exclude: patterns of matrices to leave alone; wins.
-        modules_to_save: patterns of modules whose changed tensors are kept whole; `norm` is every normalisation,
-            and `bias` keeps the changed biases of factored modules beside their factors.
+        target: of matrices to factor, by PEFT's rules; presets allowed.
+        exclude: of matrices to leave alone; wins.
+        modules_to_save: of modules whose changed tensors are saved in full; `norm` is every normalization layer, and
+            `bias` saves the changed biases of factored modules with their factors.
     """
 
-    target: Sequence[str] = ("all-linear",)
-    exclude: Sequence[str] = ()
-    modules_to_save: Sequence[str] = ()
+    target: Sequence[str]
+    exclude: Sequence[str]
+    modules_to_save: Sequence[str]
+
+    def is_saved(self, module: str, reason: str) -> bool:
+        """Whether the changed tensors of a module that is not factored are saved in full."""
+        if any(matches(pattern, module) for pattern in self.exclude):
+            return False
+        named = any(pattern not in (NORM, BIAS) and matches(pattern, module) for pattern in self.modules_to_save)
+        return named or (NORM in self.modules_to_save and _is_norm(module, reason))
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Every tensor of a fine-tune in exactly one place.
+class Parts:
+    """Every tensor of a fine-tune in exactly one list.
 
     Attributes:
         matrices: to factor.
-        whole: tensors to keep whole if they changed.
-        biases: biases of factored modules to keep as differences if they changed.
-        rest: everything else, each with the reason that would leave it out if it changed.
+        saved: tensors to save in full if they changed.
+        biases: biases of factored modules, saved as differences if they changed.
+        skipped: all others, each with the reason.
     """
 
     matrices: list[MatrixView]
-    whole: list[str]
-    biases: list[str]
-    rest: list[Skipped]
+    saved: list[str] = field(default_factory=list)
+    biases: list[str] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
 
 
-def plan(base: Checkpoint, tuned: Checkpoint, scope: Scope) -> Plan:
-    """Place every tensor, from headers alone.
+def split_tensors(base: Checkpoint, tuned: Checkpoint, scope: Scope) -> Parts:
+    """Assign every tensor to a list, from headers alone.
 
     Raises:
         MismatchError: the checkpoints do not belong together, or a pattern matches nothing; all faults at once.
     """
+    _check_kind(base, tuned)
     faults = compare_layouts(base, tuned, scope.exclude)
     if faults:
         msg = f"{tuned.source} is not a fine-tune of {base.source}"
         raise MismatchError.listing(msg, faults)
     found = layout(tuned)
-    known = [name.removesuffix(".weight") for name in base.tensors]
+    base_modules = [name.removesuffix(".weight") for name in base.tensors]
     chosen = {
         view.name: view
-        for view in select(found, scope.target, scope.exclude, known=known)
-        if view.kind not in _WITHOUT_LORA and not _wanted_whole(view.module, "", scope)
+        for view in select(found, scope.target, scope.exclude, known=base_modules)
+        if view.kind not in _WITHOUT_LORA and not scope.is_saved(view.module, "")
     }
     if not chosen:
-        msg = f"nothing that {', '.join(scope.target)} takes can be factored into a PEFT adapter; see eckart analyze"
+        msg = f"none of the tensors that {', '.join(scope.target)} matches can be factored into a PEFT adapter"
         raise MismatchError(msg)
-    factored = {view.module for view in chosen.values()}
-    result = Plan(list(chosen.values()), [], [], [])
+    parts = Parts(list(chosen.values()))
     for view in found.matrices:
         if view.name not in chosen:
-            reason = _WITHOUT_LORA.get(view.kind, "not targeted: --target takes it")
-            _place(view.tensor, view.module, reason, scope, result)
+            _assign(view.tensor, view.module, _WITHOUT_LORA.get(view.kind, NOT_TARGETED), scope, parts)
+    factored = {view.module for view in chosen.values()}
     for item in found.skipped:
         module, _, leaf = item.name.rpartition(".")
-        if leaf == "bias" and module in factored:
-            kept = BIAS in scope.modules_to_save
-            if kept:
-                result.biases.append(item.name)
-            else:
-                result.rest.append(Skipped(item.name, "bias: --modules-to-save bias keeps it"))
+        if leaf != "bias" or module not in factored:
+            _assign(item.name, module, item.reason, scope, parts)
+        elif BIAS in scope.modules_to_save:
+            parts.biases.append(item.name)
         else:
-            _place(item.name, module, item.reason, scope, result)
-    _check_saved(scope, result)
-    return result
+            parts.skipped.append(Skipped(item.name, BIAS))
+    _check_saved(scope, parts)
+    return parts
 
 
-def _place(tensor: str, module: str, reason: str, scope: Scope, result: Plan) -> None:
-    if _wanted_whole(module, reason, scope):
-        result.whole.append(tensor)
+def _check_kind(base: Checkpoint, tuned: Checkpoint) -> None:
+    for checkpoint, expected in ((base, "model"), (tuned, "fine-tuned model")):
+        if any(".lora_" in name for name in checkpoint.tensors):
+            msg = f"{checkpoint.source} is an adapter, not a {expected}; use merge, analyze or resize for adapters"
+            raise MismatchError(msg)
+
+
+def _assign(tensor: str, module: str, reason: str, scope: Scope, parts: Parts) -> None:
+    if scope.is_saved(module, reason):
+        parts.saved.append(tensor)
     else:
-        hint = f"{reason}: --modules-to-save {NORM} keeps it" if _is_norm(module, reason) else reason
-        result.rest.append(Skipped(tensor, hint))
-
-
-def _wanted_whole(module: str, reason: str, scope: Scope) -> bool:
-    if any(matches(pattern, module) for pattern in scope.exclude):
-        return False
-    named = any(pattern not in (NORM, BIAS) and matches(pattern, module) for pattern in scope.modules_to_save)
-    return named or (NORM in scope.modules_to_save and _is_norm(module, reason))
+        parts.skipped.append(Skipped(tensor, NORM if _is_norm(module, reason) else reason))
 
 
 def _is_norm(module: str, reason: str) -> bool:
-    """Whether a left-out tensor belongs to a normalisation; its bias is told by the module's name."""
-    return reason == "norm" or (reason == "bias" and ("norm" in module.lower() or "ln_" in module))
+    """Whether a tensor belongs to a normalization layer; for its bias, the module's name shows it."""
+    return reason == NORM or (reason == BIAS and ("norm" in module.lower() or "ln_" in module))
 
 
-def _check_saved(scope: Scope, result: Plan) -> None:
-    saved = [name.rpartition(".")[0] for name in result.whole]
+def _check_saved(scope: Scope, parts: Parts) -> None:
+    saved = [name.rpartition(".")[0] for name in parts.saved]
     faults = [
-        f"--modules-to-save {pattern} matches nothing"
+        f"{pattern!r} matches nothing"
         for pattern in scope.modules_to_save
-        if (pattern == BIAS and not result.biases)
+        if (pattern == BIAS and not parts.biases)
         or (pattern == NORM and not saved)
         or (pattern not in (NORM, BIAS) and not any(matches(pattern, module) for module in saved))
     ]
     if faults:
-        msg = "modules to save that are not there"
+        msg = "`modules_to_save` has patterns that match nothing"
         raise MismatchError.listing(msg, faults)

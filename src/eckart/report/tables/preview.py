@@ -26,11 +26,14 @@ def preview_table(preview: "Preview") -> RenderableType:
         Column("rank" if count == 1 else f"rank of\nadapter {place + 1}", lambda match, place=place: match.ranks[place])
         for place in range(min(count, SHOWN_ADAPTERS))
     ]
+    if any(match.rank is not None for match in preview.matches):
+        columns.append(Column("new rank", lambda match: match.rank))
     notes = [SUMMARY] if is_summarised(preview.matches) else []
     notes.append(
         f"{len(preview.matches)} modules match; {bytes_text(preview.read_bytes)} would be read and "
         f"{bytes_text(preview.written_bytes)} written."
     )
+    notes += preview.notes
     notes.append("Dry run: nothing was written.")
     head = Text(f"{preview.made_by}, dry run", style="bold")
     return Group(head, grid(preview.matches, columns), *map(Text, notes), *skipped_lines(preview.skipped))

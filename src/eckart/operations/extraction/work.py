@@ -1,0 +1,230 @@
+"""The tensor work of an extraction: compare the checkpoints, choose ranks, factor each difference."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from eckart.adapter.adapter import Adapter
+from eckart.checkpoint import DifferenceMatrix, MatrixView
+from eckart.checkpoint.compare import changed
+from eckart.engine import Execution, Record, Task, run_tasks
+from eckart.errors import MismatchError
+from eckart.linalg import Spectrum, spectrum
+from eckart.linalg.finite import require_finite
+from eckart.linalg.krylov import RESIDENT_BYTES
+from eckart.linalg.slabs import SLAB_BYTES
+from eckart.operations.adapter_result import LayerRecord
+from eckart.operations.adapter_writer import LayerTasks, empty_record, layer_record
+from eckart.operations.extraction.plan import ExtractPlan, matrices_by_name
+from eckart.operations.extraction.scope import BIAS, NORM, NOT_TARGETED
+from eckart.operations.factors import error_of, factor, layer_of
+from eckart.operations.rank_change import check_range, zero_layer
+from eckart.operations.rank_choice import RankChoice
+from eckart.operations.ranks import Ranks, leading_spectrum, ranks_from_spectra
+from eckart.result import Skipped
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Unfactored:
+    """The tensors of a fine-tune that are not factored.
+
+    Attributes:
+        saved: changed tensors to save in full, by name.
+        biases: change of the bias of each factored module that changed, by module.
+        skipped: every other tensor, with the reason.
+    """
+
+    saved: dict[str, Tensor]
+    biases: dict[str, Tensor]
+    skipped: list[Skipped]
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """A plan being executed."""
+
+    plan: ExtractPlan
+    execution: Execution
+    unfactored: Unfactored
+
+    @cached_property
+    def views(self) -> dict[str, MatrixView]:
+        """The matrices to factor, by layer."""
+        return matrices_by_name(self.plan)
+
+    def ranks(self) -> Ranks | None:
+        """Ranks within a budget; None where each matrix decides its own while it is in memory."""
+        budget, unfactored = self.plan.choice.budget, self.unfactored
+        if budget is None:
+            return None
+        biases = [f"{module}.bias" for module in unfactored.biases]
+        costs = self.plan.costs(unfactored.saved, biases, in_bytes=budget.in_bytes)
+        needed = [name for name, view in self.views.items() if view.module in unfactored.biases]
+        costs.check(budget, needed)
+        return ranks_from_spectra(
+            self.spectrum_tasks, self._spectrum, self.plan.choice, costs=costs, needed=needed, execution=self.execution
+        )
+
+    def spectrum_tasks(self, names: Iterable[str], call: Callable[[str], T]) -> list[Task[T]]:
+        """Tasks that may decompose each matrix completely."""
+        return [self._task(self.views[name], lambda name=name: call(name), complete=True) for name in names]
+
+    def tasks(self, ranks: Ranks | None) -> list[Task[Record]]:
+        """One task per matrix, which factors its difference."""
+        complete = ranks is None and self.plan.choice.rank is None
+        made = []
+        for name, view in self.views.items():
+            if ranks is not None and ranks.by_name[name] == 0:
+                reason = "no rank within the budget" if ranks.norms[name] else "unchanged"
+                record = empty_record(reason, ranks.norms[name], skipped_name=view.tensor)
+                made.append(Task(name, 0, 0, lambda record=record: record))
+            else:
+                choice = RankChoice(rank=ranks.by_name[name]) if ranks else self.plan.choice
+                call = lambda view=view, choice=choice: self._record(view, choice)  # noqa: E731
+                made.append(self._task(view, call, complete=complete))
+        return made
+
+    def measure(self, adapter: Adapter, layers: Sequence[LayerRecord]) -> list[LayerRecord]:
+        """The records of layers with the errors of an adapter whose factors were changed since."""
+        views = [self.views[layer.name] for layer in layers if layer.name in adapter and layer.fro_norm]
+        tasks = [
+            self._task(view, lambda v=view: error_of(self._difference(v), adapter[v.name], v), complete=False)
+            for view in views
+        ]
+        errors = {
+            task.name: error for task, error in run_tasks(tasks, stage="Measuring errors", execution=self.execution)
+        }
+        return [
+            replace(layer, error=errors[layer.name] / layer.fro_norm) if layer.name in errors else layer
+            for layer in layers
+        ]
+
+    def _record(self, view: MatrixView, choice: RankChoice) -> Record:
+        plan, generator = self.plan, self.execution.generator(view.name)
+        bias, dtype = self.unfactored.biases.get(view.module), plan.dtype.torch
+        result = factor(self._difference(view), choice, generator, dtype=dtype, balanced=plan.balanced)
+        if result.tensors:
+            layer = layer_of(view, result.tensors["left"], result.tensors["right"], bias=bias)
+            return layer_record(check_range(view.name, layer), **result.facts)
+        if bias is None:
+            return empty_record("unchanged", 0.0, skipped_name=view.tensor)
+        rows, columns = view.stored_shape
+        zero = layer_of(view, torch.zeros(rows, 1, dtype=dtype), torch.zeros(1, columns, dtype=dtype), bias=bias)
+        return layer_record(zero_layer(zero, 1, generator), error=0.0, error_lower_bound=0.0, fro_norm=0.0)
+
+    def _spectrum(self, name: str, complete: bool) -> Spectrum:
+        matrix = self._difference(self.views[name])
+        if complete:
+            return spectrum(matrix)
+        return leading_spectrum(matrix, name, self.plan.choice, self.execution.generator(name))
+
+    def _difference(self, view: MatrixView) -> DifferenceMatrix:
+        return DifferenceMatrix(self.plan.tuned, self.plan.base, view, self.execution.torch_device())
+
+    def _task(self, view: MatrixView, call: Callable[[], T], *, complete: bool) -> Task[T]:
+        """A task for one matrix, with the bytes that it reads and occupies."""
+        base, tuned = self.plan.base, self.plan.tuned
+        rows, columns = view.stored_shape
+        stored = (base.tensors[base.tied.get(view.tensor, view.tensor)], tuned.tensors[view.tensor])
+        nbytes = rows * columns * sum(info.dtype.itemsize for info in stored)
+        memory = min(4 * rows * columns, RESIDENT_BYTES) + 4 * SLAB_BYTES + 8 * 160 * (rows + columns)
+        if complete:
+            memory += 4 * 8 * min(rows, columns) ** 2
+        return Task(view.name, nbytes, memory, call)
+
+
+def extraction_tasks(plan: ExtractPlan, execution: Execution) -> LayerTasks:
+    """The work on the matrices, ranks chosen; reads the tensors that are not factored, and spectra where needed.
+
+    Raises:
+        MismatchError: no targeted matrix differs.
+        OptionError: the budget is too small.
+        NotFiniteError: a tensor contains NaN or Inf.
+    """
+    check_difference(plan)
+    unfactored = read_unfactored(plan)
+    work = Extraction(plan, execution, unfactored)
+    ranks = work.ranks()
+    early = plan.planned_ranks() or (ranks.by_name if ranks else None)
+    notes = [*_skipped_notes(unfactored.skipped), *(plan.notes(early) if early else ())]
+    for note in notes:
+        execution.progress.note(note)
+    by_budget = plan.choice.budget is not None
+    facts = {
+        "inputs": [plan.base.fingerprint(), plan.tuned.fingerprint()],
+        "choice": asdict(plan.choice),
+        "sharing": [list(work.views), list(unfactored.saved)] if by_budget else [],
+        "biases": list(unfactored.biases),
+        "dtype": str(plan.dtype),
+        "balanced": plan.balanced,
+        "seed": execution.seed,
+    }
+    return LayerTasks(
+        replace(plan.frame, modules_to_save=unfactored.saved),
+        work.tasks(ranks),
+        {name: view.shape for name, view in work.views.items()},
+        facts,
+        work.measure,
+        skipped=unfactored.skipped,
+        guarantee=ranks.guarantee if ranks else None,
+        notes=tuple(notes),
+        copies={name: view.tied_modules for name, view in work.views.items()},
+    )
+
+
+def check_difference(plan: ExtractPlan) -> None:
+    """Refuse checkpoints whose targeted matrices are all equal; reads until the first difference.
+
+    Raises:
+        MismatchError: no targeted matrix differs.
+    """
+    views = plan.parts.matrices
+    if not any(changed(plan.base, plan.tuned, tensor) for tensor in dict.fromkeys(view.tensor for view in views)):
+        msg = (
+            f"{plan.tuned.source} and {plan.base.source} are identical in all {len(views)} targeted matrices: there "
+            "is nothing to extract; check that `tuned` is the fine-tuned model, or choose other matrices with `target`"
+        )
+        raise MismatchError(msg)
+
+
+def read_unfactored(plan: ExtractPlan) -> Unfactored:
+    """Read the tensors that are saved next to the factors, and find out which of the others changed.
+
+    Raises:
+        NotFiniteError: a tensor to save contains NaN or Inf.
+    """
+    base, tuned, parts = plan.base, plan.tuned, plan.parts
+    result = Unfactored({}, {}, [])
+    for name in parts.saved:
+        if changed(base, tuned, name):
+            result.saved[name] = tensor = tuned.read(name)
+            require_finite(tensor, name)
+        else:
+            result.skipped.append(Skipped(name, "unchanged"))
+    for name in parts.biases:
+        change = tuned.read(name).to(torch.float32) - base.read(name).to(torch.float32)
+        if change.any():
+            require_finite(change, name)
+            result.biases[name.rpartition(".")[0]] = change
+        else:
+            result.skipped.append(Skipped(name, "unchanged"))
+    for item in parts.skipped:
+        result.skipped.append(item if changed(base, tuned, item.name) else Skipped(item.name, "unchanged"))
+    return result
+
+
+def _skipped_notes(skipped: Sequence[Skipped]) -> list[str]:
+    """How to include changed tensors that were skipped, once per kind."""
+    counts = {reason: sum(item.reason == reason for item in skipped) for reason in (NORM, BIAS, NOT_TARGETED)}
+    remedies = {NORM: "`modules_to_save=norm`", BIAS: "`modules_to_save=bias`", NOT_TARGETED: "`target`"}
+    return [
+        f"{count} changed tensor{'s' if count > 1 else ''} skipped ({reason}): {remedies[reason]} includes them"
+        for reason, count in counts.items()
+        if count
+    ]

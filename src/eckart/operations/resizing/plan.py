@@ -1,0 +1,111 @@
+"""What a resize will change and write, checked from headers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eckart.adapter.adapter import Adapter
+from eckart.checkpoint import DType
+from eckart.formats import load_adapter
+from eckart.operations.costs import Costs, break_even_note
+from eckart.operations.output_dtype import float_dtype
+from eckart.operations.preview import Match, Preview
+from eckart.operations.rank_choice import Budget, RankChoice
+from eckart.operations.select_layers import select_layers, shapes_of
+from eckart.result import Skipped
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class ResizePlan:
+    """A resize that headers show to be possible.
+
+    Attributes:
+        adapter: to be resized.
+        choice: of the ranks.
+        names: layers that get another rank; the others stay as they are.
+        dtype: of the resized factors; None keeps that of each layer.
+    """
+
+    adapter: Adapter
+    choice: RankChoice
+    names: tuple[str, ...]
+    dtype: DType | None = None
+
+    made_by = "resize"
+
+    @property
+    def frame(self) -> Adapter:
+        """The adapter, whose layers will be replaced."""
+        return self.adapter
+
+    @property
+    def inputs(self) -> Sequence[Path]:
+        """Files that are read."""
+        return self.adapter.files
+
+    @cached_property
+    def outline(self) -> Adapter:
+        """The adapter's headers."""
+        return self.adapter.outline()
+
+    def preview(self) -> Preview:
+        """What would be resized, read and written."""
+        shapes = shapes_of(self.outline, self.names)
+        matches = [Match(name, shape, (self.outline[name].rank,), self.choice.rank) for name, shape in shapes.items()]
+        skipped = [Skipped(name, "not targeted") for name in self.outline if name not in shapes]
+        notes = self.notes() if self.choice.rank else ["The spectra decide the new ranks."]
+        return Preview("resize", matches, skipped, self.outline.nbytes, self.written_bytes(), notes)
+
+    def notes(self) -> list[str]:
+        """What a user should know about a given rank before the work starts."""
+        rank = self.choice.rank
+        note = (
+            break_even_note((shape, rank) for shape in shapes_of(self.outline, self.names).values()) if rank else None
+        )
+        return [note] if note else []
+
+    def written_bytes(self) -> int:
+        """Size of the result, at most."""
+        ranks = {name: self.choice.rank or self.outline[name].rank for name in self.names}
+        most, budget = self.costs(in_bytes=True).total(ranks), self.choice.budget
+        return min(most, budget.amount) if budget and budget.in_bytes else most
+
+    def costs(self, *, in_bytes: bool) -> Costs:
+        """What each rank of the layers to be resized costs, and everything else."""
+        return Costs.of_adapter(self.outline, self.names, self.dtype, in_bytes=in_bytes)
+
+    def needed(self) -> set[str]:
+        """Layers that stay even where their update is zero, for their bias or magnitude."""
+        layers = {name: self.outline[name] for name in self.names}
+        return {name for name, layer in layers.items() if layer.bias is not None or layer.magnitude is not None}
+
+
+def plan_resize(
+    adapter: Adapter | str | Path,
+    *,
+    rank: int | RankChoice | None = None,
+    energy: float | None = None,
+    error: float | None = None,
+    budget: str | int | Budget | None = None,
+    target: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
+    dtype: "str | torch.dtype | None" = None,
+) -> ResizePlan:
+    """Check a resize from headers alone; arguments as for `resize`.
+
+    Raises:
+        MismatchError: a pattern matches nothing.
+        OptionError: an argument is invalid, or the budget is too small.
+    """
+    choice = RankChoice.given(rank=rank, energy=energy, error=error, budget=budget) or RankChoice()
+    data_type = float_dtype(dtype)
+    adapter = adapter if isinstance(adapter, Adapter) else load_adapter(adapter)
+    plan = ResizePlan(adapter, choice, select_layers(adapter.outline(), target, exclude), data_type)
+    if choice.budget is not None:
+        plan.costs(in_bytes=choice.budget.in_bytes).check(choice.budget, plan.needed())
+    return plan
