@@ -1,7 +1,7 @@
-"""eckart beside the tools people use today: paired runs on one machine, with the accuracy of both sides.
+"""eckart compared with common tools: paired runs on one machine, with the accuracy of both sides.
 
-Both sides run on two threads and without network. The settings are made before any numeric library is imported,
-and processes started from here inherit them.
+Both sides use two threads and no network. This is set before any numeric library is imported, and child processes
+inherit it.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Run sections of the benchmark, print their tables, and keep them in results.json and RESULTS.md."""
+"""Run sections of the benchmark, print their tables, and save them in results.json and RESULTS.md."""
 
 import argparse
 import importlib
@@ -19,14 +19,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     choices = f"{', '.join(DEFAULT)} (all of these by default), or {', '.join(ON_REQUEST)}"
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=choices)
-    parser.add_argument("--work", type=Path, default=HERE / "work", help="where matrices and outputs are kept")
+    parser.add_argument("--work", type=Path, default=HERE / "work", help="folder for matrices and outputs")
     parser.add_argument("--pair", type=Path, help="folder with base/ and tuned/ (default: WORK/pair, made if missing)")
     parser.add_argument("--repeats", type=int, default=3, help="paired runs of each slow comparison")
     parser.add_argument("--output", type=Path, default=HERE, help="folder of results.json and RESULTS.md")
     arguments = parser.parse_args()
     unknown = set(arguments.sections) - {*DEFAULT, *ON_REQUEST}
     if unknown:
-        parser.error(f"no section {', '.join(sorted(unknown))}; there are {choices}")
+        parser.error(f"unknown section {', '.join(sorted(unknown))}; choose from {choices}")
     torch.set_num_threads(THREADS)
     options = Options(pair=arguments.pair or arguments.work / "pair", work=arguments.work, repeats=arguments.repeats)
     options.work.mkdir(parents=True, exist_ok=True)

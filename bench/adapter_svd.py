@@ -1,5 +1,6 @@
-"""The SVD of a rank-64 adapter of a 4096×4096 weight, and two of rank 32 combined at rank 16, beside dense SVDs."""
+"""A rank-64 adapter of a 4096×4096 weight: decomposed, combined from halves, resized to rank 16; next to dense SVDs."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,18 +16,18 @@ SIZE, RANK, NEW_RANK = 4096, 64, 16
 DENSE_RATIO, SKETCH_RATIO = 1000.0, 20.0
 QUICK_REPEATS = 15
 VALUES = "largest error of a singular value, relative to σ₁"
-TRUNCATION = "squared error over the optimum's, minus 1"
+TRUNCATION = "squared error divided by the optimum's, minus 1"
 
 
 def run(options: Options) -> list[Comparison]:
-    """A dense SVD takes half a minute and the same time whatever it meets: each runs once."""
+    """A dense SVD takes seconds and the same time for any input: each runs once."""
     B, A = factors()
     exact = spectra({"product": lambda: B.double() @ A.double()}, options.work / "adapter-svd.pt")["product"]
     halves = [(B[:, part], A[part]) for part in (slice(0, RANK // 2), slice(RANK // 2, RANK))]
     layer, pair, model = eckart_layer(B, A), [eckart_layer(*half) for half in halves], peft_model(halves)
     decomposed = _runs(lambda: layer.low_rank().svd()[1], QUICK_REPEATS)
-    ways = {"from factors": eckart_truncated, "eckart.combine, its error measured": eckart_combined}
-    combined = {way: _runs(lambda call=call: call(pair), QUICK_REPEATS) for way, call in ways.items()}
+    combiners = {"from factors": eckart_truncated, "eckart.combine, its error measured": eckart_combined}
+    combined = {name: _runs(lambda call=call: call(pair), QUICK_REPEATS) for name, call in combiners.items()}
     peers: list[tuple[str, Callable[[], Any], int, float]] = [
         ("torch.linalg.svd of the product, as sd-scripts (dense)", lambda: torch.linalg.svd(B @ A)[1], 1, DENSE_RATIO),
         (
@@ -48,16 +49,39 @@ def run(options: Options) -> list[Comparison]:
     peer = 'PEFT add_weighted_adapter(combination_type="svd")'
     update = model.base_model.model[0].get_delta_weight("combined").detach()
     theirs = Side.of(runs, error=excess(update, B, A, exact))
-    for way, least in zip(ways, (DENSE_RATIO, 1.0), strict=True):
-        ours = Side.of(combined[way], error=excess(combined[way][-1].value.delta(), B, A, exact))
-        task = f"combine two adapters of rank {RANK // 2} at rank {NEW_RANK}, {SIZE}×{SIZE}, {way}"
+    for name, least in zip(combiners, (DENSE_RATIO, 1.0), strict=True):
+        ours = Side.of(combined[name], error=excess(combined[name][-1].value.delta(), B, A, exact))
+        task = f"combine two adapters of rank {RANK // 2} at rank {NEW_RANK}, {SIZE}×{SIZE}, {name}"
         met = theirs.seconds >= least * ours.seconds
         rows.append(Comparison(task, peer, ours, theirs, f"≥ {least:g}×", met, TRUNCATION))
+    return [*rows, *resized(layer, exact)]
+
+
+def resized(layer: Any, exact: Tensor) -> list[Comparison]:
+    """PEFT has resized adapters since 0.19; it takes a dense SVD of the product."""
+    from peft import convert_to_lora
+
+    B, A = layer.lora_B, layer.lora_A
+    model = peft_model([(B, A)])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Converting a PEFT adapter to LoRA that is already a LoRA adapter")
+        runs = _runs(lambda: convert_to_lora(model, rank=NEW_RANK, adapter_name="0")[1], 1)
+    small = {name.rpartition("lora_")[2][0]: factor for name, factor in runs[-1].value.items()}
+    theirs = Side.of(runs, error=excess(small["B"] @ small["A"], B, A, exact))
+    calls = {"from factors": lambda: layer.with_update(layer.low_rank().truncate(NEW_RANK)),
+             "eckart.resize, its error measured": lambda: eckart_resized(layer)}  # fmt: skip
+    rows = []
+    for (name, call), least in zip(calls.items(), (DENSE_RATIO, 1.0), strict=True):
+        runs = _runs(call, QUICK_REPEATS)
+        ours = Side.of(runs, error=excess(runs[-1].value.delta(), B, A, exact))
+        task = f"resize an adapter from rank {RANK} to {NEW_RANK}, {SIZE}×{SIZE}, {name}"
+        met = theirs.seconds >= least * ours.seconds
+        rows.append(Comparison(task, "PEFT convert_to_lora", ours, theirs, f"≥ {least:g}×", met, TRUNCATION))
     return rows
 
 
 def factors() -> tuple[Tensor, Tensor]:
-    """lora_B and lora_A in float32, with singular values of the product that fall by a factor of about 100."""
+    """lora_B and lora_A in float32; the singular values of the product decay by a factor of about 100."""
     generator = torch.Generator().manual_seed(0)
     decay = torch.logspace(0, -2, RANK)
     B = torch.randn(SIZE, RANK, generator=generator) * decay / SIZE**0.5
@@ -83,18 +107,26 @@ def eckart_combined(pair: Sequence[Any]) -> Any:
     return combine(adapters, rank=NEW_RANK).adapter["0"]
 
 
+def eckart_resized(layer: Any) -> Any:
+    from eckart.adapter import Adapter
+    from eckart.operations import resize
+
+    return resize(Adapter({"0": layer}), rank=NEW_RANK).adapter["0"]
+
+
 def peft_model(halves: Sequence[tuple[Tensor, Tensor]]) -> Any:
-    """PEFT takes a single adapter over as it is: only of several does it take an SVD."""
+    """A model with one linear layer and an adapter per pair of factors."""
     from peft import LoraConfig, get_peft_model
 
     model = nn.Sequential(nn.Linear(SIZE, SIZE, bias=False))
-    config = LoraConfig(r=RANK // 2, lora_alpha=RANK // 2, target_modules=["0"])
+    config = LoraConfig(r=len(halves[0][1]), lora_alpha=len(halves[0][1]), target_modules=["0"])
     adapted = get_peft_model(model, config, adapter_name="0")
-    adapted.add_adapter("1", config)
+    for number in range(1, len(halves)):
+        adapted.add_adapter(str(number), config)
     layer: Any = adapted.base_model.model[0]
-    for name, (B, A) in zip(("0", "1"), halves, strict=True):
-        layer.lora_A[name].weight.data.copy_(A)
-        layer.lora_B[name].weight.data.copy_(B)
+    for number, (B, A) in enumerate(halves):
+        layer.lora_A[str(number)].weight.data.copy_(A)
+        layer.lora_B[str(number)].weight.data.copy_(B)
     return adapted
 
 

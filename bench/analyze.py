@@ -1,4 +1,4 @@
-"""The spectra of all matrices of SmolLM2-135M, whole process: WeightWatcher beside `eckart analyze --full`."""
+"""The spectra of all matrices of SmolLM2-135M, whole process: WeightWatcher and `eckart analyze --full`."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ PEER = Path(__file__).with_name("peer_weightwatcher.py")
 
 @dataclass(frozen=True)
 class Statistics:
-    """What both tools report of a matrix."""
+    """Statistics that both tools report for a matrix."""
 
     spectral_norm: float
     stable_rank: float
@@ -38,15 +38,17 @@ def run(options: Options) -> list[Comparison]:
     def weightwatcher() -> Run:
         return run_process(sys.executable, PEER, base, table)
 
-    eckart()  # compiled modules and the checkpoint are in the page cache from here on
+    eckart()  # fills the page cache with compiled modules and the checkpoint
     runs = alternate({"weightwatcher": weightwatcher, "eckart": eckart}, repeats=options.repeats)
-    found = {"eckart": of_eckart(runs["eckart"][-1].value), "weightwatcher": of_weightwatcher(table)}
-    common = sorted(found["eckart"].keys() & found["weightwatcher"].keys())
+    reported = {"eckart": of_eckart(runs["eckart"][-1].value), "weightwatcher": of_weightwatcher(table)}
+    common = sorted(reported["eckart"].keys() & reported["weightwatcher"].keys())
     weights = readers(base)
     exact = spectra(
         {name: weights[f"{name}.weight"] for name in common}, options.work / f"weights-{fingerprint(base)}.pt"
     )
-    ours, theirs = (Side.of(runs[name], error=worst_error(found[name], exact)) for name in ("eckart", "weightwatcher"))
+    ours, theirs = (
+        Side.of(runs[name], error=worst_error(reported[name], exact)) for name in ("eckart", "weightwatcher")
+    )
     return [
         Comparison(
             task="all spectra of SmolLM2-135M, whole process",
@@ -56,8 +58,8 @@ def run(options: Options) -> list[Comparison]:
             target=f"≥ {RATIO:g}×",
             met=theirs.seconds >= RATIO * ours.seconds,
             measure="largest relative error of a spectral norm or stable rank",
-            note=f"{len(common)} matrices compared (WeightWatcher read {len(found['weightwatcher'])}, "
-            f"eckart {len(found['eckart'])}); WeightWatcher also fits a power law to each spectrum, "
+            note=f"{len(common)} matrices compared (WeightWatcher read {len(reported['weightwatcher'])}, "
+            f"eckart {len(reported['eckart'])}); WeightWatcher also fits a power law to each spectrum, "
             "eckart also counts ranks and noise",
         )
     ]
@@ -75,12 +77,12 @@ def of_weightwatcher(table: Path) -> dict[str, Statistics]:
     return {row["longname"]: Statistics(float(row["spectral_norm"]) ** 0.5, float(row["stable_rank"])) for row in rows}
 
 
-def worst_error(found: Mapping[str, Statistics], exact: Mapping[str, Tensor]) -> float:
-    """The largest relative error of a statistic, over the matrices whose spectrum is known."""
+def worst_error(reported: Mapping[str, Statistics], exact: Mapping[str, Tensor]) -> float:
+    """The largest relative error of a statistic, over the matrices with a reference spectrum."""
     errors = []
     for name, singular_values in exact.items():
         squares = singular_values.square()
         truth = Statistics(float(squares[0]) ** 0.5, float(squares.sum() / squares[0]))
-        errors.append(abs(found[name].spectral_norm / truth.spectral_norm - 1))
-        errors.append(abs(found[name].stable_rank / truth.stable_rank - 1))
+        errors.append(abs(reported[name].spectral_norm / truth.spectral_norm - 1))
+        errors.append(abs(reported[name].stable_rank / truth.stable_rank - 1))
     return max(errors)

@@ -1,6 +1,6 @@
-"""What 40 steps of distillation are worth in ranks, on text that neither the fine-tune nor the distillation has seen.
+"""How many ranks 40 steps of distillation are worth, on text that neither the fine-tune nor the distillation has seen.
 
-Takes ten minutes and more, so it runs only when it is named.
+Takes ten minutes or more, so it runs only when named.
 """
 
 from dataclasses import replace
@@ -15,7 +15,7 @@ HELD_OUT_CHARS = 20_000
 
 
 def run(options: Options) -> list[Limit]:
-    """The loss that a distilled adapter leaves, against that of a plain truncation of six times its rank."""
+    """The loss with a distilled adapter, compared with a plain truncation of six times its rank."""
     from eckart.demo.corpus import language_reference
     from eckart.demo.learning import excerpt
     from eckart.evaluation import measure_gains
@@ -30,19 +30,19 @@ def run(options: Options) -> list[Limit]:
     adapters = {f"rank {rank}": extract(base, tuned, rank=rank).adapter for rank in RANKS}
     adapters["distilled"] = extract(base, tuned, rank=DISTILLED_RANK, refine=distillation).adapter
     gains = measure_gains(base, tuned, adapters, held_out)
-    told = ", ".join(f"{name} {gain.gain_recovered:.1%}" for name, gain in gains.items())
-    found, plain, done = gains["distilled"], gains[f"rank {EQUAL_RANK}"], distillation.result
-    assert done is not None
-    assert done.after is not None
+    recovered = ", ".join(f"{name} {gain.gain_recovered:.1%}" for name, gain in gains.items())
+    distilled, plain, result = gains["distilled"], gains[f"rank {EQUAL_RANK}"], distillation.result
+    assert result is not None
+    assert result.after is not None
     return [
         Limit(
             task=f"loss of SmolLM2-135M with a rank-{DISTILLED_RANK} adapter distilled for {SHORT.steps} steps; "
             f"limit: a plain one of rank {EQUAL_RANK}",
-            value=found.adapter_loss,
+            value=distilled.adapter_loss,
             limit=plain.adapter_loss,
             unit="nats per token",
-            note=f"{found.tokens:,} tokens; base {found.base_loss:.4f}, fine-tune {found.tuned_loss:.4f}; gain "
-            f"recovered: {told}; KL on the held-out part of the text to distil on {done.before.kl:.4f} → "
-            f"{done.after.kl:.4f}; {done.seconds:.0f} s",
+            note=f"{distilled.tokens:,} tokens; base {distilled.base_loss:.4f}, fine-tune {distilled.tuned_loss:.4f}; "
+            f"gain recovered: {recovered}; KL on the held-out part of the distillation text {result.before.kl:.4f} → "
+            f"{result.after.kl:.4f}; {result.seconds:.0f} s",
         )
     ]

@@ -1,4 +1,4 @@
-"""What watching a training costs: recording 210 updates of SmolLM2-135M at rank 16, beside steps of 4×256 tokens."""
+"""The cost of recording a training: 210 updates of SmolLM2-135M at rank 16, compared with steps of 4×256 tokens."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ from bench.results import Limit
 from bench.timing import PAUSE_SECONDS, run_call
 
 RANK, BATCH, LENGTH = 16, 4, 256
-RUN_STEPS = 100  # of the training that the cost is a share of
+RUN_STEPS = 100  # of the training that the cost is related to
 MEASURED_STEPS = 6
 LIMIT_PERCENT = 3.0
 
@@ -33,30 +33,30 @@ def run(options: Options) -> list[Limit]:
         optimizer.zero_grad()
 
     step()
-    recorder.record(model, 0)  # finds the subspaces
+    recorder.record(model, 0)  # computes the subspaces
     subspaces = recorder.dynamics.subspace_seconds
     steps, records = [], []
-    for place in range(1, MEASURED_STEPS + 1):
+    for step_number in range(1, MEASURED_STEPS + 1):
         time.sleep(PAUSE_SECONDS)
         steps.append(run_call(step).seconds)
-        records.append(run_call(lambda place=place: recorder.record(model, place)).seconds)
+        records.append(run_call(lambda number=step_number: recorder.record(model, number)).seconds)
     second, record = statistics.median(steps), statistics.median(records)
     times = len(recording_steps(RUN_STEPS))
-    note = f"{1000 * record:.0f} ms a record, {second:.2f} s a step; medians of {MEASURED_STEPS} in turn"
-    one_off = f"{subspaces:.2f} s once, of a run of {RUN_STEPS} steps"
-    whole = RUN_STEPS * second
+    note = f"{1000 * record:.0f} ms per record, {second:.2f} s per step; medians of {MEASURED_STEPS} alternating runs"
+    one_off = f"{subspaces:.2f} s once, for a run of {RUN_STEPS} steps"
+    training = RUN_STEPS * second
     return [
         Limit(
-            f"recording {times} times in {RUN_STEPS} steps, as by default, beside the steps",
-            *(100 * times * record / whole, LIMIT_PERCENT, "%"),
+            f"recording {times} times in {RUN_STEPS} steps, the default, relative to the steps",
+            *(100 * times * record / training, LIMIT_PERCENT, "%"),
             note,
         ),
         Limit(
-            "leading subspaces of the base weights, beside the steps",
-            100 * subspaces / whole,
+            "leading subspaces of the base weights, relative to the steps",
+            100 * subspaces / training,
             LIMIT_PERCENT,
             "%",
             one_off,
         ),
-        Limit("recording at every step, beside the step", 100 * record / second, LIMIT_PERCENT, "%", note),
+        Limit("recording at every step, relative to the step", 100 * record / second, LIMIT_PERCENT, "%", note),
     ]

@@ -1,4 +1,4 @@
-"""A rank-32 adapter from a real fine-tune, whole process: mergekit-extract-lora beside `eckart extract`."""
+"""A rank-32 adapter from a real fine-tune, whole process: mergekit-extract-lora and `eckart extract`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from bench.timing import Run, alternate, run_process
 
 RANK = 32
 RATIO = 9.0
-LEFT_OUT = ("embed_tokens", "lm_head", "norm")  # mergekit would write these at full rank
+EXCLUDED = ("embed_tokens", "lm_head", "norm")  # mergekit would write these at full rank
 
 
 def run(options: Options) -> list[Comparison]:
@@ -20,15 +20,15 @@ def run(options: Options) -> list[Comparison]:
     folders = {"mergekit": options.work / "extract-mergekit", "eckart": options.work / "extract-eckart"}
 
     def mergekit() -> Run:
-        excluded = [part for name in LEFT_OUT for part in ("-e", name)]
+        excluded = [part for name in EXCLUDED for part in ("-e", name)]
         models = ["--model", tuned, "--base-model", base, "--out-path", folders["mergekit"]]
         return run_process(script("mergekit-extract-lora"), *models, "--max-rank", str(RANK), *excluded)
 
     def eckart() -> Run:
-        asked = ["-o", folders["eckart"], "--rank", str(RANK), "--force", "--no-resume"]
-        return run_process(script("eckart"), "extract", base, tuned, *asked)
+        arguments = ["-o", folders["eckart"], "--rank", str(RANK), "--force", "--no-resume"]
+        return run_process(script("eckart"), "extract", base, tuned, *arguments)
 
-    eckart()  # compiled modules and both checkpoints are in the page cache from here on
+    eckart()  # fills the page cache with compiled modules and both checkpoints
     runs = alternate({"mergekit": mergekit, "eckart": eckart}, repeats=options.repeats)
     covered = {name: adapter_updates(folder).keys() for name, folder in folders.items()}
     common = sorted(covered["mergekit"] & covered["eckart"])
@@ -42,9 +42,9 @@ def run(options: Options) -> list[Comparison]:
             theirs=theirs,
             target=f"≥ {RATIO:g}×",
             met=theirs.seconds >= RATIO * ours.seconds,
-            measure="squared error over the optimum's, minus 1",
+            measure="squared error divided by the optimum's, minus 1",
             note=f"{len(common)} matrices compared (mergekit wrote {len(covered['mergekit'])}, "
-            f"eckart {len(covered['eckart'])}); worst of them: mergekit {excess['mergekit'].worst:.1e}, "
+            f"eckart {len(covered['eckart'])}); worst matrix: mergekit {excess['mergekit'].worst:.1e}, "
             f"eckart {excess['eckart'].worst:.1e}",
         )
     ]
@@ -59,7 +59,7 @@ class Excess:
 
 
 def judge(adapter: Path, base: Path, tuned: Path, modules: list[str], work: Path) -> Excess:
-    """How much an adapter loses against the optimum of its rank, on the difference of two checkpoints."""
+    """The error of an adapter beyond the optimum of its rank, on the difference of two checkpoints."""
     before, after, updates = readers(base), readers(tuned), adapter_updates(adapter)
 
     def difference(module: str):

@@ -1,4 +1,4 @@
-"""Checkpoint and adapter folders, read with safetensors alone, so that no side is its own judge."""
+"""Checkpoint and adapter folders, read with safetensors alone, so that neither side judges itself."""
 
 import hashlib
 import json
@@ -21,11 +21,11 @@ def readers(folder: Path) -> dict[str, Callable[[], Tensor]]:
 
         return read
 
-    found = {}
+    tensors = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
-            found |= {name: reader(file, name) for name in opened.keys()}  # noqa: SIM118
-    return found
+            tensors |= {name: reader(file, name) for name in opened.keys()}  # noqa: SIM118
+    return tensors
 
 
 def fingerprint(*folders: Path) -> str:
@@ -38,7 +38,7 @@ def adapter_updates(folder: Path) -> dict[str, Callable[[], Tensor]]:
     """The float64 update `scaling · B A` of every module in a PEFT adapter.
 
     Raises:
-        ValueError: the adapter scales some modules differently, which none of the compared tools should do here.
+        ValueError: the adapter scales some modules differently; none of the compared tools should do that here.
     """
     config = json.loads((folder / "adapter_config.json").read_text())
     if config.get("alpha_pattern") or config.get("rank_pattern") or config.get("use_rslora") or config.get("use_dora"):

@@ -1,7 +1,7 @@
-"""Run one command and write down its exit status, wall time, processor time and peak memory.
+"""Run one command and record its exit status, wall time, processor time and peak memory.
 
-Linux counts the memory of the process that starts a command towards the peak of the command, so the starter has to
-be small: this file runs by itself in a bare interpreter.
+Linux counts the memory of the starting process towards the peak of the command, so the starter must be small: this file
+runs alone in a bare interpreter.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Matrices with a prescribed spectrum, in random orthogonal bases, built once and kept."""
+"""Matrices with a prescribed spectrum, in random orthogonal bases, built once and cached."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def _build(spectrum: str, generator: torch.Generator) -> Tensor:
         return _rotated(index.rsqrt(), generator)
     if spectrum == "1/i":
         return _rotated(index.reciprocal(), generator)
-    # Noise of unit variance ends at 2·√SIZE; the spikes stand from 3 to 1.25 times that edge.
+    # The spectrum of unit-variance noise ends at 2·√SIZE; the spikes are at 3 to 1.25 times that edge.
     edge = 2 * SIZE**0.5
     spikes = torch.linspace(3.0, 1.25, 64) * edge
     return _rotated(spikes, generator) + torch.randn(SIZE, SIZE, generator=generator)

@@ -1,6 +1,6 @@
-"""Extraction from checkpoints far larger than its memory: peak memory stays flat, time grows with the bytes.
+"""Extraction from checkpoints far larger than memory: peak memory stays constant, time grows with the bytes.
 
-Takes minutes and 16 GB of disk, so it runs only when it is named.
+Takes minutes and 16 GB of disk, so it runs only when named.
 """
 
 import json
@@ -43,7 +43,7 @@ CONFIG = {
 
 
 def run(options: Options) -> list[Limit]:
-    """Peak memory at every size, and the time a byte takes at the largest size against the smallest."""
+    """Peak memory at every size, and the time per byte at the largest size relative to the smallest."""
     rows, seconds_per_gb = [], []
     for gigabytes in GIGABYTES:
         folder = options.work / f"synthetic-{gigabytes}gb"
@@ -52,16 +52,16 @@ def run(options: Options) -> list[Limit]:
             write_pair(folder, layers)
             os.sync()
             sides = folder / "base", folder / "tuned"
-            done = run_process(script("eckart"), "extract", *sides, "-o", folder / "adapter", "--rank", str(RANK))
+            process = run_process(script("eckart"), "extract", *sides, "-o", folder / "adapter", "--rank", str(RANK))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         read_gb = 2 * layers * LAYER_BYTES / 1e9
-        seconds_per_gb.append(done.seconds / read_gb)
+        seconds_per_gb.append(process.seconds / read_gb)
         task = f"peak memory of extract rank {RANK} from {read_gb:.1f} GB"
-        rows.append(Limit(task, done.peak_rss_bytes / 1e9, PEAK_GB, "GB", f"{done.seconds:.0f} s, whole process"))
+        rows.append(Limit(task, process.peak_rss_bytes / 1e9, PEAK_GB, "GB", f"{process.seconds:.0f} s, whole process"))
     slowdown = seconds_per_gb[-1] / seconds_per_gb[0]
     per_gb = ", ".join(f"{seconds:.2f}" for seconds in seconds_per_gb)
-    return [*rows, Limit("time a byte, largest against smallest", slowdown, SLOWDOWN, "×", f"{per_gb} s/GB")]
+    return [*rows, Limit("time per byte, largest relative to smallest", slowdown, SLOWDOWN, "×", f"{per_gb} s/GB")]
 
 
 def write_pair(folder: Path, layers: int, names: Sequence[str] = ("base", "tuned")) -> None:
@@ -91,6 +91,6 @@ def _layer(layer: int, generator: torch.Generator) -> tuple[dict[str, torch.Tens
         A = torch.randn(PLANTED_RANK, columns, generator=generator)
         key = f"model.layers.{layer}.{name}.weight"
         base[key] = weight
-        # An update of a hundredth of the weights' size: most of it survives the rounding.
+        # An update of a hundredth of the weights' norm: most of it survives rounding.
         tuned[key] = torch.addmm(weight.float(), B, A, alpha=2e-4 / PLANTED_RANK**0.5).to(torch.bfloat16)
     return base, tuned

@@ -1,4 +1,4 @@
-"""A rank-32 adapter merged into SmolLM2-135M, whole process: PEFT beside `eckart merge`."""
+"""A rank-32 adapter merged into SmolLM2-135M, whole process: PEFT and `eckart merge`."""
 
 import shutil
 import sys
@@ -30,7 +30,7 @@ def run(options: Options) -> list[Comparison]:
     def eckart() -> Run:
         return run_process(script("eckart"), "merge", base, adapter, "-o", folders["eckart"], "--force", "--no-resume")
 
-    eckart()  # compiled modules and the checkpoint are in the page cache from here on
+    eckart()  # fills the page cache with compiled modules and the checkpoint
     runs = alternate({"peft": peft, "eckart": eckart}, repeats=options.repeats)
     errors = {name: misrounded(folder, base, adapter) for name, folder in folders.items()}
     ours, theirs = (Side.of(runs[name], error=errors[name]) for name in ("eckart", "peft"))
@@ -54,7 +54,7 @@ def misrounded(folder: Path, base: Path, adapter: Path) -> float:
     merged, weights = readers(folder), readers(base)
     wrong = total = 0
     for module, update in adapter_updates(adapter).items():
-        found, weight = merged[f"{module}.weight"](), weights[f"{module}.weight"]()
-        wrong += int(torch.count_nonzero(found != (weight.double() + update()).to(weight.dtype)))
-        total += found.numel()
+        result, weight = merged[f"{module}.weight"](), weights[f"{module}.weight"]()
+        wrong += int(torch.count_nonzero(result != (weight.double() + update()).to(weight.dtype)))
+        total += result.numel()
     return wrong / total

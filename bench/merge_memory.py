@@ -1,6 +1,6 @@
-"""An adapter merged into a checkpoint far larger than its memory: peak memory, and time beside copying the files.
+"""Merging an adapter into a checkpoint far larger than memory: peak memory, and time compared with copying the files.
 
-Takes minutes and 32 GB of disk, so it runs only when it is named.
+Takes minutes and 32 GB of disk, so it runs only when named.
 """
 
 import os
@@ -17,12 +17,12 @@ from bench.results import Limit
 from bench.timing import run_process
 
 GIGABYTES = 16
-COPIES = 2.0  # times as long as copying may take
+COPIES = 2.0  # times as long as copying the files
 COPY = shutil.which("cp") or "cp"
 
 
 def run(options: Options) -> list[Limit]:
-    """They take turns, the median of each counts. A merge ends when its output is on the disk; a copy, once synced."""
+    """Medians of alternating runs. A merge ends when its output is on disk, a copy when it is synced."""
     folder, adapter = options.work / "synthetic-merge", options.work / "llama-adapter"
     try:
         layers = round(GIGABYTES * 1e9 / LAYER_BYTES)
@@ -45,8 +45,8 @@ def run(options: Options) -> list[Limit]:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(adapter, ignore_errors=True)
     seconds, copying, durably = (statistics.median(each) for each in (merged, copied, synced))
-    note = f"merging {seconds:.0f} s, cp -r {durably:.0f} s until it is on the disk, {copying:.0f} s until cp returns"
+    note = f"merging {seconds:.0f} s, cp -r {durably:.0f} s until it is on disk, {copying:.0f} s until cp returns"
     return [
         Limit(f"peak memory of merge into {GIGABYTES} GB", peak / 1e9, PEAK_GB, "GB", f"{seconds:.0f} s"),
-        Limit("time of merge beside copying the files to the disk", seconds / durably, COPIES, "×", note),
+        Limit("time of merge compared with copying the files to disk", seconds / durably, COPIES, "×", note),
     ]

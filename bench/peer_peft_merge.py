@@ -1,4 +1,4 @@
-"""PEFT as its users merge: load base and adapter, merge, save. Started as a process by `merge`."""
+"""A merge with PEFT as its users do it: load base and adapter, merge, save. `merge` runs it in a process."""
 
 import sys
 

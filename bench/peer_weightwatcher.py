@@ -1,4 +1,4 @@
-"""WeightWatcher as its users run it: load the model, analyze, keep the table. Started as a process by `analyze`."""
+"""WeightWatcher as its users run it: load the model, analyze, save the table. `analyze` runs it in a process."""
 
 import sys
 

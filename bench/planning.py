@@ -1,8 +1,8 @@
-"""Memory that `eckart plan` foretells against memory that a process takes, and how long the foretelling takes.
+"""Memory predicted by `eckart plan` and measured in a process, and the time of a prediction.
 
-Each setting trains in a process of its own on the CPU. What the interpreter and its libraries held before is measured
-there and added to what the simulation says: no simulation knows that. The C library gives back at once what is freed;
-left to itself it keeps some of it, which two settings show. Takes minutes, so it runs only when it is named.
+Each setting trains in a separate process on the CPU. The memory of the interpreter and its libraries is measured there
+and added to the prediction, since no simulation can know it. The C library is told to return freed memory at once; by
+default it retains some of it, which two settings show. Takes minutes, so it runs only when named.
 """
 
 import json
@@ -55,7 +55,7 @@ EXPERTS = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "nu
 
 @dataclass(frozen=True)
 class Case:
-    """A model, and how it is trained: rank 16 on all linear layers where there is an adapter."""
+    """A model and how it is trained: rank 16 on all linear layers if there is an adapter."""
 
     name: str
     config: Any
@@ -72,27 +72,27 @@ class Case:
         return ", ".join(words + ["checkpointing"] * plan.gradient_checkpointing)
 
 
-def of(name: str, config: Any, batch_size: int, length: int, **options: Any) -> Case:
+def case(name: str, config: Any, batch_size: int, length: int, **options: Any) -> Case:
     return Case(name, config, {"batch_size": batch_size, "length": length} | options)
 
 
 CASES = (
-    of("SmolLM2-135M", SMOLLM2, 1, 128),
-    of("SmolLM2-135M", SMOLLM2, 1, 64, dtype="bfloat16"),
-    of("SmolLM2-135M", SMOLLM2, 4, 64, gradient_checkpointing=True),
-    of("SmolLM2-135M", SMOLLM2, 2, 64, method="dora"),
-    of("SmolLM2-135M", SMOLLM2, 2, 64, method="qlora"),
-    of("SmolLM2-135M", SMOLLM2, 1, 64, method="qlora", dtype="bfloat16", gradient_checkpointing=True),
-    of("SmolLM2-135M", SMOLLM2, 1, 64, method="full"),
-    of("SmolLM2-135M", SMOLLM2, 1, 64, method="full", optimizer="adamw8bit"),
-    of("MiniLM-L6", MINILM, 8, 256),
-    of("MiniLM-L6", MINILM, 8, 64, method="full"),
-    of("MiniLM-L6", MINILM, 4, 64, method="dora", dtype="bfloat16"),
-    of("GPT-2, 6 layers of 512", GPT2, 2, 512),
-    of("OPT, 6 layers of 512", OPT, 4, 128, attention="eager"),
-    of("Qwen2, 6 layers of 512", QWEN, 2, 64, method="full", dtype="bfloat16"),
-    of("Mixtral, 6 layers of 512, 8 experts", EXPERTS, 2, 128),
-    of("Mixtral, 6 layers of 512, 8 experts", EXPERTS, 2, 64, dtype="bfloat16", gradient_checkpointing=True),
+    case("SmolLM2-135M", SMOLLM2, 1, 128),
+    case("SmolLM2-135M", SMOLLM2, 1, 64, dtype="bfloat16"),
+    case("SmolLM2-135M", SMOLLM2, 4, 64, gradient_checkpointing=True),
+    case("SmolLM2-135M", SMOLLM2, 2, 64, method="dora"),
+    case("SmolLM2-135M", SMOLLM2, 2, 64, method="qlora"),
+    case("SmolLM2-135M", SMOLLM2, 1, 64, method="qlora", dtype="bfloat16", gradient_checkpointing=True),
+    case("SmolLM2-135M", SMOLLM2, 1, 64, method="full"),
+    case("SmolLM2-135M", SMOLLM2, 1, 64, method="full", optimizer="adamw8bit"),
+    case("MiniLM-L6", MINILM, 8, 256),
+    case("MiniLM-L6", MINILM, 8, 64, method="full"),
+    case("MiniLM-L6", MINILM, 4, 64, method="dora", dtype="bfloat16"),
+    case("GPT-2, 6 layers of 512", GPT2, 2, 512),
+    case("OPT, 6 layers of 512", OPT, 4, 128, attention="eager"),
+    case("Qwen2, 6 layers of 512", QWEN, 2, 64, method="full", dtype="bfloat16"),
+    case("Mixtral, 6 layers of 512, 8 experts", EXPERTS, 2, 128),
+    case("Mixtral, 6 layers of 512, 8 experts", EXPERTS, 2, 64, dtype="bfloat16", gradient_checkpointing=True),
 )
 SPEED = {  # seconds
     "Llama-3-8B": (LLAMA_8B, 15),
@@ -103,36 +103,36 @@ USUAL_HEAP = ("MiniLM-L6", "GPT-2, 6 layers of 512")
 
 
 def run(_: Options) -> list[Limit]:
-    rows = [accuracy(case, "tight") for case in CASES]
-    rows += [accuracy(case, "usual") for case in CASES if case.name in USUAL_HEAP and case.setting.method == "lora"]
+    rows = [accuracy(each, "tight") for each in CASES]
+    rows += [accuracy(each, "usual") for each in CASES if each.name in USUAL_HEAP and each.setting.method == "lora"]
     return rows + [row for name in SPEED for row in speed(name)]
 
 
 def accuracy(case: Case, heap: Heap) -> Limit:
-    """How far the foretold peak of the process lies from the measured one."""
-    foretold = simulate(case.config, case.setting, device="cpu")
-    took = measure(case.config, case.setting, heap=heap)
-    expected = took.baseline_bytes + foretold.peak_bytes
-    off, own_off = expected / took.process_bytes - 1, foretold.peak_bytes / took.peak_bytes - 1
-    note = f"foretold {expected / 1e6:.0f} MB, measured {took.process_bytes / 1e6:.0f} MB ({off:+.1%}); without the "
-    note += f"{took.baseline_bytes / 1e6:.0f} MB of libraries {own_off:+.1%}; highest in {foretold.where}"
-    task = f"peak memory of a training step, {'the C library keeping what is freed, ' * (heap == 'usual')}{case}"
+    """The difference between the predicted and the measured peak of the process."""
+    forecast = simulate(case.config, case.setting, device="cpu")
+    measured = measure(case.config, case.setting, heap=heap)
+    predicted_bytes = measured.baseline_bytes + forecast.peak_bytes
+    off, step_off = predicted_bytes / measured.process_bytes - 1, forecast.peak_bytes / measured.peak_bytes - 1
+    note = f"predicted {predicted_bytes / 1e6:.0f} MB, measured {measured.process_bytes / 1e6:.0f} MB ({off:+.1%}); "
+    note += f"without the {measured.baseline_bytes / 1e6:.0f} MB of libraries {step_off:+.1%}; peak in {forecast.where}"
+    task = f"peak memory of a training step, {'the C library retaining freed memory, ' * (heap == 'usual')}{case}"
     row = Limit(task, 100 * abs(off), OFF_PERCENT, "% off", note)
     print(row.task, note, flush=True)
     return row
 
 
 def speed(name: str) -> list[Limit]:
-    """Seconds and memory of a simulation in a fresh process, its imports among them."""
-    done = run_process(sys.executable, "-m", "bench.planning", name)
-    told = json.loads(done.value.splitlines()[-1])
-    task, note = f"simulating {name}, LoRA, bfloat16, 1×2048", f"foretells {told['peak_bytes'] / 2**30:.1f} GiB"
+    """Time and memory of a simulation in a new process, imports included."""
+    process = run_process(sys.executable, "-m", "bench.planning", name)
+    record = json.loads(process.value.splitlines()[-1])
+    task, note = f"simulating {name}, LoRA, bfloat16, 1×2048", f"predicts {record['peak_bytes'] / 2**30:.1f} GiB"
     return [
-        Limit(f"{task}: time of the process", done.seconds, SPEED[name][1], "s", note),
-        Limit(f"{task}: its memory", done.peak_rss_bytes / 1e9, RSS_GB, "GB"),
+        Limit(f"{task}: time of the process", process.seconds, SPEED[name][1], "s", note),
+        Limit(f"{task}: its memory", process.peak_rss_bytes / 1e9, RSS_GB, "GB"),
     ]
 
 
 if __name__ == "__main__":
-    took = simulate(SPEED[sys.argv[1]][0], PlanSetting(batch_size=1, length=2048))
-    print(json.dumps({"peak_bytes": took.peak_bytes}))
+    forecast = simulate(SPEED[sys.argv[1]][0], PlanSetting(batch_size=1, length=2048))
+    print(json.dumps({"peak_bytes": forecast.peak_bytes}))

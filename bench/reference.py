@@ -1,4 +1,4 @@
-"""The truth that both sides are judged by: singular values from float64 LAPACK, computed once and kept."""
+"""The reference that both sides are judged by: singular values from float64 LAPACK, computed once and cached."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,15 +9,15 @@ from torch import Tensor
 
 def spectra(matrices: Mapping[str, Callable[[], Tensor]], cache: Path) -> dict[str, Tensor]:
     """All singular values of each matrix, descending, in float64."""
-    kept: dict[str, Tensor] = torch.load(cache, weights_only=True) if cache.exists() else {}
-    missing = matrices.keys() - kept.keys()
+    cached: dict[str, Tensor] = torch.load(cache, weights_only=True) if cache.exists() else {}
+    missing = matrices.keys() - cached.keys()
     if missing:
-        kept |= {name: torch.linalg.svdvals(matrices[name]().double()) for name in sorted(missing)}
+        cached |= {name: torch.linalg.svdvals(matrices[name]().double()) for name in sorted(missing)}
         cache.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(kept, cache)
-    return {name: kept[name] for name in matrices}
+        torch.save(cached, cache)
+    return {name: cached[name] for name in matrices}
 
 
 def squared_tail(singular_values: Tensor, rank: int) -> float:
-    """The squared error of the best approximation of a rank (Eckart–Young)."""
+    """Squared error of the best approximation of a rank (Eckart–Young)."""
     return float(singular_values[rank:].square().sum())

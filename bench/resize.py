@@ -19,7 +19,7 @@ CHOICES = (("--rank", str(NEW_RANK)), ("--energy", "0.9"), ("--budget", "40M"))
 
 
 def run(options: Options) -> list[Limit]:
-    """Every way to choose ranks on the bfloat16 adapter; a fixed rank on the float32 one, which is twice as large."""
+    """Every rank rule on the bfloat16 adapter; a fixed rank on the float32 one, which is twice as large."""
     rows = []
     for dtype in DTYPES:
         folder = options.work / "llama-adapter"
@@ -40,17 +40,17 @@ def run(options: Options) -> list[Limit]:
 
 
 def write_adapter(folder: Path, dtype: torch.dtype) -> int:
-    """A PEFT folder with random factors whose directions fade; returns the bytes of its tensors."""
+    """Write a PEFT folder with random factors of decaying strength; returns the bytes of its tensors."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
-    fading = torch.logspace(0, -2, RANK)
+    decay = torch.logspace(0, -2, RANK)
     tensors = {}
     for layer in range(LAYERS):
         for name, (rows, columns) in LLAMA_8B.items():
             module = f"base_model.model.model.layers.{layer}.{name}"
             A = torch.randn(RANK, columns, generator=generator) / columns**0.5
-            B = torch.randn(rows, RANK, generator=generator) * fading
+            B = torch.randn(rows, RANK, generator=generator) * decay
             tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = A.to(dtype), B.to(dtype)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": [*LLAMA_8B]}

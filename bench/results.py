@@ -1,4 +1,4 @@
-"""What was measured, as a value, as JSON and as a Markdown table."""
+"""Measurements as values, as JSON and as Markdown tables."""
 
 import json
 import platform
@@ -18,14 +18,14 @@ PACKAGES = ("eckart", "torch", "numpy", *PEERS)
 
 @dataclass(frozen=True)
 class Side:
-    """What one side of a comparison took and reached, over its runs.
+    """Time, memory and error of one side of a comparison, over its runs.
 
     Attributes:
         seconds: median wall time.
-        least_seconds: the quickest run; beside the median it shows how busy the machine was.
+        least_seconds: the fastest run; compared with the median it shows how busy the machine was.
         cpu_seconds: median processor time of all threads.
-        peak_rss_bytes: largest resident memory of its process; None where it ran inside the harness.
-        error: lower is better; None where the answers are compared exactly.
+        peak_rss_bytes: peak resident memory of its process; None if it ran in the harness.
+        error: lower is better; None if the results are compared exactly.
     """
 
     seconds: float
@@ -48,13 +48,13 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A task done by eckart and by a peer, in one paired run.
+    """A task of eckart and of a peer, in one paired run.
 
     Attributes:
-        target: what eckart should reach, in words.
+        target: what eckart should achieve, in words.
         met: whether it did.
-        measure: what the two errors are.
-        note: what a reader must know to judge the comparison.
+        measure: definition of the two errors.
+        note: remarks needed to judge the comparison.
     """
 
     task: str
@@ -68,13 +68,13 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
-        """How many times as long the peer takes."""
+        """The peer's time divided by eckart's."""
         return self.theirs.seconds / self.ours.seconds
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A number that should stay under a limit, with no peer."""
+    """A number that should stay below a limit, without a peer."""
 
     task: str
     value: float
@@ -91,20 +91,22 @@ Row = Comparison | Limit
 
 
 def save(folder: Path, section: str, rows: Sequence[Row]) -> None:
-    """Put a section's rows into `folder`/results.json, with the machine they are of, and rewrite RESULTS.md."""
+    """Write a section's rows and their machine into `folder`/results.json, and rewrite RESULTS.md."""
     path = folder / "results.json"
     sections = json.loads(path.read_text()) if path.exists() else {}
-    told = [asdict(row) | ({"ratio": row.ratio} if isinstance(row, Comparison) else {"met": row.met}) for row in rows]
-    sections[section] = {"machine": machine(), "rows": told}
+    entries = [
+        asdict(row) | ({"ratio": row.ratio} if isinstance(row, Comparison) else {"met": row.met}) for row in rows
+    ]
+    sections[section] = {"machine": machine(), "rows": entries}
     path.write_text(json.dumps(sections, indent=2) + "\n")
     by_machine: dict[str, list[Row]] = {}
-    for found in sections.values():
-        by_machine.setdefault(_about(found["machine"]), []).extend(map(_row, found["rows"]))
+    for saved in sections.values():
+        by_machine.setdefault(_about(saved["machine"]), []).extend(map(_row, saved["rows"]))
     (folder / "RESULTS.md").write_text("\n".join(_tables(about, rows) for about, rows in by_machine.items()))
 
 
 def machine() -> dict[str, str | int]:
-    """Processor, threads, and the versions of everything compared."""
+    """Processor, threads, and the versions of the compared tools."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

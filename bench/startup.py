@@ -1,4 +1,4 @@
-"""How soon the tool answers: `import eckart` and the commands' help, beside those of the peers."""
+"""Start-up time: `import eckart` and `--help`, compared with the peers."""
 
 import sys
 
@@ -11,7 +11,7 @@ REPEATS = 10
 
 
 def run(options: Options) -> list[Row]:
-    """`options` do not matter here."""
+    """The options are not used."""
     commands = {
         "python": (sys.executable, "-c", "pass"),
         "import": (sys.executable, "-c", "import eckart"),
@@ -25,7 +25,7 @@ def run(options: Options) -> list[Row]:
     seconds = {name: median_seconds(of_one) for name, of_one in runs.items()}
     importing = max(seconds["import"] - seconds["python"], 0.0)
     return [
-        Limit("import eckart", importing, IMPORT_SECONDS, "s", "median of 10, less an empty interpreter's start"),
+        Limit("import eckart", importing, IMPORT_SECONDS, "s", "median of 10, minus the start of an empty interpreter"),
         Limit("eckart --help", seconds["help"], HELP_SECONDS, "s", "median of 10, whole process"),
         Comparison(
             task="--help, whole process",

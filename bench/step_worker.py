@@ -1,4 +1,4 @@
-"""One side of the training step, in a process of its own: MODEL SIDE DTYPE METHOD DROPOUT STEPS BATCH."""
+"""One side of the training step, in a separate process: MODEL SIDE DTYPE METHOD DROPOUT STEPS BATCH."""
 
 import ctypes
 import gc
@@ -18,7 +18,7 @@ from eckart.nn import LoRAConfig, adapted_modules, inject
 from eckart.nn.head_loss import head_loss
 from eckart.training import pack_texts
 
-RANK, ALPHA, LENGTH, RATE, WARM = 16, 32, 256, 2e-4, 2
+RANK, ALPHA, LENGTH, RATE, WARMUP = 16, 32, 256, 2e-4, 2
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 THREADS = 2
 
@@ -47,9 +47,9 @@ def main() -> None:
             seconds.append(time.perf_counter() - start)
             cpu_seconds.append(time.process_time() - cpu_start)
             losses.append(loss.item())
-    medians = (statistics.median(values[WARM:]) for values in (seconds, cpu_seconds))
-    told = dict(zip(("seconds", "cpu_seconds"), medians, strict=True)) | {"peak_bytes": peak.above, "losses": losses}
-    sys.stdout.write(f"\n{json.dumps(told)}\n")
+    medians = (statistics.median(values[WARMUP:]) for values in (seconds, cpu_seconds))
+    record = dict(zip(("seconds", "cpu_seconds"), medians, strict=True)) | {"peak_bytes": peak.above, "losses": losses}
+    sys.stdout.write(f"\n{json.dumps(record)}\n")
 
 
 def _logits(model: nn.Module, batch: Tensor) -> Tensor:
@@ -88,13 +88,13 @@ def _with_peft(model: nn.Module, config: LoRAConfig) -> nn.Module:
 
 @torch.no_grad()
 def _start(path: str, lora_A: Tensor) -> None:
-    """The same A on both sides."""
+    """The same initial A on both sides."""
     generator = torch.Generator().manual_seed(sum(path.encode()))
     lora_A.copy_(torch.rand(lora_A.shape, generator=generator).sub_(0.5).mul_(2 * lora_A.shape[1] ** -0.5))
 
 
 class _Peak:
-    """Resident memory above what is there at the start, looked at every two milliseconds."""
+    """Resident memory in addition to that at the start, sampled every two milliseconds."""
 
     def __enter__(self) -> "_Peak":
         gc.collect()

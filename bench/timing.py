@@ -1,4 +1,4 @@
-"""Time and memory: whole processes, calls, and two sides in turn."""
+"""Time and memory of processes and calls, and two sides in alternation."""
 
 import json
 import statistics
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PAUSE_SECONDS = 0.5  # a BLAS's threads spin for a while after their last call, on the cores of whoever comes next
+PAUSE_SECONDS = 0.5  # BLAS threads spin for a while after their last call, on the cores of the next run
 LAUNCHER = Path(__file__).with_name("launch.py")
 
 
@@ -21,8 +21,8 @@ class Run:
 
     Attributes:
         seconds: wall time.
-        cpu_seconds: processor time of all threads, which other work on the machine disturbs least.
-        peak_rss_bytes: largest resident memory of the process; None for a call inside this process.
+        cpu_seconds: processor time of all threads, least affected by other work on the machine.
+        peak_rss_bytes: peak resident memory of the process; None for a call in this process.
         value: what the call returned, or the standard output of the process.
     """
 
@@ -33,20 +33,20 @@ class Run:
 
 
 def run_process(*command: str | Path) -> Run:
-    """Run a command to its end, from the start of the interpreter to its exit.
+    """Run a command, from the start of the interpreter to its exit.
 
     Raises:
-        RuntimeError: it failed; the message ends with what it wrote last.
+        RuntimeError: it failed; the message ends with its last output.
     """
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "record.json"
         launcher = [sys.executable, "-I", "-S", LAUNCHER, record, *command]
-        done = subprocess.run(launcher, capture_output=True, text=True, check=True)
+        process = subprocess.run(launcher, capture_output=True, text=True, check=True)
         measured = json.loads(record.read_text())
     if measured["exit_code"] != 0:
-        msg = f"{' '.join(map(str, command))} ended with {measured['exit_code']}:\n{done.stderr[-2000:]}"
+        msg = f"{' '.join(map(str, command))} exited with {measured['exit_code']}:\n{process.stderr[-2000:]}"
         raise RuntimeError(msg)
-    return Run(measured["seconds"], measured["cpu_seconds"], measured["peak_rss_bytes"], done.stdout)
+    return Run(measured["seconds"], measured["cpu_seconds"], measured["peak_rss_bytes"], process.stdout)
 
 
 def run_call(function: Callable[[], Any]) -> Run:
@@ -57,9 +57,9 @@ def run_call(function: Callable[[], Any]) -> Run:
 
 
 def alternate(sides: Mapping[str, Callable[[], Run]], *, repeats: int) -> dict[str, list[Run]]:
-    """Run the sides in turn, A B A B, so that a slow minute of the machine meets them all.
+    """Run the sides alternately, A B A B, so that a slow minute of the machine affects all of them.
 
-    Nothing is thrown away here: a side that needs warming up is run once before.
+    No run is discarded; a side that needs a warm-up is run once before.
     """
     runs: dict[str, list[Run]] = {name: [] for name in sides}
     for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""Fifty training steps of SmolLM2-135M beside PEFT's from one start: how far the loss goes another way."""
+"""Fifty training steps of SmolLM2-135M and PEFT's from the same start: how far the losses differ."""
 
 import statistics
 
@@ -16,10 +16,10 @@ def run(options: Options) -> list[Limit]:
         side: run_side(base, side, "float32", "lora", 0.0, steps=STEPS, batch=1).value for side in ("peft", *SIDES)
     }
     rows = []
-    for side, words in SIDES.items():
+    for side, label in SIDES.items():
         distance = max(abs(a - b) for a, b in zip(curves["peft"], curves[side], strict=True))
-        fell = f"the loss falls from {curves['peft'][0]:.3f} to {statistics.mean(curves['peft'][-5:]):.3f}"
+        note = f"the loss falls from {curves['peft'][0]:.3f} to {statistics.mean(curves['peft'][-5:]):.3f}"
         rows.append(
-            Limit(f"distance of the loss from PEFT's over {STEPS} steps: {words}", distance, LIMIT, "nats", fell)
+            Limit(f"distance of the loss from PEFT's over {STEPS} steps: {label}", distance, LIMIT, "nats", note)
         )
     return rows
