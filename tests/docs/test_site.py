@@ -53,10 +53,9 @@ def test_search_works_from_disk_at_every_width(opened):
     if not field.is_visible():
         opened.locator("label[for=__search]").first.click()
     expect(field).to_be_visible()
-    field.press_sequentially("Eckart Young tail")
-    result = opened.locator(".md-search-result__link", has_text="The mathematics").first
-    result.click(timeout=60_000)
-    expect(opened.get_by_role("heading", name="The mathematics")).to_be_visible()
+    field.press_sequentially("Dobriban")
+    opened.locator(".md-search-result__link").first.click(timeout=60_000)
+    expect(opened).to_have_title(re.compile("The mathematics"))
 
 
 def test_copying_an_example_copies_its_command_without_prompt_and_output(opened):
