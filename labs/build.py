@@ -1,4 +1,4 @@
-"""Run the labs and write each as a notebook and as a page that asks no network."""
+"""Run the labs and write each as a notebook and as a page that needs no network."""
 
 import argparse
 import os
@@ -14,22 +14,22 @@ from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
 LABS = Path(__file__).resolve().parent
-SECONDS = 300  # what a lab may take
+SECONDS = 300  # time limit of a lab
 
 
 def main() -> None:
-    """Build the labs that are named, or all of them."""
+    """Build the named labs, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="such as lab2; all labs if none is named")
+    parser.add_argument("names", nargs="*", help="such as lab2; default: all labs")
     parser.add_argument("-o", "--output", type=Path, default=LABS.parent / "build" / "labs")
     options = parser.parse_args()
     labs = sorted(LABS.glob("lab[0-9]*.py"))
     chosen = [lab for lab in labs if not options.names or lab.stem.startswith(tuple(options.names))]
     if not chosen:
-        parser.error(f"no lab is named so; there are {', '.join(lab.stem for lab in labs)}")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices: threads that wait for each other only cost
+        parser.error(f"unknown lab; choose from {', '.join(lab.stem for lab in labs)}")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # matrices are small: more threads would only wait for each other
     options.output.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(LABS / "labkit", options.output / "labkit", dirs_exist_ok=True)  # so that the notebooks run there
+    shutil.copytree(LABS / "labkit", options.output / "labkit", dirs_exist_ok=True)  # the notebooks import it
     for lab in chosen:
         notebook = executed(lab)
         nbformat.write(notebook, options.output / f"{lab.stem}.ipynb")
@@ -38,18 +38,20 @@ def main() -> None:
 
 
 def executed(lab: Path) -> NotebookNode:
-    """The lab as a notebook with its outputs; solutions are folded. A failed check or a warning ends the build."""
+    """The lab as a notebook with its outputs; solutions are folded. A failed check or a warning stops the build."""
     notebook = jupytext.read(lab)
     for cell in notebook.cells:
         if "solution" in cell.metadata.get("tags", []):
             cell.metadata["jupyter"] = {"source_hidden": True, "outputs_hidden": True}
-    where = {"metadata": {"path": LABS}}
-    quiet = ["--log-level=ERROR"]
-    client = NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources=where, extra_arguments=quiet)
+    resources = {"metadata": {"path": LABS}}
+    arguments = ["--log-level=ERROR"]
+    client = NotebookClient(
+        notebook, timeout=SECONDS, kernel_name="python3", resources=resources, extra_arguments=arguments
+    )
     client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    if warned := "".join(output.text for output in outputs if output.get("name") == "stderr"):
-        msg = f"{lab.stem} warned:\n{warned}"
+    if warnings := "".join(output.text for output in outputs if output.get("name") == "stderr"):
+        msg = f"{lab.stem} warned:\n{warnings}"
         raise SystemExit(msg)
     return notebook
 
@@ -67,7 +69,7 @@ def body(notebook: NotebookNode) -> str:
 
 
 def page(notebook: NotebookNode, labs: list[Path]) -> str:
-    """A whole page, with the way to the other labs."""
+    """A complete page, with links to the other labs."""
     parts = {
         "title": title(notebook),
         "links": "".join(
@@ -89,7 +91,7 @@ def title(notebook: NotebookNode) -> str:
 
 
 def colours() -> str:
-    """The styles of highlighted code, in light and in dark."""
+    """The styles of highlighted code, light and dark."""
     light = HtmlFormatter(style="default").get_style_defs(".highlight")
     dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
     return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}"

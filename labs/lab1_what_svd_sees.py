@@ -8,7 +8,7 @@
 # %% [markdown]
 # # Lab 1: What SVD sees
 #
-# A weight matrix is a table of numbers, often a very large one. How much does it *really* hold? If most of its rows
+# A weight matrix is a table of numbers, often a very large one. How much does it *really* contain? If most of its rows
 # can be mixed from a few others, a few thin tables can do its work. The singular value decomposition, SVD, measures
 # exactly this, and everything in these labs rests on it.
 #
@@ -52,8 +52,8 @@ for (name, W), rank in zip(examples.items(), (3, 2, 1), strict=True):
 # ## 2. A little noise breaks the count, not the values
 #
 # Add a thousandth of noise to the second matrix. Now no row is *exactly* a sum of others, and the rank jumps to 3.
-# But the third singular value is tiny beside the others: the matrix is still almost a matrix of rank 2. So do not ask
-# "what is the rank?" of a trained weight. It is always full. Ask how fast the singular values fall.
+# But the third singular value is tiny compared with the others: the matrix is still almost a matrix of rank 2. So do
+# not ask "what is the rank?" of a trained weight. It is always full. Ask how fast the singular values fall.
 
 # %%
 rng = np.random.default_rng(0)
@@ -65,7 +65,7 @@ check("share of the energy in two singular values", float(spectrum.cumulative_en
 
 # %% [markdown]
 # Here *energy* means the sum of squares of all entries, ‖W‖². It equals the sum of the squared singular values, so we
-# can ask which share of it the first few hold.
+# can ask which share of it the first few contain.
 #
 # ## 3. Two thin factors do the work of one matrix
 #
@@ -116,14 +116,14 @@ check("largest difference between eckart's product and ours", np.abs(low_rank.de
 # %%
 W32, B32, A32 = (matrix.astype(np.float32) for matrix in (W, B, A))
 x, b = rng.standard_normal((2, 10)).astype(np.float32)
-y_whole, y_thin = W32 @ x + b, B32 @ (A32 @ x) + b
-print("W·x + b    ", y_whole[:4])
+y_dense, y_thin = W32 @ x + b, B32 @ (A32 @ x) + b
+print("W·x + b    ", y_dense[:4])
 print("B·(A·x) + b", y_thin[:4])
-check("relative difference of the outputs", np.linalg.norm(y_whole - y_thin) / np.linalg.norm(y_whole), 0, within=5e-7)
+check("relative difference of the outputs", np.linalg.norm(y_dense - y_thin) / np.linalg.norm(y_dense), 0, within=5e-7)
 
 # %% [markdown]
-# What if we keep fewer than two, or more? `errors()` tells for every rank how far the best approximation is from W,
-# as a share of ‖W‖. We compute it by hand too.
+# What if we keep fewer than two, or more? `errors()` gives for every rank the distance of the best approximation from
+# W, as a share of ‖W‖. We compute it by hand too.
 
 # %%
 errors = eckart.spectrum(W).errors().numpy()
@@ -141,7 +141,7 @@ check("error of the 10×10 matrix at rank 1", errors[1], 0.2774, within=0.0001)
 # ## 4. Why this matters for large matrices
 #
 # Fine-tuning changes a 10,000×10,000 weight by an update of the same size: 10⁸ numbers. If the update has rank 4, two
-# factors hold it in 80,000. The product need never be formed: to use it, multiply by A, then by B. Even its singular
+# factors store it in 80,000. The product need never be formed: to use it, multiply by A, then by B. Even its singular
 # values follow from the thin factors alone, in a moment.
 
 # %%
@@ -158,11 +158,11 @@ print("its singular values:", update.spectrum().singular_values[:4].numpy().roun
 # %% [markdown]
 # ### Exercise
 #
-# Up to which rank do two factors of a 768×768 matrix hold fewer numbers than the matrix itself? And of a 4096×1024
+# Up to which rank do two factors of a 768×768 matrix contain fewer numbers than the matrix itself? And of a 4096×1024
 # one?
 
 # %% tags=["solution"]
-# Factors of rank r hold r·(m + n) numbers, so they save something while r < m·n / (m + n): for a square, half its side.
+# Factors of rank r contain r·(m + n) numbers; that is fewer while r < m·n / (m + n): for a square, half its side.
 for m, n in ((768, 768), (4096, 1024)):
     print(f"{m}×{n}: factors are smaller below rank {m * n / (m + n):.1f}")
 check("break-even rank of 768×768", 768 * 768 / (768 + 768), 384)
@@ -240,7 +240,7 @@ picture(
 # its length each time. Why does this find v₁?
 
 # %% tags=["solution"]
-# In the directions vᵢ, WᵀW multiplies by σᵢ². After k rounds the part along v₂ has shrunk by (σ₂/σ₁)²ᵏ beside that
+# In the directions vᵢ, WᵀW multiplies by σᵢ². After k rounds the part along v₂ has shrunk by (σ₂/σ₁)²ᵏ relative to that
 # along v₁.
 v = np.array([1.0, 0.0])
 for _ in range(20):
@@ -303,7 +303,7 @@ check("largest difference of both cumulative energies", np.abs(by_hand - energy)
 # %% [markdown]
 # Two! Look at the formula again: sin(x)·cos(y) is a function of x times a function of y, and such a product has rank
 # one. So has the exponential, for exp(−(x² + y²)/5) = exp(−x²/5)·exp(−y²/5). A matrix that looks rich can be two
-# layers. What lies beyond the second value, 10⁻¹⁵, is rounding.
+# layers. Everything after the second value, 10⁻¹⁵, is rounding.
 
 
 # %%
@@ -449,7 +449,7 @@ show(
 # but the error at rank 64 is 7.3 %. Where is the rest of the noise?
 
 # %% tags=["solution"]
-# The first 64 layers carry some noise too. Noise has 768² degrees of freedom; whatever of it lies in the 64 directions
+# The first 64 layers carry some noise too. Noise has 768² degrees of freedom; the part of it in the 64 directions
 # of the rows or of the columns goes with the signal. Left are (768 − 64)² of 768²; the root of that is 1 − 64/768.
 share_of_noise = 0.01 * 768 / spectrum.fro_norm
 check("share of the noise in the norm", share_of_noise, 0.08, within=0.001)
@@ -459,7 +459,7 @@ check("what is left of it at rank 64", share_of_noise * (1 - 64 / 768), errors[6
 # ## What you have seen
 #
 # - The rank counts independent rows; noise makes it full, singular values still show what matters.
-# - Thin factors of rank r hold r·(m + n) numbers and do the work of m·n.
+# - Thin factors of rank r contain r·(m + n) numbers and do the work of m·n.
 # - Every matrix rotates, stretches, and rotates again; the stretches are the singular values.
 # - The first r layers of the SVD are the best that any matrix of rank r can do, and the error is the tail of the
 #   spectrum.

@@ -37,7 +37,7 @@ W = signal + 0.01 * noise
 norm = np.linalg.norm(W)
 
 # %% [markdown]
-# ## 2. First way: try every rank
+# ## 2. First method: try every rank
 #
 # Decompose once, rebuild W at every rank, and measure. Nobody can doubt the answer, but each rank costs two large
 # products.
@@ -53,9 +53,9 @@ print(f"{len(ranks)} ranks tried in {seconds_trying:.1f} s")
 check("smallest rank, by trying", brute, 570)
 
 # %% [markdown]
-# ## 3. Second way: the tail of the spectrum
+# ## 3. Second method: the tail of the spectrum
 #
-# Eckart and Young tell the error of every rank without rebuilding anything: it is √(σᵣ₊₁² + σᵣ₊₂² + …). So singular
+# Eckart and Young give the error of every rank without rebuilding anything: it is √(σᵣ₊₁² + σᵣ₊₂² + …). So singular
 # values are enough (no U, no V), and one running sum from the smallest up gives all errors at once. `tail[r]` is the
 # error at rank r, for r = 0 … 768.
 
@@ -99,9 +99,9 @@ check("rank for 99.99 % of the energy", spectrum.rank_for_energy(0.9999), 570)
 check("rank for an error below 1 %", spectrum.rank_for_error(0.01), 570)
 
 # %% [markdown]
-# ## 4. Third way: a few singular values, and a proof
+# ## 4. Third method: a few singular values, and a proof
 #
-# A large weight makes a whole SVD expensive. `partial_spectrum` computes the leading values only, together with a
+# A large weight makes a full SVD expensive. `partial_spectrum` computes the leading values only, together with a
 # *certificate*: proved limits on all that it did not compute. From these follows an interval for the rank. Where both
 # ends meet, the rank is proved.
 
@@ -110,34 +110,34 @@ rows = []
 for computed in (32, 64, 256, 576):
     part = partial_spectrum(W, rank=computed)
     for error in (0.1, 0.01):
-        found = part.rank_for_error(error)
-        answer = f"{found}, proved" if isinstance(found, int) else f"between {found.lower} and {found.upper}"
+        rank = part.rank_for_error(error)
+        answer = f"{rank}, proved" if isinstance(rank, int) else f"between {rank.lower} and {rank.upper}"
         rows.append((computed, f"{error:.0%}", answer))
-        if isinstance(found, int):
-            check(f"rank below {error:.0%} error, from {computed} singular values", found, 64 if error == 0.1 else 570)
+        if isinstance(rank, int):
+            check(f"rank below {error:.0%} error, from {computed} singular values", rank, 64 if error == 0.1 else 570)
         else:
-            check(f"{computed} values leave the rank below {error:.0%} open", found.lower <= 570 <= found.upper, True)
+            check(f"{computed} values leave the rank below {error:.0%} open", rank.lower <= 570 <= rank.upper, True)
 table(("values computed", "error below", "rank"), rows, "What a partial SVD knows of the 768×768 matrix")
 
 # %% [markdown]
-# For 10 %, the 64 leading values prove that the rank is 64. For 1 % the answer lies deep in the noise, and no
-# shortcut avoids computing past it. `minimal_rank` takes the cheapest way that proves the answer.
+# For 10 %, the 64 leading values prove that the rank is 64. For 1 % the answer is deep in the noise, and no
+# shortcut avoids computing past it. `minimal_rank` uses the cheapest method that proves the answer.
 
 # %%
-found = eckart.minimal_rank(W, error=0.01)
-print(found)
-check("smallest rank, by eckart", found.upper, 570)
-check("it is proved", found.is_exact, True)
-check("all ways agree", len({brute, by_tail, part.rank_for_error(0.01), found.lower, found.upper}), 1)
+bound = eckart.minimal_rank(W, error=0.01)
+print(bound)
+check("smallest rank, by eckart", bound.upper, 570)
+check("it is proved", bound.is_exact, True)
+check("all ways agree", len({brute, by_tail, part.rank_for_error(0.01), bound.lower, bound.upper}), 1)
 
 # %% [markdown]
 # ## 5. Noise sets the answer
 #
 # The signal has rank 64. Why 570? Because the noise is 8 % of the norm, and an error below 1 % asks us to store
-# nearly all of it. Nobody wants that. The better question is: *which singular values stand out of the noise?*
+# nearly all of it. Nobody wants that. The better question is: *which singular values stand out from the noise?*
 #
 # Random matrix theory knows how large the singular values of pure noise get. For m×n entries of standard deviation s,
-# nearly all lie below **s·(√m + √n)**, the *noise edge*.
+# nearly all are below **s·(√m + √n)**, the *noise edge*.
 
 # %%
 share = np.linalg.norm(0.01 * noise) / norm
@@ -150,7 +150,7 @@ check("singular values above the edge", int((edge < S).sum()), 64)
 
 # %% [markdown]
 # Here we knew the noise. `bulk_noise` does not: it estimates the noise from what is left of the matrix after the
-# signal, takes what stands out as signal, and repeats until nothing changes. Its edge is a little higher, because the
+# signal, counts what stands out as signal, and repeats until nothing changes. Its edge is a little higher, because the
 # largest value of pure noise scatters.
 
 # %%
@@ -188,9 +188,7 @@ for axes in panels.flat:
         axes.annotate(name, (rank + 8, 0.95), **place)
 panels[0, 1].annotate("noise edge", (768, 1.15 * estimate.edge / S[0]), ha="right", color=style.COLORS[2], fontsize=8)
 panels[1, 1].annotate("threshold 1 %", (5, 0.0108), color=style.COLORS[2], fontsize=8)
-style.headline(
-    figure, "The signal ends at 64; the target of 1 % lies deep in the noise", "768×768, noise 0.01 an entry"
-)
+style.headline(figure, "The signal ends at 64; the target of 1 % is deep in the noise", "768×768, noise 0.01 an entry")
 show(
     figure, "Spectrum and error, linear and logarithmic: the cliff is at 64, the error of 1 percent is met at 570 only"
 )
@@ -203,10 +201,10 @@ rows = []
 for level, expected in ((0, 64), (0.001, 64), (0.003, 331), (0.01, 570), (0.03, 671), (0.1, 718)):
     noisy = signal + level * noise
     its_spectrum = eckart.spectrum(noisy)
-    needed, found = its_spectrum.rank_for_error(0.01), bulk_noise(noisy, its_spectrum).signal_rank
-    rows.append((level, f"{level * 768 / its_spectrum.fro_norm:.1%}", needed, found))
+    needed, signal = its_spectrum.rank_for_error(0.01), bulk_noise(noisy, its_spectrum).signal_rank
+    rows.append((level, f"{level * 768 / its_spectrum.fro_norm:.1%}", needed, signal))
     check(f"rank for 1 % with noise {level}", needed, expected)
-    check(f"signal rank with noise {level}", found, 64)
+    check(f"signal rank with noise {level}", signal, 64)
 table(
     ("noise an entry", "share of the norm", "rank for 1 % error", "signal rank"),
     rows,
@@ -241,10 +239,10 @@ kinds["random"] = draw(768, 768)
 rows = []
 for (name, matrix), (needed, true) in zip(kinds.items(), ((265, 16), (454, 64), (527, 128), (731, 0)), strict=True):
     its_spectrum = eckart.spectrum(matrix)
-    found, signal_rank = its_spectrum.rank_for_error(0.01), bulk_noise(matrix, its_spectrum).signal_rank
-    check(f"rank for 1 %, {name}", found, needed)
+    rank, signal_rank = its_spectrum.rank_for_error(0.01), bulk_noise(matrix, its_spectrum).signal_rank
+    check(f"rank for 1 %, {name}", rank, needed)
     check(f"signal rank, {name}", signal_rank, true)
-    rows.append((name, found, signal_rank))
+    rows.append((name, rank, signal_rank))
 table(("matrix", "rank for 1 % error", "signal rank"), rows, "768×768, noise 0.005")
 
 # %% [markdown]
@@ -286,9 +284,9 @@ style.headline(
 show(figure, "Normalised spectra: rank 10 and smooth fall to zero at once; random and noisy identity fall slowly")
 
 # %% [markdown]
-# The identity is the surprise. Its noise of 0.1 looks small beside ones on the diagonal, but there are only 256 ones
-# and 65,536 noisy entries: 256 of energy against 655. And the identity has no few strong directions to begin with:
-# all its singular values are equal.
+# The identity is the surprise. Its noise of 0.1 looks small compared with the ones on the diagonal, but there are only
+# 256 ones and 65,536 noisy entries: 256 of energy against 655. And the identity has no few strong directions to begin
+# with: all its singular values are equal.
 #
 # ### Exercise
 #
@@ -302,7 +300,7 @@ check("rank for 95 % of the energy of the identity", eckart.spectrum(np.eye(256)
 # ## 7. The rank of an update
 #
 # A model is fine-tuned, and a 512×512 weight changes by an update of rank 16 with a little noise. How many directions
-# hold 95 % of its variance (another word for energy)? Here lies the third mistake: `argmax` gives an *index*, which
+# contain 95 % of its variance (another word for energy)? Here is the third mistake: `argmax` gives an *index*, which
 # counts from zero. A rank is a *count*.
 
 # %%
@@ -317,7 +315,7 @@ check("rank for 95 % of the variance, by eckart", eckart.spectrum(update).rank_f
 check("signal rank of the update", bulk_noise(update, eckart.spectrum(update)).signal_rank, 16)
 
 # %% [markdown]
-# Fourteen directions hold 92 % only. And even the right count, 15, misses one of the 16 directions that the update
+# Fourteen directions contain only 92 %. And even the right count, 15, misses one of the 16 directions that the update
 # truly has: 95 % is a threshold that we chose, while the noise edge is a property of the matrix.
 #
 # ## 8. What cannot be compressed
@@ -353,7 +351,7 @@ show(
 )
 
 # %% [markdown]
-# That is why LoRA works on *updates*. Trained weights are full of many small directions; what a fine-tune changes lies
+# That is why LoRA works on *updates*. Trained weights are full of many small directions; what a fine-tune changes is
 # somewhere between the two lines, and `eckart analyze` shows where.
 #
 # ## 9. Many matrices, one budget
@@ -371,22 +369,22 @@ shared = eckart.allocate(spectra, budget_params=30 * 512)
 same = {"rank 10": 8, "smooth": 8, "random": 7, "identity + 0.1·noise": 7}
 
 
-def kept(ranks):
+def energy_share(ranks):
     """Share of all energy that these ranks keep."""
     return sum(values[: ranks[name]].sum() for name, values in weights.items()) / sum(map(np.sum, weights.values()))
 
 
 rows = [(name, same[name], by_hand[name], shared.ranks[name]) for name in spectra]
-rows.append(("energy kept", *(f"{kept(ranks):.2%}" for ranks in (same, by_hand, shared.ranks))))
+rows.append(("energy kept", *(f"{energy_share(ranks):.2%}" for ranks in (same, by_hand, shared.ranks))))
 table(("matrix", "even shares", "by hand", "eckart.allocate"), rows, "30 ranks for four matrices")
 print(shared.guarantee)
 check("matrices where hand and eckart differ", sum(by_hand[name] != shared.ranks[name] for name in spectra), 0)
-check("energy that even shares keep", kept(same), 0.8126, within=0.0001)
-check("energy that the shared budget keeps", kept(shared.ranks), 0.9301, within=0.0001)
+check("energy that even shares keep", energy_share(same), 0.8126, within=0.0001)
+check("energy that the shared budget keeps", energy_share(shared.ranks), 0.9301, within=0.0001)
 
 # %% [markdown]
 # The smooth matrix needs only two, and gives back six. The noisy identity gets none: its entries are the smallest, so
-# its energy is. Where a small matrix matters more than its size tells, `allocate(..., importance=...)` weighs it.
+# its energy is. Where a small matrix matters more than its size suggests, `allocate(..., importance=...)` weighs it.
 #
 # ## What you have seen
 #

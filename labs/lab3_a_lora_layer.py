@@ -8,12 +8,12 @@
 # %% [markdown]
 # # Lab 3: A LoRA layer from nothing
 #
-# LoRA freezes a weight W₀ and learns a change beside it, as a product of two thin factors:
+# LoRA freezes a weight W₀ and learns a change next to it, as a product of two thin factors:
 #
 #     h = W₀·x + (α/r)·B·A·x
 #
 # A takes the input down to r numbers, B takes these up again. You will build this layer twice, in NumPy and in torch,
-# hold it to the library's, count what it saves, and make the three mistakes that everybody makes once.
+# compare it with the library's, count what it saves, and make the three mistakes that everybody makes once.
 
 # %%
 import math
@@ -104,8 +104,8 @@ show(figure, "The loss falls to nothing; the norm of B starts at zero and grows,
 
 # %% [markdown]
 # Merged into one weight, the layer costs nothing when it is used. And the library's reference, the one that its tests
-# hold every other layer to, gives the same outputs and gradients. (A sample is a row there, so everything lies on its
-# side.)
+# compare every other layer with, gives the same outputs and gradients. (A sample is a row there, so everything is
+# transposed.)
 
 # %%
 check("merged weight against the layer", np.abs(layer.merge() @ x - layer(x)).max(), 0, within=1e-13)
@@ -161,7 +161,7 @@ for r in ranks:
     cells = [(f"{r * 2 * side:,}", f"{1 - r * 2 * side / side**2:.1%}") for side in sides]
     rows.append((r, *(cell for pair in cells for cell in pair)))
 headers = ("rank", *(text for side in sides for text in (f"{side}×{side}", "fewer")))
-table(headers, rows, "Numbers that train, and how many fewer than in the whole weight")
+table(headers, rows, "Numbers that train, and how many fewer than in the full weight")
 check("numbers for 1024×1024 at rank 8", 8 * 2 * 1024, 16_384)
 check("fewer for 768×768 at rank 256, in percent", 100 * (1 - 256 * 2 * 768 / 768**2), 33.3, within=0.05)
 
@@ -175,7 +175,7 @@ for position, side in enumerate(sides):
 axes.set_xticks(np.arange(len(ranks)), [str(r) for r in ranks])
 axes.set_yscale("log")
 axes.axhline(100, color=style.SOFT, linewidth=1, linestyle=(0, (4, 3)))
-axes.annotate("the whole weight", (4, 105), ha="center", va="bottom", color=style.SOFT, fontsize=9)
+axes.annotate("the full weight", (4, 105), ha="center", va="bottom", color=style.SOFT, fontsize=9)
 style.dress(axes, x="rank", y="numbers that train, % of the weight")
 axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 0.9))
 style.headline(figure, "The larger the layer, the more a rank saves", "2·r / side: doubling the side halves the share")
@@ -200,7 +200,7 @@ check("rank at which nothing is saved", 4096**2 / (2 * 4096), 2048)
 
 # %%
 class LoRALinear(nn.Module):
-    """A frozen `nn.Linear` and a thin path beside it."""
+    """A frozen `nn.Linear` and a thin path next to it."""
 
     def __init__(self, base, rank, alpha, dropout=0.0, train_bias=False):
         super().__init__()
@@ -243,7 +243,7 @@ def trainable(model):
 torch.manual_seed(0)
 base = nn.Linear(256, 256)
 x = torch.randn(64, 256)
-expected, kept = base(x), base.weight.clone()
+expected, original = base(x), base.weight.clone()
 by_hand = LoRALinear(base, rank=8, alpha=16)
 check("outputs of the torch layer that differ at the start", int((by_hand(x) != expected).sum()), 0)
 check("largest entry of A, times √in", 16 * largest(by_hand.lora_A), 1, within=0.01)
@@ -265,20 +265,20 @@ check("dropout changes outputs in training", bool((in_training != unmerged).any(
 by_hand.merge()
 check("merged outputs against unmerged ones", largest(by_hand(x) - unmerged), 0, within=1e-5)
 by_hand.unmerge()
-not_restored = int((base.weight != kept).sum())
-print(f"{not_restored:,} of {kept.numel():,} weights are not what they were")
+not_restored = int((base.weight != original).sum())
+print(f"{not_restored:,} of {original.numel():,} weights were not restored")
 check("subtracting again restores every weight", bool(not_restored == 0), False)
 
 # %% [markdown]
 # A surprise: W + Δ − Δ is not W. Both steps round, and some weights end a last digit away from where they were. The
 # library's `merge_weights` remembers what the rounding took, and `unmerge_weights` gives back every bit.
 #
-# Here is eckart's layer with the same factors: same outputs, same gradients, and an exact way back.
+# Here is eckart's layer with the same factors: same outputs, same gradients, and an exact inverse.
 
 # %%
-base.weight.data.copy_(kept)
+base.weight.data.copy_(original)
 model = nn.ModuleDict({"layer": nn.Linear(256, 256)})
-model.load_state_dict({"layer.weight": kept, "layer.bias": base.bias})
+model.load_state_dict({"layer.weight": original, "layer.bias": base.bias})
 factors = eckart.adapter.AdapterLayer(by_hand.lora_A.detach(), by_hand.lora_B.detach(), alpha=16.0)
 eckart.inject_adapter(model, eckart.Adapter({"layer": factors}))
 theirs = model["layer"].factors("default")
@@ -292,7 +292,7 @@ check("gradient of B against eckart's", largest(theirs.lora_B.grad - by_hand.lor
 eckart.merge_weights(model)
 check("merged by eckart, against unmerged", largest(model["layer"](x) - unmerged), 0, within=1e-5)
 eckart.unmerge_weights(model)
-check("weights not restored by eckart", int((model["layer"].base_layer.weight != kept).sum()), 0)
+check("weights not restored by eckart", int((model["layer"].base_layer.weight != original).sum()), 0)
 
 # %% [markdown]
 # ## 4. Freezing really freezes
@@ -316,7 +316,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm and beside a shortcut."""
+    """Attention and MLP, each after a norm and with a residual connection."""
 
     def __init__(self, dim=256):
         super().__init__()
@@ -330,7 +330,7 @@ class Block(nn.Module):
 
 
 def wrap(block, names, rank, alpha):
-    """Put layers made by hand in the place of attention's own."""
+    """Replace the layers of the attention by hand-made ones."""
     for name in names:
         setattr(block.attention, name, LoRALinear(getattr(block.attention, name), rank, alpha))
     return block
@@ -350,7 +350,7 @@ table(("part", "numbers that train"), [(name, f"{trainable(part):,}") for name, 
 
 # %% [markdown]
 # The MLP and the norms still train: two thirds of the block. The loss falls nicely, and nobody notices until the
-# adapter is used on the base model, where the trained MLP is missing. **Freeze the whole model first, then wrap.**
+# adapter is used on the base model, where the trained MLP is missing. **Freeze the full model first, then wrap.**
 # `eckart.inject` does.
 
 # %%
@@ -389,7 +389,7 @@ def others_changed(block):
 outside = sum(value.numel() for name, value in block.state_dict().items() if "attention" not in name)
 changed = {"only wrapped": others_changed(careless), "frozen, then wrapped": others_changed(careful)}
 changed["eckart.inject"] = others_changed(block)
-table(("way", "changed"), [(way, f"{count:,} of {outside:,}") for way, count in changed.items()], "MLP and norms")
+table(("method", "changed"), [(name, f"{count:,} of {outside:,}") for name, count in changed.items()], "MLP and norms")
 check("most of MLP and norms changed where only wrapped", bool(changed["only wrapped"] > 0.99 * outside), True)
 check("numbers changed where frozen first", changed["frozen, then wrapped"], 0)
 check("numbers changed by eckart.inject", changed["eckart.inject"], 0)
@@ -404,10 +404,12 @@ rows = []
 for rank, numbers in zip((4, 8, 16, 32), (4_096, 8_192, 16_384, 32_768), strict=True):
     injection = eckart.inject(attention := Attention(), eckart.LoRAConfig(rank=rank, target=["q", "v"]))
     check(f"numbers that train on q and v at rank {rank}", injection.trainable_params, numbers)
-    own = injection.total_params - injection.trainable_params
-    rows.append((rank, f"{injection.trainable_params:,}", f"{injection.trainable_params / own:.2%}"))
+    frozen = injection.total_params - injection.trainable_params
+    rows.append((rank, f"{injection.trainable_params:,}", f"{injection.trainable_params / frozen:.2%}"))
 table(
-    ("rank", "numbers that train", "of the attention"), rows, f"Adapters on q and v; the attention has {own:,} numbers"
+    ("rank", "numbers that train", "of the attention"),
+    rows,
+    f"Adapters on q and v; the attention has {frozen:,} numbers",
 )
 
 # %% [markdown]
@@ -511,7 +513,7 @@ check("loss of the other on the original base, of the base's", lost, 0.418, with
 # ### Mistake 2: α too small for r
 #
 # The update is scaled by α/r. Raise the rank from 8 to 64 but leave α at 1, and the scale falls to 1/64: the factors
-# must grow 64 times as large for the same update, and the optimiser moves them by the same small steps. α = 2·r keeps
+# must grow 64 times as large for the same update, and the optimizer moves them by the same small steps. α = 2·r keeps
 # the scale at 2 whatever the rank.
 
 # %%
@@ -585,10 +587,10 @@ check("A after training", largest(dead.lora_A), 0)
 # %% [markdown]
 # ## What you have seen
 #
-# - The layer is two lines: W₀ frozen, B·A beside it, scaled by α/r. B starts at zero, so it begins exactly as its
+# - The layer is two lines: W₀ frozen, B·A next to it, scaled by α/r. B starts at zero, so it begins exactly as its
 #   base.
 # - It trains 2·r/side of a square weight: 0.8 % of 4096×4096 at rank 16.
-# - Freeze the whole model before you wrap, and count what trains.
+# - Freeze the full model before you wrap, and count what trains.
 # - Merging is free at run time; coming back to the bit needs more than a subtraction.
 # - Keep α in step with r, and B at zero.
 #

@@ -64,8 +64,8 @@ class Block(nn.Module):
 
 # %% [markdown]
 # The task: each of 1,000 samples is a sequence of 32 random tokens, and the answer is the same sequence moved on by
-# one place, a little smaller and with a little noise: y = 0.9·roll(x, 1) + 0.1·noise. So each place must tell what
-# its left neighbour holds.
+# one place, a little smaller and with a little noise: y = 0.9·roll(x, 1) + 0.1·noise. So each place must report what
+# its left neighbour contains.
 
 
 # %%
@@ -80,7 +80,7 @@ def loss_on(model, data):
     return F.mse_loss(model(data[0]), data[1]).item()
 
 
-def train(model, draw, *, epochs, rate, batch=64, seed=0, held=None, after=None):
+def train(model, draw, *, epochs, rate, batch=64, seed=0, held_out=None, after=None):
     """The losses of every epoch, on what was trained on and on what was not."""
     generator, (count, steps) = torch.Generator().manual_seed(seed), (len(draw(0)[0]), -(-len(draw(0)[0]) // batch))
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -98,7 +98,7 @@ def train(model, draw, *, epochs, rate, batch=64, seed=0, held=None, after=None)
             schedule.step()
             total += loss.item() * len(chosen)
         losses.append(total / count)
-        held_losses.append(loss_on(model, held) if held else math.nan)
+        held_losses.append(loss_on(model, held_out) if held_out else math.nan)
         if after:
             after(epoch + 1)
     return losses, held_losses
@@ -120,7 +120,7 @@ check("loss of answering zero", unseen[1].square().mean().item(), 0.82, within=0
 torch.manual_seed(0)
 blind = Block(positions=False, skip=True)
 epochs = 3 if QUICK else 20
-blind_losses, blind_held = train(blind, lambda _: training, epochs=epochs, rate=1e-3, held=unseen)
+blind_losses, blind_held = train(blind, lambda _: training, epochs=epochs, rate=1e-3, held_out=unseen)
 
 figure = style.new_figure(height_inches=4)
 axes = figure.subplots()
@@ -145,7 +145,7 @@ check("lowest loss of the blind block on unseen samples", min(blind_held), 0.85,
 # than answering zero. It has started to learn its 1,000 samples by heart. Always look at data that was not trained
 # on.
 #
-# ## 3. Why: nothing tells positions apart
+# ## 3. Why: nothing distinguishes positions
 #
 # Attention compares tokens with tokens. Shuffle the sequence, and the same tokens meet the same tokens: the outputs
 # are shuffled in the same way, and nothing else changes. But "my left neighbour" *does* change. A block that cannot
@@ -172,7 +172,7 @@ check("the same by the formula", 0.82 - 0.81 / 31, 0.7939, within=0.0001)
 #
 # Add a pattern of sines to what attention compares, a different one at each place, and the task becomes possible. Two
 # more changes help it learn in seconds. It sees fresh samples in every epoch, so there is nothing to learn by heart.
-# And we take the skip out: with it, each place starts out holding its own token, which this task has to get rid of.
+# And we take the skip out: with it, each place starts out with its own token, which this task has to get rid of.
 
 # %%
 torch.manual_seed(0)
@@ -181,7 +181,7 @@ trained_block = Block(positions=True, skip=False)
 trained_block.load_state_dict(random_block.state_dict())  # both start from the same random weights
 epochs = 5 if QUICK else 8
 full_losses, full_held = train(
-    trained_block, lambda epoch: samples(1_000, seed=100 + epoch), epochs=epochs, rate=6e-3, batch=32, held=unseen
+    trained_block, lambda epoch: samples(1_000, seed=100 + epoch), epochs=epochs, rate=6e-3, batch=32, held_out=unseen
 )
 print("loss on unseen samples, epoch by epoch:", [round(loss, 3) for loss in full_held])
 check("loss after full training with positions", full_held[-1], 0.035, within=0.08 if QUICK else 0.01)
@@ -254,7 +254,7 @@ check("loss at rank 16 on v and o", limited[16], 0.72, within=0.05)
 check("loss at rank 128 on v and o", limited[128], 0.15, within=0.15)
 
 # %% [markdown]
-# The line holds in the middle. At rank 4 the random values that are left still do harm, and at rank 128 the training
+# The line is right in the middle. At rank 4 the remaining random values still do harm, and at rank 128 the training
 # ends before it is done. But nothing short of full rank comes near the trained block.
 #
 # And the update that is needed? The trained weights less the redrawn ones: its spectrum falls slowly, to the very
@@ -289,8 +289,8 @@ check("rank for 90 % of the update of o_proj", needed["o_proj"].rank_for_energy(
 # ## 6. The case LoRA is for
 #
 # Take the block that learned the task, and change the task a little: 16 of the 256 directions of every answer come
-# out differently. The new answers are made by a copy of the block whose output matrix was changed by an update of
-# rank 16, 4·U·Vᵀ·W, plus noise as before. So for once we know exactly which update is to be found.
+# out differently. The new answers come from a copy of the block whose output matrix was changed by an update of
+# rank 16, 4·U·Vᵀ·W, plus noise as before. So for once we know exactly which update must be found.
 
 # %%
 TRUE_RANK = 16
@@ -340,7 +340,9 @@ def look(epoch):
 
 
 look(0)
-losses, held = train(trained_block, lambda _: few, epochs=EPOCHS, rate=RATE, batch=BATCH, held=judge, after=look)
+losses, held_losses = train(
+    trained_block, lambda _: few, epochs=EPOCHS, rate=RATE, batch=BATCH, held_out=judge, after=look
+)
 layer = recorder.dynamics.layers[0]
 A_norms, B_norms, norms, spectra, updates = zip(*by_hand, strict=True)
 
@@ -356,7 +358,7 @@ check("largest difference of a singular value, relative to σ₁", gap / spectra
 figure = style.new_figure(height_inches=4.2)
 left, middle, right = figure.subplots(1, 3)
 epochs = range(EPOCHS + 1)
-left.semilogy(epochs, [start, *held], color=style.COLORS[1], linewidth=2, label="unseen samples")
+left.semilogy(epochs, [start, *held_losses], color=style.COLORS[1], linewidth=2, label="unseen samples")
 left.axhline(0.01, color=style.SOFT, linestyle=(0, (4, 3)), label="the noise")
 left.legend(frameon=False, fontsize=9)
 style.dress(left, x="epoch", y="loss", title="loss")
@@ -380,18 +382,18 @@ show(
     "Loss falls to the noise, the norm of B rises from zero, sixteen singular values rise and sixteen stay near zero",
 )
 
-check("loss of the adapter of rank 32", held[-1], 0.0105, within=0.001)
+check("loss of the adapter of rank 32", held_losses[-1], 0.0105, within=0.001)
 check("σ₁₇ / σ₁₆ of what it learned", (spectra[-1][16] / spectra[-1][15]).item(), 0.05, within=0.05)
 
 # %% [markdown]
-# The adapter was not told the rank. It had 32 directions and used 16. Is it the *right* update? Put both side by
+# The adapter did not know the rank. It had 32 directions and used 16. Is it the *right* update? Put both side by
 # side, and move the slider to see it grow.
 
 # %%
-found = eckart.adapter_of(trained_block)["o_proj"].low_rank()
-cosine = found.inner(true_update) / (found.fro_norm * true_update.fro_norm)
+learned = eckart.adapter_of(trained_block)["o_proj"].low_rank()
+cosine = learned.inner(true_update) / (learned.fro_norm * true_update.fro_norm)
 check("cosine between the update found and the true one", cosine, 1, within=0.02)
-check("their relative difference", (found - true_update).fro_norm / true_update.fro_norm, 0.08, within=0.08)
+check("their relative difference", (learned - true_update).fro_norm / true_update.fro_norm, 0.08, within=0.08)
 
 picture(
     "update_grows",
@@ -401,9 +403,9 @@ picture(
         "updates": [packed(update[:64, :64]) for update in updates],
         "spectra": [values[:32].tolist() for values in spectra],
         "wanted": true_update.spectrum().singular_values[:32].tolist(),
-        "losses": [start, *held],
+        "losses": [start, *held_losses],
     },
-    alt="The update after each epoch beside the one to be found, with its singular values; a slider for the epoch",
+    alt="The update after each epoch next to the one to be found, with its singular values; a slider for the epoch",
 )
 eckart.eject(trained_block)
 
@@ -411,7 +413,7 @@ eckart.eject(trained_block)
 # ## 7. Which rank? Try them all, more than once
 #
 # Now the same at ranks 4 to 128, with α = 2r, three times each with other random starts and another order of the
-# samples. One run tells nothing about luck; three tell the spread. The final loss is the mean of the last ten epochs.
+# samples. One run says nothing about luck; three show the spread. The final loss is the mean of the last ten epochs.
 
 # %%
 SEEDS = (0, 1) if QUICK else (0, 1, 2)
@@ -419,20 +421,22 @@ SEEDS = (0, 1) if QUICK else (0, 1, 2)
 
 def final_losses(rank, target, seeds=SEEDS):
     """Trained parameters, and the final loss by seed, of adapters of the trained block on the changed task."""
-    found, params = {}, 0
+    losses, params = {}, 0
     for seed in seeds:
         config = eckart.LoRAConfig(rank=rank, alpha=2 * rank, target=target)
         params = eckart.inject(trained_block, config, seed=seed).trainable_params
-        _, held = train(trained_block, lambda _: few, epochs=EPOCHS, rate=RATE, batch=BATCH, seed=seed, held=judge)
-        found[seed] = fmean(held[-LAST:])
+        _, held_losses = train(
+            trained_block, lambda _: few, epochs=EPOCHS, rate=RATE, batch=BATCH, seed=seed, held_out=judge
+        )
+        losses[seed] = fmean(held_losses[-LAST:])
         eckart.eject(trained_block)
-    return params, found
+    return params, losses
 
 
 settings = []
 for rank in (8, 16, 32) if QUICK else (4, 8, 16, 32, 64, 128):
-    params, found = final_losses(rank, "o_proj")
-    settings.append(Setting(rank, "o_proj", params, found))
+    params, losses = final_losses(rank, "o_proj")
+    settings.append(Setting(rank, "o_proj", params, losses))
 spot = find_sweet_spot(settings)
 
 rows = [
@@ -451,7 +455,7 @@ check("sweet spot", spot.setting.rank, 16)
 # %% [markdown]
 # Below rank 16 each missing direction costs about a sixteenth of the loss. At 16 the task is learned; above it there
 # is nothing to win, and a little to lose: more factors learn more of the noise. The sweet spot is the smallest
-# setting whose loss lies within one run's scatter of the best.
+# setting whose loss is within one run's scatter of the best.
 #
 # Beware of "loss per 1,000 parameters": it falls for ever, because it divides by a number that doubles. By it the
 # largest adapter always wins, though it learned nothing more. What an adapter *removes* per 1,000 parameters is the
@@ -460,9 +464,9 @@ check("sweet spot", spot.setting.rank, 16)
 # %%
 figure = style.new_figure(height_inches=4.4)
 axes = figure.subplots()
-whole = [s.rank for s in settings]
+tried = [s.rank for s in settings]
 axes.errorbar(
-    whole,
+    tried,
     [s.mean for s in settings],
     [stdev(s.losses.values()) for s in settings],
     marker="o",
@@ -491,7 +495,7 @@ show(figure, "Final loss over rank: falling along the dashed line to rank 16, fl
 # %% [markdown]
 # ## 8. Which matrices?
 #
-# The change sits in one matrix, but nobody tells you that in real life. So try the usual targets at rank 16: q and v;
+# The change sits in one matrix, but nobody knows that in real life. So try the usual targets at rank 16: q and v;
 # all of attention; attention and the two-layer network.
 
 # %%
@@ -502,9 +506,9 @@ targets = {
 }
 rows, results = [("o", f"{by_rank[16].params:,}", f"{by_rank[16].mean:.4f}")], {}
 for name, target in targets.items():
-    params, found = final_losses(TRUE_RANK, target)
-    results[name] = fmean(found.values())
-    rows.append((name, f"{params:,}", f"{results[name]:.4f} ± {stdev(found.values()):.4f}"))
+    params, losses = final_losses(TRUE_RANK, target)
+    results[name] = fmean(losses.values())
+    rows.append((name, f"{params:,}", f"{results[name]:.4f} ± {stdev(losses.values()):.4f}"))
 table(("targets", "parameters", "final loss"), rows, "Rank 16 on other targets")
 check("loss with q and v", results["q, v"], 0.03, within=0.03)
 check("loss with q, k, v and o", results["q, k, v, o"], 0.013, within=0.01 if QUICK else 0.004)
@@ -522,10 +526,10 @@ check("loss with attention and MLP", results["attention and MLP"], 0.013, within
 # %% tags=["solution"]
 # The two act one after the other: (W_o + B_o·A_o)·(W_v + B_v·A_v). Together they can change 8 + 8 = 16 directions, so
 # the task fits. It takes longer to learn than one adapter of rank 16, because each half depends on the other.
-params, found = final_losses(8, ("v_proj", "o_proj"), seeds=(0,))
+params, losses = final_losses(8, ("v_proj", "o_proj"), seeds=(0,))
 check("parameters of rank 8 on v and o", params, 8_192)
-print(f"loss {fmean(found.values()):.4f}, with rank 8 on o alone {by_rank[8].mean:.4f}")
-check("rank 8 on v and o learns most of it (1: yes)", int(fmean(found.values()) < by_rank[8].mean / 3), 1)
+print(f"loss {fmean(losses.values()):.4f}, with rank 8 on o alone {by_rank[8].mean:.4f}")
+check("rank 8 on v and o learns most of it (1: yes)", int(fmean(losses.values()) < by_rank[8].mean / 3), 1)
 
 # %% [markdown]
 # ### Exercise
@@ -536,5 +540,5 @@ check("rank 8 on v and o learns most of it (1: yes)", int(fmean(found.values()) 
 # 4 of 16 directions are missing, each worth about a sixteenth of the loss without noise. It comes out a little lower:
 # not all directions weigh the same, and the adapter takes the heaviest first.
 predicted = 0.01 + (start - 0.01) * 4 / 16
-params, found = final_losses(12, "o_proj", seeds=(0,))
-check("loss at rank 12 less the prediction", fmean(found.values()) - predicted, 0, within=0.06)
+params, losses = final_losses(12, "o_proj", seeds=(0,))
+check("loss at rank 12 less the prediction", fmean(losses.values()) - predicted, 0, within=0.06)

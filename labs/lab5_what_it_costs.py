@@ -33,7 +33,7 @@ from eckart.training import pack_texts
 
 from labkit import QUICK, check, show, table
 
-warnings.filterwarnings("ignore", message="IProgress not found")  # progress bars, which this page has none of
+warnings.filterwarnings("ignore", message="IProgress not found")  # this page has no progress bars
 
 # %% [markdown]
 # ## 1. What an adapter saves, from real shapes
@@ -90,10 +90,10 @@ for name, (title, width, layers, values, target) in models.items():
         )
     )
 columns = ("model", "parameters", "trained at rank 16", "of the model", "saved of the adapted weights")
-table(columns, rows, "The same by eckart, for the whole model")
+table(columns, rows, "The same by eckart, for the full model")
 
 # %% [markdown]
-# GPT-2 holds q, k and v in *one* weight, `c_attn` of 2304×768, so its adapter covers all three. The count happens to
+# GPT-2 stores q, k and v in *one* weight, `c_attn` of 2304×768, so its adapter covers all three. The count happens to
 # be the same: 768 + 2304 equals 2·(768 + 768).
 #
 # One more number to check yourself when you read it elsewhere. For LLaMA-7B at rank 16 a source says "96 % fewer
@@ -123,7 +123,7 @@ show(figure, "Trained parameters over rank, a straight line for each of seven mo
 # %% [markdown]
 # ## 2. Where memory goes
 #
-# Training with Adam holds, for every number that *trains*: the weight, its gradient, and two running means. In
+# Training with Adam stores, for every number that *trains*: the weight, its gradient, and two running means. In
 # float32 that is 4 + 4 + 8 = 16 bytes. A number that is frozen costs its weight alone: no gradient, no means. This is
 # where LoRA saves; the frozen weights can be made small too, and then it is QLoRA. Activations come on top, for every
 # method.
@@ -133,12 +133,12 @@ BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "int4": 0.5}
 
 
 def memory(total, trained, precision, *, frozen):
-    """Bytes by part; what trains is in float32 beside frozen weights, else in the precision itself."""
-    own = 4 if frozen else BYTES[precision]
+    """Bytes by part; what trains is in float32 if the weights are frozen, else in the given precision."""
+    size = 4 if frozen else BYTES[precision]
     parts = {
-        "weights": (total if frozen else 0) * BYTES[precision] + trained * own,
-        "gradients": trained * own,
-        "optimizer": 2 * trained * own,
+        "weights": (total if frozen else 0) * BYTES[precision] + trained * size,
+        "gradients": trained * size,
+        "optimizer": 2 * trained * size,
     }
     return parts | {"total": sum(parts.values())}
 
@@ -147,10 +147,10 @@ llama, adapter = presets()["llama-7b"].params, 8_388_608
 methods = {f"full, {p}": memory(llama, llama, p, frozen=False) for p in ("fp32", "bf16")}
 methods |= {f"LoRA, {p}": memory(llama, adapter, p, frozen=True) for p in ("fp32", "fp16", "bf16", "int8")}
 methods |= {"QLoRA, int4": memory(llama, adapter, "int4", frozen=True)}
-whole = methods["full, fp32"]["total"]
+full_bytes = methods["full, fp32"]["total"]
 rows = [
     (name, *(f"{parts[part] / 1e9:.2f} GB" for part in ("weights", "gradients", "optimizer", "total")),
-     f"{whole / parts['total']:.1f}×")
+     f"{full_bytes / parts['total']:.1f}×")
     for name, parts in methods.items()
 ]  # fmt: skip
 table(
@@ -158,10 +158,10 @@ table(
     rows,
     "LLaMA-7B, rank 16 on q and v, no activations",
 )
-check("bytes a parameter, full fp32 with Adam", whole / llama, 16)
-check("GB for LLaMA-7B in full", whole / 1e9, 107.8, within=0.1)
-check("full fp32 over LoRA in bf16", whole / methods["LoRA, bf16"]["total"], 7.9, within=0.1)
-check("full fp32 over QLoRA", whole / methods["QLoRA, int4"]["total"], 30.8, within=0.3)
+check("bytes a parameter, full fp32 with Adam", full_bytes / llama, 16)
+check("GB for LLaMA-7B in full", full_bytes / 1e9, 107.8, within=0.1)
+check("full fp32 over LoRA in bf16", full_bytes / methods["LoRA, bf16"]["total"], 7.9, within=0.1)
+check("full fp32 over QLoRA", full_bytes / methods["QLoRA, int4"]["total"], 30.8, within=0.3)
 check("GB for the weights of a 70B model in bf16", 70e9 * BYTES["bf16"] / 1e9, 140)
 
 # %% [markdown]
@@ -180,7 +180,7 @@ for name, precision in (
     ours = memory(llama, adapter, name, frozen=True)
     for part in ("weights", "gradients", "optimizer", "total"):
         check(f"eckart's {part} of LoRA on {name} less ours", getattr(theirs, part) - ours[part], 0)
-check("eckart's full fp32 less ours", estimate(llama, "float32").full.total - whole, 0)
+check("eckart's full fp32 less ours", estimate(llama, "float32").full.total - full_bytes, 0)
 real = estimate(llama, "bfloat16", adapter_params=adapter)
 print(f"QLoRA as it is stored: {real.qlora.total / 1e9:.2f} GB, {real.ratio('qlora'):.1f} times less than full bf16")
 
@@ -192,10 +192,12 @@ print(f"QLoRA as it is stored: {real.qlora.total / 1e9:.2f} GB, {real.ratio('qlo
 rows, peaks = [], {}
 for method in ("full", "lora", "qlora"):
     for again in (False, True):
-        found = plan("6.74B", method=method, batch_size=4, max_length=512, gradient_checkpointing=again)
-        peaks[method, again] = found.parts["activations"]
-        told = (f"{found.parts[part] / 1e9:.1f} GB" for part in ("weights", "gradients", "optimizer", "activations"))
-        rows.append((method, "yes" if again else "no", *told, f"{found.peak_bytes / 1e9:.1f} GB"))
+        forecast = plan("6.74B", method=method, batch_size=4, max_length=512, gradient_checkpointing=again)
+        peaks[method, again] = forecast.parts["activations"]
+        sizes = (
+            f"{forecast.parts[part] / 1e9:.1f} GB" for part in ("weights", "gradients", "optimizer", "activations")
+        )
+        rows.append((method, "yes" if again else "no", *sizes, f"{forecast.peak_bytes / 1e9:.1f} GB"))
 columns = ("method", "checkpointing", "weights", "gradients", "optimizer", "activations", "peak")
 table(columns, rows, "6.74 B parameters in bf16, 4 sequences of 512 tokens: eckart's closed form")
 check("GB of activations, LoRA", peaks["lora", False] / 1e9, 11.5, within=1)
@@ -282,17 +284,17 @@ for size, memory_text, data in (
     ("8B", "24GB", "200000"),
     ("70B", "128GB", "5000"),
 ):
-    found = plan(size, memory=memory_text, data_size=data)
-    setting = found.advice.setting
+    advised = plan(size, memory=memory_text, data_size=data)
+    setting = advised.advice.setting
     advised[size, data] = setting
-    told = (
+    cells = (
         setting.method,
         setting.lora.rank,
         f"{setting.lora.alpha:g}",
         ", ".join(setting.lora.target),
         f"{setting.lora.dropout:g}",
     )
-    rows.append((size, memory_text, f"{int(data):,}", *told, setting.dtype, f"{found.peak_bytes / 1e9:.0f} GB"))
+    rows.append((size, memory_text, f"{int(data):,}", *cells, setting.dtype, f"{advised.peak_bytes / 1e9:.0f} GB"))
 columns = ("model", "memory", "examples", "method", "rank", "α", "targets", "dropout", "precision", "peak")
 table(columns, rows, "What eckart plan advises, from the number of parameters alone")
 check("rank advised for 5,000 examples", advised["8B", "5000"].lora.rank, 16)
@@ -308,10 +310,10 @@ check("70B in 128 GB needs four bits (1: yes)", int(advised["70B", "5000"].metho
 # ## 4. Four bits, from the definition
 #
 # Weights look like draws from a bell curve. NF4 therefore puts its 16 levels where a normal distribution has equal
-# shares: eight above zero, seven below, and zero itself, scaled to lie between −1 and 1.
+# shares: eight above zero, seven below, and zero itself, scaled to the range from −1 to 1.
 
 # %%
-edge = (1 - 1 / 30 + 1 - 1 / 32) / 2  # how far into the tails the outermost level lies
+edge = (1 - 1 / 30 + 1 - 1 / 32) / 2  # how far into the tails the outermost level is
 
 
 def quantiles(count):
@@ -326,7 +328,7 @@ check("levels", len(levels), 16)
 check("largest difference from the library's levels", (levels - nf4.CODEBOOK).abs().max().item(), 0, within=1e-6)
 
 # %% [markdown]
-# To quantize, take 64 weights at a time. Divide them by the largest, so that they lie between −1 and 1, and give each
+# To quantize, take 64 weights at a time. Divide them by the largest, so that they are between −1 and 1, and give each
 # the number of the nearest level. Keep the numbers, four bits each, and the 64's scale.
 
 # %%
@@ -371,11 +373,11 @@ axes = figure.subplots()
 axes.hist((W.view(-1, 64) / W.view(-1, 64).abs().amax(1, keepdim=True)).flatten().numpy(), bins=120, color="#B9D6EA")
 axes.vlines(nf4.CODEBOOK.tolist(), 0, axes.get_ylim()[1], color=style.COLORS[1], linewidth=1.2)
 style.dress(axes, x="weight ÷ largest of its block", y="how many of 262,144")
-style.headline(figure, "The levels stand closer where weights are many", "lines: the 16 levels of NF4")
+style.headline(figure, "The levels are closer where there are many weights", "lines: the 16 levels of NF4")
 show(figure, "A histogram like a bell with 16 lines, dense in the middle and sparse at the sides")
 
 # %% [markdown]
-# **Double quantization** puts the scales into eight bits too, 256 of them sharing a scale of their own.
+# **Double quantization** puts the scales into eight bits too, 256 of them sharing one scale.
 
 # %%
 double = nf4.quantize(W, double=True)
@@ -409,7 +411,7 @@ else:
 
 # %% tags=["solution"]
 # None of it. Two neighbouring levels are some 20 % of a weight apart, so a change of 1 % takes no weight to another
-# level: all codes stay. Only the scales of the blocks move. Merge into 16 bits, or keep the adapter beside the base.
+# level: all codes stay. Only the scales of the blocks move. Merge into 16 bits, or keep the adapter separate.
 generator = torch.Generator().manual_seed(1)
 update = torch.randn(512, 8, generator=generator) @ torch.randn(8, 512, generator=generator)
 update *= 0.01 * again.norm() / update.norm()
@@ -422,7 +424,7 @@ check("error of the update that is left, in % (100: nothing is left)", 100 * err
 # ## 5. Full, LoRA, DoRA and QLoRA, side by side
 #
 # Enough counting. We train SmolLM2-135M on Python's language reference, four times from the same weights, on the same
-# texts in the same order. Each training is told by what it takes and by two losses: on a held-out part of the
+# texts in the same order. Each training is described by its cost and by two losses: on a held-out part of the
 # reference, and on a text that has nothing to do with it, a little story about a road. If the second gets worse, the
 # model has *forgotten* something.
 
@@ -445,7 +447,7 @@ def losses():
 
 
 def measure(before, *, rate):
-    """Train what is to be trained, a few steps, and tell what it took and what became of the losses."""
+    """Train a few steps and report cost and losses."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
     seconds = []
@@ -462,14 +464,14 @@ def measure(before, *, rate):
             optimizer.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - began)
     model.eval()
-    held = {
+    stored = {
         "weights": sum(t.nbytes for t in {id(t): t for t in (*model.parameters(), *model.buffers())}.values()),
         "gradients": sum(p.grad.nbytes for p in trained),
         "optimizer": sum(t.nbytes for state in optimizer.state.values() for t in state.values() if t.dim()),
     }
     model.zero_grad(set_to_none=True)
-    told = {"before": before, "trained": sum(p.numel() for p in trained), "seconds": statistics.median(seconds)}
-    return told | held | {"all": sum(held.values())} | losses()
+    facts = {"before": before, "trained": sum(p.numel() for p in trained), "seconds": statistics.median(seconds)}
+    return facts | stored | {"all": sum(stored.values())} | losses()
 
 
 def size_on_disk():
@@ -498,9 +500,9 @@ results["DoRA"] = measure(before, rate=1e-3) | {"disk": size_on_disk()}
 layer = model.get_submodule("model.layers.0.self_attn.q_proj")
 factors = layer.factors("default")
 with torch.no_grad():
-    whole = layer.base_layer.weight + factors.scaling * factors.lora_B @ factors.lora_A
-    by_formula = factors.magnitude.view(-1, 1) * whole / whole.norm(dim=1, keepdim=True)
-    x = torch.randn(4, whole.shape[1], generator=torch.Generator().manual_seed(0))
+    merged = layer.base_layer.weight + factors.scaling * factors.lora_B @ factors.lora_A
+    by_formula = factors.magnitude.view(-1, 1) * merged / merged.norm(dim=1, keepdim=True)
+    x = torch.randn(4, merged.shape[1], generator=torch.Generator().manual_seed(0))
     difference = (layer(x) - x @ by_formula.T).abs().max() / layer(x).abs().max()
 check("relative difference of DoRA's layer from its formula", difference.item(), 0, within=1e-4)
 eckart.eject(model)
@@ -519,7 +521,7 @@ results["full, too fast"] = measure(before, rate=1e-3) | {"disk": results["full"
 model.load_state_dict(start)
 
 # %% [markdown]
-# Last, QLoRA: all linear layers of the base go into NF4, and the same adapter as before trains beside them. Here is
+# Last, QLoRA: all linear layers of the base go into NF4, and the same adapter as before trains next to them. Here is
 # one of these layers by hand: unpack the weight, multiply.
 
 # %%
@@ -555,7 +557,7 @@ aspects = {
     "loss on the task": lambda r: f"{r['before']['task']:.3f} → {r['task']:.3f}",
     "loss on the story": lambda r: f"{r['before']['story']:.3f} → {r['story']:.3f}",
 }
-rows = [(aspect, *(tell(results[name]) for name in names)) for aspect, tell in aspects.items()]
+rows = [(aspect, *(text(results[name]) for name in names)) for aspect, text in aspects.items()]
 table(
     ("", *names),
     rows,
@@ -578,9 +580,9 @@ for name, result in zip(names[:4], (full, lora, dora, qlora), strict=True):
 # %% [markdown]
 # What is to be seen:
 #
-# **Memory.** Full fine-tuning holds 16 bytes a parameter. LoRA is down to the weights and a little, QLoRA to a tenth.
+# **Memory.** Full fine-tuning needs 16 bytes per parameter. LoRA needs the weights and little more, QLoRA a tenth.
 #
-# **Disk.** Each task costs a whole model, or an adapter 55 times smaller.
+# **Disk.** Each task costs a full model, or an adapter 55 times smaller.
 #
 # **Time.** LoRA spares the gradients of the weights, and the optimizer's walk over all of them. DoRA and QLoRA pay
 # some of it back: norms of rows, and weights that are unpacked at every step. How much depends on the machine, so
@@ -593,7 +595,7 @@ for name, result in zip(names[:4], (full, lora, dora, qlora), strict=True):
 # little easier, for it is English prose as the reference is. "LoRA does not forget, full fine-tuning does" is not
 # what is measured here. What makes a model forget is moving too far: at LoRA's rate, full fine-tuning makes the model
 # worse, on the story, which it never trained on, and on the task as well. By how much, and on which of them more, hangs
-# on the last bits: Adam's first steps move every weight by the whole rate, however small its gradient, so that the sign
+# on the last bits: Adam's first steps move every weight by the full rate, however small its gradient, so that the sign
 # of rounding counts. The adapter bears the higher rate because its update is confined to a few directions.
 
 # %%

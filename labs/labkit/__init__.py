@@ -1,4 +1,4 @@
-"""What the labs share: checked numbers, figures and tables on the page, pictures that move."""
+"""Shared by the labs: checked numbers, figures and tables on the page, interactive pictures."""
 
 from labkit.checks import check
 from labkit.mode import QUICK

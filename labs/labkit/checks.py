@@ -1,19 +1,19 @@
-"""A number of the lesson, computed, printed, and held to what the text says of it."""
+"""Numbers of a lesson: computed, printed, and compared with the text."""
 
 from numbers import Integral
 
 
 def check(name: str, value: float, expected: float, within: float = 0.0) -> None:
-    """Print a computed number, and stop the lab where it is not what the text says.
+    """Print a computed number, and stop the lab if it differs from the text.
 
     Args:
-        name: what the number is, as a reader would say it.
+        name: what the number is, in a reader's words.
         value: as computed.
-        expected: as the text has it.
-        within: the greatest difference allowed, in the same unit; none for counts.
+        expected: the number in the text.
+        within: largest allowed difference, in the same unit; 0 for counts.
 
     Raises:
-        AssertionError: the difference is greater, or the value is no number.
+        AssertionError: the difference is larger, or the value is NaN.
     """
     if not abs(value - expected) <= within:
         allowed = f" ± {_text(within)}" if within else ""
@@ -23,7 +23,7 @@ def check(name: str, value: float, expected: float, within: float = 0.0) -> None
 
 
 def _text(number: float) -> str:
-    """Counts in full with thousands, everything else with four digits; what is true or false in a word."""
+    """Counts with thousands separators, other numbers with four digits, booleans as words."""
     if isinstance(number, bool):
         return "yes" if number else "no"
     if isinstance(number, Integral):

@@ -1,4 +1,4 @@
-"""How long a lab may take: in full for readers, or the quick form, which the tests run."""
+"""Length of a lab: full for readers, or quick for the tests."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Pictures that move: one HTML file each, which asks no network and works inside a notebook and inside a page."""
+"""Interactive pictures: one HTML file each, without network, for notebooks and pages."""
 
 import base64
 import html
@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from labkit.shown import put
 
-# A frame is as high as what is in it, also when the window changes.
+# Fits the height of the frame to its content, also when the window changes.
 FIT = """<script>
 const fit = () => frameElement?.style.setProperty("height", `${document.body.getBoundingClientRect().height + 2}px`);
 addEventListener("resize", fit);
@@ -19,12 +19,12 @@ fit();
 
 
 def picture(name: str, data: object, *, alt: str) -> None:
-    """Put an interactive picture on the page, in a frame of its own.
+    """Put an interactive picture on the page, in a separate frame.
 
     Args:
-        name: of a file `labkit/NAME.html`, in which `/*DATA*/null` stands where the data go.
-        data: what it draws, as JSON has it.
-        alt: what it shows, for readers who hear the page.
+        name: name of a file `labkit/NAME.html`, in which `/*DATA*/null` is replaced by the data.
+        data: what it draws; must be JSON-serializable.
+        alt: what it shows, for screen readers.
     """
     text = Path(__file__).with_name(f"{name}.html").read_text(encoding="utf-8")
     page = text.replace("/*DATA*/null", json.dumps(data).replace("</", "<\\/")).replace("</html>", f"{FIT}</html>")
@@ -34,5 +34,5 @@ def picture(name: str, data: object, *, alt: str) -> None:
 
 
 def packed(numbers: ArrayLike) -> str:
-    """Numbers as text that a page reads fast: float32, row after row, in base64."""
+    """Numbers as text that a page decodes fast: float32, row by row, in base64."""
     return base64.b64encode(np.ascontiguousarray(numbers, dtype="<f4").tobytes()).decode()

@@ -1,4 +1,4 @@
-"""Figures and tables on the page; where a lab runs as a plain script, in words."""
+"""Figures and tables on the page; plain text if a lab runs as a script."""
 
 import base64
 import html
@@ -17,8 +17,8 @@ def show(figure: "Figure", alt: str) -> None:
     """Put a figure on the page.
 
     Args:
-        figure: as `eckart.report.figures.style.new_figure` makes it.
-        alt: what it shows, for readers who hear the page.
+        figure: from `eckart.report.figures.style.new_figure`.
+        alt: what it shows, for screen readers.
     """
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=120)
@@ -28,7 +28,7 @@ def show(figure: "Figure", alt: str) -> None:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> None:
-    """Put a table on the page; what is not text yet is written by `str`, so format numbers before."""
+    """Put a table on the page; cells are converted by `str`, so format numbers first."""
     head = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in headers)
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
@@ -38,7 +38,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], caption: str
 
 
 def put(markup: str, words: str) -> None:
-    """Markup where there is a notebook, words where there is none."""
+    """Show markup in a notebook, plain text otherwise."""
     if get_ipython() is None:
         print(words)
     else:

@@ -1,4 +1,4 @@
-"""A lab is a script: it runs in a process of its own, in the quick form, and every warning is an error."""
+"""A lab is a script: it runs in a separate process, in the quick form, with warnings as errors."""
 
 import functools
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 LABS = Path(__file__).parents[2] / "labs"
-SECONDS = 300  # what a lab may take, in its full form too
+SECONDS = 300  # time limit of a lab, in its full form too
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Lab:
     """What a lab printed.
 
     Attributes:
-        numbers: every checked number as the reader sees it, by its name.
-        output: all of it.
+        numbers: every checked number as printed, by name.
+        output: the complete output.
     """
 
     numbers: dict[str, str]
@@ -28,7 +28,7 @@ class Lab:
 
 @pytest.fixture(scope="session")
 def run_lab():
-    """The name of a lab, such as `lab1_what_svd_sees` -> what it printed, once a session; a failure shows its end."""
+    """Runs a lab by name, such as `lab1_what_svd_sees`, once per session; a failure shows the end of its output."""
 
     @functools.cache
     def run(name: str) -> Lab | AssertionError:
@@ -60,5 +60,5 @@ def _run(script: Path) -> Lab:
     assert ended.returncode == 0, f"{ended.stdout[-1500:]}\n{ended.stderr[-3000:]}"
     checked = [line[2:].rpartition(": ") for line in ended.stdout.splitlines() if line.startswith("✓ ")]
     numbers = {name: value for name, _, value in checked}
-    assert len(numbers) == len(checked), "two checks of a lab have one name"
+    assert len(numbers) == len(checked), "two checks of a lab have the same name"
     return Lab(numbers, ended.stdout)
