@@ -34,7 +34,9 @@ START = (
     "eckart extract base tuned -o extracted --rank 8 --eval text/heldout.txt",
 )
 GIVEN = ("base", "tuned", "adapter", "adapter-small", "merged", "text", "extracted")
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md")), *sorted((ROOT / "src" / "eckart" / "cli").glob("*.py"))]
+COMMANDS = sorted(page.stem for page in (DOCS / "commands").glob("*.md") if page.stem != "index")
+HELP = [ROOT / "src" / "eckart" / "cli" / f"{command}.py" for command in COMMANDS]
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md")), *HELP]
 
 
 def main() -> None:

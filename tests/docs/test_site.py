@@ -95,11 +95,10 @@ def test_the_site_loads_nothing_from_a_network(site):
     assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", styles)
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "labs/README.md", "bench/README.md"])
-def test_relative_links_outside_the_site_lead_to_files(page):
-    path = ROOT / page
-    targets = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", path.read_text(encoding="utf-8"))
-    assert [target for target in targets if not (path.parent / target).exists()] == []
+def test_relative_links_of_readme_lead_to_files():
+    targets = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(targets) > 3
+    assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
 def test_every_page_is_in_the_navigation():

@@ -72,8 +72,8 @@ def _common(
     eckart --install-completion    completion by the Tab key in bash, zsh, fish and PowerShell
 
     \b
-    $ eckart extract base tuned -o adapter --rank 8    a fine-tune as a small adapter
-    $ eckart analyze tuned --base base -o analysis     how much rank it really has
+    $ eckart extract base tuned -o extracted --rank 8  a fine-tune as a small adapter
+    $ eckart analyze tuned --base base -o update       how much rank it really has
     $ eckart plan llama-3-8b --memory 24GB             whether a fine-tune fits
 
     Exit status: 0 done, 1 refused, 2 wrong usage, 3 a plan does not fit, 130 interrupted.
