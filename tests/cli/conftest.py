@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import eckart.formats  # noqa: F401  # adapters are saved here
+
 WORDS = ["the", "a", "rank", "of", "weight", "adapter", "low", "high", "noise", "signal", "learns", "is"]
 
 

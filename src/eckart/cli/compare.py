@@ -50,14 +50,14 @@ def compare(
     Verdict: merged is base + adapter-small, within the rounding of a merge.
     …
     """  # noqa: D301
-    from eckart.checkpoint import check_output
-    from eckart.cli.drawing import Drawing
+    from eckart.checkpoint import atomic_directory, check_output
+    from eckart.cli.drawing import Drawing, write_result
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
     from eckart.engine import Execution
     from eckart.operations.comparison.compare import plan_comparison
     from eckart.operations.comparison.result import Comparison
-    from eckart.report import comparison_table, merge_check_table, preview_table, save_comparison
+    from eckart.report import comparison_table, merge_check_table, preview_table, save_comparison_figures
 
     execution = Execution(device=device, workers=workers, seed=seed, progress=StderrProgress())
     plan = plan_comparison(
@@ -70,6 +70,8 @@ def compare(
     drawing = Drawing(output, page=False)
     result = plan.compare()
     if output:
-        save_comparison(result, output, force=force)
+        with atomic_directory(output, force=force) as partial:
+            write_result(partial, "comparison.json", result.to_json())
+            drawing.figures(save_comparison_figures, result, partial)
     present(result, comparison_table if isinstance(result, Comparison) else merge_check_table, as_json=as_json)
     return drawing.finish(output, "Comparison")

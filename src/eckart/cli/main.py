@@ -1,6 +1,8 @@
 """The `eckart` command and its subcommands."""
 
 import gc
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -38,6 +40,9 @@ app = typer.Typer(
 def run() -> None:
     """Run the command line: exit status 0 done, 1 refused, 2 wrong usage, 3 a plan does not fit, 130 interrupted."""
     _settle()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a sign that the terminal's encoding lacks must not end a command
     app(prog_name="eckart")
 
 

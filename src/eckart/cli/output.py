@@ -26,10 +26,11 @@ WORD = re.compile(r"(--[\w-]+ )?\S+\s*")  # a flag and its value are one
 def show(result: "RenderableType") -> None:
     """Print a table and its notes on stdout: in colour on a terminal, plain in a pipe or a file."""
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
     for part in _parts(result, console.width):
-        console.print(part, crop=False)
+        console.print(part, crop=False, soft_wrap=isinstance(part, Text))
 
 
 def present(result: Any, table: "Callable[[Any], RenderableType]", *, as_json: bool) -> None:
@@ -63,7 +64,6 @@ def _lines(line: "Text", width: int) -> "Iterator[Text]":
     copied = COMMAND.search(shown) or PATH.search(shown) or any(path in shown for path in _paths())
     for piece in [line] if copied else line.divide(_breaks(shown, width)):
         piece.rstrip()
-        piece.no_wrap, piece.overflow = True, "ignore"
         yield piece
 
 

@@ -82,7 +82,7 @@ Analysis = Annotated[
     in_group(
         *(DATA, "--analysis"),
         metavar="FILE",
-        help="analysis.json of an earlier fine-tune: its rank per module informs the advice.",
+        help="Base the advice on the ranks in the analysis.json of an earlier fine-tune.",
     ),
 ]
 Measure = Annotated[bool, typer.Option("--measure", help="Also run a real step on this machine's CPU, and compare.")]

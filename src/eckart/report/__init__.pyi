@@ -1,6 +1,6 @@
 from .figures.comparison import alignment_map as alignment_map
 from .figures.comparison import overlap_map as overlap_map
-from .figures.comparison import save_comparison as save_comparison
+from .figures.comparison import save_comparison_figures as save_comparison_figures
 from .figures.plan import plan_figure as plan_figure
 from .figures.plan import save_plan_figure as save_plan_figure
 from .figures.rank_map import rank_map as rank_map

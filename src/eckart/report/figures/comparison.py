@@ -1,6 +1,5 @@
 """Figures of a comparison: cosine and overlap by layer and module kind, and φ(i, j) next to chance; and as files."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from eckart.checkpoint import atomic_directory
 from eckart.operations.analysis.places import forward_order, places
 from eckart.operations.comparison.result import Comparison
 from eckart.report.figures import style
@@ -103,18 +101,15 @@ def overlap_map(comparison: Comparison) -> "Figure":
     return figure
 
 
-def save_comparison(result: "Comparison | MergeCheck", folder: str | Path, *, force: bool = False) -> None:
-    """Write `comparison.json`, and of a comparison with something to draw `alignment.png` and `overlap.png`.
+def save_comparison_figures(result: "Comparison | MergeCheck", folder: Path) -> None:
+    """Write `alignment.png` and `overlap.png` of a comparison that has something to draw.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        OutputError: `folder` exists and `force` is not given, or cannot be written.
     """
-    with atomic_directory(Path(folder), force=force) as partial:
-        (partial / RESULT).write_text(json.dumps(result.to_json(), allow_nan=False) + "\n", encoding="utf-8")
-        if isinstance(result, Comparison) and any(matrix.outputs for matrix in result.matrices):
-            alignment_map(result).savefig(partial / "alignment.png")
-            overlap_map(result).savefig(partial / "overlap.png")
+    if isinstance(result, Comparison) and any(matrix.outputs for matrix in result.matrices):
+        alignment_map(result).savefig(folder / "alignment.png")
+        overlap_map(result).savefig(folder / "overlap.png")
 
 
 def _mean_overlap(alignments: "Sequence[Alignment]") -> tuple[Tensor, Tensor, int]:
