@@ -83,7 +83,7 @@ def test_another_dtype_is_in_the_files_and_in_the_config(places):
     ("arguments", "code", "said"),
     [
         (["BASE", "ADAPTER", "--weights", "1,2"], 1, "2 weights for 1 adapters"),
-        (["BASE", "ADAPTER", "--weights", "much"], 1, "expected one number for each adapter"),
+        (["BASE", "ADAPTER", "--weights", "much"], 1, "--weights must be one number per adapter"),
         (["BASE", "ADAPTER", "--dtype", "int8"], 2, "bfloat16"),
         (["ADAPTER", "ADAPTER"], 1, "no such module"),
         (["BASE", "BASE"], 1, "adapter"),
