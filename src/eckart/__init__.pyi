@@ -60,7 +60,7 @@ from .operations import plan_resize as plan_resize
 from .operations import quantize as quantize
 from .operations import resize as resize
 from .operations import unmerge as unmerge
-from .planning import Plan as Plan
+from .planning import PlanResult as PlanResult
 from .planning import plan as plan
 from .training import DataOptions as DataOptions
 from .training import TrainResult as TrainResult

@@ -6,8 +6,7 @@ from transformers import AutoConfig
 
 from eckart.errors import MismatchError
 from eckart.nn import LoRAConfig, inject
-from eckart.planning.architecture import build_model, read_architecture
-from eckart.planning.counts import Outline
+from eckart.planning.architecture import Outline, build_model, read_architecture
 from eckart.planning.preset_models import presets
 from eckart.planning.setting import PlanSetting
 

@@ -4,10 +4,9 @@ import pytest
 
 from eckart.errors import OptionError
 from eckart.planning import PlanSetting, presets
-from eckart.planning.counts import Outline
-from eckart.planning.estimates import BYTES, NF4_BYTES, estimate, estimate_setting
-from eckart.planning.proportions import Proportions
-from eckart.planning.simulator import simulate
+from eckart.planning.architecture import Outline
+from eckart.planning.estimates import BYTES, NF4_BYTES, Proportions, estimate, estimate_setting
+from eckart.planning.simulation import simulate
 
 
 @pytest.mark.parametrize("params", [110_000_000, 340_000_000, 1_500_000_000, 175_000_000_000])

@@ -1,4 +1,4 @@
-"""A real step takes the memory that the simulation foretells."""
+"""A real step takes the memory that the simulation predicts."""
 
 import pytest
 
@@ -6,19 +6,19 @@ from eckart.errors import EckartError
 from eckart.nn import LoRAConfig
 from eckart.planning.measure import measure
 from eckart.planning.setting import PlanSetting
-from eckart.planning.simulator import simulate
+from eckart.planning.simulation import simulate
 
 from .small import MODELS
 
 WIDE = MODELS["opt"] | {"hidden_size": 256, "word_embed_proj_dim": 256, "ffn_dim": 1024, "vocab_size": 2000}
 
 
-def test_the_process_takes_what_was_foretold():
+def test_the_process_takes_the_predicted_memory():
     plan = PlanSetting(lora=LoRAConfig(rank=4), dtype="float32", batch_size=8, length=256)
     took = measure(WIDE, plan, heap="tight")
-    foretold = simulate(WIDE, plan, device="cpu").peak_bytes
-    assert foretold > 100_000_000
-    assert took.peak_bytes == pytest.approx(foretold, rel=0.1)
+    predicted = simulate(WIDE, plan, device="cpu").peak_bytes
+    assert predicted > 100_000_000
+    assert took.peak_bytes == pytest.approx(predicted, rel=0.1)
 
 
 def test_a_step_that_fails_says_why():

@@ -13,10 +13,10 @@ from eckart.nn import LoRAConfig
 from eckart.operations import analyze
 from eckart.planning import PlanSetting, plan, simulate
 from eckart.planning import forecast as forecasts
-from eckart.planning.counts import Outline
+from eckart.planning.advise import largest
+from eckart.planning.architecture import Outline
 from eckart.planning.guide import DataSize
-from eckart.planning.memory import ROOM_BYTES, Memory, smallest_card
-from eckart.planning.search import largest
+from eckart.planning.memory import RESERVED_BYTES, Memory, smallest_card
 from eckart.planning.shallow import at_depth, extrapolate, shallow_depths
 from eckart.planning.simulation import SimulationError
 
@@ -34,7 +34,7 @@ MB = 10**6
 
 def room(megabytes: float) -> str:
     """A memory of which so much is left for tensors."""
-    return f"{megabytes + ROOM_BYTES / MB}MB"
+    return f"{megabytes + RESERVED_BYTES / MB}MB"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_memory_is_parsed_and_half_a_gb_of_it_kept_free(text, nbytes):
 
 @pytest.mark.parametrize("text", ["", "lots", "24", "-24GB", "24 Gb/s", "0GB", "24MB"])
 def test_memory_that_is_nonsense_or_too_little_for_anything_is_refused(text):
-    with pytest.raises(OptionError, match="--memory"):
+    with pytest.raises(OptionError, match="`memory`"):
         Memory.parse(text)
 
 
@@ -69,7 +69,7 @@ def test_data_sizes_are_examples_or_tokens(text, examples):
 
 @pytest.mark.parametrize("text", ["", "many", "-4", "0"])
 def test_a_data_size_that_is_nonsense_is_refused(text):
-    with pytest.raises(OptionError, match="--data-size"):
+    with pytest.raises(OptionError, match="`data_size`"):
         DataSize.parse(text)
 
 
@@ -167,7 +167,7 @@ def test_shorter_sequences_are_advised_where_long_ones_do_not_fit():
     made = plan(MODEL, method="lora", memory=room(least + 0.1), rank=16, max_length=512)
     assert made.fits is False
     assert made.advice.setting.length == 128
-    assert any(reason.why == "512 do not fit" for reason in made.advice.reasons)
+    assert any(reason.why == "512 tokens do not fit" for reason in made.advice.reasons)
 
 
 @pytest.mark.parametrize(("size", "rank", "dropout"), [("500", 8, 0.1), ("9000", 16, 0.05), ("200k", 32, 0.0)])
@@ -216,7 +216,7 @@ def test_spectra_of_weights_or_of_another_model_are_refused(update, tmp_path):
     with pytest.raises(MismatchError, match="k_proj"):
         plan(MODEL, rank=2, target=["attention"], max_length=64, analysis=tmp_path / "update")
     analyze({"model.layers.0.self_attn.q_proj.weight": torch.eye(256)}, output=tmp_path / "weights")
-    with pytest.raises(MismatchError, match="--base"):
+    with pytest.raises(MismatchError, match="`base`"):
         plan(MODEL, max_length=64, analysis=tmp_path / "weights")
 
 
@@ -236,7 +236,7 @@ def test_a_bare_number_of_parameters_is_estimated():
     made = plan("8B", memory="24GB")
     assert made.source_of_numbers == "estimate"
     assert made.parts["weights"] == pytest.approx(5.7e9 if made.chosen.setting.method == "qlora" else 16e9, rel=0.1)
-    assert any("closed form" in note for note in made.notes)
+    assert any("closed-form" in note for note in made.notes)
 
 
 def test_few_layers_that_do_not_tell_the_whole_model_are_trusted_no_more(monkeypatch):
@@ -252,7 +252,7 @@ def test_few_layers_that_do_not_tell_the_whole_model_are_trusted_no_more(monkeyp
 
 
 def test_sequences_longer_than_the_model_sees_are_warned_of():
-    with pytest.warns(UserWarning, match="the model sees 512 tokens"):
+    with pytest.warns(UserWarning, match="exceeds the model's context of 512 tokens"):
         plan(MODEL, method="lora", max_length=1024)
 
 
@@ -266,7 +266,7 @@ def test_sequences_longer_than_the_model_sees_are_warned_of():
         ({"attention": "flash"}, "attention"),
         ({"method": "prefix"}, "method"),
         ({"rank": 0}, "rank"),
-        ({"memory": "many"}, "--memory"),
+        ({"memory": "many"}, "`memory`"),
     ],
 )
 def test_impossible_settings_are_refused(options, said):

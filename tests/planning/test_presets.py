@@ -2,7 +2,7 @@
 
 import pytest
 
-from eckart.planning.counts import Outline
+from eckart.planning.architecture import Outline
 from eckart.planning.preset_models import find_preset, nearest_presets, presets
 
 # Totals as the models' publishers state them, of the class that the config names.

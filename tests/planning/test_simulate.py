@@ -12,8 +12,7 @@ from eckart.planning.architecture import build_model, read_architecture
 from eckart.planning.dataless import DATALESS, dataless
 from eckart.planning.measured_step import REAL
 from eckart.planning.setting import PlanSetting
-from eckart.planning.simulation import PARTS, SimulationError
-from eckart.planning.simulator import simulate
+from eckart.planning.simulation import PARTS, SimulationError, simulate
 from eckart.planning.step import TrainingStep
 
 from .small import LLAMA, MODELS

@@ -9,12 +9,12 @@ def test_a_storage_counts_until_its_last_view_is_gone():
     with StorageLog() as log:
         values = torch.zeros(1000)
         part = values[10:20].view(2, 5)
-        assert log.now == 4000
+        assert log.alive_bytes == 4000
         del values
-        assert log.now == 4000
+        assert log.alive_bytes == 4000
         del part
-        assert log.now == 0
-    assert log.highest == 4000
+        assert log.alive_bytes == 0
+    assert log.peak_bytes == 4000
 
 
 def test_the_highest_moment_is_found():
@@ -23,7 +23,7 @@ def test_the_highest_moment_is_found():
         b = a + 1
         del a
         c = torch.zeros(50)
-    assert (log.highest, log.now) == (800, 600)
+    assert (log.peak_bytes, log.alive_bytes) == (800, 600)
     assert [life.nbytes for life in log.lives if life.is_alive(log.at)] == [400, 400]
     del b, c
 
@@ -32,9 +32,9 @@ def test_what_autograd_keeps_is_alive_without_a_name():
     x = torch.ones(1000, requires_grad=True)
     with StorageLog() as log:
         y = (x * 2).exp().sum()  # exp keeps what it gave
-        assert log.now >= 4000
+        assert log.alive_bytes >= 4000
         y.backward()
-    assert log.highest >= 8000
+    assert log.peak_bytes >= 8000
 
 
 def test_bytes_are_rounded_up_to_what_an_allocator_hands_out():
@@ -48,7 +48,7 @@ def test_a_storage_that_is_resized_is_another_piece_of_memory():
     with StorageLog() as log:
         out = torch.empty(0)
         torch.add(torch.ones(100), 1, out=out)
-        assert log.now == 400
+        assert log.alive_bytes == 400
     assert out.shape == (100,)
 
 
@@ -58,4 +58,4 @@ def test_a_restart_forgets_what_was_higher():
         del large
         log.restart()
         small = torch.zeros(10)
-    assert log.highest == small.nbytes
+    assert log.peak_bytes == small.nbytes

@@ -23,7 +23,7 @@ MethodOption = Annotated[
 ]
 Memory = Annotated[
     str | None,
-    typer.Option("--memory", metavar="24GB", help="GPU memory to fit into. Exit status 3 if it does not fit."),
+    typer.Option("--memory", metavar="24GB", help="GPU memory to fit into. Exit status 3 if the requested setting does not fit."),
 ]
 RankOption = Annotated[
     int | None,
@@ -152,7 +152,7 @@ def plan(
             memory=memory,
             data_size=data_size,
             analysis=analysis,
-            tell=lambda words: progress.start(f"Simulating {words}", 0, "steps"),
+            progress=progress,
             rank=rank,
             target=target,
             batch_size=batch_size,
@@ -164,7 +164,7 @@ def plan(
         )
         if measure:
             progress.start("Running a real step", 0, "steps")
-            checked = planning.check(model, plan.chosen.setting)
+            checked = planning.check_prediction(model, plan.chosen.setting)
     if figure is not None:
         drawing.figures(lambda: note(f"Figure in {save_plan_figure(plan, figure)}"))
     if as_json:

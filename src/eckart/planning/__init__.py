@@ -1,4 +1,4 @@
-"""What a fine-tune will cost: simulated on tensors that hold no data, or estimated where only a count is known."""
+"""Memory of a fine-tune: simulated on tensors without data, or estimated from a number of parameters."""
 
 import lazy_loader
 

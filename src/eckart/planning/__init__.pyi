@@ -1,16 +1,16 @@
 from .advise import Advice as Advice
 from .advise import Reason as Reason
 from .advise import Step as Step
-from .counts import AdapterCount as AdapterCount
-from .counts import Outline as Outline
+from .architecture import AdapterCount as AdapterCount
+from .architecture import Outline as Outline
 from .estimates import Estimate as Estimate
 from .estimates import MethodMemory as MethodMemory
 from .estimates import estimate as estimate
 from .forecast import Forecast as Forecast
 from .memory import Memory as Memory
-from .planner import Checked as Checked
-from .planner import Plan as Plan
-from .planner import check as check
+from .planner import PlanResult as PlanResult
+from .planner import PredictionCheck as PredictionCheck
+from .planner import check_prediction as check_prediction
 from .planner import plan as plan
 from .preset_models import Preset as Preset
 from .preset_models import find_preset as find_preset
@@ -18,4 +18,4 @@ from .preset_models import presets as presets
 from .setting import PlanSetting as PlanSetting
 from .simulation import Simulation as Simulation
 from .simulation import SimulationError as SimulationError
-from .simulator import simulate as simulate
+from .simulation import simulate as simulate

@@ -1,11 +1,11 @@
-"""A training step run under watch: what is alive when most is, told apart by what it is for."""
+"""Peak memory of a training step, by what the tensors that are alive then are used for."""
 
 from bisect import bisect_right
 from dataclasses import dataclass
 
 from eckart.nn import adapted_modules
+from eckart.planning.memory import PARTS, Part
 from eckart.planning.places import OUTSIDE, Places
-from eckart.planning.simulation import PARTS, Part
 from eckart.planning.step import TrainingStep
 from eckart.planning.storages import Life, StorageLog
 
@@ -15,13 +15,13 @@ FORWARD, BACKWARD, UPDATE = "forward", "backward", "optimizer step"
 
 @dataclass(frozen=True)
 class Account:
-    """Memory at the highest moment of a step.
+    """Memory of a step at its peak.
 
     Attributes:
-        peak_bytes: of all tensors.
-        parts: of the peak.
-        details: of the part `other`.
-        where: the module at work, and the phase.
+        peak_bytes: bytes of all tensors.
+        parts: the peak by part.
+        details: the part `other` by use.
+        where: the running module, and the phase.
     """
 
     peak_bytes: int
@@ -32,7 +32,7 @@ class Account:
 
 @dataclass(frozen=True)
 class _Moment:
-    """What went on when a storage was born: the phase, the module at work, and whether that computed outputs."""
+    """The phase and the running module when a storage was allocated, and whether that module computed outputs."""
 
     phase: str
     place: str
@@ -40,10 +40,10 @@ class _Moment:
 
 
 def account(step: TrainingStep, *, granularity: int = 1) -> Account:
-    """Run a step once, on tensors with data or without.
+    """Run a step once, on tensors with or without data.
 
     Args:
-        step: whose optimizer has its states.
+        step: the step; its optimizer must have its states.
         granularity: bytes of a storage are rounded up to a multiple of this.
     """
     return _Accountant(step, granularity).run()
@@ -54,32 +54,32 @@ class _Accountant:
         self.step, self.phase = step, FORWARD
         self.places = Places(step.model, at_end=lambda: self.ends.append(self.log.clock))
         self.log = StorageLog(granularity=granularity, origin=self._moment)
-        self.ends: list[int] = []  # of passes that compute outputs: what outlives them is kept for the gradients
+        self.ends: list[int] = []  # of passes that compute outputs; what outlives them is saved for the gradients
 
     def run(self) -> Account:
         step, log = self.step, self.log
         with self.places, log:
-            self._tell_what_stays()
+            self._label_permanent()
             log.restart()
             loss = step.loss()
             self.phase = BACKWARD
             step.backward(loss)
-            log.tell([p.grad for p in step.trained if p.grad is not None], ("gradients", None))
+            log.label([p.grad for p in step.trained if p.grad is not None], ("gradients", None))
             self.phase = UPDATE
             step.update()
         return self._account()
 
-    def _tell_what_stays(self) -> None:
+    def _label_permanent(self) -> None:
         model, log = self.step.model, self.log
         adapted = adapted_modules(model).values()
-        log.tell([*model.parameters(), *model.buffers()], ("weights", None))
+        log.label([*model.parameters(), *model.buffers()], ("weights", None))
         for module in adapted:
-            log.tell([*module.adapters.parameters(), *module.adapters.buffers()], ("adapters", None))
+            log.label([*module.adapters.parameters(), *module.adapters.buffers()], ("adapters", None))
             if any(module.factors(name).magnitude is not None for name in module.adapters):
-                log.tell([module.squared_norms()], ("adapters", None))
+                log.label([module.squared_norms()], ("adapters", None))
         for states in self.step.optimizer.state.values():
-            log.tell([value for value in states.values() if hasattr(value, "untyped_storage")], ("optimizer", None))
-        log.tell([self.step.ids], ("other", INPUTS))
+            log.label([value for value in states.values() if hasattr(value, "untyped_storage")], ("optimizer", None))
+        log.label([self.step.ids], ("other", INPUTS))
 
     def _moment(self) -> _Moment:
         inside = self.places.is_inside
@@ -90,15 +90,15 @@ class _Accountant:
         log = self.log
         parts: dict[Part, int] = dict.fromkeys(PARTS, 0)
         details: dict[str, int] = dict.fromkeys((LOGITS, INPUTS, TEMPORARY), 0)
-        highest = None
-        for life in filter(lambda life: life.is_alive(log.at), log.lives):
-            highest = life
+        last = None
+        for life in filter(lambda life: life.is_alive(log.peak_at), log.lives):
+            last = life
             part, detail = self._use(life)
             parts[part] += life.nbytes
             if detail is not None:
                 details[detail] += life.nbytes
-        assert highest is not None
-        return Account(log.highest, parts, details, self._where(highest.origin))
+        assert last is not None
+        return Account(log.peak_bytes, parts, details, self._where(last.origin))
 
     def _where(self, moment: _Moment) -> str:
         if moment.phase == UPDATE:
@@ -113,7 +113,7 @@ class _Accountant:
         if origin.phase != UPDATE and not self._is_body(origin.place):
             return "other", LOGITS
         if origin.computes:
-            place = bisect_right(self.ends, life.born)
+            place = bisect_right(self.ends, life.start)
             if place < len(self.ends) and life.is_alive(self.ends[place]):
                 return "activations", None
         return "other", TEMPORARY

@@ -1,31 +1,37 @@
-"""The model of a config, built without weights: what a SOURCE or a mapping says, as transformers understands it."""
+"""A model's config, from a SOURCE or a mapping; the model built from it without weights, and its parameters."""
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from eckart.checkpoint import locate
 from eckart.checkpoint.source import read_json_object
 from eckart.errors import SourceError
 from eckart.evaluation.model import quiet_transformers, require_transformers
-from eckart.planning.setting import PlanSetting
+from eckart.nn import LoRAConfig
+from eckart.nn.injection import base_parameters
+from eckart.nn.targets import find_targets, sizes_of
+from eckart.planning.setting import Attention, PlanSetting
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
 def read_architecture(source: "str | Path | Mapping[str, Any] | PretrainedConfig") -> "PretrainedConfig":
-    """The transformers config of a model; of one on the hub nothing else is fetched.
+    """The transformers config of a model; from the hub, nothing but the config is downloaded.
 
     Args:
         source: a folder with config.json, that file, a .gguf file, `pkg:DISTRIBUTION`, a hub name
-            `org/name[@revision]`, the fields of a config, or a config itself, which is copied.
+            `org/name[@revision]`, the fields of a config, or a config, which is copied.
 
     Raises:
-        SourceError: there is none, or transformers has no code for such a model.
+        SourceError: there is no config, or transformers does not know its architecture.
         MissingExtraError: transformers is not installed.
     """
     transformers = require_transformers("planning a model")
@@ -40,18 +46,18 @@ def read_architecture(source: "str | Path | Mapping[str, Any] | PretrainedConfig
         if isinstance(error, SourceError):
             raise
         why = (str(error).splitlines() or [""])[0][:200]
-        msg = f"{source} is no model that transformers {transformers.__version__} can build: {why}"
+        msg = f"transformers {transformers.__version__} cannot build {source}: {why}"
         raise SourceError(msg) from error
 
 
 def build_model(config: "PretrainedConfig", setting: PlanSetting) -> "PreTrainedModel":
-    """The model with fresh weights, on the device and of the kind of tensors that are current, in training mode.
+    """The model with new weights, on the current default device, in training mode.
 
     Raises:
-        SourceError: the config names no architecture that transformers can build.
+        SourceError: the config does not name an architecture that transformers can build.
     """
     config = copy.deepcopy(config)
-    # What a checkpoint is stored in; here the base is in the setting's dtype, or in NF4.
+    # It describes how the checkpoint is stored; here the setting decides.
     config.__dict__.pop("quantization_config", None)
     kind = _class_of(config)
     attention = setting.attention if getattr(kind, "_supports_sdpa", True) else "eager"
@@ -63,8 +69,84 @@ def build_model(config: "PretrainedConfig", setting: PlanSetting) -> "PreTrained
     return model
 
 
+@dataclass(frozen=True)
+class AdapterCount:
+    """Number of parameters of an adapter.
+
+    Attributes:
+        modules: (out, in) of each adapted weight by the module's path, as the factors see it.
+        trainable_params: entries of the factors, DoRA's magnitudes and trained biases.
+        weight_params: entries of the adapted weights.
+    """
+
+    modules: Mapping[str, tuple[int, int]]
+    trainable_params: int
+    weight_params: int
+
+    @property
+    def saved(self) -> float:
+        """Share of the adapted weights' entries that are not trained."""
+        return 1 - self.trainable_params / self.weight_params
+
+
+class Outline:
+    """A model as its config describes it: all modules and shapes, without weights.
+
+    Args:
+        config: a transformers config, or its fields.
+
+    Raises:
+        SourceError: no model can be built from it.
+        MissingExtraError: transformers is not installed.
+    """
+
+    def __init__(self, config: "Mapping[str, Any] | PretrainedConfig") -> None:
+        self.config = read_architecture(config)
+        with torch.device("meta"):
+            self.model: nn.Module = build_model(self.config, PlanSetting(attention="eager"))
+
+    @cached_property
+    def total_params(self) -> int:
+        """Parameters of the model, shared ones counted once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @cached_property
+    def linear_params(self) -> int:
+        """Parameters of the linear layers except the output layer: those that QLoRA quantizes."""
+        return self.adapter(LoRAConfig(rank=1)).weight_params
+
+    @cached_property
+    def positions(self) -> int | None:
+        """The model's context length in tokens; None if the config does not give it."""
+        length = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return length if isinstance(length, int) else None
+
+    @cached_property
+    def attention(self) -> Attention:
+        """The attention with the lowest memory that the model's code supports."""
+        return "sdpa" if getattr(self.model, "_supports_sdpa", False) else "eager"
+
+    def adapter(self, config: LoRAConfig) -> AdapterCount:
+        """The parameters that `eckart.inject` adds for this config.
+
+        Raises:
+            MismatchError: the config does not fit the model.
+        """
+        modules, trainable = {}, 0
+        for target in find_targets(self.model, config):
+            out, inner = sizes_of(target.module, target.kind)
+            modules[target.path] = (out, inner)
+            trainable += target.rank * (out + inner) + (out if config.method == "dora" else 0)
+        if config.bias != "none":
+            inside = tuple(f"{path}." for path in modules)
+            biases = {path: p for path, p in base_parameters(self.model).items() if path.rpartition(".")[2] == "bias"}
+            taken = [p for path, p in biases.items() if config.bias == "all" or path.startswith(inside)]
+            trainable += sum(p.numel() for p in taken)
+        return AdapterCount(modules, trainable, sum(out * inner for out, inner in modules.values()))
+
+
 def _class_of(config: "PretrainedConfig") -> Any:
-    """The class of transformers: the one that its config names, for language models the one with a head."""
+    """The class that the config names; otherwise the one with a language-model head, or the one without."""
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
@@ -72,14 +154,14 @@ def _class_of(config: "PretrainedConfig") -> Any:
     kind = getattr(transformers, named, None) if named else None
     if kind is None:
         for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING):
-            if type(config) in mapping.keys():  # noqa: SIM118 - it makes its keys as they are asked for
+            if type(config) in mapping.keys():  # noqa: SIM118 - its keys are created on demand
                 kind = mapping[type(config)]
                 break
     if isinstance(kind, tuple):
         kind = kind[0]
     if kind is None or not hasattr(kind, "_from_config"):
         msg = (
-            f"the config names no model that can be built (architectures: {config.architectures or 'none'}, "
+            f"the config does not name a model that can be built (architectures: {config.architectures or 'none'}, "
             f"model_type: {config.model_type or 'none'}); expected one such as LlamaForCausalLM"
         )
         raise SourceError(msg)
@@ -108,6 +190,6 @@ def _from_fields(fields: dict[str, Any], source: str) -> "PretrainedConfig":
 
     kind = fields.pop("model_type", None)
     if not isinstance(kind, str):
-        msg = f"{source} has no model_type, so nothing can be built from it; expected config.json of transformers"
+        msg = f"{source} has no model_type; expected a config.json of transformers"
         raise SourceError(msg)
     return AutoConfig.for_model(kind, **fields)

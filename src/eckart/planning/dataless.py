@@ -1,30 +1,34 @@
-"""What stands in, on tensors without data, for the parts of a training step that look at values or need a GPU."""
+"""Tensors without data, and stand-ins for the parts of a training step that need values or a GPU."""
 
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 from eckart.linalg import nf4
 from eckart.linalg.nf4 import NESTED_BLOCK, Nf4Blocks
+from eckart.nn import processor
 from eckart.nn.frozen import frozen_weight
 from eckart.nn.quantize import quantizable
 from eckart.nn.quantized import Nf4Linear
-from eckart.planning.step import Making
+from eckart.planning.step import Builders
 
 _BLOCK = 64  # of `quantize_model`
 _CHUNK = 2**19  # values that the CPU dequantizes at a time
 _STATE_BLOCK = 256  # values that share a scale in bitsandbytes' 8-bit optimizers
-_LEAST_8BIT = 4096  # values from which bitsandbytes keeps states in 8 bits
+_MIN_8BIT = 4096  # values from which bitsandbytes stores states in 8 bits
+_TILES = "trl.kernels.chunked_logprob"  # imported only where a step needs that loss
 
 
 class DatalessNf4Linear(Nf4Linear):
-    """A layer in NF4 that takes the memory of dequantizing, and computes nothing."""
+    """A layer in NF4 that allocates what dequantizing does, and computes nothing."""
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        """Memory of the weight's shape, beside the scales, and a chunk of values and of places in a table."""
+        """The weight; allocated meanwhile: the scales, and a chunk of values and of indices into a table."""
         blocks = self.blocks
         chunk = min(2 * len(self.codes), _CHUNK)
         working = torch.empty(blocks.absmax.shape), torch.empty(chunk), torch.empty(chunk // 2, dtype=torch.int32)
@@ -34,20 +38,20 @@ class DatalessNf4Linear(Nf4Linear):
 
 
 def quantize_dataless(model: nn.Module) -> list[str]:
-    """What `eckart.quantize_model` does, on a model without data.
+    """Do what `eckart.quantize_model` does, on a model without data.
 
     Returns:
-        Paths of the layers that are in NF4 now.
+        Paths of the quantized layers.
     """
-    places = quantizable(model)
-    for path, everywhere in places.items():
+    paths = quantizable(model)
+    for path, all_paths in paths.items():
         module = model.get_submodule(path)
         weight = frozen_weight(module, cast("Tensor", module.weight).dtype)
         packed = DatalessNf4Linear(_blocks_like(weight), cast("nn.Parameter | None", module.bias))
-        for place in everywhere:
-            parent, _, leaf = place.rpartition(".")
+        for each in all_paths:
+            parent, _, leaf = each.rpartition(".")
             setattr(model.get_submodule(parent), leaf, packed.train(module.training))
-    return list(places)
+    return list(paths)
 
 
 def _blocks_like(weight: Tensor) -> Nf4Blocks:
@@ -67,9 +71,9 @@ def _blocks_like(weight: Tensor) -> Nf4Blocks:
 
 
 class DatalessAdamW8bit(torch.optim.Optimizer):
-    """The states of bitsandbytes' AdamW8bit, and what a step takes beside them on a CPU; nothing is computed.
+    """The states of bitsandbytes' AdamW8bit, and what a step allocates meanwhile on a CPU; nothing is computed.
 
-    Moments of a parameter are a byte a value and a float32 scale for every 256; small parameters keep float32.
+    Both moments take one byte per value and a float32 scale per 256 values; those of small parameters stay float32.
 
     Dettmers et al. (2022), "8-bit optimizers via block-wise quantization".
     """
@@ -80,27 +84,27 @@ class DatalessAdamW8bit(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Make the states that are not there yet, and take the memory of an update."""
+        """Create missing states, and allocate what an update does."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
                 if not self.state[parameter]:
                     self.state[parameter] = self._states(parameter)
-                if parameter.numel() >= _LEAST_8BIT:
+                if parameter.numel() >= _MIN_8BIT:
                     self.work(parameter)
 
     @staticmethod
     def work(parameter: Tensor) -> None:
-        """The CPU's update: both moments, the gradient and a root and its quotient, all in float32 at once."""
-        copies = 5 if parameter.dtype == torch.float32 else 6  # and the parameter itself, where it is not
-        taken = [torch.empty(parameter.shape) for _ in range(copies)]
-        del taken
+        """Allocate what the CPU's update does: both moments, gradient, root and quotient, in float32 and at once."""
+        copies = 5 if parameter.dtype == torch.float32 else 6  # one more for the parameter itself
+        buffers = [torch.empty(parameter.shape) for _ in range(copies)]
+        del buffers
 
     def _states(self, parameter: Tensor) -> dict[str, Tensor]:
-        if parameter.numel() < _LEAST_8BIT:
+        if parameter.numel() < _MIN_8BIT:
             return {name: torch.zeros(parameter.shape) for name in ("state1", "state2")}
-        if not self._maps:  # two of 256 values, which all parameters share
+        if not self._maps:  # shared by all parameters
             self._maps = [torch.empty(256), torch.empty(256)]
         states = {f"qmap{i}": values for i, values in enumerate(self._maps, 1)}
         for i in (1, 2):
@@ -110,7 +114,7 @@ class DatalessAdamW8bit(torch.optim.Optimizer):
 
 
 class _GroupedProduct(torch.autograd.Function):
-    """Rows times the weights of their experts; torch's own takes tensors without data in bfloat16 only."""
+    """Rows times the weights of their experts; torch's own operator supports dataless tensors in bfloat16 only."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
@@ -122,19 +126,19 @@ class _GroupedProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         layouts = zip(ctx.layouts, ctx.needs_input_grad, strict=False)
-        made = (gradients[0].new_empty_strided(*layout) if needed else None for layout, needed in layouts)
-        return *made, None
+        empty = (gradients[0].new_empty_strided(*layout) if needed else None for layout, needed in layouts)
+        return *empty, None
 
 
-DATALESS = Making(quantize_dataless, DatalessAdamW8bit)
+DATALESS = Builders(quantize_dataless, DatalessAdamW8bit)
 
 
 @contextmanager
 def dataless() -> Iterator[None]:
-    """Inside the block, tensors that are made hold no data: they have a shape, a dtype and bytes that nobody takes.
+    """Inside the block, new tensors have a shape, a dtype and a size, but no data and no memory.
 
-    Two functions of transformers would look at values. One searches positions for records that are packed into one
-    sequence, of which there are none here; the other multiplies tokens with the experts that they go to.
+    Two functions of transformers need values and are replaced. One searches positions for records packed into one
+    sequence, of which there are none here; the other multiplies tokens with the weights of their experts.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import masking_utils
@@ -151,3 +155,26 @@ def dataless() -> Iterator[None]:
             yield
     finally:
         masking_utils.find_packed_sequence_indices, moe._grouped_mm = find, grouped
+
+
+@contextmanager
+def as_on_cuda() -> Iterator[None]:
+    """Inside the block, operators allocate what they do on a GPU: bfloat16 products, fused dropout, in-place updates.
+
+    Flash attention applies dropout inside its kernel, whereas the CPU falls back to a product that stores all scores.
+    TRL's Triton kernels overwrite a tile of the logits, whereas the CPU creates several tiles. AdamW in 8 bits works in
+    place.
+    """
+    attention = nn.functional.scaled_dot_product_attention
+
+    def without_dropout(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Tensor:
+        return attention(query, key, value, *rest, **{**options, "dropout_p": 0.0})
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(nn.functional, "scaled_dot_product_attention", without_dropout))
+        stack.enter_context(patch.object(DatalessAdamW8bit, "work", lambda *_: None))
+        stack.enter_context(patch.object(processor, "multiplies_bfloat16", lambda: True))
+        if _TILES in sys.modules:
+            for fold in ("_forward_tile", "_backward_tile"):
+                stack.enter_context(patch.object(sys.modules[_TILES], fold, lambda *_, **__: None))
+        yield

@@ -1,19 +1,19 @@
-"""What settings of one model take: simulated whole, simulated on few layers, or estimated where nothing can run."""
+"""Memory of settings of one model: simulated on all or on few layers, or estimated if its code cannot run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from eckart.planning.counts import Outline
-from eckart.planning.estimates import estimate_setting
-from eckart.planning.proportions import Proportions
+from eckart.engine import NoProgress, Progress
+from eckart.planning.architecture import Outline
+from eckart.planning.estimates import Proportions, estimate_setting
+from eckart.planning.memory import Part
 from eckart.planning.setting import PlanSetting
 from eckart.planning.shallow import at_depth, extrapolate, shallow_depths
-from eckart.planning.simulation import Part, Simulation, SimulationError
-from eckart.planning.simulator import simulate
+from eckart.planning.simulation import Simulation, SimulationError, simulate
 from eckart.planning.subject import Subject
 
-TOLERANCE = 0.005  # by which an extrapolation may miss the whole model
+TOLERANCE = 0.005  # relative deviation of an extrapolation from the full model
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Forecast:
     """The memory of one training step of one setting.
 
     Attributes:
-        setting: that was planned.
-        peak_bytes: the most that tensors take at once, the sum of `parts`.
-        parts: of the peak, as in `Simulation`.
-        trainable_params: numbers that train.
-        total_params: of the model, adapters included.
-        source: how it is known.
-        where: the module and the phase of the peak, if simulated.
-        layers: numbers of layers that were simulated in place of all; None where all were.
+        setting: the setting.
+        peak_bytes: most bytes of tensors alive at once, the sum of `parts`.
+        parts: the peak by part, as in `Simulation`.
+        trainable_params: number of trained parameters.
+        total_params: parameters of the model, adapters included.
+        source: how the numbers were obtained.
+        where: module and phase at the peak, if simulated.
+        layers: the numbers of layers that were simulated instead of all; None if all were.
     """
 
     setting: PlanSetting
@@ -58,106 +58,112 @@ class Forecast:
 
 
 class Forecaster:
-    """Plans settings of one model, each once.
+    """Predicts the memory of settings of one model, each once.
 
     Attributes:
-        outline: of the model; None where only a number of parameters is known, or its code does not even build.
-        doubts: why numbers are estimates, or took the long way, in words.
+        outline: modules and shapes of the model; None where only a number of parameters is known.
+        caveats: why numbers are estimates, or took longer, in words.
 
     Args:
         subject: the model.
-        tell: called with a few words before anything that takes seconds.
+        progress: receives each simulation as a stage; they take seconds, or minutes for deep models.
     """
 
-    def __init__(self, subject: Subject, tell: Callable[[str], None] = lambda _: None) -> None:
-        self.subject, self._tell = subject, tell
+    def __init__(self, subject: Subject, progress: Progress | None = None) -> None:
+        self.subject, self._progress = subject, progress or NoProgress()
         self.outline = None if subject.config is None else Outline(subject.config)
-        self.doubts: list[str] = []
+        self.caveats: list[str] = []
         self._estimates = self.outline is None
         self._depths = None if self.outline is None else shallow_depths(self.outline)
-        self._known: dict[tuple[object, bool], Forecast] = {}
+        self._cache: dict[tuple[object, bool], Forecast] = {}
 
     @property
     def total_params(self) -> int:
-        """Numbers in the model without adapters."""
+        """Parameters of the model without adapters."""
         return self.outline.total_params if self.outline else self.subject.params or 0
 
     def quick(self, setting: PlanSetting) -> Forecast:
-        """A forecast from few layers where all are alike, else from all of them.
+        """The forecast from few layers if all are alike, else from all of them.
 
         Raises:
             MismatchError: the adapter does not fit the model.
         """
-        return self._forecast(setting, whole=False)
+        return self._forecast(setting, few_layers=True)
 
-    def whole(self, setting: PlanSetting) -> Forecast:
-        """A forecast from all layers (errors as `quick`)."""
-        return self._forecast(setting, whole=True)
+    def full(self, setting: PlanSetting) -> Forecast:
+        """The forecast from all layers; errors as in `quick`."""
+        return self._forecast(setting, few_layers=False)
 
     def confirm(self, setting: PlanSetting) -> Forecast:
-        """A forecast from all layers, after which quick ones are trusted no more if this one's was wrong."""
+        """The forecast from all layers; if the one from few layers deviates, few layers are no longer used."""
         quick = self.quick(setting)
         if quick.layers is None:
             return quick
-        whole = self.whole(setting)
-        if abs(quick.peak_bytes / whole.peak_bytes - 1) > TOLERANCE:
+        full = self.full(setting)
+        if abs(quick.peak_bytes / full.peak_bytes - 1) > TOLERANCE:
             self._depths = None
-            self._known = {key: value for key, value in self._known.items() if value.layers is None}
-            self.doubts.append("Few layers did not tell the whole model: all of it was simulated.")
-        return whole
+            self._cache = {key: value for key, value in self._cache.items() if value.layers is None}
+            self.caveats.append("Few layers did not predict the full model, so all layers were simulated.")
+        return full
 
-    def _forecast(self, setting: PlanSetting, *, whole: bool) -> Forecast:
-        key = (repr(setting), whole)
-        if key not in self._known:
-            self._known[key] = self._estimate(setting) if self._estimates else self._simulate(setting, whole=whole)
-        return self._known[key]
+    def _forecast(self, setting: PlanSetting, *, few_layers: bool) -> Forecast:
+        key = (repr(setting), few_layers)
+        if key not in self._cache:
+            self._cache[key] = self._estimate(setting) if self._estimates else self._simulate(setting, few_layers)
+        return self._cache[key]
 
-    def _simulate(self, setting: PlanSetting, *, whole: bool) -> Forecast:
+    def _simulate(self, setting: PlanSetting, few_layers: bool) -> Forecast:
         assert self.outline is not None
         config = self.outline.config
-        self._tell(_words(setting))
         try:
-            if self._depths and not whole:
-                first, second = (simulate(at_depth(config, depth), setting) for depth in self._depths)
+            if self._depths and few_layers:
+                first, second = (self._run(setting, depth) for depth in self._depths)
                 layers: int = config.get_text_config().num_hidden_layers
-                found = extrapolate(first, second, self._depths, layers)
-                if found is not None:
-                    return _of(setting, found, self._depths)
-            return _of(setting, simulate(config, setting))
+                extrapolated = extrapolate(first, second, self._depths, layers)
+                if extrapolated is not None:
+                    return _forecast(setting, extrapolated, self._depths)
+            return _forecast(setting, self._run(setting))
         except SimulationError as error:
-            self.doubts.append(f"{error}: what follows is a closed form, and rough.")
+            self.caveats.append(f"{error}, so the numbers are rough estimates from a closed form.")
             self._estimates = True
-            self._known.clear()
+            self._cache.clear()
             return self._estimate(setting)
 
+    def _run(self, setting: PlanSetting, layers: int | None = None) -> Simulation:
+        """Simulate a step on some layers, or on all of them."""
+        assert self.outline is not None
+        config = self.outline.config
+        words = f"{setting.method}, {setting.batch_size} × {setting.length:,} tokens"
+        checkpointing = ", checkpointing" if setting.gradient_checkpointing else ""
+        depth = layers or getattr(config.get_text_config(), "num_hidden_layers", None)
+        self._progress.start(f"Simulating {words}{checkpointing}" + (f", {depth} layers" if depth else ""), 0, "steps")
+        try:
+            return simulate(config if layers is None else at_depth(config, layers), setting)
+        finally:
+            self._progress.finish()
+
     def _estimate(self, setting: PlanSetting) -> Forecast:
-        proportions = Proportions.of(self.outline) if self.outline else Proportions.usual(self.total_params)
+        proportions = Proportions.from_outline(self.outline) if self.outline else Proportions.usual(self.total_params)
         adapter = setting.adapter
         if adapter is None:
-            trained = self.total_params
+            trainable = self.total_params
         elif self.outline is not None:
-            trained = self.outline.adapter(adapter).trainable_params
+            trainable = self.outline.adapter(adapter).trainable_params
         else:
-            trained = round(proportions.adapter_params(adapter.rank))
-        parts = estimate_setting(proportions, setting, trained_params=trained)
-        total = self.total_params + (trained if adapter else 0)
-        return Forecast(setting, sum(parts.values()), parts, trained, total, "estimate")
+            trainable = round(proportions.adapter_params(adapter.rank))
+        parts = estimate_setting(proportions, setting, trained_params=trainable)
+        total = self.total_params + (trainable if adapter else 0)
+        return Forecast(setting, sum(parts.values()), parts, trainable, total, "estimate")
 
 
-def _of(setting: PlanSetting, found: Simulation, layers: tuple[int, int] | None = None) -> Forecast:
+def _forecast(setting: PlanSetting, simulation: Simulation, layers: tuple[int, int] | None = None) -> Forecast:
     return Forecast(
         setting=setting,
-        peak_bytes=found.peak_bytes,
-        parts=found.parts,
-        trainable_params=found.trainable_params,
-        total_params=found.total_params,
+        peak_bytes=simulation.peak_bytes,
+        parts=simulation.parts,
+        trainable_params=simulation.trainable_params,
+        total_params=simulation.total_params,
         source="simulation",
-        where=found.where,
+        where=simulation.where,
         layers=layers,
     )
-
-
-def _words(setting: PlanSetting) -> str:
-    """`qlora, 2 × 1,024 tokens, with checkpointing`."""
-    checkpointing = ", with checkpointing" if setting.gradient_checkpointing else ""
-    return f"{setting.method}, {setting.batch_size} × {setting.length:,} tokens{checkpointing}"

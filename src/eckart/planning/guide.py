@@ -1,8 +1,7 @@
-"""The rules of thumb for an adapter: rank, scale, dropout, where, by the size of the data."""
+"""Rules of thumb for the rank and dropout of an adapter, by the size of the training data."""
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 from eckart.errors import OptionError
 
@@ -12,12 +11,10 @@ EFFECTIVE_BATCH = 16
 _TEXT = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<scale>[kmb]?)\s*(?P<unit>examples|tokens)?", re.IGNORECASE)
 _SCALES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
-Size = Literal["small", "usual", "large"]
-
 
 @dataclass(frozen=True)
 class DataSize:
-    """How much there is to learn from, in examples; tokens count as examples of 250."""
+    """Size of the training data in examples; 250 tokens count as one."""
 
     examples: int
     text: str
@@ -27,41 +24,33 @@ class DataSize:
         """A size such as `5000`, `20k examples` or `3M tokens`.
 
         Raises:
-            OptionError: the text is no size.
+            OptionError: the text is not a size.
         """
         match = _TEXT.fullmatch(text.strip())
         count = float(match["number"]) * _SCALES[match["scale"].lower()] if match else 0
         if match is None or count < 1:
-            msg = f"--data-size {text}: expected examples such as 5000 or 20k, or tokens such as '3M tokens'"
+            msg = f"`data_size` must be examples such as 5000 or 20k, or tokens such as '3M tokens', got {text!r}"
             raise OptionError(msg)
         in_tokens = (match["unit"] or "").lower() == "tokens"
         return cls(max(round(count / TOKENS_PER_EXAMPLE), 1) if in_tokens else round(count), text.strip())
 
-    @property
-    def size(self) -> Size:
-        """Small, usual or large."""
-        if self.examples < SMALL_EXAMPLES:
-            return "small"
-        return "large" if self.examples >= LARGE_EXAMPLES else "usual"
-
 
 @dataclass(frozen=True)
 class Rule:
-    """What the guide says for a size of data.
-
-    Attributes:
-        rank: of the adapter.
-        dropout: of its inputs.
-        why: in words.
-    """
+    """Rank and dropout for a size of data, and why."""
 
     rank: int
     dropout: float
     why: str
 
 
-RULES: dict[Size, Rule] = {
-    "small": Rule(8, 0.1, f"fewer than {SMALL_EXAMPLES:,} examples: 4 to 8 learn them, more learns them by heart"),
-    "usual": Rule(16, 0.05, "16 serves most tasks; 4 to 8 for a quick try, 32 to 64 for a complex one"),
-    "large": Rule(32, 0.0, f"{LARGE_EXAMPLES:,} examples or more: 32 to 64 have room; 128 and more rarely pay"),
-}
+_SMALL = Rule(8, 0.1, f"fewer than {SMALL_EXAMPLES:,} examples: 4 to 8 suffice, and more would memorize them")
+_USUAL = Rule(16, 0.05, "16 serves most tasks; 4 to 8 for a quick try, 32 to 64 for a complex one")
+_LARGE = Rule(32, 0.0, f"{LARGE_EXAMPLES:,} examples or more: 32 to 64 can learn more; 128 and more rarely pay")
+
+
+def rule_for(data: DataSize | None) -> Rule:
+    """The rule for a size of data; None is a usual size."""
+    if data is None or SMALL_EXAMPLES <= data.examples < LARGE_EXAMPLES:
+        return _USUAL
+    return _SMALL if data.examples < SMALL_EXAMPLES else _LARGE

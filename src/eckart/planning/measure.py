@@ -1,4 +1,4 @@
-"""One real training step on this machine, in a process of its own, and the memory that the process took."""
+"""One real training step on this machine, in a separate process, and the memory that the process took."""
 
 import json
 import os
@@ -24,13 +24,13 @@ _HEAPS = {"usual": {}, "tight": {"MALLOC_MMAP_THRESHOLD_": str(2**16)}}
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a process took that trained on the CPU, by the system's account of its resident memory.
+    """Resident memory of a process that trained on the CPU, as the system counts it.
 
     Attributes:
-        process_bytes: the most that it held at once, libraries and all.
-        baseline_bytes: what it held before: interpreter, libraries, and what those had set up in a short step of the
-            same model, which was then let go.
-        seconds: of the second step.
+        process_bytes: peak, libraries included.
+        baseline_bytes: before: interpreter, libraries, and what those set up in a short step of the same model, which
+            was then freed.
+        seconds: time of the second step.
     """
 
     process_bytes: int
@@ -39,34 +39,34 @@ class Measurement:
 
     @property
     def peak_bytes(self) -> int:
-        """What model and step took, to be held against `Simulation.peak_bytes`."""
+        """Memory of model and step, to be compared with `Simulation.peak_bytes`."""
         return self.process_bytes - self.baseline_bytes
 
 
 def measure(
     config: "str | Path | Mapping[str, Any] | PretrainedConfig", setting: PlanSetting, *, heap: Heap = "tight"
 ) -> Measurement:
-    """Train a model of this architecture, with weights drawn at random, for some steps on this machine's CPU.
+    """Train a model of this architecture, with random weights, for some steps on this machine's CPU.
 
     Args:
         config: what `read_architecture` takes.
-        setting: how to train, and on how much.
-        heap: with `tight` glibc gives back each block as it is freed, so that tensors alone are measured. `usual` is
-            the C library as it is, which keeps some of what is freed, and finds room there for later tensors or not.
+        setting: how to train, and the size of a step.
+        heap: with `tight`, glibc returns each block as soon as it is freed, so only tensors are measured. With
+            `usual`, the C library retains some freed memory for later tensors, as it does by default.
 
     Raises:
-        OptionError: this system does not tell a process' peak memory.
-        EckartError: the step failed; the message ends with what Python said last.
+        OptionError: this system cannot reset the peak memory of a process: it is not Linux.
+        EckartError: the step failed; the message ends with Python's last line.
     """
     if not Path("/proc/self/clear_refs").exists():
-        msg = "measuring needs Linux, which tells the peak memory of a process"
+        msg = "measuring a training step needs Linux, which can reset the peak memory of a process"
         raise OptionError(msg)
     task = {"config": read_architecture(config).to_dict(), "setting": asdict(setting)}
-    # A fresh interpreter: memory that this one has freed may not go back to the system.
+    # A new interpreter, because memory that this one has freed may not have been returned to the system.
     command, environment = [sys.executable, "-m", _WORKER], os.environ | _HEAPS[heap]
     done = subprocess.run(command, input=json.dumps(task), capture_output=True, text=True, env=environment, check=False)
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["it was killed, as by a lack of memory"])[-1]
+        last = (done.stderr.strip().splitlines() or ["it was killed, perhaps for lack of memory"])[-1]
         msg = f"the measured step ended with status {done.returncode}: {last}"
         raise EckartError(msg)
     return Measurement(**json.loads(done.stdout.splitlines()[-1]))

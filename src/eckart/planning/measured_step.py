@@ -1,4 +1,4 @@
-"""The process that `measure` starts: training steps of what stdin describes, and their memory on stdout."""
+"""The process that `measure` starts: runs the training step described on stdin, and writes its memory to stdout."""
 
 import gc
 import json
@@ -16,7 +16,7 @@ from eckart.errors import MissingExtraError
 from eckart.nn import LoRAConfig, quantize_model
 from eckart.planning.architecture import build_model, read_architecture
 from eckart.planning.setting import PlanSetting
-from eckart.planning.step import Making, TrainingStep
+from eckart.planning.step import Builders, TrainingStep
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -25,7 +25,7 @@ _SHORT = 16  # tokens
 
 
 def main() -> None:
-    """Measure, and tell."""
+    """Measure, and write the result."""
     task = json.load(sys.stdin)
     setting = read_setting(task["setting"])
     config = read_architecture(task["config"])
@@ -33,13 +33,13 @@ def main() -> None:
     baseline = _resident("VmRSS")
     step = TrainingStep(build_model(config, setting), setting, REAL)
     step.run()  # after which the optimizer has its states
-    _give_back()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
+    _return_freed_memory()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
     start = time.perf_counter()
     step.run()
     seconds = time.perf_counter() - start
-    told = {"process_bytes": _resident("VmHWM"), "baseline_bytes": baseline, "seconds": seconds}
-    sys.stdout.write(f"\n{json.dumps(told)}\n")
+    measured = {"process_bytes": _resident("VmHWM"), "baseline_bytes": baseline, "seconds": seconds}
+    sys.stdout.write(f"\n{json.dumps(measured)}\n")
 
 
 def read_setting(fields: dict[str, Any]) -> PlanSetting:
@@ -49,10 +49,10 @@ def read_setting(fields: dict[str, Any]) -> PlanSetting:
 
 
 def _short_step(config: "PretrainedConfig", setting: PlanSetting) -> None:
-    """Let libraries set up what they set up once: threads, buffers, compiled kernels, code."""
+    """Let libraries do their one-time setup: threads, buffers, compiled kernels, code."""
     short = replace(setting, batch_size=1, length=min(_SHORT, setting.length))
     TrainingStep(build_model(config, short), short, REAL).run()
-    _give_back()
+    _return_freed_memory()
 
 
 def _adamw8bit(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -64,8 +64,8 @@ def _adamw8bit(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return AdamW8bit(parameters, weight_decay=0.0)
 
 
-def _give_back() -> None:
-    """Give freed memory back to the system, where the C library can."""
+def _return_freed_memory() -> None:
+    """Return freed memory to the system, if the C library can."""
     gc.collect()
     trim = c_library_function("malloc_trim")
     if trim is not None:
@@ -73,12 +73,12 @@ def _give_back() -> None:
 
 
 def _resident(field: str) -> int:
-    """`VmRSS`, resident bytes of this process, or `VmHWM`, the most of them."""
+    """`VmRSS`, the resident bytes of this process, or `VmHWM`, their peak."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-REAL = Making(quantize_model, _adamw8bit)
+REAL = Builders(quantize_model, _adamw8bit)
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Which module of a model is at work: in the forward pass, and when a gradient of what it computed is taken."""
+"""Which module of a model is running: in the forward pass, and in the backward pass through what it computed."""
 
 from bisect import bisect_right
 from collections.abc import Callable
@@ -8,31 +8,32 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-OUTSIDE = "loss"  # where no module is at work
-_NUMBERS = range(2**63)  # of autograd's nodes, but for those that accumulate gradients
+OUTSIDE = "loss"  # where no module is running
+_NUMBERS = range(2**63)  # of autograd's nodes, except those that accumulate gradients
 
 
 class Places:
     """Inside the block, follows a model through forward and backward passes.
 
-    Autograd numbers its nodes as they are made, so the number of a node that works backward tells the module that was
-    at work when it was made. The hooks are torch's global ones: a layer with hooks of its own may compute otherwise.
+    Autograd numbers its nodes in the order of their creation, so the number of a node in the backward pass identifies
+    the module that was running when the node was created. The hooks are torch's global ones, because hooks of a layer
+    may change how it computes.
 
     Args:
-        model: to follow.
-        at_end: called when a forward pass of the model ends, or of the part of it that runs again.
+        model: the model to follow.
+        at_end: called at the end of a forward pass of the model, or of a part that is recomputed.
     """
 
     def __init__(self, model: nn.Module, *, at_end: Callable[[], object] = lambda: None) -> None:
         self._names = {module: path for path, module in model.named_modules()}
         self._at_end = at_end
         self._stack: list[str] = []
-        self._starts, self._paths = [-1], [OUTSIDE]  # numbers from which on nodes are made, and where
+        self._starts, self._paths = [-1], [OUTSIDE]  # first numbers of nodes, and the module that creates them
         self._latest = OUTSIDE
         self._handles: list[Any] = []
 
     def __enter__(self) -> "Places":
-        """Begin to follow."""
+        """Start to follow."""
         self._handles = [
             register_module_forward_pre_hook(self._enters),
             register_module_forward_hook(self._leaves, always_call=True),
@@ -40,7 +41,7 @@ class Places:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 
@@ -50,7 +51,7 @@ class Places:
         return bool(self._stack)
 
     def here(self) -> str:
-        """Path of the innermost module at work; "" is the model itself. Between two gradients, that of the first."""
+        """Path of the innermost running module; "" is the model itself. Between two gradients, that of the first."""
         node = torch._C._current_autograd_node()
         if self._stack:
             self._latest = self._stack[-1]

@@ -1,4 +1,4 @@
-"""Facts of models that people name: their configs, shipped, so that a plan needs neither network nor licence."""
+"""Configs of well-known models, shipped with eckart so that a plan needs neither network access nor a licence."""
 
 import difflib
 import json
@@ -13,10 +13,10 @@ class Preset:
     """A published model.
 
     Attributes:
-        name: as it is typed: `llama-3-8b`.
-        hub: its name on the hub, which is taken for the preset too.
-        params: numbers in it, shared ones counted once.
-        config: fields of its config.json that decide what it computes.
+        name: short name such as `llama-3-8b`.
+        hub: name on the hub, which also selects the preset.
+        params: number of parameters, shared ones counted once.
+        config: fields of its config.json that determine what it computes.
     """
 
     name: str
@@ -27,17 +27,17 @@ class Preset:
 
 @cache
 def presets() -> dict[str, Preset]:
-    """All presets by name, families together and small ones first."""
+    """All presets by name, by family and size."""
     text = (files("eckart.planning") / "presets.json").read_text(encoding="utf-8")
     return {name: Preset(name, **facts) for name, facts in json.loads(text).items()}
 
 
 def find_preset(name: str) -> Preset | None:
-    """The preset of this name or hub name, capitals or not."""
+    """The preset with this name or hub name, regardless of case."""
     wanted = name.lower()
     return next((each for each in presets().values() if wanted in (each.name, each.hub.lower())), None)
 
 
 def nearest_presets(name: str, count: int = 3) -> list[str]:
-    """Names like `name`, for whoever mistyped one; of a hub name the part behind the slash counts."""
+    """The presets with the most similar names; of a hub name, the part after the slash is compared."""
     return difflib.get_close_matches(name.lower().rpartition("/")[2], presets(), n=count, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""What is planned for: how a model is trained, and on how much at once."""
+"""The setting of a plan: how a model is trained, and the size of a step."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -21,14 +21,15 @@ class PlanSetting:
     Attributes:
         method: `full` trains every weight in `dtype`; `lora` and `dora` an adapter; `qlora` an adapter on a base whose
             linear layers are in NF4 with double quantization.
-        lora: the adapter; None is rank 16 on all linear layers. Not looked at by `full`.
-        dtype: of the base's weights (of what `qlora` leaves dense) and of the activations. Factors are float32.
-        optimizer: AdamW with states in the dtype of what trains, or with states in 8 bits by blocks of 256, as
-            bitsandbytes has them.
-        batch_size: sequences a step.
-        length: tokens a sequence.
-        gradient_checkpointing: whether activations of a layer are computed again rather than kept.
-        attention: `sdpa` never holds the scores of all pairs of tokens, `eager` does.
+        lora: the adapter; None is rank 16 on all linear layers. Ignored by `full`.
+        dtype: data type of the base's weights (those that `qlora` does not quantize) and of the activations. Factors
+            are float32.
+        optimizer: AdamW with states in the dtype of the trained parameters, or with states in 8 bits, as in
+            bitsandbytes.
+        batch_size: sequences per step.
+        length: tokens per sequence.
+        gradient_checkpointing: whether activations are recomputed in the backward pass rather than saved.
+        attention: `eager` stores the full attention matrix, `sdpa` does not.
     """
 
     method: Method = "lora"
@@ -41,11 +42,11 @@ class PlanSetting:
     attention: Attention = "sdpa"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be trained, all faults at once."""
+        """Check the fields, and report all faults at once."""
         faults = [
-            f"{name} must be a whole number from {least}, got {value!r}"
-            for name, value, least in (("batch_size", self.batch_size, 1), ("length", self.length, 2))
-            if type(value) is not int or value < least
+            f"`{name}` must be an integer of at least {minimum}, got {value!r}"
+            for name, value, minimum in (("batch_size", self.batch_size, 1), ("max_length", self.length, 2))
+            if type(value) is not int or value < minimum
         ]
         for name, choices in (
             ("method", Method),
@@ -55,18 +56,18 @@ class PlanSetting:
         ):
             value: Any = getattr(self, name)
             if value not in get_args(choices):
-                faults.append(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+                faults.append(f"`{name}` must be one of {', '.join(get_args(choices))}, got {value!r}")
         if self.method == "lora" and self.lora is not None and self.lora.method == "dora":
-            faults.append("the adapter is a DoRA: method must be dora (or qlora), got lora")
+            faults.append("the adapter is a DoRA: `method` must be dora or qlora, got lora")
         if self.method in ("lora", "dora") and self.lora is not None and self.lora.init == "loftq":
-            faults.append(f"init loftq puts the base into NF4: method must be qlora, got {self.method}")
+            faults.append(f"`init=loftq` needs a base in NF4: `method` must be qlora, got {self.method}")
         if faults:
-            msg = "this training cannot be planned:"
+            msg = "invalid training settings"
             raise OptionError.listing(msg, faults)
 
     @property
     def adapter(self) -> "LoRAConfig | None":
-        """The adapter that trains, as `eckart.inject` takes it; None for full fine-tuning."""
+        """The adapter, as `eckart.inject` takes it; None for full fine-tuning."""
         if self.method == "full":
             return None
         from eckart.nn.config import LoRAConfig

@@ -1,6 +1,6 @@
-"""A deep model simulated through two shallow ones: equal layers take equal memory, so two depths tell the others.
+"""A deep model extrapolated from two shallow ones: equal layers take equal memory, so it grows linearly with depth.
 
-Peaks are taken at the same place of the step, which is checked; a model whose layers differ is simulated whole.
+Both peaks must be at the same place of the step, which is checked; a model with different layers is simulated in full.
 """
 
 import copy
@@ -9,28 +9,29 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from eckart.planning.simulation import PARTS, Part, Simulation
+from eckart.planning.memory import PARTS, Part
+from eckart.planning.simulation import Simulation
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from eckart.planning.counts import Outline
+    from eckart.planning.architecture import Outline
 
-_LEAST_PERIODS = 6  # below, the whole model is as quick
+_MIN_PERIODS = 6  # below, the full model is as fast
 
 
 def shallow_depths(outline: "Outline") -> tuple[int, int] | None:
-    """Two numbers of layers whose simulations tell that of the whole model; None where none do."""
+    """Two numbers of layers from which the full model can be extrapolated; None if there are none."""
     layers = getattr(outline.config.get_text_config(), "num_hidden_layers", None)
-    stacks = [part for part in outline.model.modules() if isinstance(part, nn.ModuleList) and len(part) == layers]
+    stacks = [each for each in outline.model.modules() if isinstance(each, nn.ModuleList) and len(each) == layers]
     if not isinstance(layers, int) or len(stacks) != 1:
         return None
     types = getattr(outline.config.get_text_config(), "layer_types", None) or [None] * layers
-    looks = [(_look(layer), kind) for layer, kind in zip(stacks[0], types, strict=False)]
-    period = next(p for p in range(1, layers + 1) if all(look == looks[i % p] for i, look in enumerate(looks)))
-    if layers % period or layers < _LEAST_PERIODS * period:
+    shapes = [(_shapes(layer), kind) for layer, kind in zip(stacks[0], types, strict=False)]
+    period = next(p for p in range(1, layers + 1) if all(each == shapes[i % p] for i, each in enumerate(shapes)))
+    if layers % period or layers < _MIN_PERIODS * period:
         return None
-    # A first layer whose inputs need no gradient takes less: it must not be the last one too.
+    # The first layer, whose inputs need no gradient, takes less: it must not also be the last one.
     return (period, 2 * period) if period > 1 else (2, 3)
 
 
@@ -45,7 +46,7 @@ def at_depth(config: "PretrainedConfig", layers: int) -> "PretrainedConfig":
 
 
 def extrapolate(first: Simulation, second: Simulation, depths: tuple[int, int], layers: int) -> Simulation | None:
-    """What the whole model takes; None where the peaks of the shallow ones lie at different places."""
+    """The memory of the full model; None if the peaks of the shallow ones are at different places."""
     if _place(first) != _place(second):
         return None
     deeper = (layers - depths[1]) / (depths[1] - depths[0])
@@ -65,10 +66,10 @@ def extrapolate(first: Simulation, second: Simulation, depths: tuple[int, int], 
     )
 
 
-def _look(layer: nn.Module) -> tuple[object, ...]:
+def _shapes(layer: nn.Module) -> tuple[object, ...]:
     return tuple((name, tuple(parameter.shape)) for name, parameter in layer.named_parameters())
 
 
 def _place(simulation: Simulation) -> str:
-    """Where the peak is, without the number of the layer."""
+    """The place of the peak, without the number of the layer."""
     return re.sub(r"\.\d+(?=\.|,|$)", "", simulation.where)

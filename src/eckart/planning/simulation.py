@@ -1,34 +1,47 @@
-"""What a simulated training step takes."""
+"""A training step run on tensors without data, and the peak of the bytes that it keeps alive."""
 
-from collections.abc import Mapping
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from eckart.errors import EckartError
+from eckart.evaluation.model import quiet_transformers
+from eckart.planning.account import account
+from eckart.planning.architecture import build_model, read_architecture
+from eckart.planning.dataless import DATALESS, as_on_cuda, dataless
+from eckart.planning.memory import Part
+from eckart.planning.setting import PlanSetting
+from eckart.planning.step import TrainingStep
 
-Part = Literal["weights", "adapters", "gradients", "optimizer", "activations", "other"]
-PARTS: tuple[Part, ...] = get_args(Part)
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_GRANULARITY = {"cpu": 1, "cuda": 512}  # bytes: torch's allocator for CUDA hands out multiples of 512
 
 
 class SimulationError(EckartError):
-    """A model whose step cannot be run on tensors without data; a closed form has to serve."""
+    """The model's code cannot run on tensors without data, so only a closed-form estimate is possible."""
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """The memory of one training step, at the moment when it is highest.
+    """The memory of one training step at its peak.
 
     Attributes:
         peak_bytes: most bytes of tensors alive at once, the sum of `parts`.
-        parts: of the peak, by `PARTS`: the base's weights and buffers; factors and magnitudes; gradients of what
-            trains; the optimizer's states; what the forward pass keeps for the backward pass; all else (inputs,
-            logits and their gradient, working memory).
-        details: of `other` and `activations`, told apart: `logits and loss`, `temporary`, `inputs`.
-        where: the module at work at the peak and the phase: `model.layers.3.mlp, backward`.
-        trainable_params: numbers that train.
-        total_params: of the model, adapters included.
-        seconds: that the simulation took.
-        notes: what was modelled otherwise than it runs, in words.
+        parts: the peak by `PARTS`: the base's weights and buffers; factors and magnitudes; gradients of the trained
+            parameters; the optimizer's states; what the forward pass saves for the backward pass; everything else
+            (inputs, logits and their gradient, working memory).
+        where: module and phase at the peak: `model.layers.3.mlp, backward`.
+        trainable_params: number of trained parameters.
+        total_params: parameters of the model, adapters included.
+        seconds: time that the simulation took.
+        details: the part `other`, divided into `logits and loss`, `temporary` and `inputs`.
+        notes: how the simulated step differs from the requested one, in words.
     """
 
     peak_bytes: int
@@ -39,3 +52,98 @@ class Simulation:
     seconds: float
     details: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+def simulate(
+    config: "str | Path | Mapping[str, Any] | PretrainedConfig",
+    setting: PlanSetting,
+    *,
+    device: Literal["cpu", "cuda"] = "cuda",
+) -> Simulation:
+    """Peak memory of one training step, from the model's config alone: no weights, no device, no values.
+
+    The model's own code, eckart's layers and loss, and AdamW run forward, backward and through an update, as in the
+    second and every later step of `eckart train`. The memory of libraries (a CUDA context, the workspace of a kernel)
+    and the fragmentation of an allocator are not included.
+
+    Args:
+        config: what `read_architecture` takes.
+        setting: how to train, and the size of a step.
+        device: whose allocator rounds the bytes.
+
+    Raises:
+        SourceError: there is no such model.
+        MismatchError: the adapter does not fit the model.
+        SimulationError: the model's code needs values.
+    """
+    began = time.perf_counter()
+    architecture = read_architecture(config)
+    try:
+        with quiet_transformers(), _quiet_torch(), dataless():
+            step = TrainingStep(build_model(architecture, setting), setting, DATALESS)
+            step.warm()
+            with as_on_cuda() if device == "cuda" else nullcontext():
+                highest = account(step, granularity=_GRANULARITY[device])
+    except Exception as error:
+        if not _comes_from_model(error):
+            raise
+        first_line = (str(error).splitlines() or [""])[0][:200]
+        what = f"{type(error).__name__}: {first_line}"
+        msg = f"a model of type {architecture.model_type} cannot run on tensors without data ({what})"
+        raise SimulationError(msg) from error
+    return Simulation(
+        peak_bytes=highest.peak_bytes,
+        parts=highest.parts,
+        where=highest.where,
+        trainable_params=sum(parameter.numel() for parameter in step.trained),
+        total_params=step.total_params,
+        seconds=time.perf_counter() - began,
+        details=highest.details,
+        notes=tuple(_notes(architecture, step)),
+    )
+
+
+def _comes_from_model(error: Exception) -> bool:
+    """Whether the model's code raised an error, or torch because an operator needs values; else it is a bug of ours."""
+    from torch._subclasses.fake_tensor import (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+        UnsupportedFakeTensorException,
+        UnsupportedOperatorException,
+    )
+
+    needs_values = (
+        *(DataDependentOutputException, DynamicOutputShapeException),
+        *(UnsupportedFakeTensorException, UnsupportedOperatorException),
+    )
+    if isinstance(error, needs_values):
+        return True
+    if isinstance(error, EckartError):
+        return False
+    modules, frame = [], error.__traceback__
+    while frame is not None:
+        modules.append(str(frame.tb_frame.f_globals.get("__name__")).partition(".")[0])
+        frame = frame.tb_next
+    return modules[-1] != "eckart" and any(name.startswith("transformers") for name in modules)
+
+
+def _notes(architecture: "PretrainedConfig", step: TrainingStep) -> Iterator[str]:
+    """How the simulated step differs from what the config or the setting says."""
+    setting, config = step.setting, step.model.config
+    if setting.attention == "sdpa" and config._attn_implementation != "sdpa":
+        yield f"{type(step.model).__name__} has no SDPA in transformers: its attention is {config._attn_implementation}"
+    if getattr(architecture, "quantization_config", None):
+        yield f"the checkpoint's own quantization is ignored: the base is in {setting.dtype}, or NF4 with qlora"
+    if any("expert" in key for key in config.get_text_config().to_dict()):
+        yield "experts compute by grouped products, whose memory does not depend on which tokens go where"
+
+
+@contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Suppress torch's log of an operator that needs values; the error says the same."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled

@@ -22,12 +22,12 @@ StepLoss = LossPath | Literal["own", "hidden"]
 
 
 @dataclass(frozen=True)
-class Making:
-    """How what differs between tensors with and without data is made.
+class Builders:
+    """What is built differently on tensors with and without data.
 
     Attributes:
-        quantize: puts the linear layers of a model into NF4.
-        adamw8bit: an optimizer with states in 8 bits, from the parameters.
+        quantize: quantizes the linear layers of a model to NF4.
+        adamw8bit: creates an optimizer with 8-bit states for parameters.
     """
 
     quantize: Callable[[nn.Module], object]
@@ -38,22 +38,22 @@ class TrainingStep:
     """A model that is ready to train, and its optimizer.
 
     Attributes:
-        model: with the adapter in it.
-        loss_path: `pieces`, `fused` and `logits` are those of `eckart train`; `own` is the loss that the model
-            computes from labels, as full fine-tuning takes it; `hidden` averages the outputs of a model without a head.
-        body: path of the module before the head; "" is all of the model.
-        trained: what requires a gradient.
-        total_params: numbers in the model and its adapter, those that are in NF4 too.
+        model: the model with its adapter.
+        loss_path: `pieces`, `fused` and `logits` are those of `eckart train`; `own` is the loss that the model itself
+            computes from labels, for full fine-tuning; `hidden` averages the outputs of a model without a head.
+        body: path of the module before the head; "" is the entire model.
+        trained: parameters that require a gradient.
+        total_params: parameters of the model and its adapter, including quantized ones.
     """
 
-    def __init__(self, model: "PreTrainedModel", setting: PlanSetting, making: Making) -> None:
+    def __init__(self, model: "PreTrainedModel", setting: PlanSetting, builders: Builders) -> None:
         self.model, self.setting = model, setting
         self.total_params = sum(parameter.numel() for parameter in model.parameters())
         if setting.adapter is not None:
             if setting.method == "qlora":
-                making.quantize(model)
+                builders.quantize(model)
             inject(model, setting.adapter)
-            _start(model, setting.adapter)
+            _add_start(model, setting.adapter)
             self.total_params += sum(
                 p.numel() for m in adapted_modules(model).values() for p in m.adapters.parameters()
             )
@@ -66,11 +66,11 @@ class TrainingStep:
         if setting.optimizer == "adamw":
             self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(self.trained, weight_decay=0.0, fused=True)
         else:
-            self.optimizer = making.adamw8bit(self.trained)
+            self.optimizer = builders.adamw8bit(self.trained)
         self.ids = torch.zeros(setting.batch_size, setting.length, dtype=torch.long)
 
     def run(self) -> None:
-        """The whole step."""
+        """Run the entire step."""
         self.backward(self.loss())
         self.update()
 
@@ -95,25 +95,25 @@ class TrainingStep:
         return -cast("Any", self._fused.apply(*given))[0].double().sum()
 
     def backward(self, loss: Tensor) -> None:
-        """The gradients."""
+        """Compute the gradients."""
         loss.backward()
 
     def update(self) -> None:
-        """Clip the gradients, change what trains, and let the gradients go."""
+        """Clip the gradients, update the parameters, and free the gradients."""
         nn.utils.clip_grad_norm_(self.trained, TrainSettings().max_gradient_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def warm(self) -> None:
-        """Give the optimizer its states, as after a first step."""
+        """Create the optimizer's states, as after a first step."""
         for parameter in self.trained:
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def _start(model: nn.Module, config: LoRAConfig) -> None:
-    """The frozen start that factors are held against where they do not start at zero."""
+def _add_start(model: nn.Module, config: LoRAConfig) -> None:
+    """Add a frozen copy of the initial factors where they do not start at zero, as training does."""
     if config.init not in ("pissa", "olora", "lora-ga", "loftq"):
         return
     for module in adapted_modules(model).values():
@@ -123,7 +123,7 @@ def _start(model: nn.Module, config: LoRAConfig) -> None:
 
 
 def _step_loss(model: "PreTrainedModel", setting: PlanSetting) -> StepLoss:
-    """The path that `eckart train` takes, or what serves instead where that trains no such model."""
+    """The loss path of `eckart train`, or a substitute for settings that it does not train."""
     if model.get_output_embeddings() is None:
         return "hidden"
     if setting.method == "full" or getattr(model.config, "is_encoder_decoder", False):
@@ -132,7 +132,7 @@ def _step_loss(model: "PreTrainedModel", setting: PlanSetting) -> StepLoss:
 
 
 def _fused_loss() -> Any:
-    """TRL's loss, which takes a tile of the logits at a time."""
+    """TRL's loss, which computes one tile of the logits at a time."""
     try:
         from trl.kernels.chunked_logprob import ChunkedLogProbFunction
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The memory of tensors over time: every storage that a program makes, from its birth to its end."""
+"""The memory of tensors over time: every storage that a program allocates, until it is freed."""
 
 import weakref
 from collections.abc import Callable, Iterable
@@ -16,52 +16,52 @@ class Life:
     """One storage.
 
     Attributes:
-        nbytes: that it takes, rounded up to what an allocator hands out.
-        born: when, on the log's clock, which counts births and ends.
-        origin: what the log was told to remember of its birth.
-        use: what it is for, where that was told.
-        died: when, or None while it is alive.
+        nbytes: size, rounded up to what an allocator hands out.
+        start: when it was allocated, on the log's clock, which counts allocations and releases.
+        origin: what the log's `origin` returned then.
+        use: what it is used for, if labelled.
+        end: when it was freed; None while it is alive.
     """
 
     nbytes: int
-    born: int
+    start: int
     origin: Any
     use: Any = None
-    died: int | None = None
+    end: int | None = None
 
     def is_alive(self, at: int) -> bool:
-        """Whether the storage was there right after this tick of the clock."""
-        return self.born <= at and (self.died is None or self.died > at)
+        """Whether the storage was allocated right after this tick of the clock."""
+        return self.start <= at and (self.end is None or self.end > at)
 
 
 class StorageLog(TorchDispatchMode):
-    """Inside the block, writes down the storages of all that torch computes, on tensors with data or without.
+    """Inside the block, records the storages of everything that torch computes, on tensors with or without data.
 
-    Memory that an operator takes for itself, and gives back before it returns, is not seen.
+    Memory that an operator allocates and frees before it returns is not recorded.
 
     Attributes:
-        lives: all storages, in the order of their births.
-        clock: births and ends so far.
-        now: bytes that are alive.
-        highest: most bytes that were alive at once since `restart`.
-        at: when that was, on the clock.
+        lives: all storages, in the order of their allocation.
+        clock: allocations and releases so far.
+        alive_bytes: bytes allocated now.
+        peak_bytes: most bytes allocated at once since `restart`.
+        peak_at: when that was, on the clock.
 
     Args:
         granularity: bytes are rounded up to multiples of this.
-        origin: called at each birth; what it returns is remembered.
+        origin: called at each allocation; its result becomes `Life.origin`.
     """
 
     def __init__(self, *, granularity: int = 1, origin: Callable[[], Any] = lambda: None) -> None:
         super().__init__()
         self.lives: list[Life] = []
-        self.clock = self.now = self.highest = self.at = 0
+        self.clock = self.alive_bytes = self.peak_bytes = self.peak_at = 0
         self._granularity, self._origin = granularity, origin
-        self._open: dict[int, tuple[weakref.ref[torch.UntypedStorage], Life]] = {}
+        self._alive: dict[int, tuple[weakref.ref[torch.UntypedStorage], Life]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run an operator, and note what it gives."""
+        """Run an operator, and record its results."""
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
@@ -69,39 +69,39 @@ class StorageLog(TorchDispatchMode):
         return result
 
     def life_of(self, tensor: Tensor) -> Life:
-        """The life of a tensor's storage, which begins now if the log has not met it."""
+        """The record of a tensor's storage, created now if it is new."""
         storage = tensor.untyped_storage()
         key, nbytes = storage._cdata, -(-storage.nbytes() // self._granularity) * self._granularity
-        known = self._open.get(key)
-        if known is not None and known[0]() is storage:
-            if known[1].nbytes == nbytes:
-                return known[1]
+        entry = self._alive.get(key)
+        if entry is not None and entry[0]() is storage:
+            if entry[1].nbytes == nbytes:
+                return entry[1]
             self._end(key)  # resized: another piece of memory
         life = Life(nbytes, self.clock, self._origin())
         self.clock += 1
-        self.now += nbytes
-        if self.now > self.highest:
-            self.highest, self.at = self.now, life.born
+        self.alive_bytes += nbytes
+        if self.alive_bytes > self.peak_bytes:
+            self.peak_bytes, self.peak_at = self.alive_bytes, life.start
         self.lives.append(life)
-        self._open[key] = (weakref.ref(storage, lambda gone: self._gone(key, gone)), life)
+        self._alive[key] = (weakref.ref(storage, lambda gone: self._gone(key, gone)), life)
         return life
 
-    def tell(self, tensors: Iterable[Tensor], use: Any) -> None:
-        """Note what tensors are for; they may have been there before."""
+    def label(self, tensors: Iterable[Tensor], use: Any) -> None:
+        """Record what tensors are used for, also of tensors that were allocated before."""
         for tensor in tensors:
             self.life_of(tensor).use = use
 
     def restart(self) -> None:
-        """Forget the highest point so far."""
-        self.highest, self.at = self.now, self.clock - 1
+        """Forget the peak so far."""
+        self.peak_bytes, self.peak_at = self.alive_bytes, self.clock - 1
 
     def _gone(self, key: int, reference: Any) -> None:
-        known = self._open.get(key)
-        if known is not None and known[0] is reference:
+        entry = self._alive.get(key)
+        if entry is not None and entry[0] is reference:
             self._end(key)
 
     def _end(self, key: int) -> None:
-        _, life = self._open.pop(key)
-        life.died = self.clock
+        _, life = self._alive.pop(key)
+        life.end = self.clock
         self.clock += 1
-        self.now -= life.nbytes
+        self.alive_bytes -= life.nbytes

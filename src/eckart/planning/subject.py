@@ -1,4 +1,4 @@
-"""What a plan is for: a preset, a model's config from anywhere, or a bare number of parameters."""
+"""The model of a plan: a preset, a config from any source, or a number of parameters."""
 
 import re
 from collections.abc import Mapping
@@ -23,10 +23,10 @@ class Subject:
     """A model to plan for.
 
     Attributes:
-        name: as a reader knows it.
-        source: what `eckart train` would take for it; None for a bare count.
-        config: of the model; None where only `params` is known.
-        params: a count that was typed.
+        name: name to show.
+        source: what `eckart train` takes for it; None for a number of parameters.
+        config: config of the model; None where only `params` is given.
+        params: the given number of parameters.
     """
 
     name: str
@@ -36,10 +36,10 @@ class Subject:
 
 
 def subject_of(model: "str | Path | Mapping[str, Any] | PretrainedConfig") -> Subject:
-    """Find what a user named: a file or folder first, then a preset, a count such as `8B`, a name on the hub.
+    """Find the model that the user named: a file or folder, a preset, a number such as `8B`, or a name on the hub.
 
     Raises:
-        SourceError: it is none of these, or its config names no architecture.
+        SourceError: it is none of these, or its config does not name an architecture.
         MissingExtraError: transformers is not installed.
     """
     from eckart.planning.architecture import read_architecture
@@ -49,35 +49,35 @@ def subject_of(model: "str | Path | Mapping[str, Any] | PretrainedConfig") -> Su
         return Subject(config.model_type or "model", None, config)
     text = str(model).strip()
     if not text:
-        raise _unknown(repr(text), why="names no model")
-    here = Path(text).expanduser().exists() or text.startswith("pkg:")
-    preset = None if here else find_preset(text)
+        raise _unknown(repr(text), why="no model is named")
+    exists = Path(text).expanduser().exists() or text.startswith("pkg:")
+    preset = None if exists else find_preset(text)
     if preset is not None:
         return Subject(preset.name, preset.hub, read_architecture(preset.config))
-    count = None if here else _COUNT.fullmatch(text)
+    count = None if exists else _COUNT.fullmatch(text)
     if count is not None:
         params = round(float(count["number"]) * _SCALES[count["unit"].lower()])
         if params < 1:
-            msg = f"{text}: a model has parameters; expected a number such as 8B or 135M"
+            msg = f"{text}: the number of parameters must be at least 1, such as 8B or 135M"
             raise SourceError(msg)
         return Subject(f"a model of {text}", None, params=params)
-    if not here and not _HUB.fullmatch(text):
+    if not exists and not _HUB.fullmatch(text):
         raise _unknown(text, why="no preset, file or folder of that name")
-    if here and Path(text).expanduser().is_dir() and (Path(text).expanduser() / "adapter_config.json").is_file():
-        msg = f"{text} is an adapter: give the model that it is for"
+    if exists and Path(text).expanduser().is_dir() and (Path(text).expanduser() / "adapter_config.json").is_file():
+        msg = f"{text} is an adapter; give its base model instead"
         raise SourceError(msg)
     try:
         return Subject(text, text, read_architecture(text))
     except MissingExtraError:
         raise
     except SourceError as error:
-        if here:
+        if exists:
             raise
         raise _unknown(text, why=str(error).splitlines()[0][:160]) from error
 
 
 def _unknown(text: str, *, why: str) -> SourceError:
     near = nearest_presets(text)
-    hint = f" (near it: {', '.join(near)})" if near else ""
-    msg = f"{text}: {why}{hint}; MODEL is a preset such as llama-3-8b, a number of parameters such as 8B, or a SOURCE: "
+    hint = f" (similar: {', '.join(near)})" if near else ""
+    msg = f"{text}: {why}{hint}; expected a preset such as llama-3-8b, a number of parameters such as 8B, or a SOURCE: "
     return SourceError(msg + SOURCE_MAY_BE)

@@ -1,24 +1,23 @@
-"""The figure of a plan: memory of each method, stacked by part, beside what there is."""
+"""The figure of a plan: memory of each method, stacked by part, compared with the memory available."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eckart.errors import OutputError
-from eckart.planning.memory import CARDS_GB, ROOM_BYTES
-from eckart.planning.simulation import PARTS
+from eckart.planning.memory import CARDS_GB, PARTS, RESERVED_BYTES
 from eckart.report.figures import style
 from eckart.report.words import bytes_text, count_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from eckart.planning.planner import Plan
+    from eckart.planning.planner import PlanResult
 
 _SHOWN_CARDS = (8, 16, 24, 48, 80, 128)
 
 
-def plan_figure(plan: "Plan") -> "Figure":
-    """A bar a method, its parts stacked, and lines where memory ends.
+def plan_figure(plan: "PlanResult") -> "Figure":
+    """One bar per method, stacked by part, and lines at the memory available.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -53,12 +52,12 @@ def plan_figure(plan: "Plan") -> "Figure":
     return figure
 
 
-def save_plan_figure(plan: "Plan", path: str | Path) -> Path:
-    """Write the figure; the name's end says as what: .png, .svg or .pdf.
+def save_plan_figure(plan: "PlanResult", path: str | Path) -> Path:
+    """Write the figure as .png, .svg or .pdf.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        OutputError: the file cannot be written, or its name ends otherwise.
+        OutputError: the file cannot be written, or has another extension.
     """
     path = Path(path)
     if path.suffix not in (".png", ".svg", ".pdf"):
@@ -69,27 +68,26 @@ def save_plan_figure(plan: "Plan", path: str | Path) -> Path:
 
 def _cards(highest: int) -> list[tuple[int, str]]:
     return [
-        (size * 10**9 - ROOM_BYTES, f"{size} GB")
+        (size * 10**9 - RESERVED_BYTES, f"{size} GB")
         for size in _SHOWN_CARDS
         if size in CARDS_GB and size * 1e9 < 1.4 * highest
     ]
 
 
-def _finding(plan: "Plan") -> str:
+def _finding(plan: "PlanResult") -> str:
     """What the bars show, in a sentence."""
     if plan.memory is None:
         least = min(plan.forecasts, key=lambda each: each.peak_bytes)
-        return f"{plan.model}: {least.setting.method} takes least, {bytes_text(least.peak_bytes)}"
-    fitting = [each.setting.method for each in plan.forecasts if plan.fitting(each)]
-    told = f"{' and '.join(fitting)} fit{'s' if len(fitting) == 1 else ''}" if fitting else "nothing fits"
-    return f"{plan.model}: {told} {plan.memory.text}"
+        return f"{plan.model}: {least.setting.method} needs the least memory, {bytes_text(least.peak_bytes)}"
+    fitting = [each.setting.method for each in plan.forecasts if plan.has_room_for(each)]
+    verdict = f"{' and '.join(fitting)} fit{'s' if len(fitting) == 1 else ''}" if fitting else "nothing fits"
+    return f"{plan.model}: {verdict} into {plan.memory.text}"
 
 
-def _detail(plan: "Plan") -> str:
+def _detail(plan: "PlanResult") -> str:
     setting = plan.forecasts[0].setting
     source = "simulated" if plan.forecasts[0].source == "simulation" else "estimated by a closed form"
     checkpointing = ", checkpointing" if setting.gradient_checkpointing else ""
-    step = (
-        f"{setting.batch_size} × {setting.length:,} tokens a step, {setting.dtype}, {setting.optimizer}{checkpointing}"
-    )
-    return f"{count_text(plan.model_params)} parameters, {step}; {source}"
+    step = f"{setting.batch_size} × {setting.length:,} tokens per step"
+    how = f"{setting.dtype}, {setting.optimizer}{checkpointing}; {source}"
+    return f"{count_text(plan.model_params)} parameters, {step}, {how}"

@@ -9,14 +9,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from eckart.planning.memory import ROOM_BYTES, smallest_card
-from eckart.planning.simulation import PARTS
+from eckart.planning.memory import PARTS, RESERVED_BYTES, smallest_card
 from eckart.report.words import bytes_text, count_text, seconds_text
 
 if TYPE_CHECKING:
     from eckart.planning.advise import Advice
     from eckart.planning.forecast import Forecast
-    from eckart.planning.planner import Checked, Plan
+    from eckart.planning.planner import PlanResult, PredictionCheck
 
 _HEADINGS = {
     "weights": "weights",
@@ -30,8 +29,8 @@ _RANKS = (4, 8, 16, 32, 64, 128, 256)
 _WIDTH = 80
 
 
-def plan_table(plan: "Plan", checked: "Checked | None" = None) -> RenderableType:
-    """Peak memory by part for every method, what fits, what to train with and what the next step up costs.
+def plan_table(plan: "PlanResult", check: "PredictionCheck | None" = None) -> RenderableType:
+    """Peak memory by part and method, what fits, what to train with and what the next step up costs.
 
     Returns:
         a rich renderable of at most 80 columns.
@@ -39,19 +38,19 @@ def plan_table(plan: "Plan", checked: "Checked | None" = None) -> RenderableType
     setting = plan.forecasts[0].setting
     about = f"{plan.model}: {count_text(plan.model_params)} parameters"
     checkpointing = ", checkpointing" if setting.gradient_checkpointing else ""
-    step = f"{setting.batch_size} × {setting.length:,} tokens a step, {setting.dtype}, {setting.optimizer}"
+    step = f"{setting.batch_size} × {setting.length:,} tokens per step, {setting.dtype}, {setting.optimizer}"
     parts: list[RenderableType] = [Text(about, style="bold"), Text(f"{step}, {setting.attention}{checkpointing}")]
     parts.append(_methods(plan))
     parts += _advice(plan)
     if plan.counts:
-        parts += [Text("Parameters that an adapter trains, by rank", style="bold"), _counts(plan)]
-    if checked is not None:
-        parts.append(Text(_checked(checked)))
+        parts += [Text("Parameters of an adapter, by rank", style="bold"), _counts(plan)]
+    if check is not None:
+        parts.append(Text(_check(check)))
     return Group(*parts, *map(Text, _notes(plan)))
 
 
-def _methods(plan: "Plan") -> Table:
-    """A line a method, in one unit."""
+def _methods(plan: "PlanResult") -> Table:
+    """One row per method, in one unit."""
     forecasts = plan.forecasts
     unit, size = ("GB", 1e9) if max(each.peak_bytes for each in forecasts) >= 1e9 else ("MB", 1e6)
     table = _table(f"{unit}", f"peak\n{unit}", *(_HEADINGS[part] for part in PARTS))
@@ -64,23 +63,27 @@ def _methods(plan: "Plan") -> Table:
     return table
 
 
-def _verdict(plan: "Plan", forecast: "Forecast") -> str:
+def _verdict(plan: "PlanResult", forecast: "Forecast") -> str:
     if plan.memory is None:
         card = smallest_card(forecast.peak_bytes)
         return f"{card} GB" if card else "several"
-    return "yes" if plan.fitting(forecast) else "no"
+    return "yes" if plan.has_room_for(forecast) else "no"
 
 
-def _advice(plan: "Plan") -> list[RenderableType]:
+def _advice(plan: "PlanResult") -> list[RenderableType]:
     """What to train with, why, and what more memory would buy."""
     advice = plan.advice
     if advice is None:
-        least = bytes_text(plan.peak_bytes) if plan.chosen.setting.method != "full" else None
-        hint = f"; the leanest setting takes {least}" if least else ""
         assert plan.memory is not None
-        return [Text(f"Nothing fits {plan.memory.text}{hint}.", style="bold")]
+        given = plan.chosen.setting.method if len(plan.forecasts) == 1 else ""
+        least = "" if given else f"; the leanest setting takes {bytes_text(plan.peak_bytes)}"
+        nothing = f"No setting of {given}" if given else "Nothing"
+        return [Text(f"{nothing} fits into {plan.memory.text}{least}.", style="bold")]
     room = f" for {plan.memory.text}" if plan.memory else ""
-    parts: list[RenderableType] = [Text(f"Advice{room}: peak {bytes_text(advice.forecast.peak_bytes)}", style="bold")]
+    parts: list[RenderableType] = []
+    if plan.fits is False and plan.memory is not None:
+        parts.append(Text(f"The requested setting does not fit into {plan.memory.text}; the advised one does."))
+    parts.append(Text(f"Advice{room}: peak {bytes_text(advice.forecast.peak_bytes)}", style="bold"))
     table = _table("", "", "why", "from", left=True)
     for reason in advice.reasons:
         table.add_row(reason.what, reason.value, reason.why, reason.source)
@@ -97,8 +100,8 @@ def _advice(plan: "Plan") -> list[RenderableType]:
     return [*parts, *([Text(command), Text("")] if command else [])]
 
 
-def _command(plan: "Plan", advice: "Advice") -> str:
-    """The training that is advised, in lines that a shell joins."""
+def _command(plan: "PlanResult", advice: "Advice") -> str:
+    """The command for the advised training, in lines that a shell joins."""
     command = advice.command(plan.source or "MODEL")
     # An option and its value stay together.
     joined = re.sub(r"(?<= )(--[\w-]+) (?=[^-])", "\\1\0", command)
@@ -106,32 +109,32 @@ def _command(plan: "Plan", advice: "Advice") -> str:
     return " \\\n    ".join(lines).replace("\0", " ")
 
 
-def _counts(plan: "Plan") -> Table:
+def _counts(plan: "PlanResult") -> Table:
     table = _table("target", *map(str, _RANKS))
     for target, params in plan.counts.items():
         table.add_row(target, *(count_text(rank * params) for rank in _RANKS))
     return table
 
 
-def _notes(plan: "Plan") -> list[str]:
+def _notes(plan: "PlanResult") -> list[str]:
     notes = list(plan.notes)
     shallow = next((each.layers for each in plan.forecasts if each.layers), None)
     if shallow:
-        told = f"Simulated on {shallow[0]} and {shallow[1]} layers, which are all alike"
-        whole = plan.chosen if plan.chosen.layers is None and plan.chosen.source == "simulation" else None
-        notes.append(f"{told}; the advised setting on all of them." if whole else f"{told}.")
+        is_full = plan.chosen.layers is None and plan.chosen.source == "simulation"
+        confirmed = ", and the advised setting on all layers" if is_full else ""
+        notes.append(f"Extrapolated from simulations of {shallow[0]} and {shallow[1]} equal layers{confirmed}.")
     if plan.chosen.where:
         peak = f"of {plan.chosen.setting.method}: {plan.chosen.where}"
-        notes.append(f"Parts are of the moment when all together are highest; {peak}.")
-    free = f"{ROOM_BYTES / 1e9:g} GB"
-    notes.append(f"{free} of a GPU are kept free: its CUDA context, and gaps between tensors. GB are 10⁹ bytes.")
+        notes.append(f"The columns show memory at the moment of peak use; {peak}.")
+    free = f"{RESERVED_BYTES / 1e9:g} GB"
+    notes.append(f"{free} of a GPU are reserved for its CUDA context and gaps between tensors. GB are 10⁹ bytes.")
     return notes
 
 
-def _checked(checked: "Checked") -> str:
+def _check(check: "PredictionCheck") -> str:
     return (
-        f"A real step of {checked.method} on this machine's CPU: predicted {bytes_text(checked.predicted_bytes)}, "
-        f"measured {bytes_text(checked.measured_bytes)} ({checked.error:+.1%}), {seconds_text(checked.seconds)}."
+        f"A real step of {check.method} on this machine's CPU: predicted {bytes_text(check.predicted_bytes)}, "
+        f"measured {bytes_text(check.measured_bytes)} ({check.error:+.1%}), {seconds_text(check.seconds)}."
     )
 
 
@@ -145,7 +148,7 @@ def _table(*headings: str, left: bool = False) -> Table:
 
 
 def _size(number: float) -> str:
-    """Three digits, and none for what is nothing."""
+    """A number with three digits; a dash for zero."""
     if number == 0:
         return "–"
     return f"{number:.{0 if number >= 100 else 1 if number >= 10 else 2}f}"
