@@ -23,7 +23,9 @@ MethodOption = Annotated[
 ]
 Memory = Annotated[
     str | None,
-    typer.Option("--memory", metavar="24GB", help="GPU memory to fit into. Exit status 3 if the requested setting does not fit."),
+    typer.Option(
+        "--memory", metavar="24GB", help="GPU memory to fit into. Exit status 3 if the requested setting does not fit."
+    ),
 ]
 RankOption = Annotated[
     int | None,
