@@ -48,7 +48,7 @@ class OutputError(EckartError):
     """An output that cannot, or must not, be written."""
 
 
-class NotFiniteError(EckartError):
+class NotFiniteError(EckartError, ValueError):
     """A tensor that contains NaN or Inf."""
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from eckart.errors import EckartError
 from eckart.linalg import Spectrum, allocate, partial_spectrum
 from eckart.linalg.spectra import Tail
 
@@ -117,7 +118,7 @@ def test_importance_moves_the_budget_where_it_is_laid():
 
 @pytest.mark.parametrize(("budget", "importance"), [(-1, None), (10, {"a": -0.5})])
 def test_a_negative_budget_or_importance_is_refused(budget, importance):
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(EckartError, match="must not be negative"):
         allocate({"a": complete([1], (2, 2))}, budget_params=budget, importance=importance)
 
 

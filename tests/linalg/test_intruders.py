@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from eckart.errors import EckartError
 from eckart.linalg.intruder import Intruders, intruders
 
 from .planting import Streamed, orthonormal, planted, seeded
@@ -139,7 +140,7 @@ def test_fewer_directions_than_asked_for_are_all_there_are():
 
 
 def test_matrices_of_two_shapes_are_refused():
-    with pytest.raises(ValueError, match=r"one shape, got \(4, 6\) and \(6, 4\)"):
+    with pytest.raises(EckartError, match=r"the same shape, got \(4, 6\) and \(6, 4\)"):
         intruders(torch.ones(4, 6), torch.ones(6, 4))
 
 

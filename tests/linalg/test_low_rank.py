@@ -4,6 +4,7 @@ import jaxtyping
 import pytest
 import torch
 
+from eckart.errors import EckartError
 from eckart.linalg import LowRank, spectrum
 
 from .planting import orthonormal, seeded
@@ -188,18 +189,20 @@ def test_factors_that_are_trained_are_read_as_values():
 
 
 def test_no_rank_below_one_can_be_kept():
-    with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
+    with pytest.raises(EckartError, match="`rank` must be at least 1, got 0"):
         drawn((4, 3, 2)).truncate(0)
 
 
 @pytest.mark.parametrize(("B", "A"), [((4, 2), (3, 5)), ((4, 2), (5, 2)), ((0, 3), (2, 4)), ((4,), (4, 5))])
 def test_factors_that_do_not_meet_are_refused(B, A, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as where no one checks shapes on every call
-    with pytest.raises(ValueError, match=r"lora_B must be \(out_features, rank\) and lora_A \(rank, in_features\)"):
+    with pytest.raises(
+        EckartError, match=r"`lora_B` must be \(out_features, rank\) and `lora_A` \(rank, in_features\)"
+    ):
         LowRank(torch.ones(B), torch.ones(A))
 
 
 @pytest.mark.parametrize("operation", [LowRank.inner, LowRank.__add__, LowRank.__sub__])
 def test_products_of_unlike_shapes_do_not_mix(operation):
-    with pytest.raises(ValueError, match=r"one shape, got \(4, 3\) and \(3, 4\)"):
+    with pytest.raises(EckartError, match=r"the same shape, got \(4, 3\) and \(3, 4\)"):
         operation(drawn((4, 3, 2)), drawn((3, 4, 2)))

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from eckart.errors import EckartError
 from eckart.linalg import RankBound, Spectrum, minimal_rank, spectrum
-from eckart.linalg.rank import EXACT_SIDE
+from eckart.linalg.rank import FULL_SPECTRUM_SIDE
 
 from .planting import Streamed, dense_tails, dense_values, one_to, planted, seeded
 
@@ -80,7 +81,7 @@ def test_a_large_dense_matrix_needs_the_rank_that_its_dense_svd_gives(error):
 def test_a_large_matrix_on_disk_is_searched_as_one_in_memory():
     weight = torch.randn(1100, 12, generator=seeded()) @ torch.randn(12, 1100, generator=seeded(1))
     expected = spectrum_of(dense_values(weight), (1100, 1100)).rank_for_error(0.2)
-    assert EXACT_SIDE < 1100
+    assert FULL_SPECTRUM_SIDE < 1100
     assert minimal_rank(Streamed(weight, rows=300), error=0.2, generator=seeded()) == RankBound(expected, expected)
 
 
@@ -101,5 +102,5 @@ def test_exact_ranks_of_small_matrices_are_those_of_their_spectrum(shape, error)
 @pytest.mark.parametrize("error", [0.0, -1.0, 1.5])
 @pytest.mark.parametrize("side", [4, 1100])
 def test_an_error_out_of_range_is_refused(error, side):
-    with pytest.raises(ValueError, match="error must be in"):
+    with pytest.raises(EckartError, match="`error` must be in"):
         minimal_rank(torch.eye(side), error=error, generator=seeded())

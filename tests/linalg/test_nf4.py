@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from eckart.errors import EckartError
 from eckart.linalg import nf4
 
 bitsandbytes = pytest.importorskip("bitsandbytes.functional")
@@ -147,5 +148,5 @@ def test_arrays_strided_views_and_other_dtypes_of_the_result():
     ],
 )
 def test_what_cannot_be_quantized_is_refused(weight, options, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(EckartError, match=said):
         nf4.quantize(weight, **options)

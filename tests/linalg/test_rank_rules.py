@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from eckart.errors import EckartError
 from eckart.linalg import Spectrum
 
 PERCENT = 100
@@ -126,9 +127,9 @@ def test_an_empty_matrix_has_nothing():
 @pytest.mark.parametrize("target", [0.0, -0.1, 1.0000001, math.nan, math.inf])
 def test_a_target_outside_its_range_is_refused(target):
     known = spectrum_of([2.0, 1.0])
-    with pytest.raises(ValueError, match="must be in"):
+    with pytest.raises(EckartError, match="must be in"):
         known.rank_for_error(target)
-    with pytest.raises(ValueError, match="must be in"):
+    with pytest.raises(EckartError, match="must be in"):
         known.rank_for_energy(target)
 
 

@@ -2,12 +2,14 @@
 
 import math
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
 
+from eckart.errors import EckartError
 from eckart.linalg import spectrum
-from eckart.linalg.slabs import squared_norm
+from eckart.linalg.slabs import as_slabs, squared_norm
 
 from .planting import SPECTRA, Streamed, dense_values, planted, seeded
 
@@ -73,12 +75,12 @@ def test_scaling_a_matrix_scales_its_spectrum(scale):
 def test_a_value_that_is_not_finite_is_refused_and_counted(bad, shape):
     weight = torch.ones(shape)
     weight[1, 2] = weight[3, 0] = bad
-    with pytest.raises(ValueError, match="holds 2 values that are not finite"):
+    with pytest.raises(EckartError, match="contains 2 values that are NaN or Inf"):
         spectrum(weight)
 
 
 def test_finite_values_too_large_to_square_are_refused_for_what_they_are():
-    with pytest.raises(ValueError, match="too large to square"):
+    with pytest.raises(EckartError, match="too large to square"):
         spectrum(torch.full((3, 3), 1e200, dtype=torch.float64))
 
 
@@ -152,8 +154,25 @@ def test_a_strided_tensor_is_taken_and_left_as_it_was():
     ids=["vector", "cube", "integers", "complex", "booleans"],
 )
 def test_what_is_not_a_matrix_of_floats_is_refused(weight):
-    with pytest.raises(ValueError, match="must be a real floating-point matrix"):
+    with pytest.raises(EckartError, match="must be a real floating-point matrix"):
         spectrum(weight)
+
+
+@pytest.mark.parametrize("rows", [[[1.0, 2.0], [3.0, 4.0]], [[1, 2], [3, 4]], ((1.0, 2.0), (3.0, 4.0))])
+def test_a_list_of_rows_is_a_matrix(rows, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as where no one checks types on every call
+    assert torch.equal(spectrum(rows).singular_values, spectrum(np.array(rows, dtype=float)).singular_values)
+
+
+@pytest.mark.parametrize(
+    ("weight", "said"),
+    [([[1.0, 2.0], [3.0]], "all of the same length"), ([1.0, 2.0], "matrix"), (np.array([["a"]]), "numbers")],
+    ids=["ragged", "vector", "text"],
+)
+def test_what_is_no_list_of_rows_of_numbers_is_refused_in_words(weight, said, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(EckartError, match=said):
+        as_slabs(weight)
 
 
 def test_a_parameter_that_is_trained_is_read_as_a_value():

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from eckart.errors import EckartError
 from eckart.linalg import factorize, partial_svd, spectrum, truncated_svd
 
 from .planting import SPECTRA, Streamed, dense_tails, dense_values, one_to, orthonormal, planted, seeded
@@ -127,7 +128,7 @@ def test_a_generator_leaves_the_global_randomness_alone():
 @pytest.mark.parametrize("method", [*METHODS.values(), factorize], ids=[*METHODS, "factorize"])
 @pytest.mark.parametrize(("shape", "rank"), [((5, 8), 0), ((5, 8), -1), ((5, 8), 6), ((8, 5), 6), ((0, 5), 1)])
 def test_a_rank_that_the_matrix_cannot_have_is_refused(method, shape, rank):
-    with pytest.raises(ValueError, match=f"rank must be 1..{min(shape)} for a .* matrix, got {rank}"):
+    with pytest.raises(EckartError, match=f"`rank` must be from 1 to {min(shape)} for a .* matrix, got {rank}"):
         method(torch.ones(shape), rank=rank)
 
 
@@ -136,7 +137,7 @@ def test_a_rank_that_the_matrix_cannot_have_is_refused(method, shape, rank):
 def test_a_value_that_is_not_finite_is_refused(method, side):
     weight = torch.ones(side, side)
     weight[3, 4] = math.nan
-    with pytest.raises(ValueError, match="holds 1 values that are not finite"):
+    with pytest.raises(EckartError, match="contains 1 values that are NaN or Inf"):
         method(weight, rank=2)
 
 

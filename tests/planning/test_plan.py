@@ -8,10 +8,11 @@ import torch
 from transformers import Gemma2Config, LlamaConfig, T5Config
 
 from eckart.adapter import Adapter, AdapterLayer
+from eckart.engine import NoProgress
 from eckart.errors import MismatchError, OptionError
 from eckart.nn import LoRAConfig
 from eckart.operations import analyze
-from eckart.planning import PlanSetting, plan, simulate
+from eckart.planning import PlanSetting, plan, simulate, simulation
 from eckart.planning import forecast as forecasts
 from eckart.planning.advise import largest
 from eckart.planning.architecture import Outline
@@ -277,3 +278,96 @@ def test_impossible_settings_are_refused(options, said):
 def test_an_option_that_there_is_not_is_no_silent_default():
     with pytest.raises(TypeError, match=r"got batchsize; its options are .*batch_size"):
         plan("gpt2", batchsize=4)
+
+
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [({}, set()), ({"rank": 8}, {"rank"}), ({"target": ["attention"]}, {"target"}), ({"method": "lora"}, {"method"})],
+)
+def test_only_what_the_user_named_is_called_requested(options, given):
+    advice = plan(MODEL, max_length=64, **options).advice
+    assert {reason.what for reason in advice.reasons if reason.source == "given"} == given
+    assert {reason.what for reason in advice.reasons if reason.why == "as requested"} == given
+
+
+def leanest_peaks(ranks: tuple[int, ...]) -> list[int]:
+    """Peaks of QLoRA with checkpointing, in bytes, by rank."""
+    usual = PlanSetting(method="qlora", length=64, gradient_checkpointing=True)
+    return [simulate(MODEL, replace(usual, lora=LoRAConfig(rank, 2.0 * rank, 0.05))).peak_bytes for rank in ranks]
+
+
+def test_a_lower_rank_is_advised_because_the_higher_one_does_not_fit():
+    low, high = leanest_peaks((8, 16))
+    made = plan(MODEL, method="qlora", memory=room((low + high) / 2 / MB), max_length=64)
+    why = {reason.what: (reason.value, reason.why) for reason in made.advice.reasons}
+    assert why["rank"] == ("8", "16 does not fit")
+    assert why["target"] == ("all-linear", "all linear layers learn most")
+    twice = next(step for step in made.advice.next_steps if step.what == "rank 16")
+    assert twice.peak_bytes > made.memory.usable_bytes
+
+
+def test_fewer_modules_are_advised_only_where_no_more_fit_at_any_rank():
+    (low,) = leanest_peaks((8,))
+    made = plan(MODEL, method="qlora", memory=room(low / MB - 0.01), max_length=64)
+    why = {reason.what: (reason.value, reason.why) for reason in made.advice.reasons}
+    assert why["target"][1] == "more modules do not fit"
+    if why["rank"][0] == "8":
+        assert why["rank"][1] == "16 does not fit"
+        assert all(step.peak_bytes > made.memory.usable_bytes for step in made.advice.next_steps if "rank" in step.what)
+    else:
+        assert why["rank"] == ("16", "16 serves most tasks; 4 to 8 for a quick try, 32 to 64 for a complex one")
+
+
+def test_checkpointing_is_advised_where_less_than_a_twentieth_would_stay_free_without_it():
+    plain = plan(MODEL, method="lora", max_length=256).peak_bytes / MB
+    tight = plan(MODEL, method="lora", memory=room(plain / 0.99), max_length=256)
+    assert tight.fits
+    assert tight.advice.setting.gradient_checkpointing
+    assert any("stay free" in reason.why for reason in tight.advice.reasons if reason.what == "checkpointing")
+    loose = plan(MODEL, method="lora", memory=room(plain / 0.94), max_length=256)
+    assert not loose.advice.setting.gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("options", "fits"),
+    [({"method": "lora"}, False), ({"method": "lora", "gradient_checkpointing": True}, True), ({}, True)],
+    ids=["a method, as it is", "a method with checkpointing", "any method"],
+)
+def test_a_plan_fits_if_the_requested_setting_does(options, fits):
+    lora = LoRAConfig(16, 32.0, 0.05)
+    setting = PlanSetting(method="lora", length=256, lora=lora)
+    plain, recomputed = (
+        simulate(MODEL, replace(setting, gradient_checkpointing=on)).peak_bytes / MB for on in (False, True)
+    )
+    assert recomputed < plain
+    made = plan(MODEL, memory=room((plain + recomputed) / 2), max_length=256, **options)
+    assert made.fits is fits
+    assert made.advice.setting.gradient_checkpointing
+    assert made.to_json()["fits"] is fits
+
+
+def test_shorter_sequences_than_requested_are_advised_but_are_no_fit():
+    (short,) = leanest_peaks((16,))
+    made = plan(MODEL, memory=room(short / MB + 0.1), max_length=512)
+    assert made.advice.setting.length < 512
+    assert made.fits is False
+
+
+def test_a_bug_of_ours_is_not_taken_for_a_model_that_cannot_run(monkeypatch):
+    monkeypatch.setattr(simulation, "account", lambda *_, **__: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        plan(MODEL, method="lora", max_length=64)
+
+
+def test_every_simulation_is_reported_before_it_runs():
+    class Stages(NoProgress):
+        def __init__(self):
+            self.names = []
+
+        def start(self, stage, total, unit):
+            self.names.append(stage)
+
+    stages = Stages()
+    plan(DEEP, method="lora", max_length=64, progress=stages)
+    assert stages.names[:2] == [f"Simulating lora, 1 × 64 tokens, {depth} layers" for depth in (2, 3)]
+    assert "Simulating lora, 1 × 64 tokens, 6 layers" in stages.names

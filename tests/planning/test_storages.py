@@ -24,7 +24,7 @@ def test_the_highest_moment_is_found():
         del a
         c = torch.zeros(50)
     assert (log.peak_bytes, log.alive_bytes) == (800, 600)
-    assert [life.nbytes for life in log.lives if life.is_alive(log.at)] == [400, 400]
+    assert [life.nbytes for life in log.lives if life.is_alive(log.peak_at)] == [400, 400]
     del b, c
 
 

@@ -1,4 +1,4 @@
-"""Ranks for many matrices under one budget of parameters.
+"""Ranks for many matrices within one budget of parameters.
 
 A rank of matrix l costs c_l = out + in parameters and its i-th rank gains w_l·σ_i² of energy. Taking single ranks in
 descending order of gain over cost is the linear programme's solution at every budget it fills exactly, because gains
@@ -10,19 +10,20 @@ from dataclasses import dataclass
 
 import torch
 
+from eckart.errors import OptionError
 from eckart.linalg.spectra import Spectrum
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """Ranks that share a budget.
+    """Ranks within one budget.
 
     Attributes:
         ranks: rank of each matrix by name, zero included.
-        params: parameters that they take.
-        gap: energy (units of σ²) that no other choice within the budget can gain over this one; zero where optimal.
-            Below one singular value for complete spectra; partial ones add what their certificates leave open.
-        certain: False where spectra were partial and a value that was not computed might have been chosen.
+        params: their number of parameters.
+        gap: upper bound of the energy (units of σ²) that any other choice within the budget keeps beyond this one; zero if
+            optimal. Below one singular value for complete spectra; partial ones add the width of their bounds.
+        certain: False if spectra were partial and a value that was not computed might have been chosen.
         energy: energy of all matrices together, of which the gap is a share.
     """
 
@@ -33,13 +34,18 @@ class Allocation:
     energy: float
 
     @property
+    def energy_gap_share(self) -> float:
+        """`gap` as a share of `energy`."""
+        return self.gap / self.energy if self.gap else 0.0
+
+    @property
     def guarantee(self) -> str:
         """What is proved about the choice, in words."""
         if not self.certain:
             return "Best among the computed singular values; values that were not computed could change the choice."
         if self.gap == 0:
             return "Optimal: no choice of ranks within this budget preserves more energy."
-        share = 100 * self.gap / self.energy
+        share = 100 * self.energy_gap_share
         shown = f"{share:.1f}" if share >= 10 else f"{max(share, 0.001):.2g}"
         return f"At most {shown}% more energy is possible within this budget."
 
@@ -51,24 +57,24 @@ def allocate(
     importance: Mapping[str, float] | None = None,
     rank_params: Mapping[str, int] | None = None,
 ) -> Allocation:
-    """Share a budget of parameters between matrices so that the energy kept is greatest.
+    """Distribute a budget of parameters over matrices so that the most energy is kept.
 
     Args:
         spectra: spectrum of each matrix by name, of shape `(out_features, in_features)`.
-        budget_params: parameters that all factors together may have.
-        importance: weight of a matrix's energy by name, 1 where absent.
-        rank_params: parameters that one rank of a matrix takes by name, out + in where absent.
+        budget_params: maximum number of parameters of all factors together.
+        importance: weight of a matrix's energy by name, default 1.
+        rank_params: parameters per rank of a matrix by name, default out + in.
 
     Returns:
-        `Allocation`, whose `guarantee` says how near the optimum it is.
+        `Allocation`, whose `guarantee` says how close to the optimum it is.
 
     Raises:
-        ValueError: the budget is negative, or an importance is.
+        OptionError: the budget or an importance is negative.
     """
     weights = {name: (importance or {}).get(name, 1.0) for name in spectra}
     if budget_params < 0 or any(weight < 0 for weight in weights.values()):
-        msg = f"budget_params and importance must not be negative, got {budget_params} and {importance}"
-        raise ValueError(msg)
+        msg = f"`budget_params` and `importance` must not be negative, got {budget_params} and {importance}"
+        raise OptionError(msg)
     names = list(spectra)
     costs = [(rank_params or {}).get(name, sum(spectra[name].shape)) for name in names]
     gains = [weights[name] * spectra[name].singular_values.square() for name in names]

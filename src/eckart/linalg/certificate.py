@@ -70,7 +70,7 @@ def partial_spectrum(weight: Matrix, *, rank: int, generator: torch.Generator | 
         A `Spectrum` with `tail`; statistics that hang on the rest are intervals.
 
     Raises:
-        ValueError: `rank` is out of range, or `weight` is not a finite matrix of floats.
+        OptionError: `rank` is out of range, or `weight` is not a finite matrix of floats.
     """
     matrix = as_slabs(weight)
     svd = partial_svd(matrix, rank=rank, steps=CERTIFIED_STEPS, generator=generator)

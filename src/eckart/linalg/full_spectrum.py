@@ -30,7 +30,7 @@ def spectrum(weight: Matrix) -> Spectrum:
         A complete `Spectrum`; relative accuracy of each σ_i is 2e-5 or better, mostly near 1e-12.
 
     Raises:
-        ValueError: `weight` is not a matrix of floats, or holds a value that is not finite.
+        OptionError: `weight` is not a matrix of floats, or holds a value that is not finite.
     """
     matrix = as_slabs(weight)
     products = gram(matrix)

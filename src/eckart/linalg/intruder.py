@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from eckart.errors import OptionError
 from eckart.linalg.full_spectrum import gram
 from eckart.linalg.krylov import CERTIFIED_STEPS, block_size, images, preimages, resident
 from eckart.linalg.slabs import Matrix, RowSlabs, as_slabs
@@ -91,12 +92,12 @@ def intruders(
         vectors undetermined, or where nothing short of all vectors of a matrix with sides over 4096 would decide.
 
     Raises:
-        ValueError: shapes differ, or a matrix is not a finite one of floats.
+        OptionError: shapes differ, or a matrix is not a finite one of floats.
     """
     matrix, changed = resident(as_slabs(base)), resident(as_slabs(tuned))
     if matrix.shape != changed.shape:
-        msg = f"base and tuned must have one shape, got {matrix.shape} and {changed.shape}"
-        raise ValueError(msg)
+        msg = f"`base` and `tuned` must have the same shape, got {matrix.shape} and {changed.shape}"
+        raise OptionError(msg)
     top = min(top, *matrix.shape)
     leading = _leading(changed, top, generator)
     U, own = leading.U.to(torch.float64), leading.uncertainty.cpu()

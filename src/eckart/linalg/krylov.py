@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from eckart.errors import OptionError
 from eckart.linalg.slabs import InMemory, Matrix, RowSlabs, as_slabs, compute_dtype, materialize, squared_norm
 from eckart.linalg.symmetric import eigensystem
 
@@ -153,14 +154,14 @@ def partial_svd(
         `block_size(rank)` times, over others nearly as large, some copies can be missed; a certificate then stays wide.
 
     Raises:
-        ValueError: `rank` is out of range, or `weight` is not a finite matrix of floats.
+        OptionError: `rank` is out of range, or `weight` is not a finite matrix of floats.
 
     Musco & Musco (2015), "Randomized block Krylov methods".
     """
     matrix = as_slabs(weight)
     if not 1 <= rank <= min(matrix.shape):
-        msg = f"rank must be 1..{min(matrix.shape)} for a {matrix.shape} matrix, got {rank}"
-        raise ValueError(msg)
+        msg = f"`rank` must be from 1 to {min(matrix.shape)} for a {matrix.shape} matrix, got {rank}"
+        raise OptionError(msg)
     matrix = resident(matrix)
     norm = squared_norm(matrix) ** 0.5
     basis = BlockKrylov(matrix, block=block_size(rank), generator=generator)

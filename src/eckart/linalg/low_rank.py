@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from eckart.errors import OptionError
 from eckart.linalg.slabs import Matrix
 from eckart.linalg.spectra import Spectrum
 from eckart.linalg.truncated import truncated_svd
@@ -32,10 +33,10 @@ class LowRank:
     def __post_init__(self) -> None:
         if self.lora_B.ndim != 2 or self.lora_A.ndim != 2 or self.lora_B.shape[1] != self.lora_A.shape[0]:
             msg = (
-                "lora_B must be (out_features, rank) and lora_A (rank, in_features), "
+                "`lora_B` must be (out_features, rank) and `lora_A` (rank, in_features), "
                 f"got {tuple(self.lora_B.shape)} and {tuple(self.lora_A.shape)}"
             )
-            raise ValueError(msg)
+            raise OptionError(msg)
 
     @classmethod
     def from_svd(cls, U: Tensor, S: Tensor, Vh: Tensor) -> "LowRank":
@@ -80,11 +81,11 @@ class LowRank:
         """The best approximation of at most that rank, with balanced factors in float64.
 
         Raises:
-            ValueError: `rank` is below 1.
+            OptionError: `rank` is below 1.
         """
         if rank < 1:
-            msg = f"rank must be at least 1, got {rank}"
-            raise ValueError(msg)
+            msg = f"`rank` must be at least 1, got {rank}"
+            raise OptionError(msg)
         return LowRank.from_svd(*self._leading(min(rank, self.rank, *self.shape)))
 
     def inner(self, other: "LowRank") -> float:
@@ -141,8 +142,8 @@ class LowRank:
 
     def _check_same_shape(self, other: "LowRank") -> None:
         if self.shape != other.shape:
-            msg = f"both products must have one shape, got {self.shape} and {other.shape}"
-            raise ValueError(msg)
+            msg = f"both products must have the same shape, got {self.shape} and {other.shape}"
+            raise OptionError(msg)
 
 
 def _norm_limit(matrix: Tensor) -> float:
@@ -163,7 +164,7 @@ def factorize(weight: Matrix, *, rank: int, generator: torch.Generator | None = 
         `LowRank(lora_B, lora_A)` in float32, or float64 where the weight is stored so.
 
     Raises:
-        ValueError: `rank` is out of range, or `weight` is not a finite matrix of floats.
+        OptionError: `rank` is out of range, or `weight` is not a finite matrix of floats.
     """
     svd = truncated_svd(weight, rank=rank, generator=generator)
     return LowRank.from_svd(svd.U, svd.S, svd.Vh)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eckart.errors import NotFiniteError, OptionError
 from eckart.linalg.nf4_constants import BLOCK_SIZES, NESTED_BLOCK, QUANTILES
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -115,15 +116,16 @@ def quantize(weight: Tensor | np.ndarray, *, block_size: int = 64, double: bool 
         `Nf4Blocks`, about 0.5 bytes a value with `double`, 0.56 without, at the default block size.
 
     Raises:
-        ValueError: another dtype or block size, no values, or one that is not finite.
+        OptionError: another dtype or block size, or no values.
+        NotFiniteError: a value is NaN or Inf.
     """
     tensor = torch.from_numpy(weight) if isinstance(weight, np.ndarray) else weight.detach()
     if tensor.dtype not in DTYPES or tensor.numel() == 0:
-        msg = f"weight must hold float32, bfloat16 or float16 values, got {tensor.dtype} of shape {tuple(tensor.shape)}"
-        raise ValueError(msg)
+        msg = f"`weight` must be float32, bfloat16 or float16 and not empty, got {tensor.dtype} of shape {tuple(tensor.shape)}"
+        raise OptionError(msg)
     if block_size not in BLOCK_SIZES:
-        msg = f"block_size must be one of {', '.join(map(str, BLOCK_SIZES))}, got {block_size}"
-        raise ValueError(msg)
+        msg = f"`block_size` must be one of {', '.join(map(str, BLOCK_SIZES))}, got {block_size}"
+        raise OptionError(msg)
     flat = tensor.reshape(-1)
     codes = torch.empty(-(-len(flat) // 2), dtype=torch.uint8, device=flat.device)
     absmax = torch.empty(-(-len(flat) // block_size), device=flat.device)
@@ -132,8 +134,8 @@ def quantize(weight: Tensor | np.ndarray, *, block_size: int = 64, double: bool 
         scales = absmax[start // block_size : -(-stop // block_size)]
         encoder.take(flat[start:stop], scales, block_size)
         if not math.isfinite(scales.max()):
-            msg = f"weight holds {int((~torch.isfinite(tensor)).sum()):,} values that are NaN or Inf"
-            raise ValueError(msg)
+            msg = f"`weight` contains {int((~torch.isfinite(tensor)).sum()):,} values that are NaN or Inf"
+            raise NotFiniteError(msg)
         encoder.write(codes[start // 2 : -(-stop // 2)])
     plain = Nf4Blocks(codes[:, None], absmax, tuple(tensor.shape), tensor.dtype, block_size)
     return nested(plain) if double else plain
@@ -204,12 +206,12 @@ def nested(blocks: Nf4Blocks) -> Nf4Blocks:
     """The same blocks with 8-bit scales: double quantization.
 
     Raises:
-        ValueError: the scales are too large.
+        OptionError: the scales are too large.
     """
     offset = blocks.absmax.mean()
     if not torch.isfinite(offset):
         msg = f"the scales, up to {float(blocks.absmax.max()):.3g}, are too large to quantize: their mean overflows"
-        raise ValueError(msg)
+        raise OptionError(msg)
     centred = blocks.absmax - offset
     groups = _in_blocks(centred, NESTED_BLOCK)
     absmax = groups.abs().amax(dim=1)

@@ -9,8 +9,8 @@ from eckart.linalg.full_spectrum import spectrum
 from eckart.linalg.slabs import Matrix, RowSlabs, as_slabs
 from eckart.linalg.spectra import RankBound, Spectrum
 
-EXACT_SIDE = 1024  # up to this short side the whole spectrum costs less than a search
-SEARCHED = 8  # ranks above the short side over this are cheaper to read off the whole spectrum
+FULL_SPECTRUM_SIDE = 1024  # up to this short side the full spectrum costs less than a search
+SEARCHED = 8  # ranks above the short side over this are cheaper to read off the full spectrum
 
 Rule = Callable[[Spectrum], "int | RankBound | None"]
 
@@ -24,30 +24,31 @@ def minimal_rank(weight: Matrix, *, error: float, generator: torch.Generator | N
         generator: source of randomness of the search, on the CPU.
 
     Returns:
-        `RankBound(lower, upper)`; where `is_exact`, the rank is proved minimal: by the whole spectrum in float64,
+        `RankBound(lower, upper)`; if `is_exact`, the rank is proved minimal: by the full spectrum in float64,
         or by a certificate that fails with probability under 1e-6. Zero for a zero matrix.
 
     Raises:
-        ValueError: `error` is out of range, or `weight` is not a finite matrix of floats.
+        OptionError: `error` is out of range, or `weight` is not a finite matrix of floats.
     """
     matrix = as_slabs(weight)
-    rule: Rule = lambda known: known.rank_for_error(error)  # noqa: E731
-    found = rule(spectrum_for(matrix, rule, generator=generator))
-    if found is None:
+    rank = spectrum_for(matrix, lambda spectrum: spectrum.rank_for_error(error), generator=generator).rank_for_error(
+        error
+    )
+    if rank is None:
         return RankBound(0, 0)
-    return found if isinstance(found, RankBound) else RankBound(found, found)
+    return rank if isinstance(rank, RankBound) else RankBound(rank, rank)
 
 
 def spectrum_for(matrix: RowSlabs, rule: Rule, *, generator: torch.Generator | None = None) -> Spectrum:
-    """The cheapest spectrum from which `rule` reads an exact rank: leading values first, then all of them."""
+    """The cheapest spectrum from which `rule` gives an exact rank: leading values first, then all of them."""
     side = min(matrix.shape)
     rank = 32
-    while side > EXACT_SIDE and rank <= side // SEARCHED:
-        known = partial_spectrum(matrix, rank=rank, generator=generator)
-        found = rule(known)
-        if not isinstance(found, RankBound):
-            return known
-        if found.lower > side // SEARCHED:
+    while side > FULL_SPECTRUM_SIDE and rank <= side // SEARCHED:
+        leading = partial_spectrum(matrix, rank=rank, generator=generator)
+        bound = rule(leading)
+        if not isinstance(bound, RankBound):
+            return leading
+        if bound.lower > side // SEARCHED:
             break
-        rank = max(2 * rank, min(round(1.25 * found.upper), side // SEARCHED))
+        rank = max(2 * rank, min(round(1.25 * bound.upper), side // SEARCHED))
     return spectrum(matrix)

@@ -1,16 +1,18 @@
-"""A matrix met a slab of rows at a time: the one way every algorithm here reads its input.
+"""A matrix read in slabs of rows: how every algorithm in this package reads its input.
 
-A weight in memory is one slab; a weight on disk, or the difference of two, yields slabs as often as it is asked.
+A weight in memory is one slab; a weight on disk, or the difference of two, yields its slabs as often as needed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-SLAB_BYTES = 8 * 2**20  # float32 bytes of one slab: large enough for GEMM, small beside any cache or budget
+from eckart.errors import NotFiniteError, OptionError
+
+SLAB_BYTES = 8 * 2**20  # float32 bytes of one slab: large enough for GEMM, small compared with any memory limit
 NORM_CHUNK = 2**18  # values upcast at a time to be squared in float64: they stay in cache
 
 
@@ -25,12 +27,12 @@ class RowSlabs(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that the values were stored in, before any upcast."""
+        """The dtype in which the values were stored, before any upcast."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Where the slabs arrive."""
+        """The device of the slabs."""
         ...
 
     def slabs(self) -> Iterator[Tensor]:
@@ -39,17 +41,17 @@ class RowSlabs(Protocol):
 
 
 class InMemory:
-    """A matrix that lies in memory, seen as `RowSlabs`; a slab is a view, never a copy.
+    """A matrix in memory as `RowSlabs`; a slab is a view, never a copy.
 
     Args:
         weight: the matrix.
-        stored: the dtype that it was read in, where `weight` is an upcast of it.
+        stored: the dtype in which it was stored, if `weight` is an upcast.
     """
 
     def __init__(self, weight: Tensor, *, stored: torch.dtype | None = None) -> None:
         if weight.ndim != 2 or not weight.is_floating_point():
-            msg = f"weight must be a real floating-point matrix, got {weight.dtype} of shape {tuple(weight.shape)}"
-            raise ValueError(msg)
+            msg = f"`weight` must be a real floating-point matrix, got {weight.dtype} of shape {tuple(weight.shape)}"
+            raise OptionError(msg)
         self.weight = weight.detach()
         self.dtype = stored or weight.dtype
 
@@ -65,42 +67,54 @@ class InMemory:
         return self.weight.device
 
     def slabs(self) -> Iterator[Tensor]:
-        """The whole matrix in blocks of at most `SLAB_BYTES`, or at once where no upcast will copy it."""
+        """The matrix in blocks of at most `SLAB_BYTES`, or in one if no upcast will copy it."""
         rows, columns = self.shape
         copied = self.weight.dtype not in (torch.float32, torch.float64)
         yield from self.weight.split(rows_per_slab(columns) if copied else max(rows, 1))
 
 
-Matrix = Tensor | np.ndarray | RowSlabs
+Matrix = Tensor | np.ndarray | RowSlabs | Sequence[Sequence[float]]
 
 
 def as_slabs(weight: Matrix) -> RowSlabs:
-    """Any weight as `RowSlabs`: a torch tensor or NumPy array in memory, or something that already is.
+    """Any weight as `RowSlabs`: a torch tensor, a NumPy array or a list of rows in memory, or `RowSlabs` as they are.
 
     Raises:
-        ValueError: `weight` is not a real floating-point matrix.
+        OptionError: `weight` is not a real floating-point matrix.
     """
-    if isinstance(weight, np.ndarray):
-        # torch takes arrays in the machine's byte order only, and warns of one that it could not write to.
+    if isinstance(weight, RowSlabs):
+        return weight
+    if isinstance(weight, list | tuple):
+        try:
+            weight = np.array(weight, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            msg = f"`weight` must be a matrix: a list of rows of numbers, all of the same length ({error})"
+            raise OptionError(msg) from None
+    if isinstance(weight, np.ndarray) and weight.dtype.kind in "biufc":
+        # torch accepts only arrays in the machine's byte order, and warns about read-only ones.
         weight = torch.from_numpy(np.require(weight, weight.dtype.newbyteorder("="), ["C", "W"]))
-    return InMemory(weight) if isinstance(weight, Tensor) else weight
+    if not isinstance(weight, Tensor):
+        what = f"an array of {weight.dtype}" if isinstance(weight, np.ndarray) else type(weight).__name__
+        msg = f"`weight` must be a torch tensor, a NumPy array of numbers or a list of rows, got {what}"
+        raise OptionError(msg)
+    return InMemory(weight)
 
 
 def rows_per_slab(columns: int) -> int:
-    """Rows whose float32 values fill one slab of `SLAB_BYTES`."""
+    """Number of rows whose float32 values fill a slab of `SLAB_BYTES`."""
     return max(1, SLAB_BYTES // (4 * max(columns, 1)))
 
 
 def compute_dtype(matrix: RowSlabs) -> torch.dtype:
-    """The dtype that products with the matrix are taken in: float32, or float64 where it is stored so."""
+    """The dtype of products with the matrix: float32, or float64 if the matrix is stored in float64."""
     return torch.float64 if matrix.dtype == torch.float64 else torch.float32
 
 
 def materialize(matrix: RowSlabs) -> Tensor:
-    """The whole matrix in its `compute_dtype`, filled slab by slab.
+    """The entire matrix in its `compute_dtype`, filled slab by slab.
 
     Returns:
-        shape `matrix.shape`; the tensor itself where it already lies in memory in that dtype.
+        shape `matrix.shape`; the tensor itself if it is already in memory in that dtype.
     """
     if isinstance(matrix, InMemory):
         return matrix.weight.to(compute_dtype(matrix))
@@ -116,7 +130,8 @@ def squared_norm(matrix: RowSlabs) -> float:
     """Squared Frobenius norm, accumulated in float64.
 
     Raises:
-        ValueError: the matrix holds a value that is not finite.
+        NotFiniteError: the matrix contains NaN or Inf.
+        OptionError: its squared norm overflows.
     """
     total = 0.0
     for slab in matrix.slabs():
@@ -125,6 +140,9 @@ def squared_norm(matrix: RowSlabs) -> float:
             total += float(torch.dot(wide, wide))
     if not np.isfinite(total):
         bad = sum(int((~torch.isfinite(slab)).sum()) for slab in matrix.slabs())
-        msg = f"weight holds {bad} values that are not finite" if bad else "weight is too large to square in float64"
-        raise ValueError(msg)
+        if bad:
+            msg = f"`weight` contains {bad} values that are NaN or Inf"
+            raise NotFiniteError(msg)
+        msg = "`weight` is too large to square in float64"
+        raise OptionError(msg)
     return total

@@ -1,7 +1,7 @@
-"""The singular spectrum of one matrix, with every statistic and rank rule that is read off it.
+"""The singular spectrum of a matrix, and every statistic and rank rule that follows from it.
 
-A spectrum is complete (all singular values, to the accuracy its maker states) or partial: the leading values only,
-with certified limits on what the others hold. Values that were not computed are unknown, never zero; whatever
+A spectrum is complete (all singular values, to the accuracy of the function that computed it) or partial: the leading
+values only, with certified bounds on the others. Values that were not computed are unknown, never zero; whatever
 depends on them is an `Interval`.
 """
 
@@ -13,23 +13,25 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from eckart.errors import OptionError
+
 
 @dataclass(frozen=True)
 class Interval:
-    """A number known to lie between two limits, both included."""
+    """Bounds on a number, both inclusive."""
 
     lower: float
     upper: float
 
     @property
     def is_exact(self) -> bool:
-        """Whether the limits meet."""
+        """Whether the bounds are equal."""
         return self.lower == self.upper
 
 
 @dataclass(frozen=True)
 class RankBound(Interval):
-    """A rank known to lie between two limits, both included."""
+    """Bounds on a rank, both inclusive."""
 
     lower: int
     upper: int
@@ -37,13 +39,13 @@ class RankBound(Interval):
 
 @dataclass(frozen=True)
 class Tail:
-    """What is certain about the singular values that a partial spectrum leaves out.
+    """Certified bounds on the singular values that a partial spectrum lacks.
 
     Attributes:
-        energy_upper: shape `(k + 1,)`, upper limits of Σ_{i≤r} σ_i² for r = 0…k; the computed values give the lower.
-        norm: upper limit of every singular value beyond the k computed ones.
+        energy_upper: shape `(k + 1,)`, upper bounds of Σ_{i≤r} σ_i² for r = 0…k; the computed values give lower bounds.
+        norm: upper bound of every singular value beyond the k computed ones.
         rounding: energy that rounding in the products may have added to the computed values.
-        failure_probability: chance, over the random start of the estimate, that a limit does not hold.
+        failure_probability: probability, over the random start of the estimate, that a bound is wrong.
     """
 
     energy_upper: Float64[Tensor, " k1"]
@@ -54,15 +56,15 @@ class Tail:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Singular values of a matrix, largest first, and what follows from them.
+    """Singular values of a matrix, in descending order, and what follows from them.
 
     Attributes:
-        singular_values: shape `(k,)`, descending. With `tail` None these are all that can be nonzero; otherwise
-            they are the leading `k`, each a lower limit of the true one up to `tail.rounding`.
+        singular_values: shape `(k,)`, descending. If `tail` is None, all others are zero; otherwise these are
+            the leading `k`, each a lower bound of the true one up to `tail.rounding`.
         shape: rows and columns of the matrix.
         fro_norm: Frobenius norm, accumulated in float64 from the entries.
         dtype: the dtype that the matrix was stored in.
-        tail: certified limits on the values left out, None for a complete spectrum.
+        tail: certified bounds on the values that were not computed; None for a complete spectrum.
     """
 
     singular_values: Float64[Tensor, " k"]
@@ -73,46 +75,46 @@ class Spectrum:
 
     @property
     def complete(self) -> bool:
-        """Whether every singular value is here."""
+        """Whether every singular value was computed."""
         return self.tail is None
 
     @property
     def max_rank(self) -> int:
-        """The rank that a matrix of this shape cannot exceed."""
+        """The largest rank of a matrix of this shape."""
         return min(self.shape)
 
     @cached_property
     def energy_above(self) -> tuple[Tensor, Tensor]:
-        """Lower and upper limit of the squared error of the best rank-r approximation, r = 0…`max_rank`.
+        """Lower and upper bounds of the squared error of the best rank-r approximation, r = 0…`max_rank`.
 
         For a complete spectrum both are the suffix sums of σ², added from the smallest up, so that a tiny tail
-        keeps its digits beside a large head.
+        keeps its digits next to a large head.
         """
         squares = self.singular_values.square()
         if self.tail is None:
             suffix = torch.zeros(self.max_rank + 1, dtype=torch.float64)
             suffix[: len(squares)] = squares.flip(0).cumsum(0).flip(0)
             return suffix, suffix
-        known, rest = len(squares), self.max_rank - len(squares)
+        count, rest = len(squares), self.max_rank - len(squares)
         beyond = torch.arange(1, rest + 1, dtype=torch.float64)
         total = self.fro_norm**2
         upper = total - torch.cat([squares.new_zeros(1), squares.cumsum(0) - self.tail.rounding])
         lower = total - self.tail.energy_upper
         # The best approximation of the remainder takes at least its share of the energy, at most `norm`² a rank.
-        upper = torch.cat([upper, upper[known] * (1 - beyond / max(rest, 1))])
-        lower = torch.cat([lower, lower[known] - beyond * self.tail.norm**2])
+        upper = torch.cat([upper, upper[count] * (1 - beyond / max(rest, 1))])
+        lower = torch.cat([lower, lower[count] - beyond * self.tail.norm**2])
         return lower.clamp_min(0), upper.clamp_min(0)
 
     def errors(self) -> Float64[Tensor, " k1"]:
         """Relative Frobenius error ‖W − W_r‖ / ‖W‖ of the best approximation at ranks 0…k (Eckart–Young).
 
-        For a partial spectrum these are achievable errors: upper limits of the best. All zero for a zero matrix.
+        For a partial spectrum these are achievable errors: upper bounds of the best. All zero for a zero matrix.
         """
         upper = self.energy_above[1][: len(self.singular_values) + 1]
         return (upper / upper[0]).sqrt() if self.fro_norm > 0 else torch.zeros_like(upper)
 
     def cumulative_energy(self) -> Float64[Tensor, " k"]:
-        """Share of ‖W‖² that the leading r singular values hold, r = 1…k; a lower limit where partial."""
+        """Share of ‖W‖² in the leading r singular values, r = 1…k; lower bounds for a partial spectrum."""
         upper = self.energy_above[1][: len(self.singular_values) + 1]
         return (upper[0] - upper[1:]) / upper[0] if self.fro_norm > 0 else torch.ones_like(upper[1:])
 
@@ -120,30 +122,30 @@ class Spectrum:
         """Smallest rank r with ‖W − W_r‖_F strictly below `error`·‖W‖_F; None for a zero matrix.
 
         Raises:
-            ValueError: `error` is not in (0, 1].
+            OptionError: `error` is not in (0, 1].
         """
         if not 0 < error <= 1:
-            msg = f"error must be in (0, 1], a share of the Frobenius norm, got {error}"
-            raise ValueError(msg)
+            msg = f"`error` must be in (0, 1], a share of the Frobenius norm, got {error}"
+            raise OptionError(msg)
         total = self.energy_above[1][0]
         return self._first_rank([(tail / total).sqrt() < error for tail in self.energy_above])
 
     def rank_for_energy(self, energy: float) -> int | RankBound | None:
-        """Smallest rank whose leading singular values hold at least `energy` of ‖W‖_F²; None for a zero matrix.
+        """Smallest rank whose leading singular values have at least `energy` of ‖W‖_F²; None for a zero matrix.
 
         Raises:
-            ValueError: `energy` is not in (0, 1].
+            OptionError: `energy` is not in (0, 1].
         """
         if not 0 < energy <= 1:
-            msg = f"energy must be in (0, 1], a share of the squared Frobenius norm, got {energy}"
-            raise ValueError(msg)
+            msg = f"`energy` must be in (0, 1], a share of the squared Frobenius norm, got {energy}"
+            raise OptionError(msg)
         total = self.energy_above[1][0]
-        # All of the energy means that nothing is left, not that what is left was rounded away beside the total.
+        # All of the energy means that the remainder is zero, not that it vanishes in the rounding of the total.
         allowed = total if energy < 1 else 0.0
         return self._first_rank([((total - tail) / total >= energy) & (tail <= allowed) for tail in self.energy_above])
 
     def _first_rank(self, enough: list[Tensor]) -> int | RankBound | None:
-        """First rank where the lower tail is small enough, up to the first where the upper one is."""
+        """Bounds on the first rank whose tail is small enough: by its lower and by its upper bound."""
         if self.fro_norm == 0:
             return None
         lower, upper = (int(flags.to(torch.int8).argmax()) if bool(flags.any()) else self.max_rank for flags in enough)
@@ -174,7 +176,7 @@ class Spectrum:
     def effective_rank(self) -> float | None:
         """Exp of the entropy of σ / Σσ (Roy & Vetterli 2007); None for a zero matrix or a partial spectrum.
 
-        It weighs the smallest values too heavily to be limited usefully without them.
+        The smallest values contribute too much to bound it usefully without them.
         """
         if self.fro_norm == 0 or self.tail is not None:
             return None
@@ -190,14 +192,14 @@ class Spectrum:
         total = self.fro_norm**4
         if self.tail is None:
             return total / fourth
-        # The unknown energy adds least when spread evenly, most when it sits in values as large as allowed;
-        # the computed squares can each be short by at most `missed`, in total.
-        known = len(self.singular_values)
-        least, most = (float(tail[known]) for tail in self.energy_above)
+        # The unknown energy adds least if spread evenly, and most if concentrated in values as large as allowed;
+        # the computed squares are too small by at most `missed` in total.
+        count = len(self.singular_values)
+        least, most = (float(tail[count]) for tail in self.energy_above)
         missed = most - least
         head = float(self.singular_values[0]) ** 2
         lower = total / (fourth + 2 * head * missed + missed**2 + most * self.tail.norm**2)
-        certain = max(fourth - 2 * head * self.tail.rounding, 0.0) + least**2 / max(self.max_rank - known, 1)
+        certain = max(fourth - 2 * head * self.tail.rounding, 0.0) + least**2 / max(self.max_rank - count, 1)
         return _interval(lower, total / certain)
 
     @property
@@ -217,5 +219,5 @@ class Spectrum:
 
 
 def _interval(lower: float, upper: float) -> float | Interval:
-    """The interval, or the number itself where rounding left nothing between the limits."""
+    """The interval, or the number itself if rounding made the bounds equal."""
     return lower if lower >= upper else Interval(lower, upper)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from eckart.errors import OptionError
 from eckart.linalg.certificate import certify
 from eckart.linalg.full_spectrum import exact_values, gram
 from eckart.linalg.krylov import CERTIFIED_STEPS, block_size, images, orthonormal_rows, partial_svd, preimages, resident
@@ -48,12 +49,12 @@ def truncated_svd(weight: Matrix, *, rank: int, generator: torch.Generator | Non
         `TruncatedSVD(U, S, Vh, spectrum)`, factors in float32, or float64 where the weight is stored so.
 
     Raises:
-        ValueError: `rank` is out of range, or `weight` is not a finite matrix of floats.
+        OptionError: `rank` is out of range, or `weight` is not a finite matrix of floats.
     """
     matrix = resident(as_slabs(weight))
     if not 1 <= rank <= min(matrix.shape):
-        msg = f"rank must be 1..{min(matrix.shape)} for a {matrix.shape} matrix, got {rank}"
-        raise ValueError(msg)
+        msg = f"`rank` must be from 1 to {min(matrix.shape)} for a {matrix.shape} matrix, got {rank}"
+        raise OptionError(msg)
     if CERTIFIED_STEPS * block_size(rank) > min(matrix.shape) // 2:
         return _whole(matrix, rank)
     svd = partial_svd(matrix, rank=rank, steps=CERTIFIED_STEPS, generator=generator)

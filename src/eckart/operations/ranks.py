@@ -12,7 +12,7 @@ import torch
 
 from eckart.engine import Execution, Task, run_tasks
 from eckart.linalg import Allocation, RankBound, Spectrum, allocate, partial_spectrum, spectrum, spectrum_for
-from eckart.linalg.rank import EXACT_SIDE, Rule
+from eckart.linalg.rank import FULL_SPECTRUM_SIDE, Rule
 from eckart.linalg.slabs import RowSlabs
 from eckart.operations.costs import Costs
 from eckart.operations.rank_choice import RankChoice
@@ -82,7 +82,7 @@ def leading_spectrum(matrix: RowSlabs, name: str, choice: RankChoice, generator:
     """The spectrum of a dense update as far as a choice is likely to need it."""
     if choice.budget is None:
         return spectrum_for(matrix, rule_of(choice), generator=generator)
-    if min(matrix.shape) <= EXACT_SIDE or parameter_of(name) != name:
+    if min(matrix.shape) <= FULL_SPECTRUM_SIDE or parameter_of(name) != name:
         return spectrum(matrix)
     return partial_spectrum(matrix, rank=PARTIAL_RANK, generator=generator)
 

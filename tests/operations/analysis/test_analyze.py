@@ -116,7 +116,7 @@ def test_a_live_module_is_analysed_like_its_weights() -> None:
 
 
 def test_a_large_matrix_is_bounded_unless_all_of_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "EXACT_SIDE", 64)
+    monkeypatch.setattr(work, "FULL_SIDE", 64)
     monkeypatch.setattr(work, "PARTIAL_RANK", 8)
     weight = model(q=planted([1.5**-i for i in range(96)], (128, 96)))
     partial, full = analyze(weight).matrices[0], analyze(weight, full=True).matrices[0]

@@ -32,7 +32,7 @@ def analysis() -> Analysis:
 @pytest.fixture
 def bounded(monkeypatch: pytest.MonkeyPatch) -> Analysis:
     """One small matrix known whole and one large matrix known in part."""
-    monkeypatch.setattr(work, "EXACT_SIDE", 64)
+    monkeypatch.setattr(work, "FULL_SIDE", 64)
     monkeypatch.setattr(work, "PARTIAL_RANK", 4)
     generator = torch.Generator().manual_seed(0)
     return analyze({"small": torch.randn(9, 9, generator=generator), "large": torch.randn(96, 96, generator=generator)})

@@ -13,7 +13,7 @@ from eckart.linalg.krylov import RESIDENT_BYTES, resident
 from eckart.linalg.slabs import SLAB_BYTES
 from eckart.operations.analysis.matrix import MatrixAnalysis
 
-EXACT_SIDE = 4096  # a whole spectrum takes seconds up to this short side, minutes at twice it
+FULL_SIDE = 4096  # a whole spectrum takes seconds up to this short side, minutes at twice it
 PARTIAL_RANK = 256  # leading singular values of a larger matrix
 
 
@@ -40,7 +40,7 @@ class MatrixWork:
         entries, side = math.prod(self.view.stored_shape), min(self.view.stored_shape)
         read = self.tuned.tensors[self.view.tensor].dtype.itemsize * entries * (1 if self.base is None else 2)
         # The matrix and a copy with its signs flipped; the Gram matrix and its eigenvalue solver; slabs in passing.
-        held = 2 * min(4 * entries, RESIDENT_BYTES) + 3 * 8 * min(side, EXACT_SIDE) ** 2 + 4 * SLAB_BYTES
+        held = 2 * min(4 * entries, RESIDENT_BYTES) + 3 * 8 * min(side, FULL_SIDE) ** 2 + 4 * SLAB_BYTES
         return Task(self.view.name, read, held, lambda: Record(self.analyze().to_json()))
 
     def analyze(self) -> MatrixAnalysis:
@@ -51,7 +51,7 @@ class MatrixWork:
         if self.base is not None:
             matrix = DifferenceMatrix(self.tuned, self.base, self.view, device)
         matrix = resident(matrix)
-        exact = self.full or min(matrix.shape) <= EXACT_SIDE
+        exact = self.full or min(matrix.shape) <= FULL_SIDE
         known = spectrum(matrix) if exact else partial_spectrum(matrix, rank=PARTIAL_RANK, generator=generator)
         noise = self._noise(matrix, known, weight, generator)
         return MatrixAnalysis(self.view.name, self.view.shape, self._dtype(), known, noise)
