@@ -196,9 +196,7 @@ def test_no_rank_below_one_can_be_kept():
 @pytest.mark.parametrize(("B", "A"), [((4, 2), (3, 5)), ((4, 2), (5, 2)), ((0, 3), (2, 4)), ((4,), (4, 5))])
 def test_factors_that_do_not_meet_are_refused(B, A, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as where no one checks shapes on every call
-    with pytest.raises(
-        EckartError, match=r"`lora_B` must be \(out_features, rank\) and `lora_A` \(rank, in_features\)"
-    ):
+    with pytest.raises(EckartError, match=r"`lora_B` must be \(out_features, rank\) and `lora_A` \(rank"):
         LowRank(torch.ones(B), torch.ones(A))
 
 

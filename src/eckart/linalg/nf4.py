@@ -121,7 +121,8 @@ def quantize(weight: Tensor | np.ndarray, *, block_size: int = 64, double: bool 
     """
     tensor = torch.from_numpy(weight) if isinstance(weight, np.ndarray) else weight.detach()
     if tensor.dtype not in DTYPES or tensor.numel() == 0:
-        msg = f"`weight` must be float32, bfloat16 or float16 and not empty, got {tensor.dtype} of shape {tuple(tensor.shape)}"
+        shape = tuple(tensor.shape)
+        msg = f"`weight` must be float32, bfloat16 or float16 and not empty, got {tensor.dtype} of shape {shape}"
         raise OptionError(msg)
     if block_size not in BLOCK_SIZES:
         msg = f"`block_size` must be one of {', '.join(map(str, BLOCK_SIZES))}, got {block_size}"
