@@ -31,9 +31,8 @@ def minimal_rank(weight: Matrix, *, error: float, generator: torch.Generator | N
         OptionError: `error` is out of range, or `weight` is not a finite matrix of floats.
     """
     matrix = as_slabs(weight)
-    rank = spectrum_for(matrix, lambda spectrum: spectrum.rank_for_error(error), generator=generator).rank_for_error(
-        error
-    )
+    cheapest = spectrum_for(matrix, lambda known: known.rank_for_error(error), generator=generator)
+    rank = cheapest.rank_for_error(error)
     if rank is None:
         return RankBound(0, 0)
     return rank if isinstance(rank, RankBound) else RankBound(rank, rank)
