@@ -23,7 +23,7 @@ def shown(result) -> str:
 def test_the_table_has_a_line_a_method_and_says_which_fit(planned):
     lines = {line.split()[0]: line for line in shown(planned).splitlines() if line.strip()}
     for forecast in planned.forecasts:
-        assert lines[forecast.setting.method].rstrip().endswith("yes" if planned.fitting(forecast) else "no")
+        assert lines[forecast.setting.method].rstrip().endswith("yes" if planned.has_room_for(forecast) else "no")
 
 
 def test_without_a_memory_the_table_names_the_smallest_card():
