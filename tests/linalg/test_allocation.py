@@ -9,6 +9,7 @@ import torch
 
 from eckart.errors import EckartError
 from eckart.linalg import Spectrum, allocate, partial_spectrum
+from eckart.linalg.spectra import Tail
 
 from .planting import dense_values, one_to, planted, seeded
 

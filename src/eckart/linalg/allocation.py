@@ -21,8 +21,8 @@ class Allocation:
     Attributes:
         ranks: rank of each matrix by name, zero included.
         params: their number of parameters.
-        gap: upper bound of the energy (units of σ²) that any other choice within the budget keeps beyond this one; zero if
-            optimal. Below one singular value for complete spectra; partial ones add the width of their bounds.
+        gap: upper bound of the energy (units of σ²) that any other choice within the budget keeps beyond this one; zero
+            if optimal. Below one singular value for complete spectra; partial ones add the width of their bounds.
         certain: False if spectra were partial and a value that was not computed might have been chosen.
         energy: energy of all matrices together, of which the gap is a share.
     """
