@@ -10,6 +10,9 @@ from importlib import metadata
 from typing import Self
 
 
+SHARED_BY = 4  # faults with the same reason that are still listed one by one
+
+
 class EckartError(Exception):
     """A refusal in the user's words: what arrived, what was expected, what to do."""
 
@@ -17,14 +20,17 @@ class EckartError(Exception):
     def listing(cls, headline: str, faults: Sequence[str], *, shown: int = 12) -> Self:
         """One error that lists every fault, the first `shown` in full and the rest as a count.
 
+        A reason that many faults share is given once, with their names: faults are written `name: reason`.
+
         Args:
             headline: what is wrong, without a colon at its end.
             faults: one line each.
             shown: how many are listed.
         """
-        lines = [f"  - {fault}" for fault in faults[:shown]]
-        if len(faults) > shown:
-            lines.append(f"  - and {len(faults) - shown} more")
+        items = _grouped(faults)
+        lines = [f"  - {item}" for item in items[:shown]]
+        if len(items) > shown:
+            lines.append(f"  - and {len(items) - shown} more")
         return cls("\n".join([headline, *lines]))
 
 
@@ -63,6 +69,23 @@ class MissingExtraError(EckartError):
         """
         libraries = " ".join(f"'{name}'" for name in sorted(set(_requirements(extra)))) or f"'eckart[{extra}]'"
         return cls(f"{purpose} needs the '{extra}' extra: pip install {libraries}")
+
+
+def _grouped(faults: Sequence[str]) -> list[str]:
+    """The faults, with each reason that more than SHARED_BY of them have given once."""
+    names: dict[str, list[str]] = {}
+    for fault in faults:
+        name, _, reason = fault.partition(": ")
+        names.setdefault(reason, []).append(name)
+    items = []
+    for fault in faults:
+        reason = fault.partition(": ")[2]
+        if not reason or len(names[reason]) <= SHARED_BY:
+            items.append(fault)
+        elif fault.startswith(f"{names[reason][0]}: "):
+            first = ", ".join(names[reason][:3])
+            items.append(f"{reason}: {first} and {len(names[reason]) - 3} more")
+    return items
 
 
 def _requirements(extra: str) -> Iterator[str]:

@@ -43,7 +43,7 @@ def test_a_model_is_the_same_model_whatever_its_dtype() -> None:
         (
             BASE,
             changed(model__embed_tokens__weight=torch.zeros(11, 4)),
-            "9 rows in the base, 11 in the tuned checkpoint; --exclude model.embed_tokens",
+            "9 rows in the base, 11 in the tuned checkpoint; `exclude=model.embed_tokens`",
             "embed_tokens",
         ),
         (
@@ -102,6 +102,21 @@ def test_a_quantized_base_is_named_as_such() -> None:
 def test_names_that_differ_by_a_prefix_are_one_fault() -> None:
     (fault,) = compare({f"bert.{name}": tensor for name, tensor in BASE.items()}, BASE)
     assert "begin with 'bert.'" in fault
+
+
+MANY = {f"layers.{n}.weight": torch.zeros(4, 4) for n in range(20)}
+
+
+@pytest.mark.parametrize(
+    ("tuned", "cause"),
+    [
+        ({f"h.{n}.c_attn.weight": torch.zeros(4, 4) for n in range(20)}, "different architectures: no tensor is in both"),
+        ({name: torch.zeros(4, 6) for name in MANY}, "different sizes: 20 of 20 tensors have another shape"),
+    ],
+)
+def test_checkpoints_of_two_models_are_one_fault(tuned, cause) -> None:
+    (fault,) = compare(MANY, tuned)
+    assert cause in fault
 
 
 def test_a_real_model_differs_from_itself_in_nothing(minilm) -> None:

@@ -90,7 +90,7 @@ def test_values_that_are_not_finite_are_counted_and_their_tensor_named(value, ki
     bad, good = open_checkpoint({"fc.weight": weight}), open_checkpoint({"fc.weight": torch.zeros(50, 8)})
     view = layout(bad).matrices[0]
     matrix = WeightMatrix(bad, view) if kind == "weight" else DifferenceMatrix(good, bad, view)
-    with pytest.raises(NotFiniteError, match=r"fc holds 2 values.*--exclude fc"):
+    with pytest.raises(NotFiniteError, match=r"fc contains 2 values.*`exclude=fc`"):
         dense(matrix)
 
 

@@ -72,10 +72,10 @@ def test_patterns_may_be_repeated(minilm: Path) -> None:
     assert names == ["encoder.layer.1.attention.self.key"]
 
 
-def test_a_swapped_pair_of_two_models_is_refused_with_every_fault(minilm: Path, pair: tuple[Path, Path]) -> None:
+def test_a_pair_of_two_models_is_refused_with_the_one_cause(minilm: Path, pair: tuple[Path, Path]) -> None:
     ended = eckart("analyze", pair[1], "--base", minilm)
     assert ended.exit_code == 1
-    assert ended.stderr.count("\n  - ") > 3
+    assert ended.stderr.count("\n  - ") == 1
 
 
 def test_an_unknown_device_is_refused(pair: tuple[Path, Path]) -> None:

@@ -85,7 +85,7 @@ def test_another_dtype_is_in_the_files_and_in_the_config(places):
         (["BASE", "ADAPTER", "--weights", "1,2"], 1, "2 weights for 1 adapters"),
         (["BASE", "ADAPTER", "--weights", "much"], 1, "--weights must be one number per adapter"),
         (["BASE", "ADAPTER", "--dtype", "int8"], 2, "bfloat16"),
-        (["ADAPTER", "ADAPTER"], 1, "no such module"),
+        (["ADAPTER", "ADAPTER"], 1, "adapter is an adapter, not a model"),
         (["BASE", "BASE"], 1, "adapter"),
         (["NOWHERE", "ADAPTER"], 1, "no such file or folder"),
     ],

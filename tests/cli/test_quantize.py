@@ -78,7 +78,7 @@ def test_an_unknown_dtype_is_wrong_usage(model, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--block-size", "100"], "block size 100: bitsandbytes has 32, 64"),
+        (["--block-size", "100"], "--block-size must be one of 32, 64"),
         (["--target", "q_porj"], "'q_porj' matches nothing; nearest: q_proj"),
     ],
 )

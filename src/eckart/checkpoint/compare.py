@@ -1,6 +1,6 @@
 """Whether two checkpoints hold the same model: every fault, found from headers before a tensor is read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
@@ -10,18 +10,21 @@ from eckart.checkpoint.naming import is_embedding, is_output_layer, matches
 if TYPE_CHECKING:
     from torch import Tensor
 
+MANY_FAULTS = 12  # more than a message lists: then one cause is looked for
 COMPARED_BYTES = 2**23  # read at a time to see whether a tensor changed
 
 
 def compare_layouts(base: Checkpoint, tuned: Checkpoint, exclude: Sequence[str] = ()) -> list[str]:
-    """What keeps `tuned` minus `base` from being defined, tensor by tensor; empty when nothing does.
+    """Why `tuned` minus `base` is undefined, tensor by tensor; empty if it is defined.
+
+    Checkpoints of two different models are one fault.
 
     A tensor that one checkpoint stores and the other ties is compared with the one it is tied to, except that
     a `tuned` without a matrix of its own cannot say what became of the base's. Buffers do not count.
 
     Args:
         base: the checkpoint that was fine-tuned.
-        tuned: what came of it.
+        tuned: the fine-tuned checkpoint.
         exclude: patterns by PEFT's rules; a tensor of an excluded module is not compared.
 
     Raises:
@@ -32,7 +35,7 @@ def compare_layouts(base: Checkpoint, tuned: Checkpoint, exclude: Sequence[str] 
         return [prefix]
     skipped = {item.name: item.reason for item in layout(base).skipped}
     matrices = {view.tensor for view in layout(tuned).matrices}
-    faults = []
+    faults: dict[str, str] = {}
     for name in dict.fromkeys([*base.tensors, *tuned.tensors]):
         if any(matches(pattern, module) for pattern in exclude for module in _owners(name)):
             continue
@@ -40,15 +43,37 @@ def compare_layouts(base: Checkpoint, tuned: Checkpoint, exclude: Sequence[str] 
         if (info := old or new) and is_buffer(info):
             continue
         if name in matrices and old and old.name in skipped:
-            faults.append(f"{name}: the base cannot be used: {skipped[old.name]}")
+            faults[name] = f"the base cannot be used: {skipped[old.name]}"
         elif fault := _fault(name, base, tuned):
-            faults.append(f"{name}: {fault}")
-    return faults
+            faults[name] = fault
+    cause = _common_cause(base, tuned, faults)
+    return [cause] if cause else [f"{name}: {fault}" for name, fault in faults.items()]
+
+
+def _common_cause(base: Checkpoint, tuned: Checkpoint, faults: Mapping[str, str]) -> str | None:
+    """The one cause of many faults: another architecture, or another size of the same one."""
+    if len(faults) <= MANY_FAULTS:
+        return None
+    shared = [name for name in base.tensors if name in tuned.tensors]
+    if not shared:
+        first, second = next(iter(base.tensors)), next(iter(tuned.tensors))
+        return (
+            f"they are different architectures: no tensor is in both ({base.source} has {len(base.tensors)}, such as "
+            f"{first}; {tuned.source} has {len(tuned.tensors)}, such as {second})"
+        )
+    reshaped = [name for name in shared if base.tensors[name].shape != tuned.tensors[name].shape]
+    if 2 * len(reshaped) <= len(shared):
+        return None
+    name = reshaped[0]
+    return (
+        f"they are models of different sizes: {len(reshaped)} of {len(shared)} tensors have another shape (such as "
+        f"{name}: {base.tensors[name].shape} and {tuned.tensors[name].shape})"
+    )
 
 
 def _fault(name: str, base: Checkpoint, tuned: Checkpoint) -> str | None:
     old, new = _find(base, name), _find(tuned, name)
-    leave_out = f"--exclude {_owners(name)[0]} leaves it out"
+    leave_out = f"`exclude={_owners(name)[0]}` leaves it out"
     if new is None:
         return f"only in the base ({base.source}); {leave_out}"
     if old is None:
