@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Self
 
-
 SHARED_BY = 4  # faults with the same reason that are still listed one by one
 
 

@@ -110,7 +110,10 @@ MANY = {f"layers.{n}.weight": torch.zeros(4, 4) for n in range(20)}
 @pytest.mark.parametrize(
     ("tuned", "cause"),
     [
-        ({f"h.{n}.c_attn.weight": torch.zeros(4, 4) for n in range(20)}, "different architectures: no tensor is in both"),
+        (
+            {f"h.{n}.c_attn.weight": torch.zeros(4, 4) for n in range(20)},
+            "different architectures: no tensor is in",
+        ),
         ({name: torch.zeros(4, 6) for name in MANY}, "different sizes: 20 of 20 tensors have another shape"),
     ],
 )

@@ -397,7 +397,7 @@ def test_a_wrong_base_and_an_unknown_model_are_refused_with_every_name(llama):
     }
     there = Adapter(layers, format="kohya")
     refused(there, "peft", ["the update is (32, 31)", "layers_7_self_attn_q_proj: "], base=llama)
-    refused(there, "peft", ["layers_0", "layers_7", "--base MODEL"])
+    refused(there, "peft", ["layers_0", "layers_7", "give its model as `base`"])
     refused(convert(Adapter({"x.y": layer((8, 8))}), "kohya").adapter, "diffusers", ["lora_te_x_y"])
 
 

@@ -100,8 +100,8 @@ def to_modules(adapter: Adapter, model: Model | None) -> Renaming:
     rest = [name for name in adapter if name not in candidates]
     if rest and (model is None or model.is_pipeline):
         table |= parts_of(rest)
-    told = "neither Stable Diffusion nor FLUX has such a layer: --base MODEL tells its name"
-    where = f"{model.source} has no module of this name" if model else told
+    unknown = "neither Stable Diffusion nor FLUX has such a layer; give its model as `base`"
+    where = f"{model.source} has no module of this name" if model else unknown
     faults += [f"{name}: {where}" for name in rest if name not in table]
     moves: list[Move] = []
     skipped = []

@@ -7,7 +7,7 @@ from typing import TypeAlias
 from eckart.adapter.adapter import Adapter
 from eckart.checkpoint import Checkpoint, open_checkpoint
 from eckart.checkpoint.open import ModelSource
-from eckart.errors import OptionError
+from eckart.errors import OptionError, SourceError
 from eckart.formats.components import COMPONENTS
 from eckart.formats.files import load_adapter
 from eckart.formats.peft_config import CONFIG
@@ -35,6 +35,14 @@ def open_adapter_or_checkpoint(source: Source) -> Adapter | Checkpoint:
         return opened
     in_folder = opened.folder and (opened.folder / CONFIG).is_file()
     return load_adapter(opened.folder if in_folder and opened.folder else source)
+
+
+def is_adapter(source: Source) -> bool:
+    """Whether a SOURCE is an adapter; a folder that is not one model, such as a pipeline, is not."""
+    try:
+        return isinstance(open_adapter_or_checkpoint(source), Adapter)
+    except SourceError:
+        return False
 
 
 def open_model(source: Source, *, role: str = "a model", instead: str = "") -> Checkpoint:

@@ -1,4 +1,4 @@
-"""One adapter in another format: checked from its outline, then written layer after layer, every scale as it was."""
+"""One adapter in another format: checked from headers, then written layer by layer with every scale unchanged."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,13 +8,14 @@ from typing import Any, get_args
 from eckart.adapter.adapter import Adapter, AdapterFormat
 from eckart.checkpoint import atomic_directory, check_output
 from eckart.errors import MismatchError, OptionError
-from eckart.formats import diffusers, kohya, load_adapter
+from eckart.formats import diffusers, kohya
 from eckart.formats.components import component_of, components
 from eckart.formats.model_names import Base, Model
 from eckart.formats.peft_config import config_of
 from eckart.formats.renaming import Renaming, to_component, to_kohya, to_modules
+from eckart.formats.sources import is_adapter, open_adapter
 from eckart.operations.preview import Match, Preview
-from eckart.result import Skipped
+from eckart.result import Result, Skipped
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,17 @@ class ConvertedLayer:
     rank: int
 
 
-@dataclass(frozen=True)
-class ConvertResult:
+@dataclass(frozen=True, repr=False)
+class ConvertResult(Result):
     """An adapter in another format.
 
     Attributes:
-        origin: the format that it was in.
-        to: the format that it is in now.
-        adapters: the result by component; under "" where it is one adapter.
-        renamed: (old, new) name of each layer that is called otherwise now; a fused one has several of one side.
-        skipped: what has no place in the result because it changes nothing, and why.
-        output: where it was written, None if it was not.
+        origin: the source's format.
+        to: the result's format.
+        adapters: the result by component; a single adapter has the key "".
+        renamed: (old, new) name of each renamed layer; a fused layer has several names on one side.
+        skipped: parts that the result does not contain because they change nothing, and why.
+        output: where it was written; None if it was not.
         nbytes: size of the written files, or of the tensors.
     """
 
@@ -50,13 +51,13 @@ class ConvertResult:
 
     @property
     def adapter(self) -> Adapter:
-        """The result where it is one adapter.
+        """The result if it is a single adapter.
 
         Raises:
-            MismatchError: it is one for each component of a pipeline: take them from `adapters`.
+            MismatchError: there is one for each component of a pipeline: use `adapters`.
         """
         if len(self.adapters) > 1:
-            msg = f"one adapter for each of {', '.join(self.adapters)}, in .adapters"
+            msg = f"the result is one adapter for each of {', '.join(self.adapters)}: use .adapters"
             raise MismatchError(msg)
         return next(iter(self.adapters.values()))
 
@@ -65,13 +66,17 @@ class ConvertResult:
         """Every layer, in the order of the files."""
         return [ConvertedLayer(match.name, match.shape, match.ranks[0]) for match in _matches(self.adapters)]
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per layer."""
+        return [{"name": it.name, "shape": list(it.shape), "rank": it.rank} for it in self.layers]
+
     def to_json(self) -> dict[str, Any]:
         """The `eckart-convert/2` object."""
         return {
             "format": "eckart-convert/2",
             "from": self.origin,
             "to": self.to,
-            "layers": [{"name": it.name, "shape": list(it.shape), "rank": it.rank} for it in self.layers],
+            "layers": self.rows(),
             "renamed": [list(pair) for pair in self.renamed],
             "skipped": [item.to_json() for item in self.skipped],
             "bytes": self.nbytes,
@@ -81,7 +86,7 @@ class ConvertResult:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A conversion that was checked and can be carried out; see `ConvertResult` for the attributes."""
+    """A conversion that was checked from headers; see `ConvertResult` for the attributes."""
 
     source: Adapter
     to: AdapterFormat
@@ -95,10 +100,10 @@ class Conversion:
         return Preview("convert", _matches(self.adapters), self.skipped, self.source.nbytes, written)
 
     def write(self, output: Path | None = None, *, force: bool = False) -> ConvertResult:
-        """Write the result, or without `output` only return it.
+        """Write the result; without `output`, only return it.
 
         Raises:
-            OutputError: `output` must not, or cannot, be written.
+            OutputError: `output` exists or cannot be written.
         """
         nbytes = sum(adapter.nbytes for adapter in self.adapters.values())
         if output is not None:
@@ -126,21 +131,22 @@ def convert(
     output: str | Path | None = None,
     force: bool = False,
 ) -> ConvertResult:
-    """An adapter in another format, with every scale and update as it was.
+    """Convert an adapter to another format, with every scale and update unchanged.
 
-    Only where parts of several scales become one layer (kohya's qkv of FLUX) are they rounded, once, in float32.
+    Factors are rounded (once, in float32) only if parts of several scales become one layer (kohya's qkv of FLUX).
 
     Args:
-        adapter: the adapter, or where it lies.
+        adapter: the adapter, or its SOURCE.
         to: "peft", "kohya" or "diffusers".
-        base: the model; it tells the names behind kohya's, and every shape is compared with it.
-        output: a folder for PEFT, in which a pipeline of several components gets one folder for each; for kohya a
-            .safetensors file; for diffusers either.
+        base: the model: resolves kohya's names, and every shape is compared with it.
+        output: a folder for PEFT, with one folder per component of a pipeline; for kohya a .safetensors file; for
+            diffusers either.
         force: replace an existing result.
 
     Raises:
-        MismatchError: what the format cannot express, and names that cannot be told, all in one message.
-        OutputError: `output` must not, or cannot, be written.
+        MismatchError: what the format cannot express, and names that cannot be resolved, all in one message.
+        OptionError: a format that does not exist, or sources of the wrong kind.
+        OutputError: `output` exists or cannot be written.
         MissingExtraError: diffusers, whose tables of names are needed, is not installed.
     """
     plan = plan_conversion(adapter, to, base=base)
@@ -148,53 +154,57 @@ def convert(
 
 
 def plan_conversion(adapter: Adapter | str | Path, to: AdapterFormat, *, base: Base | None = None) -> Conversion:
-    """Check a conversion. Headers are read, and of layers that kohya fuses also lora_B, whose zeros tell the parts.
+    """Check a conversion from headers; for layers that kohya fuses, lora_B is read, whose zeros show the parts.
 
-    Raises: as `convert`, but for the output.
+    Errors as of `convert`, except those of the output.
     """
     if to not in get_args(AdapterFormat):
-        msg = f"an adapter is converted to one of {', '.join(get_args(AdapterFormat))}, not {to!r}"
+        msg = f"`to` must be one of {', '.join(get_args(AdapterFormat))}, got {to!r}"
         raise OptionError(msg)
-    source = adapter if isinstance(adapter, Adapter) else load_adapter(adapter)
+    source = open_adapter(adapter)
+    if isinstance(base, (str, Path)) and is_adapter(base):
+        msg = f"{base} is an adapter, not a model: `base` is the model that the adapter was made for"
+        raise OptionError(msg)
     model = None if base is None else Model.of(base)
     steps: list[Renaming] = []
-    found = source
+    result = source
     if source.format == "kohya" and (to != "kohya" or model):
         steps.append(to_modules(source, model))
-        found = steps[-1].of(source, format="diffusers" if steps[-1].is_pipeline else "peft", config={})
+        result = steps[-1].of(source, format="diffusers" if steps[-1].is_pipeline else "peft", config={})
     elif source.format == "peft" and to != "peft" and (part := component_of(source)):
         steps.append(to_component(source, part))
-        whole = {f"{part}.{name}": tensor for name, tensor in source.outline().modules_to_save.items()}
-        found = steps[-1].of(source, format="diffusers", config={}, modules_to_save=whole)
+        saved = {f"{part}.{name}": tensor for name, tensor in source.outline().modules_to_save.items()}
+        result = steps[-1].of(source, format="diffusers", config={}, modules_to_save=saved)
     faults = [fault for step in steps for fault in step.faults]
-    faults += model.misfits(found.outline()) if model else []
-    faults += _refusals(found.outline(), source, to)
+    faults += model.misfits(result.outline()) if model else []
+    faults += _refusals(result.outline(), source, to)
     if to == "kohya" and source.format != "kohya":
-        steps.append(to_kohya(found))
+        steps.append(to_kohya(result))
         faults += steps[-1].faults
     if faults:
         msg = f"this adapter cannot be converted to {to}"
         raise MismatchError.listing(msg, faults)
     if to == source.format == "kohya":
-        found, steps = source, []
+        result, steps = source, []
     elif to == "kohya":
-        found = steps[-1].of(found, format="kohya", config={})
+        result = steps[-1].of(result, format="kohya", config={})
     skipped = [item for step in steps for item in step.skipped]
-    return Conversion(source, to, _targets(found, to, base), _renamed(steps), skipped)
+    return Conversion(source, to, _targets(result, to, base), _renamed(steps), skipped)
 
 
 def _refusals(outline: Adapter, source: Adapter, to: AdapterFormat) -> list[str]:
-    """What the target cannot express, each by its name."""
+    """Layers that the target format cannot express, with the reason."""
     faults = []
     if to == "kohya":
         faults = kohya.refusals(outline)
         if source.format != "kohya":
-            bias = "its bias is trained (lora_bias), which of kohya's readers only ComfyUI would add"
+            bias = "it has a trained bias (lora_bias), which only ComfyUI would add, of all that read kohya's format"
             faults += [f"{name}: {bias}" for name, layer in outline.items() if layer.bias is not None]
     elif to == "diffusers":
         faults = diffusers.refusals(outline)
         if outline.format != "diffusers":
-            faults.append(f"{next(iter(outline), 'it')}: no module of a pipeline's UNet, transformer or text encoder")
+            first = next(iter(outline), "it")
+            faults.append(f"{first}: not a module of a pipeline's UNet, transformer or text encoder")
     if to != "kohya" and source.format != "peft":
         for adapter in _targets(outline, "peft", None).values():
             try:
@@ -204,12 +214,12 @@ def _refusals(outline: Adapter, source: Adapter, to: AdapterFormat) -> list[str]
     return faults
 
 
-def _targets(found: Adapter, to: AdapterFormat, base: Base | None) -> dict[str, Adapter]:
-    """The adapters to write: of a pipeline in PEFT's format one for each component."""
-    if to != "peft" or found.format == "peft":
+def _targets(adapter: Adapter, to: AdapterFormat, base: Base | None) -> dict[str, Adapter]:
+    """The adapters to write: in PEFT's format, one for each component of a pipeline."""
+    if to != "peft" or adapter.format == "peft":
         named = str(base) if isinstance(base, str | Path) else None
-        return {"": replace(found, base_model=found.base_model or named)}
-    parts = components(found)
+        return {"": replace(adapter, base_model=adapter.base_model or named)}
+    parts = components(adapter)
     return {"": next(iter(parts.values()))} if len(parts) == 1 else parts
 
 

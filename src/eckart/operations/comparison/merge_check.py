@@ -1,4 +1,4 @@
-"""What checking a claimed merge says: of each changed matrix, and of the whole claim."""
+"""The result of checking a claimed merge: for each changed matrix, and for the claim."""
 
 import math
 from collections.abc import Sequence
@@ -6,24 +6,24 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from eckart.linalg import Interval
-from eckart.result import Skipped
+from eckart.result import Result, Skipped
 
 Verdict = Literal["equal", "rounding", "other weight", "not merged", "undecided", "differs"]
 
 
 @dataclass(frozen=True)
 class MergedMatrix:
-    """One matrix that the claim changes, beside what the claim makes of it.
+    """One matrix that the claim changes, compared with what the claim predicts.
 
     Attributes:
-        name: of the matrix, or of a tensor that is none.
-        shape: `(out_features, in_features)`; of a tensor that is no matrix its entries and what each holds.
-        equal: the merged values are the claim's, rounded once from float64.
+        name: of the matrix, or of another tensor.
+        shape: `(out_features, in_features)`; of another tensor, its length and the size of each entry.
+        equal: whether the merged values are the claimed ones, rounded once from float64.
         ulps: largest distance from the claim, in units in the last place of the merged dtype at the largest of the
-            terms that were added; infinite where a value is not finite.
-        error: ‖(merged − base) − Δ‖ / ‖Δ‖, the rounding of the merged values in it; None where Δ is zero.
+            added terms; infinite if a value is not finite.
+        error: ‖(merged − base) − Δ‖ / ‖Δ‖, including the rounding of the merged values; None if Δ is zero.
         lowest, highest: every weight w between them explains all values as base + w·Δ with the rounding of a merge;
-            none does where `lowest` is above `highest`.
+            no weight does if `lowest` is above `highest`.
     """
 
     name: str
@@ -43,11 +43,11 @@ class MergedMatrix:
 
     @property
     def weight(self) -> Interval | None:
-        """The weights that explain every value; None where no single one does, or any would."""
+        """The weights that explain every value; None if no single one does, or any would."""
         return interval(self.lowest, self.highest)
 
     def to_json(self) -> dict[str, Any]:
-        """The entry of `comparison.json`; null for what is not finite."""
+        """The entry of `comparison.json`; null for numbers that are not finite."""
         numbers = {"ulps": self.ulps, "error": self.error}
         finite = {key: value if value is not None and math.isfinite(value) else None for key, value in numbers.items()}
         weight = self.weight and {"lower": self.weight.lower, "upper": self.weight.upper}
@@ -55,23 +55,23 @@ class MergedMatrix:
 
 
 def interval(lowest: float, highest: float) -> Interval | None:
-    """The interval, where it is one and is finite."""
+    """The interval, if it is not empty and is finite."""
     return Interval(lowest, highest) if -math.inf < lowest <= highest < math.inf else None
 
 
-@dataclass(frozen=True)
-class MergeCheck:
-    """Whether a checkpoint is a base with adapters baked in.
+@dataclass(frozen=True, repr=False)
+class MergeCheck(Result):
+    """Whether a checkpoint is a base with adapters merged into it.
 
     Attributes:
         merged, base: the checkpoints.
         adapters: as the user named them.
-        weights: that the claim gives them.
+        weights: claimed weight of each.
         matrices: everything that the claim changes.
-        altered: tensors, or matrices in them, that it leaves alone and that changed nevertheless.
+        altered: tensors, or matrices in them, that changed although the claim does not change them.
         faults: tensors that one checkpoint lacks or has in another shape.
-        not_checked: what could not be, and why.
-        unchanged: how many tensors or matrices are as they were, rightly.
+        not_checked: what could not be checked, and why.
+        unchanged: number of tensors or matrices that are unchanged, as claimed.
         seconds: wall time.
     """
 
@@ -94,16 +94,16 @@ class MergeCheck:
 
     @property
     def weight(self) -> Interval | None:
-        """The factors of the claimed updates that explain every value of every matrix; None where none does."""
+        """The factors of the claimed updates that explain every value of every matrix; None if none does."""
         return interval(*self.limits)
 
     @property
     def verdict(self) -> Verdict:
         """What the checkpoint is.
 
-        `equal` and `rounding` confirm the claim. `other weight`: the update is in it, times `weight`. `not merged`: it
-        is the base. `undecided`: the update is so small that rounding hides whether it is in it. `differs`: no weight
-        explains it, or something else changed too.
+        `equal` and `rounding` confirm the claim. `other weight`: it contains the update times `weight`. `not merged`:
+        it is the base. `undecided`: rounding hides whether it contains the update. `differs`: no weight explains it, or
+        something else changed too.
         """
         if self.altered or self.faults:
             return "differs"
@@ -121,6 +121,10 @@ class MergeCheck:
     def holds(self) -> bool:
         """Whether the claim is confirmed in everything that was checked."""
         return self.verdict in ("equal", "rounding")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per changed matrix."""
+        return [matrix.to_json() for matrix in self.matrices]
 
     def to_json(self) -> dict[str, Any]:
         """The `eckart-compare/2` object of kind `merge`."""

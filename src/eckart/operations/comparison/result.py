@@ -1,4 +1,4 @@
-"""What a comparison says: norms, cosine, angles and overlap of each pair of matrices, and of all together."""
+"""The result of a comparison: norms, cosine, angles and overlap of each pair of matrices, and of all together."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ from torch import Tensor
 
 from eckart.linalg import Overlap, overlap, principal_angles
 from eckart.linalg.intruder import Intruders
-from eckart.result import Skipped
+from eckart.result import Result, Skipped
 
 Kind = Literal["adapters", "checkpoints", "updates"]
-DIRECTIONS = 16  # leading directions whose overlap is told
+DIRECTIONS = 16  # leading directions whose overlap is computed
 
 Triplets = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """How two column spaces, or two row spaces, lie to each other.
+    """The relation of two column spaces, or of two row spaces.
 
     Attributes:
         angles: principal angles in radians, ascending, float64.
-        overlap: φ(i, j) of the leading directions, beside what chance gives.
+        overlap: φ(i, j) of the leading directions, and its expected value for random subspaces.
     """
 
     angles: Tensor
@@ -31,12 +31,12 @@ class Alignment:
 
     @property
     def shared(self) -> float:
-        """φ of all the leading directions told: 1 where one side's lie within the other's."""
+        """φ of all leading directions: 1 if one side's are contained in the other's span."""
         return float(self.overlap.phi[-1, -1])
 
     @property
     def chance(self) -> float:
-        """What two random subspaces of those dimensions share on average."""
+        """Expected φ of two random subspaces of those dimensions."""
         return float(self.overlap.chance[-1, -1])
 
     def to_json(self) -> dict[str, Any]:
@@ -56,11 +56,11 @@ class MatrixComparison:
         name: of the module.
         shape: `(out_features, in_features)`.
         norm_a, norm_b, norm_difference: Frobenius norms of A, of B and of A − B.
-        cosine: ⟨A, B⟩ / (‖A‖·‖B‖), from −1 to 1; None where one is zero.
-        directions: singular directions of A and of B that the angles are between.
-        outputs: their column spaces, in the space of outputs; None where one has no direction.
+        cosine: ⟨A, B⟩ / (‖A‖·‖B‖), from −1 to 1; None if one is zero.
+        directions: numbers of singular directions of A and of B that the angles are between.
+        outputs: their column spaces, in the space of outputs; None if one has no direction.
         inputs: their row spaces, in the space of inputs.
-        intruders: of base + A and of base + B, where a base was given.
+        intruders: of base + A and of base + B, if a base was given.
     """
 
     name: str
@@ -92,11 +92,11 @@ class MatrixComparison:
 
 @dataclass(frozen=True)
 class Unpaired:
-    """A matrix that only one side has, and so counts as zero on the other.
+    """A matrix that only one side has; it counts as zero on the other.
 
     Attributes:
         name: of the module.
-        side: which has it.
+        side: the side that has it.
         norm: its Frobenius norm.
     """
 
@@ -105,16 +105,16 @@ class Unpaired:
     norm: float
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Result):
     """Two adapters, two checkpoints, or two fine-tunes' updates of one base.
 
     Attributes:
         kind: what A and B are.
         a, b: as the user named them.
-        base: what both were made from, None if it was not given.
-        matrices: those that both have, in the order of A.
-        unpaired: those that one has.
+        base: the model that both were made from; None if it was not given.
+        matrices: matrices that both have, in the order of A.
+        unpaired: matrices that only one has.
         skipped: what was not compared, and why.
         seconds: wall time.
     """
@@ -151,6 +151,22 @@ class Comparison:
             return None
         return _clamped(sum((m.cosine or 0.0) * (m.norm_a / a) * (m.norm_b / b) for m in self.matrices))
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per matrix that both have."""
+        return [
+            {
+                "name": matrix.name,
+                "shape": list(matrix.shape),
+                "norm_a": matrix.norm_a,
+                "norm_b": matrix.norm_b,
+                "norm_difference": matrix.norm_difference,
+                "cosine": matrix.cosine,
+                "outputs_phi": matrix.outputs and matrix.outputs.shared,
+                "inputs_phi": matrix.inputs and matrix.inputs.shared,
+            }
+            for matrix in self.matrices
+        ]
+
     def to_json(self) -> dict[str, Any]:
         """The `eckart-compare/2` object."""
         return {
@@ -173,17 +189,17 @@ class Comparison:
 
 
 def cosine(inner: float, norm_a: float, norm_b: float) -> float | None:
-    """The cosine of two matrices, None where one is zero."""
+    """The cosine of two matrices; None if one is zero."""
     return _clamped(inner / norm_a / norm_b) if norm_a > 0 and norm_b > 0 else None
 
 
 def directions_of(S: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> int:
-    """Singular values above max(shape)·ε·σ₁, as `Spectrum.numerical_rank` counts: the others are rounding.
+    """Number of singular values above max(shape)·ε·σ₁, as in `Spectrum.numerical_rank`: the others are rounding.
 
     Args:
         S: descending.
         shape: of the matrix.
-        dtype: that its numbers were stored in.
+        dtype: dtype that its values were stored in.
     """
     eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
     return int((max(shape) * eps * S[0] < S).sum()) if len(S) else 0
