@@ -373,9 +373,14 @@ def test_what_kohya_cannot_express_is_listed_in_one_message(tmp_path):
         "model.layers.0.mlp.experts.down_proj[1]": replace(one, kind="expert"),
     }
     there = Adapter(layers, modules_to_save={"model.norm.weight": torch.ones(8)})
-    said = ["embed_tokens: readers know", "up_proj: its bias", "[1]: readers", "norm.weight: a tensor saved whole"]
+    said = [
+        "embed_tokens: readers know",
+        "up_proj: it has a trained",
+        "[1]: readers",
+        "norm.weight: a tensor saved whole",
+    ]
     refused(there, "kohya", said, output=tmp_path / "a.safetensors")
-    refused(there, "diffusers", ["no module of a pipeline"])
+    refused(there, "diffusers", ["not a module of a pipeline"])
     assert not list(tmp_path.iterdir())
 
 

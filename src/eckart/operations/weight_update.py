@@ -1,7 +1,7 @@
-"""What adapters make of one matrix, computed rows at a time: base + Σ wᵢ·Δᵢ, in one dtype, rounded by nobody here.
+"""The change of one matrix by adapters, computed rows at a time: base + Σ wᵢ·Δᵢ, in one dtype, not rounded here.
 
-Of a plain layer Δ = scaling·BA. Of DoRA Δ = m⊙(W+ΔW)/‖W+ΔW‖ − W, a norm for each output (Liu et al. 2024). Of a tensor
-saved whole Δ = saved − W. The last two take their share of the base away: what is left of it is `keep`.
+A plain layer has Δ = scaling·BA; DoRA has Δ = m⊙(W+ΔW)/‖W+ΔW‖ − W with one norm per output (Liu et al. 2024); a
+completely saved tensor has Δ = saved − W. The last two subtract their share of the base; `keep` is what remains of it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,23 +24,23 @@ class _Dora:
 
     Attributes:
         weight: of the adapter.
-        left: with `right` the factors of the update, the scale in them.
-        own: the weight that the adapter saves whole and updates, as PEFT does with embeddings; None is the base's.
+        left: with `right` the factors of the update, including the scale.
+        saved: the weight that the adapter saves and updates, as PEFT does with embeddings; None for the base's.
         by_column: whether an output is a column.
-        gains: what each output is multiplied by.
+        gains: factor of each output.
     """
 
     weight: float
     left: Tensor
     right: Tensor
-    own: Tensor | None
+    saved: Tensor | None
     by_column: bool
     gains: Tensor = field(default_factory=lambda: torch.ones(()))
 
     def moved(self, slab: Tensor, start: int) -> Tensor:
         """W + ΔW of some rows."""
         stop = start + len(slab)
-        base = slab if self.own is None else self.own[start:stop].to(slab.dtype)
+        base = slab if self.saved is None else self.saved[start:stop].to(slab.dtype)
         return (self.left[start:stop] @ self.right).add_(base)
 
     def rows(self, slab: Tensor, start: int) -> Tensor:
@@ -51,12 +51,12 @@ class _Dora:
 
 @dataclass
 class Update:
-    """A change of one matrix, or of a tensor that is none, seen as a matrix of `(len, values an entry)`.
+    """A change of one matrix, or of another tensor as a matrix of `(length, values per entry)`.
 
     Attributes:
         dtype: to compute in.
-        keep: share of the base that stays.
-        products: factors of all plain updates, scales and weights in them; None without any.
+        keep: remaining share of the base.
+        products: factors of all plain updates, including scales and weights; None without any.
         whole: tensors to add, each with its factor.
         dora: layers that renormalise.
     """
@@ -68,14 +68,14 @@ class Update:
     dora: list[_Dora] = field(default_factory=list)
 
     def change(self, slab: Tensor, start: int) -> Tensor:
-        """What is added to rows of the base, from row `start` on.
+        """The change of rows of the base, from row `start` on.
 
         Args:
-            slab: shape `(rows, columns)`, in the dtype to compute in; not changed.
-            start: first of the rows.
+            slab: shape `(rows, columns)`, in the dtype to compute in; not modified.
+            start: index of the first row.
 
         Returns:
-            a tensor that belongs to nobody.
+            a new tensor, safe to modify.
         """
         stop = start + len(slab)
         if self.products is None:
@@ -91,7 +91,7 @@ class Update:
 
     def apply(self, slab: Tensor, start: int) -> Tensor:
         """The changed rows; arguments as of `change`."""
-        # Added to the finished change: a product that starts from the base would round at every step of its sums.
+        # The base is added last: a product accumulated onto the base would round at every step.
         total = self.change(slab, start)
         if self.keep == 1:
             return total.add_(slab)
@@ -107,18 +107,18 @@ def update_of(
     view: MatrixView,
     slabs: Slabs,
 ) -> Update:
-    """Read what changes one matrix, upcast once.
+    """Read the change of one matrix, upcast once.
 
     Args:
         terms: what changes it.
-        adapters: that they name.
+        adapters: adapters that the terms refer to.
         weights: of the adapters.
         dtype: to compute in.
         view: the matrix.
         slabs: rows of the base, for the norms of DoRA.
 
     Raises:
-        NotFiniteError: a tensor of an adapter holds NaN or Inf.
+        NotFiniteError: a tensor of an adapter contains NaN or Inf.
     """
     result, lefts, rights = Update(dtype), [], []
     saved = {term.adapter: _saved(adapters[term.adapter], term.key) for term in terms if term.part == "whole"}
@@ -134,8 +134,8 @@ def update_of(
             lefts.append(left * (weight * layer.scaling))
             rights.append(right)
         else:
-            own = saved.pop(term.adapter, None)
-            dora = _Dora(weight, left * layer.scaling, right, own, outputs_are_columns(layer, view))
+            replaced = saved.pop(term.adapter, None)
+            dora = _Dora(weight, left * layer.scaling, right, replaced, outputs_are_columns(layer, view))
             dora.gains = (layer.magnitude.to(torch.float64) / _norms(dora, slabs)).to(dtype)
             result.dora.append(dora)
             result.keep -= weight
@@ -148,14 +148,14 @@ def update_of(
 
 
 def _saved(adapter: Adapter, name: str) -> Tensor:
-    """A tensor that an adapter saves whole, as a matrix of its entries."""
+    """A tensor that an adapter saves completely, as a matrix of its entries."""
     tensor = adapter.modules_to_save[name].detach().cpu()
     require_finite(tensor, f"the adapter's {name}")
     return tensor.reshape(len(tensor) if tensor.ndim else 1, -1)
 
 
 def _checked(adapter: Adapter, module: str) -> AdapterLayer:
-    """A layer of finite numbers, in the main memory."""
+    """A layer in main memory, checked to be finite."""
     layer = adapter[module]
     tensors = {part: tensor.detach().cpu() for part, tensor in layer.tensors().items()}
     for part, tensor in tensors.items():

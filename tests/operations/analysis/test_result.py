@@ -40,7 +40,7 @@ def bounded(monkeypatch: pytest.MonkeyPatch) -> Analysis:
 
 def test_the_json_has_the_fields_of_its_format(analysis: Analysis) -> None:
     content = analysis.to_json()
-    assert list(content) == ["format", "kind", "source", "base", "matrices", "skipped", "total"]
+    assert list(content) == ["format", "kind", "source", "base", "matrices", "skipped", "left_out", "total"]
     assert content["format"] == "eckart-analysis/1"
     assert content["kind"] == "delta"
     assert all(list(matrix) == FIELDS for matrix in content["matrices"])
@@ -111,7 +111,7 @@ def test_an_analysis_of_nothing_saves_and_loads(tmp_path: Path) -> None:
 def test_an_analysis_is_not_overwritten_unasked(analysis: Analysis, tmp_path: Path) -> None:
     analysis.save(tmp_path)
     before = (tmp_path / "analysis.json").read_bytes()
-    with pytest.raises(OutputError, match="already holds"):
+    with pytest.raises(OutputError, match="already contains"):
         replace(analysis, source="another").save(tmp_path)
     assert (tmp_path / "analysis.json").read_bytes() == before
     replace(analysis, source="another").save(tmp_path, overwrite=True)

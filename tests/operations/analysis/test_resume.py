@@ -39,7 +39,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_numbers(tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
     again = Killed()
     resumed = analyze(WEIGHTS, output=tmp_path / "out", execution=Execution(progress=again))
-    assert again.notes == ["going on from an earlier run: 3 of 6 matrices are done"]
+    assert again.notes == ["resuming: 3 of 6 matrices are already done"]
     assert len(again.done) == 3
     assert resumed.to_json()["matrices"] == analyze(WEIGHTS).to_json()["matrices"]
     assert Analysis.load(tmp_path / "out").to_json() == resumed.to_json()

@@ -1,4 +1,4 @@
-"""One pass over the matrices of a source: everything checked from headers first, then spectrum by spectrum."""
+"""Spectra of every matrix of a source: all inputs are checked from headers before the first matrix is read."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 from eckart.checkpoint import atomic_directory, check_output
 from eckart.engine import Execution, open_journal, run_resumable
 from eckart.engine.machine import peak_rss_bytes
+from eckart.formats.sources import Source
 from eckart.operations.analysis.matrix import MatrixAnalysis
+from eckart.operations.analysis.plan import plan_analysis
 from eckart.operations.analysis.result import Analysis
-from eckart.operations.analysis.subject import Choice, Source, subject
 
 DEFAULT_EXECUTION = Execution()
 
@@ -21,8 +22,8 @@ def analyze(
     base: Source | None = None,
     *,
     full: bool = False,
-    target: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    target: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     output: str | Path | None = None,
     force: bool = False,
     execution: Execution = DEFAULT_EXECUTION,
@@ -33,14 +34,14 @@ def analyze(
         source: SOURCE text or path (a folder, a `.safetensors` or `.gguf` file, a hub name, `pkg:NAME`), a state
             dict, a module, or an adapter (also by its folder).
         base: what `source` was fine-tuned from; the difference `source` − `base` is analysed.
-        full: every singular value of every matrix; otherwise of a matrix whose short side is over 4096 the
+        full: compute every singular value of every matrix; by default a matrix whose short side is over 4096 gets the
             leading 256, with certified limits on the rest.
-        target: only these modules, by PEFT's rules or a preset; all matrices if empty.
-        exclude: not these modules; wins over `target`.
-        output: a folder to write `analysis.json` and `analysis.csv` to. Until they are whole, finished matrices
-            are kept beside it, and a killed run goes on from them.
-        force: replace an `output` that exists.
-        execution: device, workers, seed and progress; by default every core of the CPU, or the GPU where there is one.
+        target: only these modules, by PEFT's rules or a preset; a string is one pattern; all matrices if empty.
+        exclude: not these modules; takes precedence over `target`.
+        output: folder to write `analysis.json` and `analysis.csv` to. Until they are complete, finished matrices are
+            stored next to it, and an interrupted run resumes from them.
+        force: replace an existing `output`.
+        execution: device, workers, seed and progress; by default every core of the CPU, or the GPU if there is one.
 
     Returns:
         the `Analysis`, matrices in the order of the files.
@@ -49,24 +50,24 @@ def analyze(
         SourceError, FileFormatError: a source cannot be read.
         MismatchError: `source` and `base` are not of one model (all faults together) or are equal, or a pattern
             matches nothing.
-        OptionError: the device is not there, or an adapter is given together with a base.
-        NotFiniteError: a matrix holds NaN or Inf.
+        OptionError: the device does not exist, an adapter is given with a base, or as the base.
+        NotFiniteError: a matrix contains NaN or Inf.
         OutputError: `output` exists, or cannot be written.
     """
     began = time.monotonic()
     execution.torch_device()
-    found = subject(source, base, Choice(target, exclude, full), execution)
+    plan = plan_analysis(source, base, full=full, target=target, exclude=exclude, execution=execution)
     folder = None if output is None else Path(output)
     if folder is not None:
-        check_output(folder, force=force, inputs=found.inputs)
-    with open_journal(folder, found.fingerprint, execution) as journal:
-        records = run_resumable(found.tasks, stage="Spectra", execution=execution, journal=journal)
+        check_output(folder, force=force, inputs=plan.inputs)
+    with open_journal(folder, plan.fingerprint, execution) as journal:
+        records = run_resumable(plan.tasks, stage="Spectra", execution=execution, journal=journal)
         analysis = Analysis(
-            kind=found.kind,
-            source=found.source,
-            base=found.base,
-            matrices=[MatrixAnalysis.from_json(records[task.name].facts) for task in found.tasks],
-            skipped=found.skipped,
+            kind=plan.kind,
+            source=plan.source,
+            base=plan.base,
+            matrices=[MatrixAnalysis.from_json(records[task.name].facts) for task in plan.tasks],
+            skipped=plan.skipped,
             seconds=time.monotonic() - began,
             peak_rss_bytes=peak_rss_bytes(),
         )

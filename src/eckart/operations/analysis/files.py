@@ -1,4 +1,4 @@
-"""Writing a result of several files: all of them whole, or none."""
+"""Writes a result of several files: all of them completely, or none."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -12,14 +12,14 @@ def refuse_existing(folder: Path, names: Iterable[str]) -> None:
     """Check that writing these files to `folder` overwrites nothing.
 
     Raises:
-        OutputError: `folder` is a file, or holds one of them.
+        OutputError: `folder` is a file, or contains one of them.
     """
     if folder.exists() and not folder.is_dir():
-        msg = f"{folder} is a file, a folder was expected; choose another name"
+        msg = f"{folder} is a file, expected a folder; choose another name"
         raise OutputError(msg)
-    found = [name for name in names if (folder / name).exists()]
-    if found:
-        msg = f"{folder} already holds {', '.join(found)}; choose another folder, or overwrite with --force"
+    existing = [name for name in names if (folder / name).exists()]
+    if existing:
+        msg = f"{folder} already contains {', '.join(existing)}; choose another folder, or overwrite with `force`"
         raise OutputError(msg)
 
 
@@ -27,14 +27,14 @@ def write_together(folder: Path, texts: Mapping[str, str]) -> list[Path]:
     """Write each text under a temporary name, and rename them once all are on disk.
 
     Args:
-        folder: made if it does not exist.
+        folder: created if it does not exist.
         texts: content by file name.
 
     Returns:
         the paths, in the order of `texts`.
 
     Raises:
-        OutputError: the folder cannot be made or written.
+        OutputError: the folder cannot be created or written.
     """
     paths = [folder / name for name in texts]
     temporary = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths]

@@ -1,4 +1,4 @@
-"""What an analysis says of one matrix, and the same as an entry of `analysis.json`."""
+"""The analysis of one matrix, and its entry in `analysis.json`."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -18,14 +18,14 @@ Number = int | float | Interval | None
 
 @dataclass(frozen=True)
 class MatrixAnalysis:
-    """One matrix: what it is, its singular values and the noise that its storage dtype put there.
+    """One matrix: its singular values and the noise caused by its storage dtype.
 
     Attributes:
         name: module path; `experts.gate_up_proj[3]` for one expert of a fused tensor.
         shape: `(out_features, in_features)`.
         dtype: as stored, such as `bfloat16`, or the GGUF type such as `Q4_1`.
-        spectrum: the singular values, all of them or the leading ones.
-        noise: estimated for a difference of checkpoints; None otherwise.
+        spectrum: all singular values, or the leading ones.
+        noise: estimated for weights and differences of checkpoints; None for adapters and quantized weights.
     """
 
     name: str
@@ -40,7 +40,7 @@ class MatrixAnalysis:
         return self.shape[0] * self.shape[1]
 
     def statistics(self) -> dict[str, Number]:
-        """Every number read off the spectrum, by its name in `analysis.csv`; None where it is undefined."""
+        """Every statistic of the spectrum, by its name in `analysis.csv`; None if it is undefined."""
         spectrum = self.spectrum
         numbers: dict[str, Number] = {
             "fro_norm": spectrum.fro_norm,
@@ -56,7 +56,7 @@ class MatrixAnalysis:
     def to_json(self) -> dict[str, Any]:
         """The entry of `analysis.json`; a number that is only bounded is `{"lower": a, "upper": b}`.
 
-        A partial spectrum adds `tail`, the certified limits that its bounds follow from.
+        A partial spectrum adds `tail`, the certified limits that its bounds are derived from.
         """
         numbers = {key: _number_to_json(number) for key, number in self.statistics().items()}
         entry: dict[str, Any] = {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
@@ -74,10 +74,10 @@ class MatrixAnalysis:
 
     @staticmethod
     def from_json(entry: dict[str, Any]) -> "MatrixAnalysis":
-        """The matrix that `to_json` described; its statistics follow again from the singular values.
+        """The matrix of an entry written by `to_json`; its statistics are recomputed from the singular values.
 
         Raises:
-            KeyError, TypeError, ValueError: the entry is not such a description.
+            KeyError, TypeError, ValueError: the entry is malformed.
         """
         tail = entry.get("tail")
         rows, columns = entry["shape"]
@@ -96,7 +96,7 @@ class MatrixAnalysis:
 
 
 def _number_to_json(number: Any) -> Any:
-    """A statistic as JSON holds it: bounds as a pair, and null for what no finite number can say."""
+    """A statistic as JSON: bounds as a pair, null for a number that is not finite."""
     if isinstance(number, Interval):
         return {"lower": _number_to_json(number.lower), "upper": _number_to_json(number.upper)}
     return None if isinstance(number, float) and not math.isfinite(number) else number

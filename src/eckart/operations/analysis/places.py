@@ -1,4 +1,4 @@
-"""Where a module sits in its model: the layer it belongs to and the kind of module it is there."""
+"""The place of a module in its model: its layer and its kind."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 _EXPERT = re.compile(r"\[\d+\]$")  # the slice of a fused experts tensor, "experts.gate_up_proj[3]"
-# The order in which a layer computes; files hold their tensors by the alphabet. Others follow as they come.
+# The order in which a layer computes; files store tensors alphabetically. Other kinds follow in the files' order.
 _FORWARD = (
     *("embed", "wte", "wpe", "q_proj", "query", "k_proj", "key", "v_proj", "value", "o_proj", "out_proj"),
     *("gate_proj", "up_proj", "down_proj"),
@@ -26,8 +26,8 @@ class Place:
 def places(names: Iterable[str]) -> dict[str, Place]:
     """The place of each module path.
 
-    The kind is the shortest dotted suffix, below the layer, that still tells the kinds apart: `q_proj` in a
-    Llama, `attn.c_proj` beside `mlp.c_proj` in a GPT-2. Experts of one layer share a kind. Modules outside
+    The kind is the shortest dotted suffix below the layer that distinguishes the kinds: `q_proj` in a Llama,
+    `attn.c_proj` and `mlp.c_proj` in a GPT-2. Experts of one layer share a kind. Modules outside
     the layers keep their last component (`embed_tokens`).
 
     Args:
@@ -76,7 +76,7 @@ def by_kind(matrices: Sequence[M]) -> dict[str, list[M]]:
 
 
 def forward_order(kinds: Iterable[str]) -> list[str]:
-    """Module kinds in the order in which a layer computes, as far as their names are known."""
+    """Module kinds in the order in which a layer computes, as far as their names show it."""
 
     def position(kind: str) -> int:
         return next((place for place, name in enumerate(_FORWARD) if name in kind), len(_FORWARD))
@@ -109,7 +109,7 @@ def _shortest_suffixes(paths: Sequence[str]) -> dict[str, str]:
 
 
 def _with_stack(label: str, stack: str, stacks: Sequence[str]) -> str:
-    """The label, led where stacks share it by the part that only its own stack has (`decoder.q_proj`)."""
+    """The label; if several stacks share it, prefixed with a part that only this stack has (`decoder.q_proj`)."""
     elsewhere = {part for other in stacks if other != stack for part in other.split(".")}
-    own = [part for part in stack.split(".") if part and part not in elsewhere]
-    return f"{own[0]}.{label}" if len(stacks) > 1 and own else label
+    unique = [part for part in stack.split(".") if part and part not in elsewhere]
+    return f"{unique[0]}.{label}" if len(stacks) > 1 and unique else label

@@ -1,4 +1,4 @@
-"""What an analysis found: one entry a matrix, the totals, and what was left out."""
+"""The result of an analysis: one entry per matrix, the totals, and what was skipped."""
 
 import csv
 import io
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from eckart.errors import FileFormatError, MissingExtraError, SourceError
+from eckart.errors import FileFormatError, SourceError
 from eckart.linalg import Interval
 from eckart.operations.analysis.files import refuse_existing, write_together
 from eckart.operations.analysis.matrix import MatrixAnalysis
 from eckart.operations.analysis.places import Place, by_kind, places
-from eckart.result import Skipped
+from eckart.result import Result, Skipped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,18 +23,18 @@ FORMAT = "eckart-analysis/1"
 JSON_NAME, CSV_NAME = "analysis.json", "analysis.csv"
 
 
-@dataclass(frozen=True)
-class Analysis:
-    """The spectra of a whole checkpoint, of the difference of two, or of an adapter.
+@dataclass(frozen=True, repr=False)
+class Analysis(Result):
+    """The spectra of a checkpoint, of the difference of two, or of an adapter.
 
     Attributes:
         kind: `weights`, `delta` (tuned minus base) or `adapter`.
         source: the SOURCE as it was given.
-        base: what was subtracted, for a `delta`.
+        base: the checkpoint that was subtracted, for a `delta`.
         matrices: in the order of the source's files.
-        skipped: the tensors that were not analysed, each with the reason.
-        seconds: wall time of the whole analysis.
-        peak_rss_bytes: largest resident memory of the process so far.
+        skipped: tensors that were not analysed, and why.
+        seconds: wall time.
+        peak_rss_bytes: peak resident memory of the process so far.
     """
 
     kind: Kind
@@ -64,10 +64,10 @@ class Analysis:
         return by_kind(self.matrices)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The table of `analysis.csv`: one flat dictionary a matrix, all with the same keys.
+        """The table of `analysis.csv`: one flat dictionary per matrix, all with the same keys.
 
         A statistic that is only bounded leaves its own column empty and fills `<column>_lower` and
-        `<column>_upper`; those two columns exist only where some matrix needs them.
+        `<column>_upper`; those two columns exist only if some matrix needs them.
         """
         where = self.places()
         measured = [matrix.statistics() for matrix in self.matrices]
@@ -108,30 +108,25 @@ class Analysis:
         }
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """One row a matrix, with the columns of `analysis.csv`, as a pandas DataFrame.
+        """One row per matrix, with the columns of `analysis.csv`, as a pandas DataFrame.
 
         Raises:
             MissingExtraError: pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ModuleNotFoundError as missing:
-            msg = "a DataFrame needs pandas: pip install pandas"
-            raise MissingExtraError(msg) from missing
-        return pd.DataFrame(self.rows()).astype({"layer": "Int64"} if self.matrices else {})
+        return super().to_dataframe().astype({"layer": "Int64"} if self.matrices else {})
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> list[Path]:
-        """Write `analysis.json` and `analysis.csv`, both whole or neither.
+        """Write `analysis.json` and `analysis.csv`, both completely or neither.
 
         Args:
-            folder: made if it does not exist.
-            overwrite: replace an analysis that is already there.
+            folder: created if it does not exist.
+            overwrite: replace an existing analysis.
 
         Returns:
             the two paths.
 
         Raises:
-            OutputError: an analysis is already there, or the folder cannot be written.
+            OutputError: the folder contains an analysis, or cannot be written.
         """
         folder = Path(folder)
         if not overwrite:

@@ -1,4 +1,4 @@
-"""The work on one matrix: its spectrum, and the noise that explains part of it."""
+"""The work on one matrix: its spectrum, and the noise in it."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from eckart.linalg.krylov import RESIDENT_BYTES, resident
 from eckart.linalg.slabs import SLAB_BYTES
 from eckart.operations.analysis.matrix import MatrixAnalysis
 
-FULL_SIDE = 4096  # a whole spectrum takes seconds up to this short side, minutes at twice it
+FULL_SIDE = 4096  # a complete spectrum takes seconds up to this short side, minutes at twice that
 PARTIAL_RANK = 256  # leading singular values of a larger matrix
 
 
@@ -22,11 +22,11 @@ class MatrixWork:
     """One matrix of a checkpoint, or of the difference of two, still on disk.
 
     Attributes:
-        tuned: the checkpoint that holds it.
-        base: what is subtracted; None for the weight itself.
-        view: where it lies in `tuned`.
-        full: whether every singular value is wanted, however large the matrix.
-        execution: on what device, with which seed.
+        tuned: the checkpoint that contains it.
+        base: the checkpoint to subtract; None for the weight itself.
+        view: the matrix in `tuned`.
+        full: whether to compute every singular value of a large matrix too.
+        execution: device and seed.
     """
 
     tuned: Checkpoint
@@ -36,15 +36,15 @@ class MatrixWork:
     execution: Execution
 
     def task(self) -> Task[Record]:
-        """The work as the engine takes it."""
+        """The task for the engine."""
         entries, side = math.prod(self.view.stored_shape), min(self.view.stored_shape)
         read = self.tuned.tensors[self.view.tensor].dtype.itemsize * entries * (1 if self.base is None else 2)
         # The matrix and a copy with its signs flipped; the Gram matrix and its eigenvalue solver; slabs in passing.
-        held = 2 * min(4 * entries, RESIDENT_BYTES) + 3 * 8 * min(side, FULL_SIDE) ** 2 + 4 * SLAB_BYTES
-        return Task(self.view.name, read, held, lambda: Record(self.analyze().to_json()))
+        memory = 2 * min(4 * entries, RESIDENT_BYTES) + 3 * 8 * min(side, FULL_SIDE) ** 2 + 4 * SLAB_BYTES
+        return Task(self.view.name, read, memory, lambda: Record(self.analyze().to_json()))
 
     def analyze(self) -> MatrixAnalysis:
-        """Read the matrix and take its spectrum; the same bytes give the same numbers, in any order of work."""
+        """Read the matrix and compute its spectrum; the same bytes give the same numbers in any order of work."""
         device, generator = self.execution.torch_device(), self.execution.generator(self.view.name)
         weight = WeightMatrix(self.tuned, self.view, device)
         matrix: RowSlabs = weight
@@ -52,27 +52,22 @@ class MatrixWork:
             matrix = DifferenceMatrix(self.tuned, self.base, self.view, device)
         matrix = resident(matrix)
         exact = self.full or min(matrix.shape) <= FULL_SIDE
-        known = spectrum(matrix) if exact else partial_spectrum(matrix, rank=PARTIAL_RANK, generator=generator)
-        noise = self._noise(matrix, known, weight, generator)
-        return MatrixAnalysis(self.view.name, self.view.shape, self._dtype(), known, noise)
+        values = spectrum(matrix) if exact else partial_spectrum(matrix, rank=PARTIAL_RANK, generator=generator)
+        noise = self._noise(matrix, values, weight, generator)
+        return MatrixAnalysis(self.view.name, self.view.shape, self._dtype(), values, noise)
 
     def _noise(
-        self, matrix: RowSlabs, known: Spectrum, weight: WeightMatrix, generator: torch.Generator
+        self, matrix: RowSlabs, values: Spectrum, weight: WeightMatrix, generator: torch.Generator
     ) -> NoiseEstimate | None:
-        """None where a weight was quantized: its rounding is not that of a floating-point grid."""
+        """None if a weight was quantized: its rounding is not that of a floating-point grid."""
         if self.tuned.tensors[self.view.tensor].quantization:
             return None
         if self.base is None:
-            return bulk_noise(matrix, known)
+            return bulk_noise(matrix, values)
         if self.base.tensors[counterpart(self.base, self.view).tensor].quantization:
             return None
-        return difference_noise(matrix, known, weight, generator=generator)
+        return difference_noise(matrix, values, weight, generator=generator)
 
     def _dtype(self) -> str:
         info = self.tuned.tensors[self.view.tensor]
         return info.quantization or info.dtype.name
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """`bfloat16` for `torch.bfloat16`."""
-    return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Two adapters side by side, from their factors: norms, cosine, angles and overlap of every update."""
+"""Compares two adapters by their factors: norms, cosine, angles and overlap of every update."""
 
 import time
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ from eckart.result import Skipped
 def compare_updates(
     name: str, a: LowRank, b: LowRank, *, directions: int, dtype: torch.dtype = torch.float64
 ) -> MatrixComparison:
-    """Two low-rank updates of one matrix, from their singular vectors, so that no gauge of the factors shows.
+    """Compare two low-rank updates of one matrix by their singular vectors, however A and B are scaled.
 
     Args:
         name: of the module.
         a: shape `(out, in)`.
         b: same shape.
-        directions: leading directions whose overlap is told.
-        dtype: that the factors were stored in: it tells small directions from rounding.
+        directions: number of leading directions whose overlap is computed.
+        dtype: dtype that the factors were stored in: it decides which directions are rounding.
     """
     (UA, SA, VA), (UB, SB, VB) = a.svd(), b.svd()
     norm_a, norm_b = float(torch.linalg.vector_norm(SA)), float(torch.linalg.vector_norm(SB))
@@ -54,12 +54,12 @@ class AdapterPair:
 
     Attributes:
         adapters: A and B.
-        names: as the user gave them.
-        base: what they adapt, None if it was not given.
-        places: of each module that both adapt, its matrix in the base.
-        shared, alone: modules that both, and only one, adapts.
+        names: the user's names for them.
+        base: the model that they adapt; None if it was not given.
+        places: for each module that both adapt, its matrix in the base.
+        shared, alone: modules that both adapt, and that only one adapts.
         skipped: what is not compared, and why.
-        directions: leading directions whose overlap is told.
+        directions: number of leading directions whose overlap is computed.
         execution: how the work is run.
     """
 
@@ -84,10 +84,10 @@ class AdapterPair:
         patterns: tuple[Sequence[str], Sequence[str]],
         execution: Execution,
     ) -> "AdapterPair":
-        """The work on two adapters, from headers alone.
+        """Plan the comparison of two adapters from headers.
 
         Raises:
-            MismatchError: they are of different bases, or a pattern matches nothing.
+            MismatchError: they are for different bases, or a pattern matches nothing.
         """
         first, second = to_common_names(adapters, base)
         adapters = first, second
@@ -105,12 +105,12 @@ class AdapterPair:
 
     @property
     def inputs(self) -> list[Path | None]:
-        """What is read, and so must not be replaced."""
+        """Files that are read, which no output may replace."""
         files = [file for adapter in self.adapters for file in adapter.files]
         return [*files, self.base.folder if self.base else None]
 
     def preview(self) -> Preview:
-        """What would be read and compared; nothing is read for it."""
+        """What would be read and compared, from headers."""
         outlines = [adapter.outline() for adapter in self.adapters]
         matches = []
         for name in [*self.shared, *self.alone]:
@@ -125,26 +125,26 @@ class AdapterPair:
         """Read every layer of both once and compare them."""
         began = time.monotonic()
         tasks = [self._task(name) for name in [*self.shared, *self.alone]]
-        found = {task.name: result for task, result in run_tasks(tasks, stage="Comparing", execution=self.execution)}
+        results = {task.name: result for task, result in run_tasks(tasks, stage="Comparing", execution=self.execution)}
         return Comparison(
             kind="adapters",
             a=self.names[0],
             b=self.names[1],
             base=None if self.base is None else self.base.source,
-            matrices=[result for name in self.shared if isinstance(result := found[name], MatrixComparison)],
-            unpaired=[result for name in self.alone if isinstance(result := found[name], Unpaired)],
+            matrices=[result for name in self.shared if isinstance(result := results[name], MatrixComparison)],
+            unpaired=[result for name in self.alone if isinstance(result := results[name], Unpaired)],
             skipped=self.skipped,
             seconds=time.monotonic() - began,
         )
 
     def _task(self, name: str) -> Task[MatrixComparison | Unpaired]:
         nbytes = self._nbytes(name)
-        held = 16 * nbytes
+        memory = 16 * nbytes
         if name in self.places:
             rows, columns = self.places[name].stored_shape
-            held += 3 * 4 * rows * columns + 3 * 8 * min(rows, columns) ** 2
+            memory += 3 * 4 * rows * columns + 3 * 8 * min(rows, columns) ** 2
         work = self._compare_one if name in self.shared else self._measure_one
-        return Task(name, nbytes, held, lambda: work(name))
+        return Task(name, nbytes, memory, lambda: work(name))
 
     def _nbytes(self, name: str) -> int:
         layers = [adapter.outline().get(name) for adapter in self.adapters]
@@ -168,7 +168,7 @@ class AdapterPair:
         return intruders_of(found, WeightMatrix(self.base, self.places[name], device), tuned, self.execution)
 
     def _update(self, name: str, side: int, weight: WeightMatrix) -> Update:
-        """What one side makes of a matrix of the base, DoRA's norms included."""
+        """The update of a matrix of the base by one side, including DoRA's norms."""
         terms, dtype = [Term(side, name, "update")], compute_dtype(weight)
         return update_of(terms, self.adapters, (1.0, 1.0), dtype=dtype, view=weight.view, slabs=weight.slabs)
 
@@ -176,14 +176,14 @@ class AdapterPair:
 def _paired(
     outlines: Sequence[Adapter], names: tuple[str, str], taken: set[str]
 ) -> tuple[list[str], list[str], list[Skipped]]:
-    """Modules that both adapt in one shape, those that one adapts, and what is not compared."""
+    """Modules that both adapt in the same shape, modules that only one adapts, and what is not compared."""
     both = [name for name in outlines[0] if name in taken and name in outlines[1].layers]
     alone = [name for outline in outlines for name in outline if name in taken and name not in both]
     if not both:
         example = [next((name for name in outline if name in taken), "none") for outline in outlines]
         msg = (
             f"{names[0]} and {names[1]} adapt no module in common (such as {example[0]} and {example[1]}): "
-            "there is nothing to compare; check that both are of one model and name its modules alike"
+            "there is nothing to compare; check that both are for one model and use the same module names"
         )
         raise MismatchError(msg)
     faults = {}
@@ -192,17 +192,17 @@ def _paired(
         if first != second:
             faults[name] = f"its update is {first} in A and {second} in B"
     if len(faults) == len(both):
-        msg = f"{names[0]} and {names[1]} are adapters of different bases"
+        msg = f"{names[0]} and {names[1]} are adapters for different bases"
         raise MismatchError.listing(msg, [f"{name}: {fault}" for name, fault in faults.items()])
     skipped = [Skipped(name, fault) for name, fault in faults.items()]
     for outline in outlines:
-        skipped += _beside_factors(outline, taken)
+        skipped += _not_factors(outline, taken)
     return [name for name in both if name not in faults], alone, skipped
 
 
-def _beside_factors(outline: Adapter, taken: set[str]) -> list[Skipped]:
-    """What an adapter changes beside its low-rank updates, which a comparison of those does not show."""
-    found = [Skipped(name, "kept whole by the adapter, not as factors") for name in outline.modules_to_save]
+def _not_factors(outline: Adapter, taken: set[str]) -> list[Skipped]:
+    """What an adapter changes besides its low-rank updates, which are all that is compared."""
+    found = [Skipped(name, "saved completely, not as factors") for name in outline.modules_to_save]
     for name, layer in outline.items():
         if name in taken and layer.bias is not None:
             found.append(Skipped(f"{name}.bias", "bias"))

@@ -1,4 +1,4 @@
-"""Two checkpoints side by side, or their updates of one base: streamed, with their leading singular directions."""
+"""Compares two checkpoints, or their updates of one base: streamed, with their leading singular directions."""
 
 import math
 import time
@@ -31,14 +31,14 @@ from eckart.result import Skipped
 
 @dataclass(frozen=True)
 class CheckpointPair:
-    """Two checkpoints that were checked to hold the same matrices.
+    """Two checkpoints that were checked to have the same matrices.
 
     Attributes:
         a, b: the two.
-        base: what is subtracted from both; None to compare the weights themselves.
-        views: of each matrix in `a`.
+        base: the checkpoint to subtract from both; None to compare the weights themselves.
+        views: the matrices in `a`.
         skipped: every other tensor of `a`, and why.
-        directions: leading singular directions that angles and overlap are of.
+        directions: number of leading singular directions for angles and overlap.
         execution: how the work is run.
     """
 
@@ -61,7 +61,7 @@ class CheckpointPair:
         patterns: tuple[Sequence[str], Sequence[str]],
         execution: Execution,
     ) -> "CheckpointPair":
-        """The work on two checkpoints, from headers alone.
+        """Plan the comparison of two checkpoints from headers.
 
         Raises:
             MismatchError: the checkpoints are not of one model, or a pattern matches nothing.
@@ -70,7 +70,7 @@ class CheckpointPair:
         pairs = [(a, b)] if base is None else [(base, a), (base, b)]
         for first, second in pairs:
             if faults := compare_layouts(first, second, exclude):
-                msg = f"{first.source} and {second.source} are not of one model (base and tuned below)"
+                msg = f"{first.source} and {second.source} are not of one model (called base and tuned below)"
                 raise MismatchError.listing(msg, faults)
         found = layout(a)
         views = select(found, target or [".*"], exclude) if target or exclude else found.matrices
@@ -80,25 +80,25 @@ class CheckpointPair:
 
     @property
     def inputs(self) -> list[Path | None]:
-        """What is read, and so must not be replaced."""
+        """Folders that are read, which no output may replace."""
         return [side.folder for side in self._sides()]
 
     def preview(self) -> Preview:
-        """What would be read and compared; nothing is read for it."""
+        """What would be read and compared, from headers."""
         matches = [Match(view.name, view.shape, ()) for view in self.views]
         return Preview("compare", matches, self.skipped, sum(map(self._nbytes, self.views)), 0)
 
     def compare(self) -> Comparison:
-        """Stream every matrix and compare it; matrices of up to half a gigabyte are held, one side at a time."""
+        """Stream and compare every matrix; matrices of up to half a gigabyte are loaded, one side at a time."""
         began = time.monotonic()
         tasks = [self._task(view) for view in self.views]
-        found = {task.name: result for task, result in run_tasks(tasks, stage="Comparing", execution=self.execution)}
+        results = {task.name: result for task, result in run_tasks(tasks, stage="Comparing", execution=self.execution)}
         return Comparison(
             kind="checkpoints" if self.base is None else "updates",
             a=self.a.source,
             b=self.b.source,
             base=None if self.base is None else self.base.source,
-            matrices=[found[view.name] for view in self.views],
+            matrices=[results[view.name] for view in self.views],
             unpaired=[],
             skipped=self.skipped,
             seconds=time.monotonic() - began,
@@ -113,9 +113,9 @@ class CheckpointPair:
 
     def _task(self, view: MatrixView) -> Task[MatrixComparison]:
         entries, side = math.prod(view.stored_shape), min(view.stored_shape)
-        held = (1 if self.base is None else 3) * min(4 * entries, RESIDENT_BYTES) + 6 * SLAB_BYTES
-        held += 24 * self.directions * sum(view.stored_shape) + (0 if self.base is None else 3 * 8 * side**2)
-        return Task(view.name, self._nbytes(view), held, lambda: self._compare_one(view))
+        memory = (1 if self.base is None else 3) * min(4 * entries, RESIDENT_BYTES) + 6 * SLAB_BYTES
+        memory += 24 * self.directions * sum(view.stored_shape) + (0 if self.base is None else 3 * 8 * side**2)
+        return Task(view.name, self._nbytes(view), memory, lambda: self._compare_one(view))
 
     def _compare_one(self, view: MatrixView) -> MatrixComparison:
         """Norms and inner product in one pass, then the leading directions of one side after the other."""
@@ -134,13 +134,15 @@ class CheckpointPair:
             right.append(svd.Vh[:count].T)
         along = [align(*bases, directions=self.directions) for bases in (left, right)]
         outputs, inputs = reversed(along) if view.transposed else along
-        found = MatrixComparison(
+        compared = MatrixComparison(
             *(view.name, view.shape, norm_a, norm_b, difference, cosine(inner, norm_a, norm_b)),
             *((left[0].shape[1], left[1].shape[1]), outputs, inputs),
         )
         if self.base is None:
-            return found
-        return intruders_of(found, WeightMatrix(self.base, counterpart(self.base, view), device), sides, self.execution)
+            return compared
+        return intruders_of(
+            compared, WeightMatrix(self.base, counterpart(self.base, view), device), sides, self.execution
+        )
 
 
 def _products(a: RowSlabs, b: RowSlabs) -> tuple[float, float, float, float]:

@@ -1,4 +1,4 @@
-"""A base matrix with an update in it, streamed, and the intruder dimensions that updates bring."""
+"""A base matrix plus an update, streamed, and the intruder dimensions of updates."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -16,7 +16,7 @@ from eckart.operations.weight_update import Update
 
 
 class UpdatedMatrix:
-    """What an update makes of a matrix on the CPU, as `RowSlabs` on any device."""
+    """A matrix plus an update, computed on the CPU, as `RowSlabs` on any device."""
 
     def __init__(self, weight: WeightMatrix, update: Update, device: torch.device) -> None:
         self.weight = weight
@@ -34,13 +34,13 @@ class UpdatedMatrix:
 
 
 def intruders_of(
-    found: MatrixComparison, weight: WeightMatrix, tuned: Iterable[RowSlabs], execution: Execution
+    compared: MatrixComparison, weight: WeightMatrix, tuned: Iterable[RowSlabs], execution: Execution
 ) -> MatrixComparison:
-    """The comparison with the intruder dimensions of two tuned matrices, met in the space of outputs."""
+    """The comparison with the intruder dimensions of two tuned matrices, in the space of outputs."""
 
     def upright(matrix: RowSlabs) -> RowSlabs:
         return InMemory(materialize(matrix).T, stored=matrix.dtype) if weight.view.transposed else matrix
 
     base, name = upright(weight), weight.view.name
     a, b = (intruders(base, upright(matrix), generator=execution.generator(name)) for matrix in tuned)
-    return replace(found, intruders=(a, b))
+    return replace(compared, intruders=(a, b))

@@ -1,4 +1,4 @@
-"""Which layers transformers loads in 4 bits, and how its config says so."""
+"""Which layers transformers loads in 4 bits, and the config that makes it do so."""
 
 import re
 from collections.abc import Mapping
@@ -22,16 +22,16 @@ def check_model(base: Checkpoint, found: Layout) -> None:
     """Refuse a model that would not load in 4 bits, whatever its layers.
 
     Raises:
-        MismatchError: it is quantized already, has no config, or is of a type whose layers transformers leaves dense.
+        MismatchError: it is already quantized, has no config, or transformers leaves the layers of its type dense.
     """
     faults = []
     stored = any(item.reason.startswith("quantized") for item in found.skipped)
     if isinstance(base, Nf4Checkpoint) or stored or base.config.get(CONFIG):
-        faults.append("it is quantized already; give the model that it was made from")
+        faults.append("it is already quantized; use the model that it was made from")
     if not base.config:
-        faults.append("it has no config.json, which tells transformers that weights are in NF4: give a model folder")
+        faults.append("it has no config.json, where transformers looks for the quantization: use a model folder")
     faults += [
-        f"linear layers of {kind} are of a class of its own, which transformers does not load in 4 bits"
+        f"the linear layers of {kind} have their own class, which transformers does not load in 4 bits"
         for kind in sorted(model_types(base.config) & _OWN_LINEAR)
     ]
     if faults:
@@ -40,7 +40,7 @@ def check_model(base: Checkpoint, found: Layout) -> None:
 
 
 def why_not_quantizable(view: MatrixView, dtype: DType, config: Mapping[str, Any]) -> str | None:
-    """Why a matrix that was asked for stays as it is, or None."""
+    """Why a targeted matrix stays as it is, or None."""
     parts = view.module.split(".")
     kept = any(part in parts and not kinds.isdisjoint(model_types(config)) for part, kinds in _KEPT_IN_FLOAT32.items())
     rules = (
@@ -54,12 +54,12 @@ def why_not_quantizable(view: MatrixView, dtype: DType, config: Mapping[str, Any
 
 
 def bitsandbytes_config(dense: list[str], taken: list[str], *, compute: DType, double: bool) -> dict[str, Any]:
-    """What transformers' BitsAndBytesConfig writes of a model in NF4.
+    """The quantization config that transformers' BitsAndBytesConfig writes for a model in NF4.
 
     Args:
         dense: linear modules that stay as they are.
         taken: modules in NF4.
-        compute: the dtype that products are taken in.
+        compute: dtype of matrix products.
         double: whether scales are quantized too.
     """
     return {
@@ -80,11 +80,11 @@ def bitsandbytes_config(dense: list[str], taken: list[str], *, compute: DType, d
 
 
 def _skipped(dense: list[str], taken: list[str]) -> list[str] | None:
-    """Modules that transformers must leave alone; None where it does so by itself.
+    """Modules that transformers must leave alone; None if its default leaves exactly these.
 
-    By itself it leaves the layer that makes logits over the vocabulary, but not a head for classes.
+    Its default leaves the layer of the logits over the vocabulary, but not a classification head.
     """
     if all(is_output_layer(name) and name.rpartition(".")[2] not in _CLASS_HEADS for name in dense):
         return None
-    # A plain name is read as any ending too; where it would take a module in NF4, it is anchored.
+    # A plain name also matches as an ending; it is anchored if it would match a module in NF4.
     return [f"^{re.escape(name)}$" if any(module.endswith(name) for module in taken) else name for name in dense]
