@@ -118,7 +118,7 @@ def test_copies_and_state_dicts_hold_the_same_weight(double):
         (lambda state: state.pop("weight.absmax"), "absmax is missing"),
         (lambda state: [state.pop(key) for key in list(state) if key != "bias"], "Missing key.*weight"),
         (lambda state: state.update(extra=torch.ones(1)), "Unexpected key.*extra"),
-        (lambda state: state.update(layer(double=False)[1].state_dict()), "no weight in NF4"),
+        (lambda state: state.update(layer(double=False)[1].state_dict()), "not a weight in NF4"),
         (
             lambda state: state.update(Nf4Linear(nf4.quantize(torch.ones(8, 8), double=True)).state_dict()),
             r"\(8, 8\), exp",
@@ -296,7 +296,7 @@ class Odd(nn.Linear):
         (Net, {"target": ["q_proj"]}, MismatchError, "'q_proj' matches nothing"),
         (Experts, {"target": ".*"}, MismatchError, "experts.up: expert, and 4 bits are for linear layers"),
         (Net, {"target": "norm"}, MismatchError, "is left out: norm"),
-        (Net, {"block_size": 48}, OptionError, "block size 48"),
+        (Net, {"block_size": 48}, OptionError, "`block_size` is 48"),
         (lambda: Net().double(), {}, MismatchError, "up: float64"),
         (lambda: nn.Sequential(Odd(4, 4)), {}, MismatchError, "Odd is more than a linear layer"),
         (_with_hook, {"target": "up"}, MismatchError, "up: it has hooks"),

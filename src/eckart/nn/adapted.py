@@ -1,4 +1,4 @@
-"""A module with adapters: what all kinds share."""
+"""A module with adapters: the base class of all kinds."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -17,14 +17,14 @@ from eckart.nn.row_norm import row_norms, squared_row_norms
 
 
 class AdaptedModule(nn.Module):
-    """Stands in a model for `base_layer`, and adds to what that computes.
+    """Wraps `base_layer` in a model and adds the updates of adapters to its output.
 
     Attributes:
-        base_layer: the module as it was; its weight does not train.
+        base_layer: the original module; its weight does not train.
         adapters: factors by adapter name.
-        weights: of the adapters that are switched on.
-        merged: whether the base weight holds the adapters that are switched on, so that the base alone computes.
-        undo: what takes them out of it again.
+        weights: weights of the adapters that are switched on.
+        merged: whether the active adapters are merged into the base weight, so that only the base computes.
+        undo: what `unmerge_weights` needs.
     """
 
     kinds: ClassVar[tuple[LayerKind, ...]]
@@ -40,21 +40,21 @@ class AdaptedModule(nn.Module):
         self.train(base_layer.training)
 
     def add(self, name: str, layer: AdapterLayer, *, dropout: float, trainable: bool) -> None:
-        """Give the module one more adapter, switched off; its tensors are taken to the base's device."""
+        """Add an adapter, switched off; its tensors move to the base's device."""
         device = next(chain(self.base_layer.parameters(), self.base_layer.buffers())).device
-        there = {part: tensor.to(device) for part, tensor in layer.tensors().items()}
-        factors = LoRAFactors(replace(layer, **there), dropout=dropout, trainable=trainable)
+        tensors = {part: tensor.to(device) for part, tensor in layer.tensors().items()}
+        factors = LoRAFactors(replace(layer, **tensors), dropout=dropout, trainable=trainable)
         self.adapters[name] = factors.train(self.training)
 
     def layer(self, name: str) -> AdapterLayer:
-        """An adapter's update as a value, with tensors of its own."""
+        """An adapter's update as a value, with copies of its tensors."""
         return self.factors(name).layer()
 
     def factors(self, name: str) -> LoRAFactors:
-        """The trained part of an adapter."""
-        found = self.adapters[name]
-        assert isinstance(found, LoRAFactors)
-        return found
+        """The trained tensors of an adapter."""
+        factors = self.adapters[name]
+        assert isinstance(factors, LoRAFactors)
+        return factors
 
     @property
     def weight(self) -> Tensor:
@@ -71,16 +71,16 @@ class AdaptedModule(nn.Module):
         return self.as_rows(self.weight.detach())
 
     def as_rows(self, weight: Tensor) -> Tensor:
-        """A dense weight of the base's layout as `rows` has it, as a view."""
+        """A view of a dense weight in the base's layout, in the layout of `rows`."""
         raise NotImplementedError
 
     def plain(self, x: Tensor) -> Tensor:
-        """What the base computes, without its bias."""
+        """The base's output without its bias."""
         y = self.base_layer(x)
         return y if self.bias is None else y - self.along_outputs(self.bias).to(y.dtype)
 
     def must_be_called(self) -> bool:
-        """Whether the base does more than its class says, through hooks or a `forward` of its own."""
+        """Whether the base has hooks or its own `forward`, so that it must be called."""
         base = self.base_layer
         hooks = (base._forward_hooks, base._forward_pre_hooks, base._backward_hooks, base._backward_pre_hooks)
         return any(hooks) or "forward" in vars(base)
@@ -101,7 +101,7 @@ class AdaptedModule(nn.Module):
             factors.requires_grad_(factors.trainable and bool(self.weights.get(name)))
 
     def switched_on(self) -> Iterator[tuple[LoRAFactors, float]]:
-        """The adapters that count, each with its weight."""
+        """The adapters with a weight other than zero, and their weights."""
         return ((self.factors(name), weight) for name, weight in self.weights.items() if weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class AdaptedModule(nn.Module):
         return y if self.bias is None else y + self.along_outputs(self.bias).to(y.dtype)
 
     def dropout_of(self, x: Tensor, factors: LoRAFactors) -> Dropout | None:
-        """What this pass drops of an adapter's input."""
+        """The dropout of an adapter's input in this pass."""
         return draw(x, factors.dropout) if factors.dropout and self.training else None
 
     def magnitude_scale(self, factors: LoRAFactors) -> Tensor:
@@ -142,12 +142,12 @@ class AdaptedModule(nn.Module):
 
     @classmethod
     def kind_of(cls, module: nn.Module) -> LayerKind | None:
-        """The kind of layer that a module is, if this class adapts it."""
+        """The kind of a module; None if this class does not adapt it."""
         raise NotImplementedError
 
     @classmethod
     def fault_of(cls, module: nn.Module) -> str | None:
-        """Why a module of the right kind cannot be adapted nonetheless."""
+        """Why a module of a suitable kind still cannot be adapted."""
         return None
 
     def extra_repr(self) -> str:
@@ -157,7 +157,7 @@ class AdaptedModule(nn.Module):
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that a linear layer computes in: that of x, or autocast's."""
+    """The dtype in which a linear layer computes: that of x, or autocast's."""
     return torch.get_autocast_dtype(x.device.type) if is_autocast(x) and x.dtype.itemsize < 8 else x.dtype
 
 
@@ -167,5 +167,5 @@ def is_autocast(x: Tensor) -> bool:
 
 
 def merged_already(path: str) -> MismatchError:
-    """The refusal of what cannot be done while adapters are merged into the base."""
-    return MismatchError(f"{path}: adapters are merged into the base; unmerge_weights first")
+    """The error for an operation that is impossible while adapters are merged."""
+    return MismatchError(f"{path}: adapters are merged into the base; call unmerge_weights first")

@@ -1,4 +1,4 @@
-"""What a user says of an adapter before it is trained."""
+"""The configuration of a new adapter."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,20 +14,20 @@ Init = Literal["zero", "pissa", "olora", "eva", "loftq", "lora-ga"]
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """An adapter to be made: ΔW = scaling · lora_B · lora_A on every targeted module.
+    """A new adapter: ΔW = scaling · lora_B · lora_A on every targeted module.
 
     Attributes:
-        rank: rows of lora_A.
-        alpha: numerator of the scale, which is alpha / rank.
-        dropout: probability that an entry of the input is dropped on its way to lora_A, while training.
+        rank: number of rows of lora_A.
+        alpha: the update is scaled by alpha / rank.
+        dropout: dropout probability of the input of lora_A, while training.
         target: names, dotted suffixes, regexes or presets (`attention`, `attention-min`, `mlp`, `all-linear`), by
             PEFT's rules; presets take linear and Conv1D layers only.
-        exclude: the same, and it wins.
-        bias: which of the model's own biases train: none, those of adapted modules, or all.
-        method: `dora` also trains the norm of each output's row (Liu et al. 2024).
-        init: how the factors start; see `eckart.nn.initialize`.
-        rslora: the scale is alpha / √rank (Kalajdzievski 2023).
-        rank_pattern: another rank for modules that answer to a pattern; the first that fits counts.
+        exclude: modules not to adapt, in the same form; wins over `target`.
+        bias: which of the model's biases train: none, those of adapted modules, or all.
+        method: `dora` also trains the norm of each row of the weight (Liu et al. 2024).
+        init: initialization of the factors; see `eckart.nn.initialize`.
+        rslora: scale by alpha / √rank instead (Kalajdzievski 2023).
+        rank_pattern: other ranks for modules that match a pattern; the first match applies.
     """
 
     rank: int = 16
@@ -42,24 +42,24 @@ class LoRAConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse what no adapter can have, all faults at once."""
+        """Refuse an invalid configuration, with all faults."""
         for name in ("target", "exclude"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         faults = [
-            f"rank{f' of {where}' if where else ''} must be a whole number from 1, got {rank}"
+            f"`rank`{f' of {where}' if where else ''} must be a whole number of at least 1, got {rank}"
             for where, rank in {"": self.rank, **self.rank_pattern}.items()
             if type(rank) is not int or rank < 1
         ]
         if not (math.isfinite(self.alpha) and self.alpha > 0):
-            faults.append(f"alpha must be a positive number, got {self.alpha}")
+            faults.append(f"`alpha` must be a positive number, got {self.alpha}")
         if not 0 <= self.dropout < 1:
-            faults.append(f"dropout must be from 0 to below 1, got {self.dropout}")
+            faults.append(f"`dropout` must be from 0 to below 1, got {self.dropout}")
         for name, choices in (("bias", Bias), ("method", Method), ("init", Init)):
             if getattr(self, name) not in get_args(choices):
-                faults.append(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
+                faults.append(f"`{name}` must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
         if not self.target:
-            faults.append("target must name at least one module or preset")
+            faults.append("`target` must name at least one module or preset")
         if faults:
-            msg = "this adapter cannot be made"
+            msg = "invalid adapter configuration"
             raise OptionError.listing(msg, faults)

@@ -1,4 +1,4 @@
-"""Convolutions with adapters: one of rank channels, then one of a single pixel."""
+"""Convolutions with adapters: one with rank channels, then one of a single pixel."""
 
 from collections.abc import Callable
 from typing import cast
@@ -24,9 +24,9 @@ class LoRAConv(AdaptedModule):
 
     @classmethod
     def fault_of(cls, module: nn.Module) -> str | None:
-        """Convolutions in groups have several small matrices; padding other than zeros is another function."""
+        """Grouped convolutions consist of several small matrices; only zero padding is supported."""
         if getattr(module, "groups", 1) != 1:
-            return "a convolution in groups"
+            return "a convolution in groups cannot be adapted"
         mode = getattr(module, "padding_mode", "zeros")
         return None if mode == "zeros" else f"a convolution that pads with {mode!r}"
 

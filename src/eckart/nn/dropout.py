@@ -1,4 +1,4 @@
-"""Dropout as a mask of what is kept: one byte an entry, where a dropped copy of the input takes two or four."""
+"""Dropout as a mask: one byte per entry, while a masked copy of the input takes two or four."""
 
 from dataclasses import dataclass
 
@@ -10,29 +10,29 @@ _STEPS = 2**16  # probabilities on the CPU are multiples of 1/65536
 
 @dataclass(frozen=True)
 class Dropout:
-    """What one pass drops.
+    """The dropout of one pass.
 
     Attributes:
-        mask: bool, shape of the input; True is kept.
-        keep: the exact probability that an entry is kept, by which the rest is scaled up.
+        mask: bool, shape of the input; True for entries that are kept.
+        keep: the exact probability that an entry is kept; kept entries are divided by it.
     """
 
     mask: Tensor
     keep: float
 
     def __call__(self, values: Tensor) -> Tensor:
-        """A copy of the values with what is dropped set to zero; not scaled."""
+        """A copy of the values with dropped entries set to zero; not scaled."""
         return values * self.mask
 
 
 def draw(like: Tensor, probability: float) -> Dropout:
-    """What to drop of `like`, from torch's own generator.
+    """A random mask for `like`, from torch's global generator.
 
-    The CPU's generator gives 64 random bits at a time; sixteen decide for an entry, three times as fast as a draw each.
+    The CPU's generator returns 64 random bits at a time; an entry uses sixteen, three times as fast as one draw each.
 
     Args:
-        like: gives shape and device.
-        probability: that an entry is dropped, above 0 and below 1; on the CPU rounded to a multiple of 1/65536.
+        like: tensor that gives shape and device.
+        probability: probability that an entry is dropped, above 0 and below 1; on the CPU a multiple of 1/65536.
     """
     if like.device.type != "cpu":
         keep = torch.empty(like.shape, dtype=torch.bool, device=like.device).bernoulli_(1 - probability)

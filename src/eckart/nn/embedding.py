@@ -1,4 +1,4 @@
-"""Embeddings with adapters: the rows that A holds for the tokens, times B."""
+"""Embeddings with adapters: the columns of A for the tokens, times B."""
 
 from torch import Tensor, nn
 
@@ -19,8 +19,8 @@ class LoRAEmbedding(AdaptedModule):
 
     @classmethod
     def fault_of(cls, module: nn.Module) -> str | None:
-        """Embeddings that change their weight as they look things up are no fixed matrix."""
-        return "an embedding with max_norm changes its own weight" if getattr(module, "max_norm", None) else None
+        """An embedding with max_norm changes its weight in the forward pass."""
+        return "an embedding with max_norm changes its weight" if getattr(module, "max_norm", None) else None
 
     def as_rows(self, weight: Tensor) -> Tensor:
         """The weight as `(dimension, vocabulary)`."""

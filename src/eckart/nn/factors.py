@@ -1,4 +1,4 @@
-"""The trained part of an adapted module: its factors, and DoRA's magnitude."""
+"""The trained tensors of an adapter on one module: its factors, and DoRA's magnitude."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from eckart.adapter.adapter import LayerKind
 
 
 class LoRAFactors(nn.Module):
-    """Trainable factors, started from an `AdapterLayer`.
+    """Trainable factors, initialized from an `AdapterLayer`.
 
     Attributes:
         lora_A: shape `(rank, in_features)`, or as `AdapterLayer` has it for the kind.
@@ -17,9 +17,9 @@ class LoRAFactors(nn.Module):
         magnitude: DoRA's norm of each output, shape `(out_features,)`, or None.
         alpha: numerator of the scale.
         rslora: whether the scale is alpha / √rank.
-        dropout: probability, while training.
+        dropout: dropout probability while training.
         trainable: whether the factors train when they are switched on.
-        compensates: whether the base lacks what the start holds (LoftQ), so that the start counts while computing.
+        compensates: whether the initial product compensates for a changed base (LoftQ) and is not subtracted.
     """
 
     lora_A: nn.Parameter
@@ -46,21 +46,21 @@ class LoRAFactors(nn.Module):
 
     @property
     def rank(self) -> int:
-        """Rows of lora_A."""
+        """Number of rows of lora_A."""
         return self.lora_A.shape[0]
 
     @property
     def scaling(self) -> float:
-        """What the product is multiplied with."""
+        """The scale of the product."""
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
     @property
     def start(self) -> tuple[Tensor, Tensor] | None:
-        """A₀ and B₀, whose product is taken off the update: then factors that do not start at zero change nothing."""
+        """A₀ and B₀, whose product is subtracted from the update, so that it starts at zero; None if it does anyway."""
         return None if self.start_A is None or self.start_B is None else (self.start_A, self.start_B)
 
     def start_at(self, lora_A: Tensor, lora_B: Tensor) -> None:
-        """Start the factors at these values, and take their product off the update from now on unless it is zero."""
+        """Set the initial values of the factors; their product, unless it is zero, is subtracted from the update."""
         with torch.no_grad():
             self.lora_A.copy_(lora_A)
             self.lora_B.copy_(lora_B)

@@ -1,7 +1,7 @@
-"""Directions that data singles out in each layer: of its inputs, and of its weight's gradient.
+"""Leading directions of each layer's inputs, and of its weight's gradient, from data.
 
-Neither inputs nor gradients are kept. Their products with a thin block are summed over the batches, and the block is
-made orthonormal between passes: subspace iteration, in memory of (in + out) · (rank + 16) numbers a layer.
+Neither inputs nor gradients are stored. Their products with a thin block are summed over the batches, and the block is
+orthonormalized between passes: subspace iteration with (in + out) · (rank + 16) numbers in memory per layer.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,23 +26,23 @@ _GRADIENT_ROUNDS = 2  # of two passes each
 def activation_directions(
     model: nn.Module, modules: Modules, ranks: Mapping[str, int], batches: Batches, generator: torch.Generator
 ) -> Blocks:
-    """Leading right singular vectors of each layer's inputs X `(tokens, in_features)`, padding left out.
+    """Leading right singular vectors of each layer's inputs X `(tokens, in_features)`, without padding.
 
     Returns:
         By module, shape `(rank, in_features)`, orthonormal rows, float64.
 
     Raises:
-        MismatchError: a layer that the batches never reach.
-        NotFiniteError: inputs that are not.
+        MismatchError: a layer is not used with these batches.
+        NotFiniteError: the inputs of a layer contain NaN or Inf.
     """
     blocks = _random_blocks(modules, ranks, generator)
-    found: Blocks = {}
+    directions: Blocks = {}
     for _ in range(_INPUT_PASSES):
         sums = _gram_products(model, modules, batches, blocks)
-        # The eigenvectors of Ωᵀ·XᵀX·Ω are the best that the span of Ω holds.
-        found = {path: (block @ _leading(block.T @ sums[path], ranks[path])).T for path, block in blocks.items()}
+        # The eigenvectors of Ωᵀ·XᵀX·Ω are the best in the span of Ω.
+        directions = {path: (block @ _leading(block.T @ sums[path], ranks[path])).T for path, block in blocks.items()}
         blocks = {path: torch.linalg.qr(total)[0] for path, total in sums.items()}
-    return found
+    return directions
 
 
 def gradient_directions(
@@ -54,8 +54,8 @@ def gradient_directions(
         By module, left vectors `(out_features, rank)` and right ones `(rank, in_features)`, float64.
 
     Raises:
-        MismatchError: the model answers without a loss, or a layer is never reached.
-        NotFiniteError: gradients that are not.
+        MismatchError: the model returns no loss, or a layer is not used.
+        NotFiniteError: gradients contain NaN or Inf.
     """
     blocks, left = _random_blocks(modules, ranks, generator), {}
     sums: Blocks = {}
@@ -65,11 +65,11 @@ def gradient_directions(
         left = {path: torch.linalg.qr(total)[0] for path, total in sums.items()}
         sums = _summed(model, modules, batches, lambda path, x, g, left=left: x.T @ (g @ left[path]))
         blocks = {path: torch.linalg.qr(total)[0] for path, total in sums.items()}
-    found = {}
+    directions = {}
     for path, Q in left.items():
         U, _, Vh = torch.linalg.svd(sums[path].T, full_matrices=False)
-        found[path] = Q @ U[:, : ranks[path]], Vh[: ranks[path]]
-    return found
+        directions[path] = Q @ U[:, : ranks[path]], Vh[: ranks[path]]
+    return directions
 
 
 @torch.no_grad()
@@ -80,11 +80,11 @@ def _gram_products(model: nn.Module, modules: Modules, batches: Batches, blocks:
 
     def add(path: str, x: Tensor, _: Tensor) -> None:
         rows = x[mask.bool()] if mask is not None and mask.shape == x.shape[:-1] else x
-        # In float64: squared, the few directions of attention sinks would drown all others in float32.
+        # In float64: in float32 the squares of the few directions of attention sinks would hide all others.
         rows = rows.flatten(0, -2).double()
         sums[path] += rows.T @ (rows @ blocks[path])
 
-    with _still(model), _hooked(modules, add):
+    with _without_dropout(model), _hooked(modules, add):
         for batch in batches:
             mask = batch.get("attention_mask")
             model(**batch)
@@ -95,7 +95,7 @@ def _gram_products(model: nn.Module, modules: Modules, batches: Batches, blocks:
 def _summed(
     model: nn.Module, modules: Modules, batches: Batches, term: Callable[[str, Tensor, Tensor], Tensor]
 ) -> Blocks:
-    """A sum over all batches of what inputs and output gradients make of each layer, in float64."""
+    """The sum over all batches of a term of each layer's inputs and output gradients, in float64."""
     sums: Blocks = {}
 
     def backward_of(path: str, x: Tensor, y: Tensor) -> None:
@@ -106,11 +106,11 @@ def _summed(
 
         y.register_hook(add)
 
-    with _still(model), _hooked(modules, backward_of), torch.enable_grad():
+    with _without_dropout(model), _hooked(modules, backward_of), torch.enable_grad():
         for batch in batches:
             loss = getattr(model(**batch), "loss", None)
             if not isinstance(loss, Tensor):
-                msg = "the model answers without a loss: give batches with labels"
+                msg = "the model returns no loss: pass batches with labels"
                 raise MismatchError(msg)
             loss.backward()
     model.zero_grad(set_to_none=True)
@@ -136,16 +136,16 @@ def _leading(symmetric: Tensor, count: int) -> Tensor:
 
 def _check(sums: Blocks) -> None:
     if broken := [path for path, total in sums.items() if not torch.isfinite(total).all()]:
-        msg = "the data drives these layers to values that are not finite"
+        msg = "with these batches the values of some layers are not finite"
         raise NotFiniteError.listing(msg, broken)
     if unreached := [path for path, total in sums.items() if not total.any()]:
-        msg = "the batches never reach these layers, or drive them with zeros alone"
+        msg = "with these batches some layers are not used, or their inputs are all zero"
         raise MismatchError.listing(msg, unreached)
 
 
 @contextmanager
 def _hooked(modules: Modules, see: Callable[[str, Tensor, Tensor], Any]) -> Iterator[None]:
-    """Show every adapted layer's input and output as it computes."""
+    """Call `see` with every adapted layer's input and output when it computes."""
     with ExitStack() as stack:
         for path, module in modules.items():
 
@@ -157,8 +157,8 @@ def _hooked(modules: Modules, see: Callable[[str, Tensor, Tensor], Any]) -> Iter
 
 
 @contextmanager
-def _still(model: nn.Module) -> Iterator[None]:
-    """Without dropout, so that every pass sees the same."""
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off inside the block, so that all passes are equal."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""The weights that adapters leave alone: how they lie in a module, and products with them."""
+"""The frozen weights under adapters: their layout in a module, and products with them."""
 
 import functools
 from collections.abc import Callable
@@ -15,11 +15,11 @@ T = TypeVar("T")
 
 
 class PackedLinear(nn.Module):
-    """A linear layer that keeps its frozen weight in another form than a dense tensor.
+    """A linear layer whose frozen weight is not stored as a dense tensor.
 
     Attributes:
-        in_features: columns of the weight.
-        out_features: its rows.
+        in_features: number of columns of the weight.
+        out_features: number of its rows.
         bias: shape `(out_features,)`, or None.
     """
 
@@ -43,21 +43,21 @@ def frozen_weight(module: nn.Module, dtype: torch.dtype) -> Tensor:
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """Whether it is transformers' Conv1D, whose weight lies as (in, out); asked without importing transformers."""
+    """Whether it is transformers' Conv1D, whose weight is (in, out); does not import transformers."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
     """The dtype to multiply `x` in: its own, but float32 for bfloat16 on a CPU without instructions for that.
 
-    There bfloat16 is emulated at a quarter of the speed, and copies for the time of a product cost little beside it.
+    There bfloat16 is emulated at a quarter of the speed; the temporary copies cost little in comparison.
     """
     emulated = x.dtype == torch.bfloat16 and x.device.type == "cpu" and not processor.multiplies_bfloat16()
     return torch.float32 if emulated else x.dtype
 
 
 def as_given(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorates a function that chooses its own dtypes, which the CPU's autocast would change back."""
+    """Decorator for a function that chooses its own dtypes, which the CPU's autocast would change."""
 
     @functools.wraps(function)
     def run(*args: P.args, **options: P.kwargs) -> T:

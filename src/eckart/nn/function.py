@@ -1,7 +1,7 @@
 """One autograd function for a frozen linear layer with a low-rank update.
 
-Forward, the update is added to the product in place; backward, the gradient of the input takes both paths into one
-tensor. Nothing as large as the activations is kept beside the input, and none is scaled or cast into a copy.
+In the forward pass the update is added to the product in place; in the backward pass the gradient of the input
+accumulates both paths in one tensor. Nothing as large as the activations is stored besides the input, scaled or copied.
 """
 
 from typing import Any, cast
@@ -87,10 +87,10 @@ def low_rank_linear(
         A: shape `(rank, in_features)`, in the dtype of x.
         B: shape `(out_features, rank)`, in the dtype of x.
         bias: shape `(out_features,)`, in the dtype of x.
-        base: holds the frozen weight, which is taken again for the gradient: one in four bits is never kept dense.
-        scaling: of B·A.
-        dropout: of the input to A, shape of x; its scale is applied here.
-        scale: of every output before the bias, shape `(out_features,)`: DoRA's magnitude over the norm of the row.
+        base: module with the frozen weight, which is read again for the gradient: four-bit weights are not kept dense.
+        scaling: scale of B·A.
+        dropout: dropout of the input of A, shape of x; its scale is applied here.
+        scale: factor of every output before the bias, shape `(out_features,)`: DoRA's magnitude / norm of the row.
 
     Returns:
         shape `(…, out_features)`.

@@ -1,7 +1,7 @@
-"""Initial values of factors from the weights they change: PiSSA and OLoRA, and what they and others are put in by.
+"""Initial values of factors: PiSSA and OLoRA, and `initialize`, which sets these and others.
 
-A start whose product is not zero is taken off the update, which is s·(B·A − B₀·A₀): the model computes what it did
-before, and the base keeps every bit, where the papers subtract B₀·A₀ from the base and round.
+An initial product that is not zero is subtracted from the update, which is s·(B·A − B₀·A₀): the model's outputs do not
+change, and the base keeps every bit. The papers subtract B₀·A₀ from the base instead, and round it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,16 +25,16 @@ _GAMMA = 16  # of LoRA-GA's stable scale
 
 
 def pissa(weight: Tensor, rank: int, scaling: float, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Factors that hold the weight's leading singular triplets: scaling · B·A is its best approximation of that rank.
+    """Factors from the weight's leading singular triplets: scaling · B·A is its best approximation of that rank.
 
     Args:
         weight: shape `(out_features, in_features)`.
-        rank: of the factors.
-        scaling: that the product gets.
-        generator: of the block Krylov iteration that finds the triplets.
+        rank: rank of the factors.
+        scaling: scale of the product.
+        generator: source of the random start of the block Krylov iteration.
 
     Returns:
-        A `(rank, in_features)` and B `(out_features, rank)`, balanced: each carries the root of the singular values.
+        A `(rank, in_features)` and B `(out_features, rank)`, each with the square roots of the singular values.
 
     Meng, Wang & Zhang (2024), "PiSSA: Principal singular values and singular vectors adaptation".
     """
@@ -49,7 +49,7 @@ def olora(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
     Args:
         weight: shape `(out_features, in_features)`.
-        rank: of the factors.
+        rank: rank of the factors.
 
     Returns:
         A `(rank, in_features)` and B `(out_features, rank)`.
@@ -63,26 +63,26 @@ def olora(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def initialize(
     model: nn.Module, init: Init, *, name: str = "default", batches: Batches | None = None, seed: int = 0
 ) -> None:
-    """Give the factors of a fresh adapter another start; what the model computes stays the same.
+    """Set the initial factors of a new adapter; the model's outputs do not change.
 
-    - `zero`: as `inject` made them.
+    - `zero`: as `inject` creates them.
     - `pissa`, `olora`: see these functions.
-    - `loftq`: the base goes to NF4 and the factors hold what that loses; see `quantize_around`.
+    - `loftq`: the base is quantized to NF4 and the factors compensate for the error; see `quantize_around`.
     - `eva`: A is the leading right singular vectors of each layer's inputs, B zero (Paischer et al. 2024).
     - `lora-ga`: A and B are leading singular vectors of each weight's gradient, A the first `rank` right ones, B the
       next `rank` left ones, times out_features^¼ / √16 (Wang, Yu & Li 2024).
 
     Args:
-        model: with the adapter in it.
-        init: the start.
-        name: of the adapter.
-        batches: inputs of the model, for `eva` and `lora-ga`; gone through three or four times. For `lora-ga` they hold
-            `labels`, so that the model answers with a `loss`.
-        seed: of random test matrices.
+        model: a model with the adapter.
+        init: the initialization.
+        name: name of the adapter.
+        batches: inputs of the model, for `eva` and `lora-ga`, which use them three or four times. For `lora-ga` they
+            need `labels`, so that the model returns a `loss`.
+        seed: seed of random test matrices.
 
     Raises:
-        OptionError: no batches where they are needed.
-        MismatchError: layers that cannot have such a start, or no such adapter.
+        OptionError: batches are missing.
+        MismatchError: layers do not support this initialization, or there is no such adapter.
     """
     if init == "zero":
         return
@@ -90,7 +90,7 @@ def initialize(
     factors = {path: module.factors(name) for path, module in modules.items()}
     _check(init, modules, factors, batches, name)
     generator = torch.Generator().manual_seed(seed)
-    ranks = {path: own.rank for path, own in factors.items()}
+    ranks = {path: each.rank for path, each in factors.items()}
     if init == "eva":
         for path, vectors in activation_directions(model, modules, ranks, batches or (), generator).items():
             factors[path].start_at(vectors, torch.zeros_like(factors[path].lora_B))
@@ -126,19 +126,19 @@ def _check(
         msg = f"the model has no adapter {name!r}"
         raise MismatchError(msg)
     if init in ("eva", "lora-ga") and not batches:
-        msg = f"init {init} looks at data: give batches of the model's inputs"
+        msg = f"`init={init}` uses data: pass `batches` of the model's inputs"
         raise OptionError(msg)
     linear_only = init in ("eva", "lora-ga", "loftq")
     faults = [
-        f"{path}: init {init} is for linear layers, this is a {own.kind}: exclude it, or start at zero"
-        for path, own in factors.items()
-        if linear_only and own.kind not in LoRALinear.kinds
+        f"{path}: init {init} is for linear layers, this is a {each.kind}: exclude it, or use init zero"
+        for path, each in factors.items()
+        if linear_only and each.kind not in LoRALinear.kinds
     ]
     faults += [
-        f"{path}: twice the rank is {2 * own.rank}, more than the singular vectors of its {tuple(rows.shape)} weight"
-        for path, own in factors.items()
-        if init == "lora-ga" and 2 * own.rank > min((rows := modules[path].rows()).shape)
+        f"{path}: twice the rank is {2 * each.rank}, more than the singular vectors of its {tuple(rows.shape)} weight"
+        for path, each in factors.items()
+        if init == "lora-ga" and 2 * each.rank > min((rows := modules[path].rows()).shape)
     ]
     if faults:
-        msg = f"these layers cannot start by {init}"
+        msg = f"these layers do not support init {init}"
         raise MismatchError.listing(msg, faults)

@@ -11,7 +11,7 @@ from eckart.nn.function import low_rank_linear
 
 
 class LoRALinear(AdaptedModule):
-    """A linear layer with adapters; a single one takes one fused autograd function."""
+    """A linear layer with adapters; a single adapter uses one fused autograd function."""
 
     kinds = ("linear", "conv1d")
 
@@ -59,7 +59,7 @@ class LoRALinear(AdaptedModule):
             x,
             A,
             B,
-            self._whole_bias(factors, weight, dtype),
+            self._total_bias(factors, weight, dtype),
             base=self.base_layer,
             scaling=factors.scaling * weight,
             dropout=self.dropout_of(x, factors),
@@ -67,21 +67,21 @@ class LoRALinear(AdaptedModule):
         )
 
     def _fits(self, x: Tensor, factors: LoRAFactors, weight: float) -> bool:
-        """Whether the fused function computes what the base and this adapter would."""
+        """Whether the fused function computes the same as the base and this adapter."""
         base = self.base_layer
         plain = type(base) in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear) or is_conv1d(base)
-        known = plain or isinstance(base, PackedLinear)
+        supported = plain or isinstance(base, PackedLinear)
         trains = any(p.requires_grad for name, p in base.named_parameters(recurse=False) if name != "bias")
         same = not plain or compute_dtype(x) == self.weight.dtype or is_autocast(x)
         alone = not trains and not self.must_be_called()
-        return known and same and alone and (weight == 1 or factors.magnitude is None)
+        return supported and same and alone and (weight == 1 or factors.magnitude is None)
 
-    def _whole_bias(self, factors: LoRAFactors, weight: float, dtype: torch.dtype) -> Tensor | None:
-        own = None if self.bias is None else self.bias.to(dtype)
+    def _total_bias(self, factors: LoRAFactors, weight: float, dtype: torch.dtype) -> Tensor | None:
+        bias = None if self.bias is None else self.bias.to(dtype)
         if factors.lora_bias is None:
-            return own
+            return bias
         added = (factors.lora_bias * (factors.scaling * weight)).to(dtype)
-        return added if own is None else own + added
+        return added if bias is None else bias + added
 
     def _stored_dtype(self) -> torch.dtype:
         return self.weight.dtype if self.weight.is_floating_point() else torch.float32

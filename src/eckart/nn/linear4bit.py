@@ -1,4 +1,4 @@
-"""The layers that bitsandbytes keeps in NF4, read without importing it."""
+"""Layers of bitsandbytes in NF4, read without importing it."""
 
 from dataclasses import replace
 from typing import Any
@@ -24,7 +24,7 @@ def blocks_of(module: nn.Module) -> Nf4Blocks:
     weight: Any = module.weight
     state: Any = weight.quant_state or getattr(module, "quant_state", None)
     if fault := _fault(state):
-        msg = f"a weight of bitsandbytes that cannot be read: {fault}"
+        msg = f"cannot read a weight of bitsandbytes: {fault}"
         raise MismatchError(msg)
     codes = weight.data.view(torch.uint8).reshape(-1, 1)
     blocks = Nf4Blocks(codes, state.absmax, tuple(state.shape), state.dtype, state.blocksize)
@@ -36,9 +36,9 @@ def blocks_of(module: nn.Module) -> Nf4Blocks:
 
 def _fault(state: Any) -> str | None:
     if state is None:
-        return "it holds no codes yet; move the model to its device first"
+        return "it is not quantized yet; move the model to its device first"
     if state.quant_type != "nf4" or (state.nested and state.state2.blocksize != NESTED_BLOCK):
-        return f"it is in {state.quant_type}; only NF4 with scales in blocks of {NESTED_BLOCK} is understood"
+        return f"it is in {state.quant_type}; only NF4 with scales in blocks of {NESTED_BLOCK} is supported"
     if getattr(state, "packing_format_for_cpu", False):
         return "bitsandbytes rounded its scales to bfloat16 when it was used for inference on a CPU; load it again"
     return None

@@ -1,4 +1,4 @@
-"""A base in four bits with factors that hold what it lost: LoftQ."""
+"""A base in four bits with factors that compensate for its error: LoftQ."""
 
 from typing import cast
 
@@ -16,17 +16,17 @@ _ROUNDS = 5
 def loftq(
     weight: Tensor, rank: int, scaling: float, *, block_size: int = 64, double: bool = True
 ) -> tuple[nf4.Nf4Blocks, Tensor, Tensor]:
-    """Quantize a weight and factor the error, in turns; the best of five rounds is kept.
+    """Quantize a weight and factorize the error alternately; returns the best of five rounds.
 
     Args:
         weight: shape `(out_features, in_features)`.
-        rank: of the factors.
-        scaling: that their product gets.
-        block_size: values that share a scale.
+        rank: rank of the factors.
+        scaling: scale of their product.
+        block_size: number of values that share a scale.
         double: whether the scales are quantized too.
 
     Returns:
-        Q in NF4, A `(rank, in_features)` and B `(out_features, rank)`: of all rounds those with the least
+        Q in NF4, A `(rank, in_features)` and B `(out_features, rank)` of the round with the least
         ‖W − Q − scaling·B·A‖.
 
     Li et al. (2023), "LoftQ: LoRA-fine-tuning-aware quantization for large language models".
@@ -37,19 +37,19 @@ def loftq(
     for _ in range(_ROUNDS):
         blocks = nf4.quantize((target - update).to(weight.dtype), block_size=block_size, double=double)
         error = target - blocks.dequantize(torch.float32)
-        found = factorize(error, rank=rank) * (1 / scaling)
-        update = found.dense().float() * scaling
-        left = float(torch.linalg.vector_norm(error - update, dtype=torch.float64))
-        if best is None or left < best[0]:
-            best = left, blocks, found.lora_A, found.lora_B
+        low_rank = factorize(error, rank=rank) * (1 / scaling)
+        update = low_rank.dense().float() * scaling
+        remainder = float(torch.linalg.vector_norm(error - update, dtype=torch.float64))
+        if best is None or remainder < best[0]:
+            best = remainder, blocks, low_rank.lora_A, low_rank.lora_B
     assert best is not None
     return best[1:]
 
 
 def quantize_around(module: AdaptedModule, factors: LoRAFactors) -> None:
-    """Put the base of an adapted linear layer into NF4, and into the factors what that loses.
+    """Quantize the base of an adapted linear layer to NF4, and let the factors compensate for the error.
 
-    The adapter as a value stays what training changes, B·A − B₀·A₀: it fits the dense base.
+    The adapter as a value is still B·A − B₀·A₀, what training changes, and fits the dense base.
     """
     blocks, A, B = loftq(module.rows(), factors.rank, factors.scaling)
     module.base_layer = Nf4Linear(blocks, cast("nn.Parameter | None", module.bias))

@@ -1,7 +1,7 @@
-"""Adapters merged into the base weights of a live model and taken out again, bit for bit.
+"""Merging adapters into the base weights of a live model, and undoing it bit for bit.
 
-Subtracting what was added does not give the first term of a rounded sum back. So what the subtraction misses is kept:
-the distance of the bit patterns, one byte an entry, and the entries themselves where a byte is not enough.
+Subtracting what was added to a rounded sum does not restore the original. So the error of the subtraction is stored:
+the distance of the bit patterns, one byte per entry, and the entries themselves if a byte is not enough.
 """
 
 from collections.abc import Iterator
@@ -23,21 +23,21 @@ _BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
 
 def merge_weights(model: nn.Module) -> list[str]:
-    """Bake the adapters that are switched on into the base weights, in place, so that the base alone computes.
+    """Merge the adapters that are switched on into the base weights, in place, so that only the base computes.
 
-    The sum is taken in float64 and rounded once to the base's dtype. Tied weights are parted: only the adapted module
-    changes. Memory beside the model: about one byte an entry of the merged weights.
+    The sum is computed in float64 and rounded once to the base's dtype. Tied weights are separated: only the adapted
+    module changes. Additional memory: about one byte per entry of the merged weights.
 
     Returns:
         Paths of the modules whose weight changed.
 
     Raises:
-        MismatchError: bases in four bits; nothing is merged.
+        MismatchError: base weights are in four bits; nothing is merged.
         NotFiniteError: a merged weight overflows its dtype; nothing is merged.
     """
     modules = {path: m for path, m in adapted_modules(model).items() if not m.merged and any(m.switched_on())}
     if packed := [path for path, module in modules.items() if isinstance(module.base_layer, PackedLinear)]:
-        msg = "weights in four bits cannot take an update in; eckart merge writes a model of its own"
+        msg = "weights in four bits cannot be merged in place; eckart.merge writes a merged model"
         raise MismatchError.listing(msg, packed)
     merged: list[str] = []
     for path, module in modules.items():
@@ -52,13 +52,13 @@ def merge_weights(model: nn.Module) -> list[str]:
 
 
 def unmerge_weights(model: nn.Module) -> list[str]:
-    """Take merged adapters out again: every base weight has the bits that it had before.
+    """Undo `merge_weights`: every base weight gets its original bits.
 
     Returns:
         Paths of the modules whose weight changed.
 
     Raises:
-        MismatchError: factors were changed since the merge, so that a weight cannot be restored; it stays merged.
+        MismatchError: factors changed after the merge, so that a weight cannot be restored; it stays merged.
     """
     modules = {path: module for path, module in adapted_modules(model).items() if module.merged}
     for path, module in modules.items():
@@ -68,7 +68,7 @@ def unmerge_weights(model: nn.Module) -> list[str]:
 
 @dataclass
 class _Slab:
-    """What undoing a merge misses in some rows: distances of bit patterns, and entries too far away for one byte."""
+    """The error of undoing a merge in some rows: distances of bit patterns, and entries too far off for one byte."""
 
     distances: Tensor | None
     places: Tensor
@@ -77,14 +77,14 @@ class _Slab:
 
 @dataclass
 class _Undo:
-    """What brings one base back.
+    """What restores one base weight.
 
     Attributes:
         scales: DoRA's scale of the rows for each merged adapter, float64; ones for plain LoRA.
-        slabs: in the order of the rows.
-        checksum: of the bit patterns of the weight as it was.
-        weight: the parameter as it was, where other modules share it; the merged one is then a copy.
-        bias: as it was.
+        slabs: the errors, in the order of the rows.
+        checksum: checksum of the bit patterns of the original weight.
+        weight: the original parameter if other modules share it; the merged one is then a copy.
+        bias: the original bias.
     """
 
     scales: list[Tensor]
@@ -109,7 +109,7 @@ def _merge(model: nn.Module, module: AdaptedModule) -> bool:
     for weight, (gain, shift) in zip(_split(rows), _changes(module, scales), strict=True):
         new = (weight.double() * gain + shift).to(weight.dtype)
         is_finite &= bool(torch.isfinite(new).all())
-        undo.slabs.append(_missed(weight, ((new.double() - shift) / gain).to(weight.dtype)))
+        undo.slabs.append(_error(weight, ((new.double() - shift) / gain).to(weight.dtype)))
         weight.copy_(new)
     _merge_biases(module)
     module.merged, module.undo = True, undo
@@ -117,7 +117,7 @@ def _merge(model: nn.Module, module: AdaptedModule) -> bool:
 
 
 def _scale(rows: Tensor, factors: LoRAFactors) -> Tensor:
-    """DoRA's scale of the rows in float64, where the forward pass takes products in the weight's dtype; else ones."""
+    """DoRA's scale of the rows, in float64 (the forward pass uses the weight's dtype); ones for plain LoRA."""
     if factors.magnitude is None:
         return torch.ones(len(rows), dtype=torch.float64, device=rows.device)
     A, B = (factor.double().flatten(1) for factor in factors.stacked())
@@ -155,7 +155,7 @@ def _unmerge(path: str, module: AdaptedModule) -> None:
 
 
 def _changes(module: AdaptedModule, scales: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """What adapters make of each slab of rows, gain ⊙ W + shift, in float64: W + Σ w·(c ⊙ (W + s·B·A) − W)."""
+    """The merged rows of each slab as gain ⊙ W + shift, in float64: W + Σ w·(c ⊙ (W + s·B·A) − W)."""
     start = 0
     for rows in _split(module.rows()):
         stop = start + len(rows)
@@ -171,11 +171,11 @@ def _changes(module: AdaptedModule, scales: list[Tensor]) -> Iterator[tuple[Tens
 
 
 def _merge_biases(module: AdaptedModule) -> None:
-    """Add the adapters' biases to the base's, or give it one."""
+    """Add the adapters' biases to the base's bias, which is created if missing."""
     added = [f.lora_bias.double() * (f.scaling * w) for f, w in module.switched_on() if f.lora_bias is not None]
     if added:
-        own = [] if module.bias is None else [module.bias.double()]
-        total = torch.stack([*own, *added]).sum(dim=0).to(module.weight.dtype)
+        original = [] if module.bias is None else [module.bias.double()]
+        total = torch.stack([*original, *added]).sum(dim=0).to(module.weight.dtype)
         module.base_layer.bias = nn.Parameter(total, requires_grad=False)
 
 
@@ -187,8 +187,8 @@ def _bits(values: Tensor) -> Tensor:
     return values.contiguous().view(_BITS[values.dtype.itemsize])
 
 
-def _missed(weight: Tensor, restored: Tensor) -> _Slab:
-    """What lies between a weight and its restoration."""
+def _error(weight: Tensor, restored: Tensor) -> _Slab:
+    """The error of a restored weight."""
     distances = _bits(weight).long() - _bits(restored).long()
     far = ((distances < -127) | (distances > 127)).view(-1).nonzero().view(-1)  # no abs: −2⁶³ has none
     entries = weight.contiguous().view(-1)[far].clone()
@@ -197,7 +197,7 @@ def _missed(weight: Tensor, restored: Tensor) -> _Slab:
 
 
 def _checksum(rows: Tensor) -> int:
-    """A sum of the bit patterns, each with an odd factor of its own, modulo 2⁶⁴."""
+    """A sum of the bit patterns, each times a different odd factor, modulo 2⁶⁴."""
     total = 0
     for place, slab in enumerate(_split(rows)):
         bits = _bits(slab).view(-1).long()

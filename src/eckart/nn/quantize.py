@@ -1,4 +1,4 @@
-"""The linear layers of a live model put into four bits, in place, one dense weight freed after another."""
+"""Quantizing the linear layers of a live model to four bits, in place and one by one."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,39 +27,39 @@ def quantize_model(
     block_size: int = 64,
     double: bool = True,
 ) -> list[str]:
-    """Replace linear layers by ones in NF4, which compute with the dequantized weight and never train.
+    """Replace linear layers by layers in NF4, which compute with the dequantized weight and never train.
 
-    Layers that have their weight from elsewhere (a tied output layer), that are more than a linear layer, or that
-    transformers keeps in float32 stay as they are. A Linear4bit of bitsandbytes becomes one of ours, with its codes.
+    Layers that share their weight (a tied output layer), that do more than a linear layer, or that transformers keeps
+    in float32 are not replaced. A Linear4bit of bitsandbytes is replaced with the same codes.
 
     Args:
         model: any module, on any device.
         target: layers to quantize, by PEFT's rules; the output layer only by its name.
-        exclude: layers not to; wins over `target`.
-        block_size: values that share a scale.
-        double: quantize the scales too: 0.52 bytes a parameter instead of 0.56.
+        exclude: layers not to quantize; wins over `target`.
+        block_size: number of values that share a scale.
+        double: quantize the scales too: 0.52 bytes per parameter instead of 0.56.
 
     Returns:
-        Paths of the layers that are in NF4 now and were not, or were those of bitsandbytes.
+        Paths of the replaced layers.
 
     Raises:
         MismatchError: a pattern matches nothing, or nothing that it matches can be quantized.
         OptionError: bitsandbytes has no such block size.
-        NotFiniteError: weights hold NaN or Inf; nothing was changed.
+        NotFiniteError: weights contain NaN or Inf; nothing was changed.
 
     Dettmers et al. (2023), "QLoRA: Efficient finetuning of quantized LLMs".
     """
     if block_size not in nf4.BLOCK_SIZES:
-        msg = f"block size {block_size}: bitsandbytes has {', '.join(map(str, nf4.BLOCK_SIZES))}"
+        msg = f"`block_size` is {block_size}, but bitsandbytes supports {', '.join(map(str, nf4.BLOCK_SIZES))}"
         raise OptionError(msg)
-    places = quantizable(model, *((value,) if isinstance(value, str) else tuple(value) for value in (target, exclude)))
-    _check_finite(model, places)
-    for path, everywhere in places.items():
+    layers = quantizable(model, *((value,) if isinstance(value, str) else tuple(value) for value in (target, exclude)))
+    _check_finite(model, layers)
+    for path, all_paths in layers.items():
         packed = _in_4_bits(model.get_submodule(path), block_size=block_size, double=double)
-        for place in everywhere:
-            parent, _, leaf = place.rpartition(".")
+        for each in all_paths:
+            parent, _, leaf = each.rpartition(".")
             setattr(model.get_submodule(parent), leaf, packed)
-    return list(places)
+    return list(layers)
 
 
 def _in_4_bits(module: nn.Module, *, block_size: int, double: bool) -> Nf4Linear:
@@ -75,7 +75,7 @@ def _in_4_bits(module: nn.Module, *, block_size: int, double: bool) -> Nf4Linear
 def quantizable(
     model: nn.Module, target: tuple[str, ...] = ALL_LINEAR, exclude: tuple[str, ...] = ()
 ) -> dict[str, tuple[str, ...]]:
-    """Layers that `quantize_model` replaces with all their places; names only, so that no weight is held."""
+    """The layers that `quantize_model` replaces, each with all its paths."""
     if any(isinstance(module, AdaptedModule) for module in model.modules()):
         msg = "the model has adapters: quantize it first, then inject"
         raise MismatchError(msg)
@@ -97,7 +97,7 @@ def quantizable(
         if fault:
             faults.append(f"{view.module}: {fault}")
     if faults and not chosen:
-        msg = "nothing that was asked for can be in NF4"
+        msg = "none of the targeted layers can be quantized to NF4"
         raise MismatchError.listing(msg, faults)
     return chosen
 
@@ -105,7 +105,7 @@ def quantizable(
 def _fault(
     model: nn.Module, view: MatrixView, module: nn.Module, everywhere: Mapping[nn.Module, Sequence[str]]
 ) -> str | None:
-    """Why a module that holds a linear layer's weight must stay as it is, or None."""
+    """Why a module with the weight of a linear layer cannot be replaced, or None."""
     plain = type(module).forward is nn.Linear.forward or is_conv1d(module) or is_linear4bit(module)
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     weight = cast("Tensor", module.weight)
@@ -123,9 +123,9 @@ def _check_finite(model: nn.Module, paths: Iterable[str]) -> None:
     bad = []
     for path in paths:
         weight = cast("Tensor", model.get_submodule(path).weight)
-        # NaN among them makes the least of them NaN.
+        # If there is a NaN, the minimum is NaN.
         if weight.is_floating_point() and not all(math.isfinite(value) for value in torch.aminmax(weight.detach())):
             bad.append(path)
     if bad:
-        msg = "weights that hold NaN or Inf cannot be quantized; nothing was changed"
+        msg = "weights with NaN or Inf cannot be quantized; nothing was changed"
         raise NotFiniteError.listing(msg, bad)

@@ -1,4 +1,4 @@
-"""A frozen linear layer in four bits: codes and scales in memory, dense only while a product is taken."""
+"""A frozen linear layer in four bits: codes and scales in memory, dense only during a product."""
 
 import functools
 from collections.abc import Callable
@@ -23,7 +23,7 @@ _PARTS = ("codes", "absmax", "nested_absmax", "nested_offset", "nested_map")
 class Nf4Linear(PackedLinear):
     """x·Wᵀ + bias with W in NF4, which never trains and is dequantized in every pass, forward and backward.
 
-    Its state dict is that of a bitsandbytes layer, so that eckart reads a live model as it does a checkpoint.
+    Its state dict is that of a bitsandbytes layer, so that a live model is read like a checkpoint.
 
     Args:
         blocks: the weight, of shape `(out_features, in_features)`.
@@ -49,11 +49,11 @@ class Nf4Linear(PackedLinear):
 
     @property
     def weight(self) -> Tensor:
-        """The codes, for code that asks a layer for its device."""
+        """The codes, for code that reads a layer's device from its weight."""
         return self.codes
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        """The weight in the dtype that it was quantized from, then cast, shape `(out_features, in_features)`."""
+        """The weight in its original dtype, then cast, shape `(out_features, in_features)`."""
         return _dequantized(self.blocks).to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,14 +72,14 @@ class Nf4Linear(PackedLinear):
     def _take(self, blocks: Nf4Blocks) -> None:
         self._constants: dict[str, Tensor] = {}
         self.stored_dtype, self.block_size, self.is_double = blocks.dtype, blocks.block_size, blocks.double
-        kept = _PARTS if self.is_double else _PARTS[:2]
+        present = _PARTS if self.is_double else _PARTS[:2]
         for part in _PARTS:
-            self.register_buffer(part, getattr(blocks, part) if part in kept else None, persistent=False)
+            self.register_buffer(part, getattr(blocks, part) if part in present else None, persistent=False)
         if self.nested_map is not None:
-            self.nested_map = self.nested_map.clone()  # layers share theirs before, which safetensors would not save
+            self.nested_map = self.nested_map.clone()  # safetensors does not save tensors that layers share
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Nf4Linear":
-        """Move or cast; scales stay in float32, whatever the model is cast to."""
+        """Move or cast; the scales stay in float32, even if the model is cast to another dtype."""
         before = {part: buffer for part, buffer in self._buffers.items() if buffer is not None}
         super()._apply(fn, recurse)
         for part, buffer in before.items():
@@ -94,7 +94,7 @@ class Nf4Linear(PackedLinear):
         )
         for name, tensor in scheme.tensors(self.blocks):
             end = name.removeprefix(scheme.name)
-            # These are no buffers; kept, so that a layer at two places has one tensor at both, and no two layers share.
+            # Not buffers, but cached: a layer with two paths has one tensor at both, and no two layers share one.
             constant = end in (".quant_map", STATE)
             destination[name] = self._constants.setdefault(end, tensor.clone()) if constant else tensor
 
@@ -118,7 +118,7 @@ class Nf4Linear(PackedLinear):
         try:
             blocks = Nf4Checkpoint(MemoryCheckpoint(parts)).blocks(name)
         except (FileFormatError, KeyError) as error:
-            error_msgs.append(f"{name}: no weight in NF4 ({error})")
+            error_msgs.append(f"{name}: not a weight in NF4 ({error})")
             return
         if blocks.shape != (self.out_features, self.in_features):
             error_msgs.append(f"{name}: shape {blocks.shape}, expected {(self.out_features, self.in_features)}")
@@ -130,7 +130,7 @@ class Nf4Linear(PackedLinear):
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """y = x·Wᵀ + bias for rows x, which keeps nothing but the layer."""
+    """y = x·Wᵀ + bias for rows x; saves only the layer for the backward pass."""
 
     @staticmethod
     @as_given
@@ -151,7 +151,7 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 def _dequantized(blocks: Nf4Blocks) -> Tensor:
-    """By bitsandbytes' kernel on a GPU, where it is installed; the values are the same."""
+    """The dense weight, by bitsandbytes' kernel if it is installed and the codes are on a GPU; the values are equal."""
     kernel = _kernel() if blocks.codes.is_cuda else None
     return by_bitsandbytes(blocks, kernel) if kernel else blocks.dequantize()
 

@@ -1,4 +1,4 @@
-"""Which modules of a live model a config takes, and everything that keeps it from taking them."""
+"""Which modules of a live model a configuration targets, and which of them cannot be adapted."""
 
 import difflib
 import warnings
@@ -24,10 +24,10 @@ ABSURD_SCALING = 64
 
 @dataclass(frozen=True)
 class Target:
-    """A module to adapt: where it is, what will stand in for it, and at which rank.
+    """A module to adapt, the class that wraps it, and the rank.
 
     Attributes:
-        paths: every place of the module, the first of which names it; a module that is shared has several.
+        paths: all paths of the module; the first one is its name, and a shared module has several.
     """
 
     paths: tuple[str, ...]
@@ -43,11 +43,11 @@ class Target:
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules by each of their paths as if no adapter were there: an adapted one is the module in it."""
-    everywhere = dict(model.named_modules(remove_duplicate=False))
-    adapted = {path: module for path, module in everywhere.items() if isinstance(module, AdaptedModule)}
+    """The modules of the base model by each of their paths: those inside adapted modules, and all others."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    adapted = {path: module for path, module in modules.items() if isinstance(module, AdaptedModule)}
     inside = tuple(f"{path}." for path in adapted)
-    plain = {path: module for path, module in everywhere.items() if path and not path.startswith(inside)}
+    plain = {path: module for path, module in modules.items() if path and not path.startswith(inside)}
     return plain | {path: module.base_layer for path, module in adapted.items()} if adapted else plain
 
 
@@ -60,7 +60,7 @@ def paths_of(modules: Mapping[str, nn.Module]) -> dict[nn.Module, tuple[str, ...
 
 
 def wrapper_of(module: nn.Module) -> tuple[type[AdaptedModule], LayerKind] | None:
-    """What can stand in for a module, and the kind that it is."""
+    """The class that wraps a module, and the module's kind; None if no adapter fits it."""
     for wrapper in WRAPPERS:
         kind = wrapper.kind_of(module)
         if kind:
@@ -69,10 +69,10 @@ def wrapper_of(module: nn.Module) -> tuple[type[AdaptedModule], LayerKind] | Non
 
 
 def find_targets(model: nn.Module, config: LoRAConfig) -> list[Target]:
-    """The modules that the config takes, in the model's order.
+    """The modules that the configuration targets, in the model's order.
 
     Raises:
-        MismatchError: patterns that take nothing, modules that cannot be adapted, ranks that are too high; all at once.
+        MismatchError: patterns match nothing, modules cannot be adapted, or ranks are too high; all are listed.
     """
     modules = base_modules(model)
     faults = [fault for pattern in config.target if (fault := _pattern_fault(pattern, modules))]
@@ -85,7 +85,7 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[Target]:
     targets = []
     for module, paths in paths_of(modules).items():
         found = wrapper_of(module)
-        if found is None or not _takes(config, paths, found[1]):
+        if found is None or not _targets(config, paths, found[1]):
             continue
         wrapper, kind = found
         rank = next((rank for pattern, rank in config.rank_pattern.items() if _fits(pattern, paths)), config.rank)
@@ -94,7 +94,7 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[Target]:
             faults.append(f"{paths[0]}: {fault}")
         targets.append(Target(paths, module, wrapper, kind, rank))
     if not faults and not targets:
-        faults.append(f"every module that {', '.join(config.target)} takes is excluded")
+        faults.append(f"every module that {', '.join(config.target)} matches is excluded")
     if faults:
         msg = "the adapter does not fit the model"
         raise MismatchError.listing(msg, faults)
@@ -102,12 +102,12 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[Target]:
     return targets
 
 
-def _takes(config: LoRAConfig, paths: Sequence[str], kind: LayerKind) -> bool:
-    def taken(patterns: Sequence[str]) -> bool:
-        able = (pattern for pattern in patterns if pattern not in PRESETS or kind in LoRALinear.kinds)
-        return any(_fits(pattern, paths) for pattern in able)
+def _targets(config: LoRAConfig, paths: Sequence[str], kind: LayerKind) -> bool:
+    def matched(patterns: Sequence[str]) -> bool:
+        suitable = (pattern for pattern in patterns if pattern not in PRESETS or kind in LoRALinear.kinds)
+        return any(_fits(pattern, paths) for pattern in suitable)
 
-    return taken(config.target) and not taken(config.exclude)
+    return matched(config.target) and not matched(config.exclude)
 
 
 def _fits(pattern: str, paths: Sequence[str]) -> bool:
@@ -124,29 +124,29 @@ def _pattern_fault(pattern: str, modules: Mapping[str, nn.Module]) -> str | None
         return None
     if named and pattern not in PRESETS:
         types = sorted({type(modules[path]).__name__ for path in named})
-        return f"{pattern!r} takes only {', '.join(types)}, which no adapter fits: {', '.join(named[:3])}"
+        return f"{pattern!r} matches only {', '.join(types)}, which no adapter fits: {', '.join(named[:3])}"
     return f"{pattern!r} matches nothing; nearest: {_nearest(pattern, modules)}"
 
 
 def _nearest(pattern: str, modules: Mapping[str, nn.Module]) -> str:
-    """Names like the pattern among the ends of paths of modules that can be adapted."""
+    """The names nearest to the pattern among presets and the ends of paths of modules that can be adapted."""
     parts = pattern.count(".") + 1
-    able = [path for path, module in modules.items() if wrapper_of(module)]
-    ends = dict.fromkeys(".".join(path.split(".")[-parts:]) for path in able)
+    adaptable = [path for path, module in modules.items() if wrapper_of(module)]
+    ends = dict.fromkeys([*(".".join(path.split(".")[-parts:]) for path in adaptable), *PRESETS])
     return ", ".join(difflib.get_close_matches(pattern, ends, n=3, cutoff=0.4) or list(ends)[:3]) or "none"
 
 
 def fault_of(model: nn.Module, path: str, module: nn.Module) -> str | None:
-    """Why a module of the right kind cannot be adapted; one whose owner takes its weight would be in vain."""
-    owner, found = model.get_submodule(path.rpartition(".")[0]), wrapper_of(module)
+    """Why a module cannot be adapted: an adapter has no effect if the parent module reads the weight directly."""
+    owner, wrapped = model.get_submodule(path.rpartition(".")[0]), wrapper_of(module)
     if isinstance(owner, nn.MultiheadAttention):
-        return "nn.MultiheadAttention uses its weight without calling it: replace it by separate projections"
+        return "nn.MultiheadAttention uses its weight without calling it: replace it with separate projections"
     if isinstance(owner, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():
         return (
             "nn.TransformerEncoderLayer uses its weight without calling it in evaluation: "
-            "torch.backends.mha.set_fastpath_enabled(False) ends that"
+            "torch.backends.mha.set_fastpath_enabled(False) prevents that"
         )
-    return found[0].fault_of(module) if found else None
+    return wrapped[0].fault_of(module) if wrapped else None
 
 
 def _rank_fault(module: nn.Module, kind: LayerKind, rank: int) -> str | None:
@@ -172,7 +172,7 @@ def _warn_of_scaling(config: LoRAConfig, targets: Sequence[Target]) -> None:
     scaling = config.alpha / (lowest**0.5 if config.rslora else lowest)
     if scaling > ABSURD_SCALING:
         warnings.warn(
-            f"alpha {config.alpha:g} at rank {lowest} multiplies the update by {scaling:g}; usual are 1 to 4, "
+            f"alpha {config.alpha:g} at rank {lowest} multiplies the update by {scaling:g}; 1 to 4 are usual, "
             f"such as alpha {2 * lowest}",
             stacklevel=4,
         )
