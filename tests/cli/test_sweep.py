@@ -52,14 +52,14 @@ def test_a_sweep_shows_a_table_and_leaves_cells_json_and_a_figure(model, text, t
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (["--ranks", "4,eight"], 1, "'eight' is no whole number"),
+        (["--ranks", "4,eight"], 1, "'eight' is not a whole number"),
         (["--ranks", "4,4"], 1, "more than once"),
         (["--targets", "atention"], 1, "'atention' matches nothing"),
         (["--ranks", "4,512"], 1, "rank 512 is above"),
         (["--seeds", "0"], 1, "at least 1"),
         (["--seeds", "two"], 2, "--seeds"),
         (["--method", "qlora"], 2, "'qlora' is not one of 'lora', 'dora'"),
-        (["--steps", "0"], 1, "steps must be"),
+        (["--steps", "0"], 1, "--steps must be"),
         (["--eval-data", "nowhere.txt"], 1, "nowhere.txt"),
         (["--max-length", "4096"], 1, "4096"),
     ],
@@ -78,17 +78,17 @@ def test_an_output_of_other_settings_and_one_that_is_no_sweep_are_refused(model,
     options = ("--ranks", "1", "--targets", "mlp", *QUICK)
     assert eckart("sweep", model, text, "-o", tmp_path / "out", *options).exit_code == 0
     other = eckart("sweep", model, text, "-o", tmp_path / "out", *options, "--learning-rate", 1e-3)
-    assert (other.exit_code, "learning_rate is 0.001" in other.stderr) == (1, True)
+    assert (other.exit_code, "learning_rate: now 0.001, then 0.0002" in other.stderr) == (1, True)
     assert eckart("sweep", model, text, "-o", model, *options, "--force").exit_code == 1
     assert (model / "model.safetensors").exists()
 
 
 def test_an_interrupted_sweep_says_what_is_kept_and_how_to_go_on(model, text, tmp_path, monkeypatch):
-    def interrupted(job, watcher):
+    def interrupted(job, progress):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "sweep", functools.partial(training.sweep, run_cell=interrupted))
     ended = eckart("sweep", model, text, "-o", tmp_path / "out", *QUICK)
     assert ended.exit_code == 130
     assert "0 of 6 cells are kept" in ended.stderr.replace("\n", " ")
-    assert "same command" in ended.stderr
+    assert "run the same again to resume" in ended.stderr

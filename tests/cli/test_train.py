@@ -113,13 +113,13 @@ def test_a_script_that_still_says_resume_is_understood(model, text, tmp_path):
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--rank", 0), 1, "rank must be a whole number from 1"),
+        (("--rank", 0), 1, "rank must be a whole number"),
         (("--rank", 99), 1, "rank 99 is above the dimensions"),
         (("--target", "query"), 1, "'query' matches nothing; nearest"),
-        (("--steps", 0), 1, "steps must be a whole number from 1"),
-        (("--epochs", 2), 1, "steps and epochs are both given"),
+        (("--steps", 0), 1, "--steps must be a whole number of at least 1"),
+        (("--epochs", 2), 1, "--steps and --epochs are both given"),
         (("--batch-size", 999), 1, "one batch takes 999"),
-        (("--max-length", 10**6), 1, "tokens at once"),
+        (("--max-length", 10**6), 1, "tokens only"),
         (("--eval-data", "nothing.txt"), 1, "nothing.txt: no such file or folder"),
         (("--init", "best"), 2, "'best' is not one of 'zero', 'pissa', 'olora', 'eva', 'loftq', 'lora-ga'"),
         (("--quantize", "int8"), 2, "'int8' is not 'nf4'"),
@@ -144,7 +144,7 @@ def test_malformed_data_are_refused_with_line_and_reason(model, tmp_path):
     assert ended.exit_code == 1
     assert "data.jsonl line 2: not JSON" in ended.stderr
     assert not list(tmp_path.glob("out*"))
-    assert "data.jsonl line 3: holds txt; expected text, or prompt and completion, or messages" in ended.stderr
+    assert "data.jsonl line 3: has txt; expected text, or prompt and completion, or messages" in ended.stderr
 
 
 def test_without_trl_the_extra_is_named(model, text, tmp_path, monkeypatch):

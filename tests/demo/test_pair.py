@@ -7,6 +7,7 @@ import torch
 
 from eckart.checkpoint import open_checkpoint
 from eckart.demo import make_pair, package
+from eckart.engine.progress import NoProgress
 from eckart.errors import OutputError
 from eckart.evaluation import load_tokenizer
 from eckart.training import FinetuneSettings
@@ -28,11 +29,12 @@ def test_a_second_call_keeps_both_models(tiny_llama, full, tmp_path):
 
 
 def test_a_call_stopped_after_the_base_goes_on_from_it(tiny_llama, full, tmp_path):
-    def stop(*_):
-        raise KeyboardInterrupt
+    class Stopped(NoProgress):
+        def update(self, amount, detail=""):
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make_pair(tmp_path, full, model=tiny_llama, progress=stop)
+        make_pair(tmp_path, full, model=tiny_llama, progress=Stopped())
     before = (tmp_path / "base" / "model.safetensors").stat()
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
     assert len(make_pair(tmp_path, full, model=tiny_llama).losses) == 12

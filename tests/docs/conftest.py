@@ -51,7 +51,7 @@ def quick_demo(tiny_model) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "quick_settings", lambda: QUICK)
         patch.setattr(demo, "quick_fine_tune", lambda: QUICK_FINE_TUNE)
-        patch.setattr(demo, "tell_story", functools.partial(demo.tell_story, model=tiny_model))
+        patch.setattr(demo, "run_demo", functools.partial(demo.run_demo, model=tiny_model))
         patch.setattr("eckart.demo.learning.language_reference", lambda: short)
         patch.setattr("eckart.demo.pair.language_reference", lambda: short)
         yield

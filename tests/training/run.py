@@ -5,22 +5,24 @@ import os
 import signal
 import sys
 
+from eckart.engine.progress import NoProgress
 from eckart.nn import LoRAConfig
 from eckart.training import DataOptions, TrainSettings, train
 
 
-class Killer:
+class Killer(NoProgress):
     """Ends the process, as the kernel or a scheduler does, once a step is done."""
 
     def __init__(self, step: int) -> None:
-        self.step = step
+        self.step, self.stage, self.done = step, "", 0
 
-    def at(self, stage: str, done: int, total: int, loss: float | None = None) -> None:
-        if (stage, done) == ("training", self.step):
+    def start(self, stage: str, total: int, unit: str) -> None:
+        self.stage, self.done = stage, 0
+
+    def update(self, amount: int, detail: str = "") -> None:
+        self.done += amount
+        if (self.stage, self.done) == ("Training", self.step):
             os.kill(os.getpid(), signal.SIGKILL)
-
-    def note(self, message: str) -> None:
-        pass
 
 
 def main(model: str, text: str, output: str, options: str) -> None:
@@ -32,7 +34,7 @@ def main(model: str, text: str, output: str, options: str) -> None:
         settings=TrainSettings(**given["settings"]),
         options=DataOptions(**given["options"]),
         output=output,
-        watcher=Killer(given["kill_at"]),
+        progress=Killer(given["kill_at"]),
     )
 
 

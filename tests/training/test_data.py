@@ -187,8 +187,8 @@ def test_data_of_their_own_are_held_out_whole(tmp_path, tokenizer, text):
 MALFORMED = {
     '{"text": "the rank"': "line 2: not JSON (Expecting ',' delimiter at column 20)",
     '["text"]': "line 2: a list, not an object",
-    '{"question": "?", "answer": "!"}': "line 2: holds question, answer; expected text, or prompt and completion, or",
-    '{"text": "a", "messages": []}': "line 2: holds both text and messages; keep one of them",
+    '{"question": "?", "answer": "!"}': "line 2: has question, answer; expected text, or prompt and completion, or",
+    '{"text": "a", "messages": []}': "line 2: has both text and messages; keep one of them",
     '{"text": ""}': "line 2: text is empty",
     '{"text": 3}': "line 2: text is a number, not text",
     '{"prompt": "a", "completion": " "}': "line 2: completion is empty",
@@ -197,9 +197,9 @@ MALFORMED = {
     '{"messages": "hello"}': "line 2: messages is a str; expected a list of messages",
     '{"messages": [{"content": "a"}]}': "line 2: message 1 of messages has no role",
     '{"messages": [{"role": "assistant"}]}': "line 2: message 1 of messages has no text as its content",
-    '{"messages": [{"role": "user", "content": "a"}]}': "line 2: messages holds no message of the assistant",
-    '{"messages": [{"role": "assistant", "content": "a"}]}': "line 2: the chat template does not tell which words",
-    '{"prompt": "the ", "completion": "rank"}': "line 2: holds prompt and completion, those before it text",
+    '{"messages": [{"role": "user", "content": "a"}]}': "line 2: messages has no message of the assistant",
+    '{"messages": [{"role": "assistant", "content": "a"}]}': "line 2: the chat template does not mark which words",
+    '{"prompt": "the ", "completion": "rank"}': "line 2: has prompt and completion, those before it text",
 }
 
 
@@ -224,7 +224,7 @@ def test_all_faults_are_told_the_first_dozen_in_full(tmp_path, tokenizer):
 
 def test_what_the_chat_template_refuses_is_told_with_its_place(tmp_path, tokenizer):
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(FileFormatError, match=r"line 1: the chat template refuses it \(roles must alternate\)"):
+    with pytest.raises(FileFormatError, match=r"line 1: the chat template rejects it \(roles must alternate\)"):
         load_data(write_lines(tmp_path / "d.jsonl", [TALK]), tokenizer, options=SHORT)
     tokenizer.chat_template = None
     with pytest.raises(OptionError, match="has no chat template"):
@@ -246,7 +246,7 @@ def write_bytes(path, content):
         ("one.jsonl", b'{"text": "the rank"}', (EckartError, "nothing is left to train on")),
         ("latin.txt", b"the rank\nb\xfcrger", (FileFormatError, r"not UTF-8 text \(line 2\)")),
         ("latin.jsonl", b'{"text": "b\xfcrger"}', (FileFormatError, "line 1: not UTF-8 text")),
-        ("broken.parquet", b"PAR1 and then nothing", (FileFormatError, "not a Parquet file that can be read")),
+        ("broken.parquet", b"PAR1 and then nothing", (FileFormatError, "not a readable Parquet file")),
         ("broken.json", b'[{"text": "a"},', (FileFormatError, "not JSON")),
     ],
 )
@@ -262,7 +262,7 @@ def test_data_that_cannot_be_used_are_refused(name, content, refused, tmp_path, 
 def test_a_folder_of_texts_and_records_is_refused(tmp_path, tokenizer):
     (tmp_path / "a.txt").write_text("the rank")
     write_lines(tmp_path / "b.jsonl", [PAIR])
-    with pytest.raises(SourceError, match=r"holds records \(b.jsonl\) and other files \(a.txt\)"):
+    with pytest.raises(SourceError, match=r"contains records \(b.jsonl\) and other files \(a.txt\)"):
         load_data(tmp_path, tokenizer, options=SHORT)
 
 
@@ -273,7 +273,7 @@ def test_columns_that_no_form_has_are_named(tmp_path, tokenizer):
 
 
 def test_a_dataset_that_the_hub_does_not_give_is_refused_in_our_words(tokenizer):
-    with pytest.raises(SourceError, match="the hub does not give such a dataset"):
+    with pytest.raises(SourceError, match="the hub provides no such dataset"):
         load_data("no-such-org/no-such-data", tokenizer, options=SHORT)
 
 

@@ -22,7 +22,7 @@ from eckart.training import Distillation, FinetuneSettings, distill, finetune, p
 from eckart.training.distiller import SHORT, hold_out
 from eckart.training.divergence import summed_agreement, turn_into_gradient
 
-from .tiny import words
+from .tiny import Reports, words
 
 SETTINGS = replace(SHORT, steps=30)
 
@@ -205,24 +205,26 @@ def test_the_rate_follows_the_size_of_the_factors_whichever_of_them_carries_it(t
 def test_an_interrupted_training_leaves_the_factors_as_they_were(student, tuned, sequences):
     before = adapter_of(student)
 
-    def stop(step, steps, kl):
+    def stop():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        distill(student, load_model(tuned), sequences, SETTINGS, progress=stop)
+        distill(student, load_model(tuned), sequences, SETTINGS, progress=Reports(1, stop))
     assert same(before, adapter_of(student))
 
 
 def test_progress_is_told_every_step(student, tuned, sequences):
-    seen = []
-    result = distill(student, load_model(tuned), sequences, SETTINGS, progress=lambda *at: seen.append(at))
-    assert seen == [(step, SETTINGS.steps, kl) for step, kl in enumerate(result.losses, start=1)]
+    reports = Reports()
+    result = distill(student, load_model(tuned), sequences, SETTINGS, progress=reports)
+    assert reports.stages == [("Distilling", SETTINGS.steps, "steps")]
+    assert reports.steps == list(range(1, SETTINGS.steps + 1))
+    assert reports.details == [f"KL {kl:.4f}" for kl in result.losses]
 
 
 def test_what_cannot_be_distilled_is_refused(student, tiny, tuned, sequences):
     teacher = load_model(tuned)
     for few in (sequences[:10], sequences[0], sequences[:0]):
-        with pytest.raises(OptionError, match="give more text"):
+        with pytest.raises(OptionError, match="needs more text"):
             distill(student, teacher, few)
     with pytest.raises(MismatchError, match="default"):
         distill(load_model(tiny), teacher, sequences)
@@ -230,7 +232,7 @@ def test_what_cannot_be_distilled_is_refused(student, tiny, tuned, sequences):
         distill(student, {"other": 1.0}, sequences)
     larger = load_model(tuned)
     larger.resize_token_embeddings(33, mean_resizing=False)
-    with pytest.raises(MismatchError, match="33 tokens, the student 32"):
+    with pytest.raises(MismatchError, match="one vocabulary, got 33 and 32 tokens"):
         distill(student, larger, sequences)
     with torch.no_grad():
         teacher.lm_head.weight[0, 0] = float("nan")
@@ -410,12 +412,12 @@ def test_layers_that_share_a_weight_are_left_as_they_are(tiny, tokenizer, tmp_pa
 
 
 def test_a_text_that_is_too_short_is_refused_before_any_model_is_read(tiny):
-    with pytest.raises(EckartError, match="1,500 tokens: it needs 1,707"):
+    with pytest.raises(EckartError, match="1,500 tokens but needs 1,707"):
         Distillation(tiny, "no/such/model", words(1500))
 
 
 def test_a_distillation_that_is_stopped_leaves_no_adapter_and_the_next_goes_on_from_the_factors(tiny, tuned, tmp_path):
-    def stop(step, steps, kl):
+    def stop():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -424,7 +426,7 @@ def test_a_distillation_that_is_stopped_leaves_no_adapter_and_the_next_goes_on_f
             tuned,
             rank=1,
             output=tmp_path / "out",
-            refine=Distillation(tiny, tuned, TEXT, SETTINGS, progress=stop),
+            refine=Distillation(tiny, tuned, TEXT, SETTINGS, progress=Reports(1, stop)),
         )
     assert not (tmp_path / "out").exists()
     assert len(list((tmp_path / "out.partial").glob("*.safetensors"))) == 14

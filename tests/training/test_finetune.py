@@ -9,6 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from eckart.errors import EckartError, OptionError
 from eckart.training import FinetuneSettings, finetune
 
+from .tiny import Reports
+
 
 @pytest.fixture
 def model():
@@ -69,18 +71,19 @@ def test_the_rate_rises_then_falls_linearly_and_never_reaches_zero():
 
 
 def test_progress_is_told_every_step(model, sequences):
-    seen = []
-    result = finetune(model, sequences, FinetuneSettings(steps=3), progress=lambda *at: seen.append(at))
-    assert seen == [(step, 3, loss) for step, loss in enumerate(result.losses, start=1)]
+    reports = Reports()
+    result = finetune(model, sequences, FinetuneSettings(steps=3), progress=reports)
+    assert reports.stages == [("Fine-tuning", 3, "steps")]
+    assert reports.steps == [1, 2, 3]
+    assert reports.details == [f"loss {loss:.4f}" for loss in result.losses]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(model, sequences):
-    def break_after_two(step, steps, loss):
-        if step == 2:
-            model.lm_head.weight.data[0, 0] = float("nan")
+    def break_it():
+        model.lm_head.weight.data[0, 0] = float("nan")
 
     with pytest.raises(EckartError, match="training stopped at step 3 of 9: the loss is nan"):
-        finetune(model, sequences, FinetuneSettings(steps=9), progress=break_after_two)
+        finetune(model, sequences, FinetuneSettings(steps=9), progress=Reports(2, break_it))
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_weights_as_they_were(model, sequences):
@@ -94,7 +97,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_as_they_were(model, se
 def test_weights_that_are_not_float32_and_empty_data_are_refused_together(model):
     with pytest.raises(OptionError) as refusal:
         finetune(model.to(torch.bfloat16), torch.zeros(0, 16, dtype=torch.int64), FinetuneSettings(steps=1))
-    assert "torch.bfloat16 arrived" in str(refusal.value)
+    assert "must be float32, got torch.bfloat16" in str(refusal.value)
     assert "(0, 16)" in str(refusal.value)
 
 

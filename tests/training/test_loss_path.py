@@ -11,7 +11,7 @@ from eckart.planning.setting import PlanSetting
 from eckart.planning.step import TrainingStep
 from eckart.training import DataOptions, TrainSettings, load_data
 from eckart.training.loss_path import FUSED_TILE
-from eckart.training.making import make_trainer
+from eckart.training.trainer_setup import make_trainer
 
 LLAMA = {
     "model_type": "llama",
@@ -57,7 +57,7 @@ def test_plan_and_train_take_the_same_path_to_the_loss(name, target, method, *, 
     inject(model, config)
     data = load_data(text, tokenizer, options=DataOptions(max_length=16))
     settings = TrainSettings(steps=1, device="cpu")
-    trainer = make_trainer(model, tokenizer, data, settings, tmp_path, callbacks=[], save=False)
+    trainer = make_trainer(model, tokenizer, data, settings, tmp_path, save=False)
     assert trainer.loss_path == planned
 
 

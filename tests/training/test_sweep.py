@@ -10,7 +10,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 
+import eckart
+from eckart.engine.progress import NoProgress
 from eckart.errors import EckartError, MismatchError, OptionError, OutputError
 from eckart.formats import load_adapter
 from eckart.nn import LoRAConfig
@@ -24,23 +27,16 @@ SETTINGS = TrainSettings(steps=3, batch_size=2)
 OPTIONS = DataOptions(max_length=32)
 
 
-class NoProgress:
-    def at(self, stage, done, total, loss=None):
-        pass
-
-    def note(self, message):
-        pass
-
-
 class Trainings:
     """Trains nothing: writes what a training would, with a loss of rank, target and seed."""
 
     def __init__(self, loss=lambda rank, target, seed: 3 - rank / 10 + seed / 100, data="digest") -> None:
         self.loss, self.data, self.jobs = loss, data, []
 
-    def __call__(self, job: CellJob, watcher) -> dict:
+    def __call__(self, job: CellJob, progress) -> dict:
         self.jobs.append(job)
-        watcher.at("training", 1, 3, 2.5)
+        progress.start("Training", 3, "steps")
+        progress.update(1, "loss 2.5")
         rank, target = job.config.rank, "+".join(job.config.target)
         content = {
             "heldout_loss_before": 3.5,
@@ -64,7 +60,8 @@ class Trainings:
 def run(tiny, text, tmp_path):
     def start(run_cell, *, grid=GRID, **options):
         given = {"settings": SETTINGS, "options": OPTIONS, "data": text} | options
-        return sweep(tiny, given.pop("data"), tmp_path / "out", grid=grid, run_cell=run_cell, **given)
+        given |= {"ranks": grid.ranks, "targets": grid.targets, "seeds": grid.seeds}
+        return sweep(tiny, given.pop("data"), tmp_path / "out", run_cell=run_cell, **given)
 
     return start
 
@@ -93,6 +90,33 @@ def test_every_combination_is_trained_with_alpha_twice_the_rank_all_settings_bef
     assert content["sweet_spot"]["decided"]
 
 
+def test_a_sweep_takes_ranks_targets_and_a_number_of_seeds_and_needs_no_output(tiny, text):
+    trainings = Trainings()
+    settings = replace(SETTINGS, seed=5)
+    result = eckart.sweep(
+        tiny, text, ranks=[2, 4], targets="mlp", seeds=2, settings=settings, options=OPTIONS, run_cell=trainings
+    )
+    assert trainings.done == [(2, "mlp", 5), (4, "mlp", 5), (2, "mlp", 6), (4, "mlp", 6)]
+    assert [(row["rank"], row["seed"]) for row in result.rows()] == [(2, 5), (4, 5), (2, 6), (4, 6)]
+    assert not Path(trainings.jobs[0].output).exists()
+    assert len(repr(result)) < 1000
+
+
+def test_a_live_model_is_refused_since_every_training_has_its_own_process(text):
+    with pytest.raises(OptionError, match=r"`model` must be a SOURCE.*got a Linear"):
+        eckart.sweep(torch.nn.Linear(2, 2), text)
+
+
+def test_without_resume_an_interrupted_sweep_starts_over_and_a_finished_one_is_kept(run, tmp_path):
+    run(Trainings(), grid=replace(GRID, seeds=(0,)))
+    with pytest.raises(OutputError, match="finished sweep; use `force`"):
+        run(Trainings(), resume=False)
+    (tmp_path / "out/sweep.json").unlink()
+    again = Trainings()
+    run(again, resume=False)
+    assert len(again.done) == 12
+
+
 def test_one_seed_claims_no_spread(run):
     result = run(Trainings(), grid=replace(GRID, seeds=(0,)))
     assert {setting["standard_error"] for setting in result.to_json()["settings"]} == {None}
@@ -102,10 +126,10 @@ def test_one_seed_claims_no_spread(run):
 def test_a_sweep_that_was_stopped_goes_on_with_the_cells_that_are_missing(run):
     first = Trainings()
 
-    def stopped(job, watcher):
+    def stopped(job, progress):
         if len(first.jobs) == 5:
             raise KeyboardInterrupt
-        return first(job, watcher)
+        return first(job, progress)
 
     with pytest.raises(KeyboardInterrupt, match="5 of 12 cells are kept"):
         run(stopped)
@@ -133,11 +157,11 @@ def test_more_seeds_and_ranks_reuse_what_is_there(run):
 
 
 def test_a_diverged_cell_is_kept_as_failed_and_its_setting_is_no_candidate(run):
-    def diverging(job, watcher):
+    def diverging(job, progress):
         if job.config.rank == 4 and job.settings.seed == 1:
             msg = "training stopped at step 2 of 3: the loss is not finite"
             raise DivergenceError(msg)
-        return healthy(job, watcher)
+        return healthy(job, progress)
 
     healthy = Trainings()
     result = run(diverging)
@@ -151,7 +175,7 @@ def test_a_diverged_cell_is_kept_as_failed_and_its_setting_is_no_candidate(run):
 
 
 def test_a_sweep_in_which_every_cell_fails_has_no_sweet_spot(run):
-    def failing(job, watcher):
+    def failing(job, progress):
         msg = "the loss is not finite"
         raise DivergenceError(msg)
 
@@ -163,11 +187,11 @@ def test_a_sweep_in_which_every_cell_fails_has_no_sweet_spot(run):
 def test_a_refused_training_ends_the_sweep_and_keeps_the_cells_before_it(run):
     trainings = Trainings()
 
-    def refused(job, watcher):
+    def refused(job, progress):
         if len(trainings.jobs) == 2:
             msg = "the memory is too small"
             raise EckartError(msg)
-        return trainings(job, watcher)
+        return trainings(job, progress)
 
     with pytest.raises(EckartError, match="memory"):
         run(refused)
@@ -179,16 +203,17 @@ def test_a_refused_training_ends_the_sweep_and_keeps_the_cells_before_it(run):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"settings": replace(SETTINGS, learning_rate=1e-3)}, "settings.learning_rate is 0.001, was 0.0002"),
-        ({"config": LoRAConfig(method="dora")}, "config.method is 'dora', was 'lora'"),
-        ({"options": DataOptions(max_length=16)}, "options.max_length is 16, was 32"),
-        ({"grid": replace(GRID, alpha_per_rank=1.0)}, "alpha_per_rank is 1.0, was 2.0"),
+        ({"settings": replace(SETTINGS, learning_rate=1e-3)}, "settings.learning_rate: now 0.001, then 0.0002"),
+        ({"config": LoRAConfig(method="dora")}, "config.method: now 'dora', then 'lora'"),
+        ({"options": DataOptions(max_length=16)}, "options.max_length: now 16, then 32"),
+        ({"config": LoRAConfig(rank=8, alpha=8)}, "alpha_per_rank: now 1.0, then 2.0"),
     ],
 )
 def test_a_sweep_of_other_settings_is_refused_and_force_starts_over(run, changed, said):
     run(Trainings())
-    with pytest.raises(OutputError, match=said):
+    with pytest.raises(MismatchError, match=said) as refusal:
         run(Trainings(), **changed)
+    assert "was started with different settings; resume with the same ones" in str(refusal.value)
     again = Trainings()
     run(again, force=True, **changed)
     assert len(again.done) == 12
@@ -204,14 +229,14 @@ def test_a_folder_that_holds_something_else_is_left_alone(run, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.txt").write_text("mine")
     for force in (False, True):
-        with pytest.raises(OutputError, match="holds no sweep"):
+        with pytest.raises(OutputError, match="is not a sweep"):
             run(Trainings(), force=force)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
 def test_two_sweeps_do_not_work_in_one_folder(run):
-    def second(job, watcher):
-        with pytest.raises(OutputError, match="another sweep is at work"):
+    def second(job, progress):
+        with pytest.raises(OutputError, match="another sweep is running"):
             run(Trainings())
         msg = "enough"
         raise EckartError(msg)
@@ -234,13 +259,13 @@ def test_cells_that_cannot_be_trained_are_all_told_before_the_first_one(run, tmp
 @pytest.mark.parametrize(
     ("ranks", "targets", "options", "said"),
     [
-        ("4,eight", "attention", {}, "'eight' is no whole number"),
-        ("4,0", "attention", {}, "0 is no whole number"),
-        ("4,-8", "attention", {}, "'-8' is no whole number"),
-        ("4,8,4", "attention", {}, "ranks: 4 is there more than once"),
-        ("4", "mlp,mlp", {}, "targets: mlp is there more than once"),
-        ("", "attention", {}, "ranks: at least one"),
-        ("4", "", {}, "targets: at least one"),
+        ("4,eight", "attention", {}, "'eight' is not a whole number"),
+        ("4,0", "attention", {}, "0 is not a whole number"),
+        ("4,-8", "attention", {}, "'-8' is not a whole number"),
+        ("4,8,4", "attention", {}, "`ranks`: 4 occurs more than once"),
+        ("4", "mlp,mlp", {}, "`targets`: mlp occurs more than once"),
+        ("", "attention", {}, "`ranks`: at least one"),
+        ("4", "", {}, "`targets`: at least one"),
         ("4", "mlp", {"seeds": 0}, "at least 1"),
         ("4", "mlp", {"alpha_per_rank": 0.0}, "positive"),
         ("4", "mlp", {"alpha_per_rank": float("nan")}, "positive"),
@@ -265,14 +290,21 @@ def test_a_cell_in_a_fresh_process_learns_what_it_learns_here(tiny, text, tmp_pa
         )
         for side in ("apart", "here")
     ]
-    told = []
+    reports = []
 
-    class Told(NoProgress):
-        def at(self, stage, done, total, loss=None):
-            told.append((stage, done, total))
+    class Reports(NoProgress):
+        def start(self, stage, total, unit):
+            reports.append((stage, total, unit))
 
-    apart, here = train_apart(jobs[0], Told()), train_here(jobs[1], NoProgress())
-    assert ("training", 3, 3) in told
+        def update(self, amount, detail=""):
+            reports.append((amount, detail[:4]))
+
+        def finish(self):
+            reports.append("finish")
+
+    apart, here = train_apart(jobs[0], Reports()), train_here(jobs[1], NoProgress())
+    training = reports[reports.index(("Training", 3, "steps")) :]
+    assert training[1:6] == [(0, ""), (1, "loss"), (1, "loss"), (1, "loss"), "finish"]
     for field in ("heldout_loss_before", "heldout_loss_after", "losses", "trainable_params", "steps"):
         assert apart[field] == here[field]
     assert apart["run"]["data"] == here["run"]["data"]
@@ -292,7 +324,7 @@ def test_the_fresh_process_ends_when_its_parent_is_killed(tiny, text, tmp_path):
         [sys.executable, "-c", PARENT, json.dumps(asdict(job))], stdout=subprocess.PIPE, text=True
     )
     try:
-        assert any(line.startswith("training") for line in process.stdout)
+        assert any(line.startswith("Training") for line in process.stdout)
         children = _children(process.pid)
         assert len(children) == 1
         os.kill(process.pid, signal.SIGKILL)
@@ -310,11 +342,12 @@ PARENT = """
 import json, sys
 from eckart.training.sweep_cell import CellJob, train_apart
 
-class Watcher:
-    def at(self, *told): print(*told, flush=True)
-    def note(self, message): pass
+from eckart.engine.progress import NoProgress
 
-train_apart(CellJob.from_json(json.loads(sys.argv[1])), Watcher())
+class Printed(NoProgress):
+    def start(self, stage, total, unit): print(stage, flush=True)
+
+train_apart(CellJob.from_json(json.loads(sys.argv[1])), Printed())
 """
 
 

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import logging
 import math
 import os
 import signal
@@ -25,27 +26,12 @@ from eckart.training import (
     train,
 )
 
-from .tiny import loss_of, words, write_lines
+from .tiny import Reports, loss_of, words, write_lines
 
 CONFIG = LoRAConfig(rank=4, alpha=8)
 SETTINGS = TrainSettings(steps=10, batch_size=4, learning_rate=2e-2, save_every=3)
 OPTIONS = DataOptions(max_length=32)
 PEFT_WARNS = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-
-
-class Watching:
-    """Keeps what it is told, and may do something at a step."""
-
-    def __init__(self, step=None, act=None):
-        self.notes, self.told, self.step, self.act = [], [], step, act
-
-    def at(self, stage, done, total, loss=None):
-        self.told.append((stage, done, total, loss))
-        if stage == "training" and done == self.step:
-            self.act()
-
-    def note(self, message):
-        self.notes.append(message)
 
 
 def live(tiny) -> torch.nn.Module:
@@ -169,7 +155,7 @@ def test_a_model_that_lets_packed_records_see_each_other_is_refused(tiny, tmp_pa
     data = load_data(path, tokenizer, options=DataOptions(max_length=64, packing=True))
     model = live(tiny)
     model.config._attn_implementation = "leaky"
-    with pytest.raises(OptionError, match="see each other; train without packing"), leaky_attention():
+    with pytest.raises(OptionError, match="attend to each other; train without `packing`"), leaky_attention():
         train(model, data, config=CONFIG, settings=TrainSettings(steps=1, batch_size=1))
     assert not adapted_modules(model)
 
@@ -260,13 +246,42 @@ def test_a_base_in_four_bits_learns_and_stops_and_goes_on(options, start, tiny, 
     given = {"config": LoRAConfig(rank=4, init=start), "settings": settings, "options": OPTIONS}
     whole = train(tiny, text, **given)
     assert whole.heldout_loss_after < whole.heldout_loss_before - 0.5
-    watcher = Watching(3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    progress = Reports(3, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(TrainingInterrupted):
-        train(tiny, text, **given, output=tmp_path / "out", watcher=watcher)
-    resumed = train(tiny, text, **given, output=tmp_path / "out", resume=True)
+        train(tiny, text, **given, output=tmp_path / "out", progress=progress)
+    resumed = train(tiny, text, **given, output=tmp_path / "out")
     assert resumed.heldout_loss_after == whole.heldout_loss_after
     for name, layer in whole.adapter.items():
         assert torch.equal(resumed.adapter[name].delta(), layer.delta())
+
+
+def test_weights_in_four_bits_count_among_the_parameters(tiny, text):
+    dense, packed = (
+        train(tiny, text, config=CONFIG, settings=TrainSettings(steps=1, quantize=quantize), options=OPTIONS)
+        for quantize in (None, "nf4")
+    )
+    assert packed.trainable_params == dense.trainable_params
+    assert (
+        packed.total_params
+        == dense.total_params
+        == sum(p.numel() for p in live(tiny).parameters()) + (dense.trainable_params)
+    )
+
+
+@pytest.mark.parametrize("level", [logging.NOTSET, logging.INFO, logging.CRITICAL])
+def test_the_callers_choice_of_what_is_logged_is_restored(level, tiny, text):
+    logging.disable(level)
+    try:
+        train(tiny, text, config=CONFIG, settings=TrainSettings(steps=1), options=OPTIONS, dynamics=False)
+        assert logging.root.manager.disable == level
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def test_the_result_fits_on_a_screen_and_has_a_row_for_each_step(unbroken):
+    result = unbroken[1]
+    assert len(repr(result)) < 1000
+    assert [row["step"] for row in result.rows()] == list(range(1, 11))
 
 
 def test_bfloat16_keeps_the_factors_in_float32_and_learns(tiny, text):
@@ -285,19 +300,18 @@ def test_an_interruption_keeps_a_checkpoint_and_resuming_gives_the_bits_of_an_un
     whole, result = unbroken
     options = {"config": LoRAConfig(rank=4, alpha=8, dropout=0.2), "settings": SETTINGS, "options": OPTIONS}
     handler = signal.getsignal(signal.SIGINT)
-    watcher = Watching(5, lambda: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(TrainingInterrupted, match=r"after step 6 of 10; .*out.partial: the same command with --resume"):
-        train(tiny, text, **options, output=tmp_path / "out", watcher=watcher)
+    progress = Reports(5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(TrainingInterrupted, match=r"after step 6 of 10; .*out.partial; run the same again to resume"):
+        train(tiny, text, **options, output=tmp_path / "out", progress=progress)
     assert signal.getsignal(signal.SIGINT) is handler
     assert not (tmp_path / "out").exists()
-    with pytest.raises(OutputError, match="stopped after step 6: --resume goes on, --force starts over"):
-        train(tiny, text, **options, output=tmp_path / "out")
     changed = options | {"settings": TrainSettings(steps=20, batch_size=4, learning_rate=2e-2)}
-    with pytest.raises(MismatchError, match=r"settings\.steps: now 20, then 10"):
-        train(tiny, text, **changed, output=tmp_path / "out", resume=True)
-    watcher = Watching()
-    resumed = train(tiny, text, **options, output=tmp_path / "out", resume=True, watcher=watcher)
-    assert [done for stage, done, *_ in watcher.told if stage == "training"] == [6, 7, 8, 9, 10]
+    for force in (False, True):
+        with pytest.raises(MismatchError, match=r"(?s)`resume=False`.*settings\.steps: now 20, then 10"):
+            train(tiny, text, **changed, output=tmp_path / "out", force=force)
+    progress = Reports()
+    resumed = train(tiny, text, **options, output=tmp_path / "out", progress=progress)
+    assert progress.steps == [6, 7, 8, 9, 10]
     assert same(tmp_path / "out", whole)
     assert resumed.losses == result.losses
     assert resumed.heldout_loss_before == result.heldout_loss_before
@@ -317,7 +331,7 @@ def test_a_checkpoint_holds_only_what_trains(tiny, text, tmp_path):
             settings=SETTINGS,
             options=OPTIONS,
             output=tmp_path / "out",
-            watcher=Watching(3, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+            progress=Reports(3, lambda: os.kill(os.getpid(), signal.SIGTERM)),
         )
     checkpoint = max((tmp_path / "out.partial").glob("checkpoint-*"))
     names = load_file(checkpoint / "trained.safetensors").keys()
@@ -348,7 +362,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_step_and_laye
             settings=SETTINGS,
             options=OPTIONS,
             output=tmp_path / "out",
-            watcher=Watching(4, break_it),
+            progress=Reports(4, break_it),
         )
     message = str(refusal.value)
     assert refusal.value.step == 5
@@ -359,14 +373,16 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_step_and_laye
     assert all(torch.equal(layer.lora_B, kept[name]) for name, layer in load_adapter(folder).items())
     assert not adapted_modules(model)
     again = {"config": CONFIG, "settings": SETTINGS, "options": OPTIONS, "output": tmp_path / "out"}
-    with pytest.raises(OutputError, match="--resume goes on, --force starts over"):
+    with pytest.raises(MismatchError, match="started with different settings"):
         train(tiny, text, **again)
+    assert folder.is_dir()
+    assert train(tiny, text, **again, resume=False).steps == 10
 
 
 def test_a_model_that_is_broken_before_it_is_trained_is_refused(tiny, text):
     model = live(tiny)
     model.model.norm.weight.data[0] = float("nan")
-    with pytest.raises(NotFiniteError, match="the loss on held-out data is nan before training"):
+    with pytest.raises(NotFiniteError, match="returned NaN or Inf before training: its loss on held-out data is nan"):
         train(model, text, config=CONFIG, settings=SETTINGS, options=OPTIONS)
 
 
@@ -385,9 +401,9 @@ def test_memory_that_is_too_small_is_told_with_the_settings_to_lower(tiny, text)
         raise torch.OutOfMemoryError
 
     with pytest.raises(EckartError) as refusal:
-        train(tiny, text, config=CONFIG, settings=SETTINGS, options=OPTIONS, watcher=Watching(2, run_out))
-    lower = ("--batch-size 2 (now 4)", "--gradient-checkpointing", "--quantize nf4", "--max-length 16 (now 32)")
-    for advice in (*lower, f"eckart plan {tiny} --memory"):
+        train(tiny, text, config=CONFIG, settings=SETTINGS, options=OPTIONS, progress=Reports(2, run_out))
+    lower = ("`batch_size=2` (now 4)", "`gradient_checkpointing`", "`quantize=nf4`", "`max_length=16` (now 32)")
+    for advice in (*lower, f"eckart plan {tiny}"):
         assert advice in str(refusal.value)
 
 
@@ -399,10 +415,10 @@ def test_memory_that_is_too_small_is_told_with_the_settings_to_lower(tiny, text)
     [
         ({"rank": 17}, {}, "rank 17 is above the dimensions of its 16×16 weight: at most 16"),
         ({"target": "query"}, {}, "'query' matches nothing"),
-        ({}, {"options": DataOptions(max_length=65)}, "max_length 65: the model sees 64 tokens at once"),
+        ({}, {"options": DataOptions(max_length=65)}, "`max_length` is 65, but the model can attend to 64 tokens only"),
         ({}, {"settings": TrainSettings(batch_size=500)}, "one batch takes 500"),
-        ({"init": "loftq"}, {"settings": TrainSettings(quantize="nf4")}, "leave --quantize away"),
-        ({"bias": "all"}, {"settings": TrainSettings(dtype="bfloat16")}, "--dtype float32, or no biases"),
+        ({"init": "loftq"}, {"settings": TrainSettings(quantize="nf4")}, "use it without `quantize`"),
+        ({"bias": "all"}, {"settings": TrainSettings(dtype="bfloat16")}, "`dtype=float32` or `bias=none`"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(config, changed, reason, tiny, text):
@@ -413,7 +429,7 @@ def test_what_cannot_be_trained_is_refused(config, changed, reason, tiny, text):
 
 def test_a_tokenizer_of_another_model_is_refused(tiny, text, tokenizer):
     data = dataclasses.replace(load_data(text, tokenizer, options=OPTIONS), largest_token=32)
-    with pytest.raises(MismatchError, match="gives token 32, and the model knows 32"):
+    with pytest.raises(MismatchError, match="contain token 32, but the model has 32"):
         train(tiny, data, config=CONFIG, settings=SETTINGS)
 
 
@@ -423,7 +439,7 @@ def test_without_a_length_sequences_are_as_long_as_the_model_can_see(tiny, text)
 
 
 def test_an_absurd_scale_is_told_with_its_number(tiny, text):
-    watcher = Watching()
+    progress = Reports()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result = train(
@@ -433,10 +449,10 @@ def test_an_absurd_scale_is_told_with_its_number(tiny, text):
             settings=TrainSettings(steps=1, learning_rate=1e-6),
             options=OPTIONS,
             dynamics=False,
-            watcher=watcher,
+            progress=progress,
         )
-    assert "alpha 500 at rank 1 multiplies the update by 500" in watcher.notes[0]
-    assert result.notes == tuple(watcher.notes)
+    assert "alpha 500 at rank 1 multiplies the update by 500" in progress.notes[0]
+    assert result.notes == tuple(progress.notes)
 
 
 def test_an_output_that_exists_is_replaced_only_when_asked(unbroken, tiny, text, tmp_path):
@@ -446,7 +462,7 @@ def test_an_output_that_exists_is_replaced_only_when_asked(unbroken, tiny, text,
         train(tiny, text, **options, output=tmp_path / "out")
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match="something else is in it"):
+    with pytest.raises(OutputError, match="contains other files"):
         train(tiny, text, **options, output=tmp_path / "out", force=True)
     assert (tmp_path / "out.partial" / "notes.txt").read_text() == "mine"
     (tmp_path / "out.partial" / "notes.txt").unlink()

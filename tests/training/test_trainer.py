@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from eckart.nn import LoRAConfig, inject
 from eckart.training import DataOptions, TrainSettings, load_data
-from eckart.training.making import make_trainer
+from eckart.training.trainer_setup import make_trainer
 
 from .tiny import loss_of
 
@@ -57,7 +57,7 @@ def make(tokenizer, text, tmp_path):
 
     def made(model, config):
         inject(model, config)
-        return make_trainer(model, tokenizer, data, SETTINGS, tmp_path, callbacks=[], save=False)
+        return make_trainer(model, tokenizer, data, SETTINGS, tmp_path, save=False)
 
     return made
 

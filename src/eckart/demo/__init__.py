@@ -1,4 +1,4 @@
-"""The demo: a real model and an adapter of it, trained and taken apart on this machine, without the hub."""
+"""The demo: an adapter of a small real model, trained, resized and merged on this machine, without the hub."""
 
 import lazy_loader
 

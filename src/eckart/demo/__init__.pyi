@@ -4,9 +4,8 @@ from .learning import DemoSettings as DemoSettings
 from .learning import quick_settings as quick_settings
 from .package import install_model_package as install_model_package
 from .package import model_package_present as model_package_present
-from .pair import Pair as Pair
+from .pair import FinetunedPair as FinetunedPair
 from .pair import make_pair as make_pair
-from .story import Moment as Moment
-from .story import Story as Story
-from .story import tell_story as tell_story
-from .table import story_table as story_table
+from .run import DemoResult as DemoResult
+from .run import run_demo as run_demo
+from .table import demo_table as demo_table

@@ -1,6 +1,6 @@
 """The demo's base model as an ordinary checkpoint: SmolLM2-135M-Instruct in bfloat16, with its tokenizer.
 
-A Python package carries it, so no hub is asked. Each part that the demo trains or writes says what it was made from.
+It comes from a Python package, so no hub is needed. Each folder that the demo writes records what it depends on.
 """
 
 import json
@@ -26,14 +26,14 @@ Record = Mapping[str, object]
 
 
 def make_base(folder: Path, *, model: str | Path = MODEL, force: bool = False) -> Path:
-    """Write `folder`/base; one that is there from the same model is kept as it is.
+    """Write `folder`/base, unless it exists and comes from the same model.
 
     Raises:
-        OutputError: it comes from another model, or from elsewhere.
-        MissingExtraError, SourceError: the libraries or the model are not there.
+        OutputError: it comes from another model, or has another origin.
+        MissingExtraError, SourceError: the libraries or the model are not installed.
     """
     base, record = folder / "base", base_record(model)
-    if not all(finished(folder, {"base": record}, force=force)):
+    if not all(is_finished(folder, {"base": record}, force=force)):
         if model == MODEL:
             require_demo()
         write_model(base, load_model(model), load_tokenizer(model), record, force=force)
@@ -41,26 +41,26 @@ def make_base(folder: Path, *, model: str | Path = MODEL, force: bool = False) -
 
 
 def base_record(model: str | Path) -> Record:
-    """What the base is made from."""
+    """What the base depends on."""
     return {"model": str(model)}
 
 
-def finished(folder: Path, records: Mapping[str, Record], *, force: bool) -> list[bool]:
-    """Whether each part of `folder` is there, whole and made from what its record says.
+def is_finished(folder: Path, records: Mapping[str, Record], *, force: bool) -> list[bool]:
+    """Whether each of these parts of `folder` exists and has the same record.
 
     Raises:
-        OutputError: a part comes from something else, and may not be replaced.
+        OutputError: a part has another record or origin, and must not be replaced.
     """
-    same = {name: record_of(folder / name) == dict(record) for name, record in records.items()}
+    same = {name: read_record(folder / name) == dict(record) for name, record in records.items()}
     faults = [f"{name} exists" for name, done in same.items() if not done and (folder / name).exists()]
     if faults and not force:
-        msg = f"{folder} holds parts that do not come from these settings; choose another folder, or replace: --force"
+        msg = f"{folder} contains results of other settings; choose another folder, or replace them with `force`"
         raise OutputError.listing(msg, faults)
     return list(same.values())
 
 
-def record_of(part: Path) -> object:
-    """What a part was made from, None where it does not say."""
+def read_record(part: Path) -> object:
+    """The record in a part; None if it has none."""
     try:
         return json.loads((part / RECORD_FILE).read_text())
     except (OSError, ValueError):
@@ -68,7 +68,7 @@ def record_of(part: Path) -> object:
 
 
 def write_record(part: Path, record: Record) -> None:
-    """Say in a part what it is made from."""
+    """Write the record of a part into it."""
     (part / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
 
 
@@ -80,7 +80,7 @@ def write_model(
     *,
     force: bool,
 ) -> None:
-    """Write a model in bfloat16, with its tokenizer, whole or not at all; the model is left converted."""
+    """Write a model in bfloat16 with its tokenizer, completely or not at all; the model itself is converted too."""
     part.parent.mkdir(parents=True, exist_ok=True)
     with atomic_directory(part, force=force) as folder, quiet_transformers():
         cast("nn.Module", model).to(torch.bfloat16)

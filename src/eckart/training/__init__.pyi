@@ -8,13 +8,13 @@ from .dynamics import DynamicsRecorder as DynamicsRecorder
 from .dynamics import recording_steps as recording_steps
 from .finetuning import FinetuneResult as FinetuneResult
 from .finetuning import FinetuneSettings as FinetuneSettings
-from .finetuning import StepCallback as StepCallback
 from .finetuning import fast_dtype as fast_dtype
 from .finetuning import finetune as finetune
 from .health import DivergenceError as DivergenceError
+from .interruption import TrainingInterrupted as TrainingInterrupted
 from .result import TrainResult as TrainResult
+from .rundir import destroy_process_group as destroy_process_group
 from .rundir import is_writer as is_writer
-from .rundir import part as part
 from .sequences import pack_texts as pack_texts
 from .settings import TrainSettings as TrainSettings
 from .sweep_grid import SweepGrid as SweepGrid
@@ -24,5 +24,3 @@ from .sweep_run import sweep as sweep
 from .training_run import train as train
 from .trajectory import Dynamics as Dynamics
 from .trajectory import read_dynamics as read_dynamics
-from .watching import TrainingInterrupted as TrainingInterrupted
-from .watching import Watcher as Watcher

@@ -1,4 +1,4 @@
-"""DATA as training and held-out sequences: read once, checked whole, kept on disk rather than in memory."""
+"""DATA as training and held-out sequences: read and checked once, and stored on disk rather than in memory."""
 
 import hashlib
 import shutil
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 DEFAULT_LENGTH = 1024
 HELD_OUT_SHARE = 0.1
-HELD_OUT_TOKENS = 32_768  # more would not make the loss surer, only slower
-BYTES_PER_TOKEN = 4  # of text, about
+HELD_OUT_TOKENS = 32_768  # more would hardly make the loss more precise
+BYTES_PER_TOKEN = 4  # of text, approximately
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class DataOptions:
     """How DATA becomes sequences.
 
     Attributes:
-        max_length: tokens of a sequence, 1024 if not given; texts are cut into such windows, longer records lose their
-            end.
-        held_out: share of the data that is not trained on, to tell the loss before and after by; of texts the end.
-        answers_only: leave prompts, and what is not the assistant's in messages, out of the loss.
-        packing: put several records into one sequence, parted so that none sees another.
-        seed: of the draw of the records that are held out.
+        max_length: tokens per sequence, 1024 by default; texts are split into such windows, longer records are
+            truncated.
+        held_out: share of the data that is held out for the loss before and after training; of texts the end.
+        answers_only: compute the loss on completions and the assistant's messages only, not on prompts.
+        packing: pack several records into one sequence without letting them attend to each other.
+        seed: seed of the choice of held-out records.
     """
 
     max_length: int | None = None
@@ -47,23 +47,23 @@ class DataOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what no data can meet."""
-        faults = [] if self.length >= 2 else [f"max_length must be at least 2, got {self.length}"]
+        """Refuse invalid options, with all faults."""
+        faults = [] if self.length >= 2 else [f"`max_length` must be at least 2, got {self.length}"]
         if not 0 < self.held_out < 1:
-            faults.append(f"held_out is a share between 0 and 1, got {self.held_out}")
+            faults.append(f"`held_out` must be a share between 0 and 1, got {self.held_out}")
         if faults:
-            msg = "these options cannot be met:"
+            msg = "invalid data options"
             raise OptionError.listing(msg, faults)
 
     @property
     def length(self) -> int:
-        """Tokens of a sequence."""
+        """Tokens per sequence."""
         return DEFAULT_LENGTH if self.max_length is None else self.max_length
 
 
 @dataclass
 class _Count:
-    """What was met while DATA was read."""
+    """Statistics of DATA, collected while it is read."""
 
     cut: int = 0
     dropped: int = 0
@@ -77,17 +77,17 @@ class _Count:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Sequences to train on and sequences held out, in files that go when this object does.
+    """Training and held-out sequences, in files that are deleted together with this object.
 
     Attributes:
-        train: columns `input_ids` and `labels` (−100 where nothing is to be learnt), and `seq_lengths` if packed.
+        train: columns `input_ids` and `labels` (−100 for tokens that the loss ignores), and `seq_lengths` if packed.
         held_out: the same columns, never packed.
         form: `texts`, `text`, `prompt and completion` or `messages`.
-        records: records, or windows of text, of the training part.
-        cut: records that were longer than `options.max_length` and lost their end.
-        dropped: records of which nothing was left to learn.
+        records: number of records, or windows of text, to train on.
+        cut: number of records longer than `options.max_length`, which were truncated.
+        dropped: number of records without a token to learn.
         largest_token: the highest token id.
-        fingerprint: digest of every token and label.
+        fingerprint: digest of all tokens and labels.
     """
 
     train: "Dataset"
@@ -102,13 +102,16 @@ class TrainingData:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know of how the data were taken."""
+        """What the user should know about the data."""
         length = self.options.length
         return [
             note
             for count, note in (
-                (self.cut, f"{self.cut} records are longer than {length} tokens and lose their end"),
-                (self.dropped, f"{self.dropped} records are left out: within {length} tokens nothing is to be learnt"),
+                (self.cut, f"{self.cut} records are longer than {length} tokens and were truncated"),
+                (
+                    self.dropped,
+                    f"{self.dropped} records were skipped: nothing to learn within {length} tokens",
+                ),
             )
             if count
         ]
@@ -121,35 +124,35 @@ def load_data(
     options: DataOptions | None = None,
     held_out: Source | None = None,
 ) -> TrainingData:
-    """Read DATA whole, refuse it with all its faults, or give its sequences.
+    """Read DATA as sequences, or refuse it with all its faults.
 
     Args:
-        source: a text file or a folder of them; JSONL, JSON or Parquet whose records hold `text`, or `prompt` and
+        source: a text file or a folder of them; JSONL, JSON or Parquet whose records have `text`, or `prompt` and
             `completion`, or `messages`; a dataset on the hub (`org/name[@revision]`, its split `train`); or records.
-        tokenizer: of the model, with its chat template if there are messages.
-        options: how sequences are made.
-        held_out: data of its own to hold out; else a share of `source`.
+        tokenizer: the model's tokenizer, with its chat template if there are messages.
+        options: how data become sequences.
+        held_out: separate held-out data; by default a share of `source`.
 
     Returns:
-        Sequences for a trainer; memory holds one record, or one piece of text, at a time.
+        Sequences for a trainer. One record, or one piece of text, is in memory at a time.
 
     Raises:
         SourceError: there is no such data.
-        FileFormatError: records are malformed; the first dozen are told with their line and reason.
+        FileFormatError: records are malformed; the first dozen are listed with line and reason.
         EckartError: there is too little to train on, or nothing to hold out.
-        OptionError: messages, and a tokenizer without a chat template.
+        OptionError: there are messages, but the tokenizer has no chat template.
     """
     datasets = require_datasets("training")
     options = options or DataOptions()
     folder = Path(tempfile.mkdtemp(prefix="eckart-data-"))
     count = _Count()
     try:
-        with _quiet(datasets):
+        with _without_progress_bars(datasets):
             if held_out is None:
-                train, held, form = _halves(source, tokenizer, options, count, folder)
+                train, held, form = _split_source(source, tokenizer, options, count, folder)
             else:
-                train, form = _whole(source, tokenizer, options, count, folder / "train")
-                held, _ = _whole(held_out, tokenizer, options, count, folder / "held_out")
+                train, form = _complete(source, tokenizer, options, count, folder / "train")
+                held, _ = _complete(held_out, tokenizer, options, count, folder / "held_out")
             records = len(train)
             _check_enough(train, held, source, options)
             if options.packing and form != "texts":
@@ -166,23 +169,23 @@ def load_data(
     return data
 
 
-def _halves(
+def _split_source(
     source: Source, tokenizer: "PreTrainedTokenizerBase", options: DataOptions, count: _Count, folder: Path
 ) -> "tuple[Dataset, Dataset, str]":
-    """A training and a held-out part of the same data, and its form."""
+    """The training and the held-out sequences of the same data, and its form."""
     paths = _text_files(source)
     if not paths:
-        whole, form = _records(source, tokenizer, options, count, folder / "whole")
-        return *_split(whole, options), form
+        records, form = _records(source, tokenizer, options, count, folder / "records")
+        return *_split(records, options), form
     held = held_out_bytes(paths, options.held_out, HELD_OUT_TOKENS * BYTES_PER_TOKEN)
     train, held_out = (
-        _dataset(_windows(paths, tokenizer, options, count, held=held, part=part), folder / part)
-        for part in ("train", "held_out")
+        _dataset(_windows(paths, tokenizer, options, count, held=held, split=split), folder / split)
+        for split in ("train", "held_out")
     )
     return train, held_out, "texts"
 
 
-def _whole(
+def _complete(
     source: Source, tokenizer: "PreTrainedTokenizerBase", options: DataOptions, count: _Count, folder: Path
 ) -> "tuple[Dataset, str]":
     """All of a source as sequences, and its form."""
@@ -190,13 +193,13 @@ def _whole(
     if not paths:
         return _records(source, tokenizer, options, count, folder)
     return _dataset(
-        _windows(paths, tokenizer, options, count, held=dict.fromkeys(paths, 0), part="train"), folder
+        _windows(paths, tokenizer, options, count, held=dict.fromkeys(paths, 0), split="train"), folder
     ), "texts"
 
 
 def _text_files(source: Source) -> tuple[Path, ...]:
     files = find_files(source) if isinstance(source, (str, Path)) else None
-    return files.paths if files is not None and files.holds_text else ()
+    return files.paths if files is not None and files.are_texts else ()
 
 
 def _windows(
@@ -206,9 +209,9 @@ def _windows(
     count: _Count,
     *,
     held: dict[Path, int],
-    part: str,
+    split: str,
 ) -> Iterator[dict[str, list[int]]]:
-    for ids in windows(paths, tokenizer, length=options.length, held_out=held, part=part):
+    for ids in windows(paths, tokenizer, length=options.length, held_out=held, split=split):
         count.add(ids)
         yield {"input_ids": ids, "labels": ids}
 
@@ -223,32 +226,32 @@ def _records(
 
     def examples() -> Iterator[dict[str, list[int]]]:
         nonlocal form
-        for place, record in read_records(source, faults):
-            found, fault = form_of(record)
-            form = form or found
-            if found and found != form:
-                fault = f"holds {found}, those before it {form}"
-            if found and not fault:
-                fault = content_fault(record, found) or ""
-            if not fault and found:
+        for position, record in read_records(source, faults):
+            own_form, fault = form_of(record)
+            form = form or own_form
+            if own_form and own_form != form:
+                fault = f"has {own_form}, those before it {form}"
+            if own_form and not fault:
+                fault = content_fault(record, own_form) or ""
+            if not fault and own_form:
                 try:
-                    yield from _fitted(*encoder.encode(record, found), options.length, count)
+                    yield from _truncated(*encoder.encode(record, own_form), options.length, count)
                 except ValueError as error:
                     fault = str(error)
             if fault:
-                faults.append(f"{place}: {fault}")
+                faults.append(f"{position}: {fault}")
                 if len(faults) >= MAX_FAULTS:
                     return
 
     dataset = _dataset(examples(), folder)
     if faults:
-        msg = f"{_name(source)} cannot be trained on:"
+        msg = f"{_name(source)} cannot be used for training"
         raise FileFormatError.listing(msg, faults)
     return dataset, form or "nothing"
 
 
-def _fitted(ids: list[int], labels: list[int], length: int, count: _Count) -> Iterator[dict[str, list[int]]]:
-    """The example within `length` tokens, if something of it can be learnt: a first token is never predicted."""
+def _truncated(ids: list[int], labels: list[int], length: int, count: _Count) -> Iterator[dict[str, list[int]]]:
+    """The first `length` tokens of an example, if one of them counts in the loss; the first one never does."""
     cut = len(ids) > length
     ids, labels = ids[:length], labels[:length]
     if all(label == IGNORED for label in labels[1:]):
@@ -261,12 +264,12 @@ def _fitted(ids: list[int], labels: list[int], length: int, count: _Count) -> It
 
 
 def _split(dataset: "Dataset", options: DataOptions) -> "tuple[Dataset, Dataset]":
-    """Records drawn to be held out, at least one, and the others in their order."""
+    """The training records in their order, and the held-out ones, drawn at random: at least one."""
     order = np.random.default_rng(options.seed).permutation(len(dataset))
-    wanted, tokens, held = max(1, round(options.held_out * len(dataset))), 0, []
-    for place in order.tolist()[:wanted]:
-        held.append(place)
-        tokens += len(dataset[place]["input_ids"])
+    most, tokens, held = max(1, round(options.held_out * len(dataset))), 0, []
+    for index in order.tolist()[:most]:
+        held.append(index)
+        tokens += len(dataset[index]["input_ids"])
         if tokens >= HELD_OUT_TOKENS:
             break
     rest = np.setdiff1d(np.arange(len(dataset)), held)
@@ -274,7 +277,7 @@ def _split(dataset: "Dataset", options: DataOptions) -> "tuple[Dataset, Dataset]
 
 
 def _dataset(examples: Iterable[Mapping[str, list[int]]], folder: Path) -> "Dataset":
-    """The examples in an Arrow file, read from there as they are asked for."""
+    """The examples in an Arrow file, from which they are read on demand."""
     from datasets import Dataset, Features, List, Value
     from datasets.arrow_writer import ArrowWriter
 
@@ -293,9 +296,9 @@ def _check_enough(train: "Dataset", held: "Dataset", source: Source, options: Da
     if not len(train):
         faults.append("nothing is left to train on")
     if not any(len(labels) > 1 for labels in held["labels"]):
-        faults.append("nothing is left to hold out; name other data for it (--eval-data)")
+        faults.append("nothing is left to hold out; pass separate data as `held_out`")
     if faults:
-        msg = f"{_name(source)} is too little to train on with sequences of {options.length} tokens:"
+        msg = f"{_name(source)} is too short for training with sequences of {options.length} tokens"
         raise EckartError.listing(msg, faults)
 
 
@@ -304,12 +307,12 @@ def _name(source: Source) -> str:
 
 
 @contextmanager
-def _quiet(datasets: Any) -> Iterator[None]:
-    """Without the progress bars of `datasets`: a library does not draw, its caller does."""
-    shown = datasets.is_progress_bar_enabled()
+def _without_progress_bars(datasets: Any) -> Iterator[None]:
+    """Suppress the progress bars of `datasets` inside the block."""
+    enabled = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
         yield
     finally:
-        if shown:
+        if enabled:
             datasets.enable_progress_bars()

@@ -1,4 +1,4 @@
-"""Distillation from names and a text: what an adapter goes through before it is written."""
+"""Distillation of an adapter before it is written, from SOURCEs and a text."""
 
 import math
 from collections import Counter
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from eckart.adapter import Adapter, AdapterLayer
+from eckart.engine.progress import NoProgress, Progress
 from eckart.errors import EckartError
 from eckart.evaluation import load_model, load_tokenizer
 from eckart.linalg import LowRank
@@ -24,17 +25,17 @@ from eckart.training.distiller import (
     DistillResult,
     distill,
 )
-from eckart.training.finetuning import FinetuneSettings, StepCallback
+from eckart.training.finetuning import FinetuneSettings
 
 SEQUENCE_TOKENS = 256
 TEACHER = "teacher"
 
 
 class Distillation:
-    """Trains an adapter towards a teacher on a text when it is called with one: a `refine` of `extract` and `resize`.
+    """Called with an adapter, trains it towards a teacher on a text; a `refine` argument of `extract` and `resize`.
 
     Attributes:
-        result: what the last call did.
+        result: the result of the last call.
     """
 
     result: DistillResult | None = None
@@ -47,42 +48,42 @@ class Distillation:
         settings: FinetuneSettings = SHORT,
         *,
         device: torch.device | str = "cpu",
-        progress: StepCallback | None = None,
+        progress: Progress = NoProgress(),
     ) -> None:
-        """Prepare it; the text is read here, the models when an adapter comes.
+        """Tokenize the text; the models are loaded when this is called.
 
         Args:
             base: SOURCE of the base, with its tokenizer.
-            teacher: SOURCE of the fine-tune, which is then in memory beside the base, or an adapter of the base.
-            text: to train on, but for its last 15 %, on which the training is judged.
+            teacher: SOURCE of the fine-tune, which is then in memory together with the base, or an adapter of the base.
+            text: text to train on; its last 15 % are held out to evaluate the training.
             settings: see `distill`.
-            device: of the models.
-            progress: called after every step.
+            device: device of the models.
+            progress: receives the steps.
 
         Raises:
             EckartError: the text is too short.
-            MissingExtraError, SourceError: transformers or the tokenizer is not there.
+            MissingExtraError, SourceError: transformers is not installed, or the base has no tokenizer.
         """
         self.base, self.teacher, self.settings = base, teacher, settings
         self.device, self.progress = device, progress
         tokenizer = load_tokenizer(base)
-        # verbose=False: a text longer than the model's window is cut into windows here, no reason to warn.
+        # verbose=False: a text longer than the model's window is split here, so there is nothing to warn of.
         self.ids: list[int] = cast("list[int]", tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         opening = cast("list[int]", tokenizer("")["input_ids"])[:1]
         self.opening = [token for token in opening if token == tokenizer.bos_token_id]
         least = math.ceil(LEAST_HELD_OUT_TOKENS / HELD_OUT_SHARE)
         if len(self.ids) < least:
             msg = (
-                f"the text to distil on has {len(self.ids):,} tokens: it needs {least:,}, of which "
-                f"{HELD_OUT_SHARE:.0%} judge what was trained on the others"
+                f"the text to distill on has {len(self.ids):,} tokens but needs {least:,}, of which "
+                f"{HELD_OUT_SHARE:.0%} are held out to evaluate the training"
             )
             raise EckartError(msg)
 
     def __call__(self, adapter: Adapter) -> Adapter:
-        """The adapter with trained factors, or the very same where the training did not help.
+        """The adapter with trained factors, or the same object if training did not help.
 
         Raises:
-            MismatchError: it does not fit the base, or no layer of it can be trained.
+            MismatchError: it does not fit the base, or none of its layers can be trained.
             SourceError: a model cannot be loaded.
         """
         model = cast("nn.Module", load_model(self.base)).to(self.device)
@@ -92,7 +93,7 @@ class Distillation:
             inject_adapter(model, Adapter({name: _balanced(layer) for name, layer in adapter.items()}), name=STUDENT)
             paths = _paths(model, adapter)
             modules = adapted_modules(model)
-            # Layers that share a weight stay: trained apart, they would fit no checkpoint any more.
+            # Layers that share a weight do not train: trained separately, they would no longer fit any checkpoint.
             for path in tied & modules.keys():
                 modules[path].factors(STUDENT).trainable = False
             self.result = distill(
@@ -105,7 +106,7 @@ class Distillation:
             )
             if not self.result.kept:
                 return adapter
-            trained = {name: _written(layer, modules[paths[name]]) for name, layer in adapter.items()}
+            trained = {name: _with_factors(layer, modules[paths[name]]) for name, layer in adapter.items()}
             return replace(adapter, layers=trained, files=())
 
     def _teacher(self, model: nn.Module) -> nn.Module | Mapping[str, float]:
@@ -115,19 +116,20 @@ class Distillation:
         return {TEACHER: 1.0}
 
     def _sequences(self, model: nn.Module) -> Tensor:
-        """The text end to end in sequences of one length, each opened as the tokenizer opens a text."""
+        """The text in sequences of one length, each with the start token if the tokenizer has one."""
         limit = getattr(getattr(model, "config", None), "max_position_embeddings", None) or SEQUENCE_TOKENS
         length = min(SEQUENCE_TOKENS, limit) - len(self.opening)
-        whole = len(self.ids) // length
-        ids = torch.tensor(self.ids[: whole * length], dtype=torch.int64).view(whole, length)
-        opening = torch.tensor(self.opening, dtype=torch.int64).expand(whole, len(self.opening))
+        count = len(self.ids) // length
+        ids = torch.tensor(self.ids[: count * length], dtype=torch.int64).view(count, length)
+        opening = torch.tensor(self.opening, dtype=torch.int64).expand(count, len(self.opening))
         return torch.cat([opening, ids], dim=1)
 
 
 def _balanced(layer: AdapterLayer) -> AdapterLayer:
-    """The same update from factors of one norm, U√S and √S·Vh, since AdamW's steps know no other measure.
+    """The same update with factors of equal norm, U√S and √S·Vh, which suits AdamW's steps.
 
-    Factors that have rank to spare, as a padded adapter's, stay: balanced, what is spare would be zero and not train.
+    Factors of a higher rank than their product, as in a padded adapter, are not changed: the rest would become zero
+    and not train.
     """
     product = layer.low_rank()
     if layer.kind == "embedding" or layer.rank > min(product.shape):
@@ -140,26 +142,26 @@ def _balanced(layer: AdapterLayer) -> AdapterLayer:
 
 
 def _tied_modules(model: nn.Module) -> set[str]:
-    """Modules with a parameter that another module has too."""
+    """Modules that share a parameter with another module."""
     named = list(model.named_parameters(remove_duplicate=False))
     uses = Counter(id(parameter) for _, parameter in named)
     return {path.rpartition(".")[0] for path, parameter in named if uses[id(parameter)] > 1}
 
 
 def _paths(model: nn.Module, adapter: Adapter) -> dict[str, str]:
-    """Where each layer of an adapter is in the model that it was put into."""
-    everywhere, prefix = dict(model.named_modules(remove_duplicate=False)), getattr(model, "base_model_prefix", "")
+    """The module path of each layer of an adapter in the model that it was inserted into."""
+    modules, prefix = dict(model.named_modules(remove_duplicate=False)), getattr(model, "base_model_prefix", "")
     names = {module: path for path, module in adapted_modules(model).items()}
-    found = {}
+    paths = {}
     for name in adapter:
-        module = everywhere.get(name)
-        module = module if isinstance(module, AdaptedModule) else everywhere[f"{prefix}.{name}"]
-        found[name] = names[cast("AdaptedModule", module)]
-    return found
+        module = modules.get(name)
+        module = module if isinstance(module, AdaptedModule) else modules[f"{prefix}.{name}"]
+        paths[name] = names[cast("AdaptedModule", module)]
+    return paths
 
 
-def _written(layer: AdapterLayer, module: AdaptedModule) -> AdapterLayer:
-    """A layer with the factors of a module, in its own dtypes; the layer itself where they did not train."""
+def _with_factors(layer: AdapterLayer, module: AdaptedModule) -> AdapterLayer:
+    """The layer with the factors of a module, in the layer's dtypes; unchanged if they did not train."""
     factors = module.factors(STUDENT)
     if not factors.trainable:
         return layer

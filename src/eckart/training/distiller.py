@@ -1,45 +1,47 @@
-"""A short distillation: factors of an adapter trained towards a teacher's predictions, and kept only if that helps.
+"""A short distillation: the factors of an adapter trained towards a teacher's predictions, kept only if that helps.
 
-The truncated SVD is the best approximation of an update by weights; what counts is what the model predicts.
+The truncated SVD is the best approximation of an update's weights, but not of the model's predictions.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from eckart.engine.progress import NoProgress, Progress
 from eckart.errors import MismatchError, NotFiniteError, OptionError
 from eckart.evaluation import GainReport
 from eckart.nn import LoRAFactors, adapted_modules, set_adapters
+from eckart.result import Result
 from eckart.training.divergence import Agreement, summed_agreement, turn_into_gradient
-from eckart.training.finetuning import FinetuneSettings, StepCallback
+from eckart.training.finetuning import FinetuneSettings
 from eckart.training.sequences import shuffled_batches
 
 STUDENT = "default"
 HELD_OUT_SHARE = 0.15
 LEAST_HELD_OUT_TOKENS = 256
-MOST_HELD_OUT_TOKENS = 2048  # predicted in float32, which a CPU does slowly
+MOST_HELD_OUT_TOKENS = 2048  # predicted in float32, which is slow on a CPU
 
 SHORT = FinetuneSettings(steps=40, learning_rate=0.3, warmup_steps=4)
 Predict = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class DistillResult:
-    """What a distillation did, measured on text that it was not trained on.
+@dataclass(frozen=True, repr=False)
+class DistillResult(Result):
+    """The result of a distillation, measured on held-out text.
 
     Attributes:
-        before: of the adapter as it came.
-        after: of the trained one, in the dtypes that it is written in; None if training broke off.
-        base_loss: of the model without adapter, in nats per token.
-        teacher_loss: of the teacher.
-        tokens: predicted in each of these measurements.
+        before: agreement of the original adapter with the teacher.
+        after: agreement of the trained one, in the dtypes that it is written in; None if training stopped early.
+        base_loss: loss of the model without adapter, in nats per token.
+        teacher_loss: loss of the teacher.
+        tokens: number of tokens predicted in each of these measurements.
         losses: KL of every step's batch.
-        note: why the adapter is what it was before; None where the training is kept.
+        note: why the adapter was restored; None if the trained one is kept.
         seconds: wall time.
     """
 
@@ -48,20 +50,24 @@ class DistillResult:
     base_loss: float
     teacher_loss: float
     tokens: int
-    losses: list[float] = field(repr=False)
+    losses: list[float]
     note: str | None
     seconds: float
 
     @property
     def kept(self) -> bool:
-        """Whether the adapter is now the trained one."""
+        """Whether the trained adapter is kept."""
         return self.note is None
 
     def gain_recovered(self, agreement: Agreement | None) -> float | None:
-        """The share of the teacher's lower loss that a model has; None where there is no gain, or no model."""
+        """The share of the teacher's gain that a model recovers; None if there is no gain, or no model."""
         if agreement is None:
             return None
         return GainReport(self.base_loss, self.teacher_loss, agreement.loss, self.tokens).gain_recovered
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The KL of each step."""
+        return [{"step": step, "kl": kl} for step, kl in enumerate(self.losses, start=1)]
 
     def to_json(self) -> dict[str, Any]:
         """The `distill` object of a command."""
@@ -89,72 +95,74 @@ def distill(
     settings: FinetuneSettings = SHORT,
     *,
     dtypes: Mapping[str, torch.dtype] | None = None,
-    progress: StepCallback | None = None,
+    progress: Progress = NoProgress(),
 ) -> DistillResult:
     """Train lora_A and lora_B of the adapter `default` towards what a teacher predicts, in place.
 
-    AdamW on KL(teacher ‖ student) over the whole vocabulary. The last 15 % of the sequences are held out: what was
-    trained is kept if the KL on them is lower than before, else the factors are put back, bit for bit.
+    AdamW minimizes KL(teacher ‖ student) over the complete vocabulary. The last 15 % of the sequences are held out: the
+    trained factors are kept if the KL on them is lower than before, else they are restored bit for bit.
 
     Args:
-        student: a causal language model with an adapter `default`, which is switched on alone; of it those factors
-            train that require a gradient. Like the teacher it is left in evaluation mode.
-        teacher: another such model, or weights of adapters of the student's own model, as `set_adapters` takes them:
-            then one model is in memory.
+        student: a causal language model with an adapter `default`, which is switched on alone; its factors that require
+            a gradient train. Like the teacher it is left in evaluation mode.
+        teacher: another such model, or weights of adapters of the student's own model, as `set_adapters` takes them,
+            so that only one model is in memory.
         sequences: token ids in the order of the text, shape `(sequences, length)`.
-        settings: how to train. A rate of 1 moves the numbers of a factor, in a step, by their own root mean square at
-            the start, so that one rate fits updates of every size. The products run in `compute_dtype`, measurements in
-            the models' own dtype.
-        dtypes: that the factors of a module, by its path, will be written in: they are rounded before they are judged.
-        progress: called after every step with its KL in nats per token.
+        settings: how to train. A learning rate of 1 changes the numbers of a factor, per step, by their initial root
+            mean square, so that one rate suits updates of every size. The products run in `compute_dtype`,
+            measurements in the models' own dtype.
+        dtypes: dtype in which the factors of a module, by its path, will be written; they are rounded before they are
+            measured.
+        progress: receives the steps, with the KL of each in nats per token.
 
     Returns:
-        KL and loss before and after, and whether the training is kept.
+        KL and loss before and after, and whether the trained factors are kept.
 
     Raises:
         OptionError: too few sequences.
         MismatchError: there is no factor to train, or the teacher has another vocabulary.
-        NotFiniteError: teacher or student predict NaN before any training.
+        NotFiniteError: teacher or student return NaN before training.
 
     Hinton, Vinyals & Dean (2015), "Distilling the knowledge in a neural network".
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     set_adapters(student, {STUDENT: 1.0})
     factors = trained_factors(student)
     training, held_out = hold_out(sequences.to(next(student.parameters()).device))
     parameters = [tensor for layer in factors.values() for tensor in (layer.lora_A, layer.lora_B)]
     start = [parameter.detach().clone() for parameter in parameters]
     teach = _predictions(teacher) if isinstance(teacher, nn.Module) else _predictions(student, teacher)
-    own, base = _predictions(student), _predictions(student, {})
+    predict, base = _predictions(student), _predictions(student, {})
     for model in (student, teacher):
         if isinstance(model, nn.Module):
             model.eval()
-    of_teacher, of_base, before = _measured(teach, [teach, base, own], held_out)
+    of_teacher, of_base, before = _measure(teach, [teach, base, predict], held_out)
     if not math.isfinite(before.kl):
-        msg = "the predictions of the teacher, or of the student before any training, are not finite"
+        msg = "the teacher, or the student before training, returned NaN or Inf"
         raise NotFiniteError(msg)
     losses, after, note = [], None, "it was interrupted"
+    progress.start("Distilling", settings.steps, "steps")
     try:
-        for kl in _steps(own, teach, parameters, training, settings):
+        for kl in _steps(predict, teach, parameters, training, settings):
             losses.append(kl)
-            if progress is not None:
-                progress(len(losses), settings.steps, kl)
+            progress.update(1, f"KL {kl:.4f}")
         _round(factors, dtypes or {})
-        (after,) = _measured(teach, [own], held_out)
+        (after,) = _measure(teach, [predict], held_out)
         note = None if after.kl < before.kl else "the KL on held-out text did not fall"
     except NotFiniteError as error:
         note = str(error)
     finally:
+        progress.finish()
         student.zero_grad(set_to_none=True)
         if note is not None:
-            _put(start, parameters)
-    seconds = time.monotonic() - began
+            _restore(parameters, start)
+    seconds = time.monotonic() - start_time
     tokens = held_out[:, 1:].numel()
     return DistillResult(before, after, of_base.loss, of_teacher.loss, tokens, losses, note, seconds)
 
 
 def hold_out(sequences: Tensor) -> tuple[Tensor, Tensor]:
-    """The sequences to train on, and of the rest as many as are measured, evenly from all of it.
+    """The sequences to train on, and the held-out ones to measure, which are spread evenly over the rest.
 
     Raises:
         OptionError: too few.
@@ -164,12 +172,12 @@ def hold_out(sequences: Tensor) -> tuple[Tensor, Tensor]:
     least, most = (max(1, tokens // max(length, 1)) for tokens in (LEAST_HELD_OUT_TOKENS, MOST_HELD_OUT_TOKENS))
     if first < 1 or length < 2 or count - first < least:
         msg = (
-            f"a distillation holds out {HELD_OUT_SHARE:.0%} of its text, about {LEAST_HELD_OUT_TOKENS} tokens or more; "
-            f"it got sequences of the shape {tuple(sequences.shape)}: give more text"
+            f"distillation needs more text: it holds out {HELD_OUT_SHARE:.0%}, which must be about "
+            f"{LEAST_HELD_OUT_TOKENS} tokens or more, and got sequences of shape {tuple(sequences.shape)}"
         )
         raise OptionError(msg)
-    places = torch.linspace(first, count - 1, min(count - first, most)).round().long()
-    return sequences[:first], sequences[places]
+    indices = torch.linspace(first, count - 1, min(count - first, most)).round().long()
+    return sequences[:first], sequences[indices]
 
 
 def trained_factors(student: nn.Module) -> dict[str, LoRAFactors]:
@@ -178,11 +186,11 @@ def trained_factors(student: nn.Module) -> dict[str, LoRAFactors]:
     Raises:
         MismatchError: there are none.
     """
-    found = {
+    factors = {
         path: module.factors(STUDENT) for path, module in adapted_modules(student).items() if STUDENT in module.adapters
     }
     trained = {
-        path: layer for path, layer in found.items() if layer.lora_A.requires_grad and layer.lora_B.requires_grad
+        path: layer for path, layer in factors.items() if layer.lora_A.requires_grad and layer.lora_B.requires_grad
     }
     if not trained:
         msg = f"the student has no adapter {STUDENT!r} with factors to train"
@@ -191,7 +199,7 @@ def trained_factors(student: nn.Module) -> dict[str, LoRAFactors]:
 
 
 def _predictions(model: nn.Module, weights: Mapping[str, float] | None = None) -> Predict:
-    """Logits of a model; with these weights of adapters for as long as it predicts, where they are given."""
+    """Computes logits of a model, with these weights of its adapters if they are given."""
 
     def predict(ids: Tensor) -> Tensor:
         if weights is not None:
@@ -206,25 +214,24 @@ def _predictions(model: nn.Module, weights: Mapping[str, float] | None = None) -
 
 
 @torch.no_grad()
-def _measured(teach: Predict, models: list[Predict], windows: Tensor) -> list[Agreement]:
-    """KL to the teacher and loss of each model, means over all predicted tokens."""
+def _measure(teach: Predict, models: list[Predict], windows: Tensor) -> list[Agreement]:
+    """Mean KL to the teacher and mean loss of each model over all predicted tokens."""
     sums = torch.zeros(len(models), 2, dtype=torch.float64)
     for window in windows:
         goal = teach(window[None])[0, :-1]
         for row, predict in enumerate(models):
             logits = predict(window[None])[0, :-1]
             if logits.shape != goal.shape:
-                msg = f"the teacher knows {goal.shape[-1]:,} tokens, the student {logits.shape[-1]:,}: "
-                msg += "a distillation needs one vocabulary"
+                msg = f"teacher and student need one vocabulary, got {goal.shape[-1]:,} and {logits.shape[-1]:,} tokens"
                 raise MismatchError(msg)
             sums[row] += summed_agreement(goal, logits, window[1:])
     return [Agreement(kl, loss) for kl, loss in (sums / windows[:, 1:].numel()).tolist()]
 
 
 def _steps(
-    own: Predict, teach: Predict, parameters: list[nn.Parameter], sequences: Tensor, settings: FinetuneSettings
+    predict: Predict, teach: Predict, parameters: list[nn.Parameter], sequences: Tensor, settings: FinetuneSettings
 ) -> Iterator[float]:
-    """Take the steps, each when its KL is asked for.
+    """Run the steps one by one and yield the KL of each.
 
     Raises:
         NotFiniteError: the KL or its gradient is not finite.
@@ -235,8 +242,8 @@ def _steps(
     for step in range(1, settings.steps + 1):
         for group, scale in zip(optimizer.param_groups, scales, strict=True):
             group["lr"] = settings.rate(step) * scale
-        kl = _backward(own, teach, next(batches), narrow=settings.compute_dtype == "bfloat16")
-        # Not clipped: a norm over factors counts what their split makes of it, which AdamW's steps do not.
+        kl = _backward(predict, teach, next(batches), narrow=settings.compute_dtype == "bfloat16")
+        # Not clipped: the norm depends on how the update is split into factors, but AdamW's steps do not.
         norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         if not math.isfinite(kl + norm):
             msg = f"at step {step} of {settings.steps} the KL was {kl} and the norm of its gradient {norm}"
@@ -246,12 +253,12 @@ def _steps(
         yield kl
 
 
-def _backward(own: Predict, teach: Predict, ids: Tensor, *, narrow: bool) -> float:
-    """KL on a batch, whose gradient the parameters are given."""
+def _backward(predict: Predict, teach: Predict, ids: Tensor, *, narrow: bool) -> float:
+    """The KL on a batch; adds its gradient to the parameters."""
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=narrow):
         with torch.no_grad():
             goal = teach(ids).flatten(0, 1)
-        logits = own(ids).flatten(0, 1)
+        logits = predict(ids).flatten(0, 1)
     kl = turn_into_gradient(goal, logits.detach())
     logits.backward(goal.to(logits.dtype))
     return kl
@@ -259,20 +266,20 @@ def _backward(own: Predict, teach: Predict, ids: Tensor, *, narrow: bool) -> flo
 
 @torch.no_grad()
 def _scales(parameters: list[nn.Parameter]) -> list[float]:
-    """Root mean square of each parameter; for one that is all zero, the mean over all of them."""
-    found = [float(parameter.square().mean().sqrt()) for parameter in parameters]
-    return [scale or sum(found) / len(found) for scale in found]
+    """Root mean square of each parameter; for a zero parameter, the mean over all of them."""
+    scales = [float(parameter.square().mean().sqrt()) for parameter in parameters]
+    return [scale or sum(scales) / len(scales) for scale in scales]
 
 
 @torch.no_grad()
 def _round(factors: Mapping[str, LoRAFactors], dtypes: Mapping[str, torch.dtype]) -> None:
-    """Give factors the values that they will have when they are read back."""
+    """Round the factors to the values that they will have when they are read back."""
     for path, layer in factors.items():
         for factor in (layer.lora_A, layer.lora_B):
             factor.copy_(factor.to(dtypes.get(path, factor.dtype)))
 
 
 @torch.no_grad()
-def _put(values: list[Tensor], parameters: list[nn.Parameter]) -> None:
+def _restore(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value)

@@ -1,4 +1,4 @@
-"""A record as a training example: token ids, and labels that leave out what is not to be learnt."""
+"""A record as a training example: token ids, and labels for the tokens that count in the loss."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     Messages = list[dict[str, Any]]
 
 FORMS = {"text": ("text",), "prompt and completion": ("prompt", "completion"), "messages": ("messages",)}
-IGNORED = -100  # the label that no loss counts, in torch and transformers
+IGNORED = -100  # the label that the losses of torch and transformers ignore
 
 
 def form_of(record: Mapping[str, Any]) -> tuple[str | None, str]:
@@ -20,17 +20,17 @@ def form_of(record: Mapping[str, Any]) -> tuple[str | None, str]:
     if len(forms) == 1:
         return forms[0], ""
     if forms:
-        return None, f"holds both {' and '.join(forms)}; keep one of them"
-    held = ", ".join(map(str, record)) or "nothing"
-    return None, f"holds {held}; expected text, or prompt and completion, or messages"
+        return None, f"has both {' and '.join(forms)}; keep one of them"
+    fields = ", ".join(map(str, record)) or "no fields"
+    return None, f"has {fields}; expected text, or prompt and completion, or messages"
 
 
 def content_fault(record: Mapping[str, Any], form: str) -> str | None:
     """What is wrong with the fields of a record of this form."""
     if form == "messages":
         fault = _messages_fault(record["messages"], "messages")
-        answered = not fault and any(message["role"] == "assistant" for message in record["messages"])
-        return fault or (None if answered else "messages holds no message of the assistant to learn from")
+        has_answer = not fault and any(message["role"] == "assistant" for message in record["messages"])
+        return fault or (None if has_answer else "messages has no message of the assistant to learn from")
     values = [record[field] for field in FORMS[form]]
     if form == "prompt and completion" and all(isinstance(value, list) for value in values):
         faults = [_messages_fault(record[field], field) for field in FORMS[form]]
@@ -60,20 +60,20 @@ def _kind(value: object) -> str:
 
 
 class Encoder:
-    """Token ids and labels of records, as TRL's SFTTrainer makes them (a test holds the two to each other).
+    """Token ids and labels of records, the same as those of TRL's SFTTrainer (which a test verifies).
 
-    With `answers_only` a prompt, and what is not the assistant's in messages, is left out of the loss: the completion
-    starts where the tokens of prompt and completion first differ from those of the prompt alone.
+    With `answers_only` the loss ignores prompts and all messages that are not the assistant's: a completion starts
+    where the tokens of prompt and completion first differ from those of the prompt alone.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, answers_only: bool = True) -> None:
         self.tokenizer = tokenizer
         self.answers_only = answers_only
         self._template: str | None = None
-        self._marked: bool | None = None  # whether the template marks what the assistant says
+        self._marked: bool | None = None  # whether the template marks the assistant's messages
 
     def encode(self, record: Mapping[str, Any], form: str) -> tuple[list[int], list[int]]:
-        """Ids and labels of the same length, not yet cut to any.
+        """Ids and labels of equal length, not truncated.
 
         Raises:
             ValueError: the chat template cannot render the record.
@@ -94,7 +94,7 @@ class Encoder:
         return ids, [IGNORED] * start + ids[start:]
 
     def _ids(self, text: str) -> list[int]:
-        # verbose=False: what is longer than the model's window is cut and counted later, no reason to warn.
+        # verbose=False: records longer than the model's window are truncated and counted later.
         return cast("list[int]", self.tokenizer(text, verbose=False)["input_ids"])
 
     def _ended(self, ids: list[int]) -> list[int]:
@@ -106,24 +106,24 @@ class Encoder:
             ids = self._rendered(messages, tools)
             return ids, list(ids)
         if self._marks():
-            found = self._template_call(messages, tools, return_assistant_tokens_mask=True)
-            pairs = zip(found["input_ids"], found["assistant_masks"], strict=True)
-            return found["input_ids"], [token if said else IGNORED for token, said in pairs]
+            rendered = self._template_call(messages, tools, return_assistant_tokens_mask=True)
+            pairs = zip(rendered["input_ids"], rendered["assistant_masks"], strict=True)
+            return rendered["input_ids"], [token if is_answer else IGNORED for token, is_answer in pairs]
         ids = self._rendered(messages, tools)
         labels = [IGNORED] * len(ids)
-        for place, message in enumerate(messages):
+        for index, message in enumerate(messages):
             if message["role"] == "assistant":
-                before = self._rendered(messages[:place], tools, add_generation_prompt=True) if place else None
-                upto = self._rendered(messages[: place + 1], tools)
-                if before is None or ids[: len(before)] != before or ids[: len(upto)] != upto:
-                    msg = "the chat template does not tell which words are the assistant's here; "
-                    msg += "give prompt and completion, or learn from all of it (--loss-on all)"
+                before = self._rendered(messages[:index], tools, add_generation_prompt=True) if index else None
+                through = self._rendered(messages[: index + 1], tools)
+                if before is None or ids[: len(before)] != before or ids[: len(through)] != through:
+                    msg = "the chat template does not mark which words are the assistant's here; "
+                    msg += "use prompt and completion, or learn from prompts too (`answers_only=False`)"
                     raise ValueError(msg)
-                labels[len(before) : len(upto)] = ids[len(before) : len(upto)]
+                labels[len(before) : len(through)] = ids[len(before) : len(through)]
         return ids, labels
 
     def _marks(self) -> bool:
-        """Whether the template, or TRL's edition of it for training, marks the assistant's words."""
+        """Whether the template, or TRL's version of it for training, marks the assistant's words."""
         if self._marked is None:
             from trl.chat_template_utils import get_training_chat_template
 
@@ -131,7 +131,7 @@ class Encoder:
             try:
                 self._template = get_training_chat_template(self.tokenizer)
                 self._marked = True
-            except ValueError:  # a template that TRL does not know
+            except ValueError:  # TRL has no version of this template
                 self._marked = False
         return self._marked
 
@@ -155,15 +155,15 @@ class Encoder:
                 ),
             )
         except TemplateError as error:
-            msg = f"the chat template refuses it ({error})"
+            msg = f"the chat template rejects it ({error})"
             raise ValueError(msg) from error
 
     def _require_template(self) -> None:
         if not self.tokenizer.chat_template:
-            msg = "the model's tokenizer has no chat template, which messages need; give text, or prompt and completion"
+            msg = "the model's tokenizer has no chat template, which messages need; use text, or prompt and completion"
             raise OptionError(msg)
 
 
 def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    differing = (place for place, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)
+    differing = (index for index, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)
     return next(differing, min(len(left), len(right)))

@@ -1,4 +1,4 @@
-"""The records that DATA holds, one at a time, each with the place where it stands, from every kind of file."""
+"""The records in DATA, one at a time with their position, from every kind of file."""
 
 import json
 import re
@@ -11,10 +11,10 @@ from eckart.errors import FileFormatError, MissingExtraError, SourceError
 from eckart.evaluation.model import EXTRA
 
 RECORD_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
-FIELDS = ("text", "prompt", "completion", "messages", "tools")  # the columns that are read; others are left alone
+FIELDS = ("text", "prompt", "completion", "messages", "tools")  # the columns that are read; others are ignored
 MAX_RECORD_BYTES = 64 * 2**20
 MAX_ARRAY_BYTES = 512 * 2**20
-MAX_FAULTS = 1000  # after which reading on tells nothing new
+MAX_FAULTS = 1000  # after so many, reading stops
 
 Source = str | Path | Iterable[Mapping[str, Any]]
 """A file, a folder, a hub name, or the records themselves."""
@@ -22,14 +22,14 @@ Source = str | Path | Iterable[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Files:
-    """The files that a path stands for: all of text, or all of records."""
+    """The files of a path: either all texts or all records."""
 
     paths: tuple[Path, ...]
-    holds_text: bool
+    are_texts: bool
 
 
 def find_files(source: str | Path) -> Files | None:
-    """The files of a path on disk; None where there is none and the name can be one of the hub.
+    """The files of a path on disk; None if it does not exist and may be the name of a dataset on the hub.
 
     Raises:
         SourceError: there is no such path, the folder is empty, or it mixes texts and records.
@@ -46,14 +46,14 @@ def find_files(source: str | Path) -> Files | None:
     records = tuple(each for each in paths if each.suffix.lower() in RECORD_SUFFIXES)
     if not paths or 0 < len(records) < len(paths):
         other = next((each.name for each in paths if each not in records), "")
-        found = f"holds records ({records[0].name}) and other files ({other})" if paths else "holds no files"
-        msg = f"{source}: the folder {found}; expected texts, or files that end in {', '.join(RECORD_SUFFIXES)}"
+        content = f"records ({records[0].name}) and other files ({other})" if paths else "no files"
+        msg = f"{source}: the folder contains {content}; expected texts, or {', '.join(RECORD_SUFFIXES)} files"
         raise SourceError(msg)
-    return Files(tuple(paths), holds_text=not records)
+    return Files(tuple(paths), are_texts=not records)
 
 
 def read_records(source: Source, faults: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every record with its place ("data.jsonl line 7"); what cannot be read is added to `faults`.
+    """Every record with its position ("data.jsonl line 7"); records that cannot be read are added to `faults`.
 
     Raises:
         SourceError, FileFormatError: a file cannot be read at all, or there is no such dataset.
@@ -79,7 +79,7 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _is_array(path: Path) -> bool:
-    """Whether a file is one JSON array rather than a record a line."""
+    """Whether a file is one JSON array rather than one record per line."""
     with _opened(path) as file:
         return file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 
@@ -97,21 +97,21 @@ def _json_lines(path: Path, faults: list[str]) -> Iterator[tuple[str, Mapping[st
     with _opened(path) as file:
         while line := file.readline(MAX_RECORD_BYTES + 1):
             number += 1
-            place = f"{path.name} line {number}"
+            position = f"{path.name} line {number}"
             if len(line) > MAX_RECORD_BYTES:
-                faults.append(f"{place}: longer than {MAX_RECORD_BYTES // 2**20} MiB; nothing after it was read")
+                faults.append(f"{position}: longer than {MAX_RECORD_BYTES // 2**20} MiB; nothing after it was read")
                 return
             if not line.strip():
                 continue
-            record = _parsed(line, place, faults)
+            record = _parsed(line, position, faults)
             if record is not None:
-                yield place, record
+                yield position, record
 
 
 def _json(path: Path, faults: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if path.stat().st_size > MAX_ARRAY_BYTES:
-        msg = f"{path}: a JSON array is read whole, and this one is over {MAX_ARRAY_BYTES // 2**20} MiB; "
-        msg += "write one record a line (.jsonl)"
+        msg = f"{path}: a JSON array must fit in memory, and this one is larger than {MAX_ARRAY_BYTES // 2**20} MiB; "
+        msg += "write one record per line (.jsonl)"
         raise FileFormatError(msg)
     try:
         records = json.loads(path.read_bytes())
@@ -119,26 +119,26 @@ def _json(path: Path, faults: list[str]) -> Iterator[tuple[str, Mapping[str, Any
         faults.append(f"{path.name}: not JSON ({error})")
         return
     for number, record in enumerate(records, 1):
-        place = f"{path.name} record {number}"
+        position = f"{path.name} record {number}"
         if isinstance(record, dict):
-            yield place, record
+            yield position, record
         else:
-            faults.append(f"{place}: {_kind(record)}, not an object")
+            faults.append(f"{position}: {_kind(record)}, not an object")
 
 
-def _parsed(line: bytes, place: str, faults: list[str]) -> Mapping[str, Any] | None:
+def _parsed(line: bytes, position: str, faults: list[str]) -> Mapping[str, Any] | None:
     try:
         record = json.loads(line.removeprefix(b"\xef\xbb\xbf").strip())
     except json.JSONDecodeError as error:
-        faults.append(f"{place}: not JSON ({error.msg} at column {error.colno})")
+        faults.append(f"{position}: not JSON ({error.msg} at column {error.colno})")
     except UnicodeDecodeError as error:
-        faults.append(f"{place}: not UTF-8 text (byte {error.start + 1} of the line)")
+        faults.append(f"{position}: not UTF-8 text (byte {error.start + 1} of the line)")
     except RecursionError:
-        faults.append(f"{place}: nested too deeply")
+        faults.append(f"{position}: nested too deeply")
     else:
         if isinstance(record, dict):
             return record
-        faults.append(f"{place}: {_kind(record)}, not an object")
+        faults.append(f"{position}: {_kind(record)}, not an object")
     return None
 
 
@@ -159,18 +159,18 @@ def _parquet(path: Path, faults: list[str]) -> Iterator[tuple[str, Mapping[str, 
                     yield f"{path.name} row {row}", _without_none(record)
     except (ArrowException, OSError) as error:
         where = f"after row {row}: " if row else ""
-        faults.append(f"{path.name}: {where}not a Parquet file that can be read ({str(error).splitlines()[0]})")
+        faults.append(f"{path.name}: {where}not a readable Parquet file ({str(error).splitlines()[0]})")
 
 
 def _hub_rows(name: str) -> Iterator[Mapping[str, Any]]:
-    """The rows of the `train` split of a dataset on the hub, which `datasets` keeps in its cache."""
+    """The rows of the `train` split of a dataset on the hub, which `datasets` caches."""
     datasets = require_datasets("reading a dataset of the hub")
     name, _, revision = name.partition("@")
     try:
         rows = datasets.load_dataset(name, split="train", revision=revision or None)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
-        msg = f"{name}: no file or folder of this name, and the hub does not give such a dataset ({reason})"
+        msg = f"{name}: there is no such file or folder, and the hub provides no such dataset ({reason})"
         raise SourceError(msg) from error
     columns = [column for column in rows.column_names if column in FIELDS]
     if not columns:
@@ -180,7 +180,7 @@ def _hub_rows(name: str) -> Iterator[Mapping[str, Any]]:
 
 
 def require_datasets(purpose: str) -> Any:
-    """The datasets module, or the error that names the extra which brings it."""
+    """The datasets module, or an error that names the extra that installs it."""
     try:
         import datasets
     except ImportError as error:
@@ -193,14 +193,14 @@ def _columns_fault(names: Iterable[str]) -> str:
 
 
 def _without_none(value: Any) -> Any:
-    """A row without the empty fields that a table's columns force on every row."""
+    """A row without the fields that are empty because a table has all columns in every row."""
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     return [_without_none(item) for item in value] if isinstance(value, list) else value
 
 
 def _kind(value: object) -> str:
-    """What a JSON value is, in words."""
+    """The type of a JSON value, in words."""
     names = {
         str: "a text",
         bool: "true or false",

@@ -1,38 +1,39 @@
-"""What a training did, as a value and as `train.json`."""
+"""The result of a training, as a value and as `train.json`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eckart.adapter import Adapter
+from eckart.result import Result
 from eckart.training.trajectory import Dynamics
 
 FORMAT = "eckart-train/1"
 RESULT_FILE = "train.json"
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """What a training did.
+@dataclass(frozen=True, repr=False)
+class TrainResult(Result):
+    """The result of a training.
 
     Attributes:
-        adapter: as it was saved.
-        output: the PEFT folder, if one was asked for.
-        trainable_params: numbers that were trained.
-        total_params: of the model, adapter included.
+        adapter: the trained adapter.
+        output: the PEFT folder, if one was written.
+        trainable_params: number of parameters that were trained.
+        total_params: parameters of the model, adapter included; weights in four bits count in full.
         steps: optimizer steps.
-        heldout_loss_before: nats per held-out token to be learnt, of the model as it was.
+        heldout_loss_before: loss of the model before training, in nats per target token of the held-out data.
         heldout_loss_after: the same with the adapter.
-        heldout_tokens: how many these are.
-        losses: of each step on its batch, by step.
-        seconds: of the steps, since the last time that the training was taken up.
-        peak_bytes: the most memory held, of the GPU or else of the process.
-        run: what was trained on what, and how.
-        dynamics: how the updates grew, if that was recorded.
-        notes: what a user should know.
+        heldout_tokens: number of these tokens.
+        losses: loss of each step on its batch, by step.
+        seconds: time of the steps, since the training was last resumed.
+        peak_bytes: peak memory of the GPU, or else of the process.
+        run: the model, data and settings.
+        dynamics: how the updates grew, if recorded.
+        notes: what the user should know.
     """
 
-    adapter: Adapter = field(repr=False)
+    adapter: Adapter
     output: Path | None
     trainable_params: int
     total_params: int
@@ -40,12 +41,16 @@ class TrainResult:
     heldout_loss_before: float
     heldout_loss_after: float
     heldout_tokens: int
-    losses: dict[int, float] = field(repr=False)
+    losses: dict[int, float]
     seconds: float
     peak_bytes: int
-    run: dict[str, Any] = field(repr=False)
-    dynamics: Dynamics | None = field(repr=False, default=None)
+    run: dict[str, Any]
+    dynamics: Dynamics | None = None
     notes: tuple[str, ...] = ()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The loss of each step."""
+        return [{"step": step, "loss": loss} for step, loss in self.losses.items()]
 
     def to_json(self) -> dict[str, Any]:
         """The content of `train.json`."""

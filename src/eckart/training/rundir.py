@@ -1,4 +1,4 @@
-"""The folder in which a training works before its output is whole: what it was started with, and its checkpoints."""
+"""The folder in which a training works until its output is complete: its settings and its checkpoints."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from eckart.errors import MismatchError, OutputError
 
 RUN_FILE = "run.json"
 LAST_GOOD = "last-good"  # the adapter before a step that was refused
-STATE_FILE = "trainer_state.json"  # written last of a checkpoint by transformers' trainer
+STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that transformers' trainer writes
 
 
 def is_writer() -> bool:
-    """Whether this process is the one of all that writes: the first that torchrun started, or the only one."""
+    """Whether this process writes the output: the first that torchrun started, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -27,50 +27,47 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def part() -> None:
-    """End what processes that train together share, at the end of a program that only trained."""
+def destroy_process_group() -> None:
+    """Release what processes that train together share, at the end of a program; nothing where there is only one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def prepare(output: Path, *, resume: bool, force: bool) -> Path:
-    """The folder `output`.partial, made where there is none; refused where something would be lost.
+    """The folder `output`.partial, created if missing; with `resume`, an interrupted training in it is kept.
 
     Raises:
-        OutputError: the output exists or cannot be written, an earlier training waits to go on, or the folder holds
-            something else.
+        OutputError: the output exists or cannot be written, the folder contains something else, or the adapter of a
+            training that diverged.
     """
     folder = output.with_name(f"{output.name}.partial")
     if not is_writer():
         return folder
     check_output(output, force=force)
     if folder.exists() and any(folder.iterdir()) and not (folder / RUN_FILE).exists():
-        msg = f"{folder}: training works in this folder, and something else is in it; give another output, or remove it"
+        msg = f"training needs the folder {folder}, which contains other files; choose another output, or remove it"
         raise OutputError(msg)
-    waiting = last_checkpoint(folder)
-    if waiting is not None and not resume and not force:
-        msg = f"{folder} holds a training stopped after step {step_of(waiting)}: --resume goes on, --force starts over"
+    checkpoint = last_checkpoint(folder)
+    if resume and not force and checkpoint is None and (folder / LAST_GOOD).exists():
+        msg = f"{folder / LAST_GOOD} is the adapter of a training that diverged; `resume=False` starts over without it"
         raise OutputError(msg)
-    if waiting is None and (folder / LAST_GOOD).exists() and not force:
-        msg = f"{folder / LAST_GOOD} is the adapter of a training that diverged: --force starts over without it"
-        raise OutputError(msg)
-    if waiting is None or not resume:
+    if checkpoint is None or not resume:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         write_run(folder, {})
     return folder
 
 
-def clear_if_idle(folder: Path) -> None:
-    """Take the folder of a training that ended early away, unless it holds what another could go on from."""
+def remove_if_empty(folder: Path) -> None:
+    """Remove the folder of a training that ended early, unless it contains something to resume from or to keep."""
     if is_writer() and last_checkpoint(folder) is None and not (folder / LAST_GOOD).exists():
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit() and _is_whole(path)]
-    return max(found, key=step_of, default=None)
+    """The newest complete checkpoint."""
+    checkpoints = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit() and _is_complete(path)]
+    return max(checkpoints, key=step_of, default=None)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -78,7 +75,7 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def _is_complete(checkpoint: Path) -> bool:
     try:
         json.loads((checkpoint / STATE_FILE).read_text())
     except (OSError, ValueError):
@@ -87,36 +84,39 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def write_run(folder: Path, run: Mapping[str, Any]) -> None:
-    """Keep what a training was started with, for one that goes on."""
+    """Store the settings of a training, to be compared when it resumes."""
     partial = folder / f".{RUN_FILE}"
     partial.write_text(json.dumps(run, indent=1) + "\n")
     partial.replace(folder / RUN_FILE)
 
 
 def read_run(folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """What the earlier training was started with, and found; it must be what is expected of this one.
+    """The settings and first results of the interrupted training; the settings must be `expected`.
 
     Raises:
-        MismatchError: another model, adapter, setting or data; every difference is listed.
+        MismatchError: it has another model, adapter, setting or data; all differences are listed.
     """
     try:
         run = json.loads((folder / RUN_FILE).read_text())
     except (OSError, ValueError) as error:
-        msg = f"{folder / RUN_FILE} cannot be read ({error}), so that nothing goes on from here; --force starts over"
+        msg = f"{folder / RUN_FILE} cannot be read ({error}), so the training cannot resume; `resume=False` starts over"
         raise MismatchError(msg) from None
-    faults = _differences(expected, run, "")
-    if faults:
-        msg = f"the training in {folder} was started otherwise, and goes on only as it was:"
+    if faults := differences(expected, run):
+        msg = (
+            f"the training in {folder} was started with different settings; "
+            "resume with the same ones, or start over with `resume=False`"
+        )
         raise MismatchError.listing(msg, faults)
     return run
 
 
-def _differences(wanted: Mapping[str, Any], found: Mapping[str, Any], where: str) -> list[str]:
+def differences(now: Mapping[str, Any], before: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The settings, nested ones by dotted names, that two runs do not share; only those of `now` are compared."""
     faults = []
-    for key, value in wanted.items():
-        other = found.get(key)
+    for key, value in now.items():
+        other = before.get(key)
         if isinstance(value, dict) and isinstance(other, dict):
-            faults += _differences(value, other, f"{where}{key}.")
+            faults += differences(value, other, f"{prefix}{key}.")
         elif value != other:
-            faults.append(f"{where}{key}: now {value!r}, then {other!r}")
+            faults.append(f"{prefix}{key}: now {value!r}, then {other!r}")
     return faults

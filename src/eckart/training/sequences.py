@@ -1,4 +1,4 @@
-"""Texts as training sequences: tokens packed end to end and cut to one length, nothing padded."""
+"""Texts as training sequences: tokens joined and split into sequences of one length, without padding."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, cast
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 def pack_texts(texts: Iterable[str], tokenizer: "PreTrainedTokenizerBase", *, length: int = 256) -> Tensor:
-    """Tokenise texts, join them with the end-of-text token and cut the stream into equal sequences.
+    """Tokenize texts, join them with the end-of-text token and split them into sequences of equal length.
 
     Args:
         texts: documents, in the order in which they are joined.
-        tokenizer: the model's tokenizer; its `eos_token_id`, where it has one, parts the documents.
-        length: tokens of a sequence, at least 2.
+        tokenizer: the model's tokenizer; its `eos_token_id`, if it has one, separates the documents.
+        length: tokens per sequence, at least 2.
 
     Returns:
-        Token ids, int64, shape `(sequences, length)`; the last, incomplete piece of the stream is dropped.
+        Token ids, int64, shape `(sequences, length)`; the incomplete last sequence is dropped.
 
     Raises:
         EckartError: the texts are too short for a single sequence.
@@ -29,18 +29,18 @@ def pack_texts(texts: Iterable[str], tokenizer: "PreTrainedTokenizerBase", *, le
     separator = [] if tokenizer.eos_token_id is None else [cast("int", tokenizer.eos_token_id)]
     stream: list[int] = []
     for text in texts:
-        # verbose=False: a document longer than the model's window is meant to be cut here, not warned about.
+        # verbose=False: a document longer than the model's window is split here, so there is nothing to warn of.
         stream += cast("list[int]", tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         stream += separator
-    whole = len(stream) // length
-    if whole == 0:
+    count = len(stream) // length
+    if count == 0:
         msg = f"the training text has {len(stream)} tokens, less than one sequence of {length}: give more text"
         raise EckartError(msg)
-    return torch.tensor(stream[: whole * length], dtype=torch.int64).view(whole, length)
+    return torch.tensor(stream[: count * length], dtype=torch.int64).view(count, length)
 
 
 def shuffled_batches(sequences: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Batches without end, shape `(batch_size, length)`; every sequence once before any comes again."""
+    """Endless batches, shape `(batch_size, length)`; every sequence occurs once before any is repeated."""
     waiting = torch.empty(0, dtype=torch.int64)
     while True:
         while len(waiting) < batch_size:

@@ -1,6 +1,6 @@
-"""One cell of a sweep: a training, in a process of its own so that the memory it is charged with is its own.
+"""One cell of a sweep: a training in a process of its own, so that its peak memory is its own.
 
-The child reads its job as one line of JSON, and ends when its parent does. What it tells, it tells as lines of JSON.
+The child reads its job as one line of JSON, writes progress and result as lines of JSON, and ends when its parent does.
 """
 
 import json
@@ -14,20 +14,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from eckart.engine.progress import Progress, Unit
 from eckart.errors import EckartError
 from eckart.nn import LoRAConfig
 from eckart.training.data import DataOptions
 from eckart.training.health import DivergenceError
 from eckart.training.settings import TrainSettings
 from eckart.training.training_run import train
-from eckart.training.watching import Watcher
 
 CHILD = "from eckart.training.sweep_cell import main; main()"
 
 
 @dataclass(frozen=True)
 class CellJob:
-    """What `train` is to be called with; sources by their names, since another process reads them."""
+    """The arguments of `train`; model and data by their names, since another process reads them."""
 
     model: str
     data: str
@@ -39,7 +39,7 @@ class CellJob:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "CellJob":
-        """The job that `asdict` described."""
+        """The job that `asdict` turned into `content`."""
         options = content["options"]
         parts = {
             "config": LoRAConfig(**content["config"]),
@@ -49,12 +49,46 @@ class CellJob:
         return cls(**content | parts)
 
 
-RunCell = Callable[[CellJob, Watcher], dict[str, Any]]
-"""Trains a cell and gives what `train.json` holds; DivergenceError where its loss is not finite."""
+RunCell = Callable[[CellJob, Progress], dict[str, Any]]
+"""Trains a cell and returns the content of `train.json`; raises DivergenceError if its loss is not finite."""
 
 
-def train_here(job: CellJob, watcher: Watcher) -> dict[str, Any]:
-    """Train in this process, from the start."""
+class ForwardedProgress:
+    """Passes every call on, as the name of a method of `Progress` and its arguments."""
+
+    def __init__(self, send: Callable[..., None]) -> None:
+        self._send = send
+
+    def start(self, stage: str, total: int, unit: Unit) -> None:
+        """Passes it on."""
+        self._send("start", stage, total, unit)
+
+    def update(self, amount: int, detail: str = "") -> None:
+        """Passes it on."""
+        self._send("update", amount, detail)
+
+    def note(self, message: str) -> None:
+        """Passes it on."""
+        self._send("note", message)
+
+    def finish(self) -> None:
+        """Passes it on."""
+        self._send("finish")
+
+
+def labelled(progress: Progress, label: str) -> Progress:
+    """The same progress with a label before every stage and note."""
+
+    def send(method: str, *arguments: Any) -> None:
+        if method in ("start", "note"):
+            arguments = (f"{label}: {arguments[0]}", *arguments[1:])
+        getattr(progress, method)(*arguments)
+
+    return ForwardedProgress(send)
+
+
+def train_here(job: CellJob, progress: Progress) -> dict[str, Any]:
+    """Train in this process, from the beginning."""
     result = train(
         job.model,
         job.data,
@@ -63,18 +97,19 @@ def train_here(job: CellJob, watcher: Watcher) -> dict[str, Any]:
         options=job.options,
         held_out=job.held_out,
         output=job.output,
+        resume=False,
         force=True,
-        watcher=watcher,
+        progress=progress,
     )
     return result.to_json()
 
 
-def train_apart(job: CellJob, watcher: Watcher) -> dict[str, Any]:
-    """Train in a fresh process, which ends with this one; errors arrive as they were raised there.
+def train_apart(job: CellJob, progress: Progress) -> dict[str, Any]:
+    """Train in a new process, which ends with this one; its errors are raised here again.
 
     Raises:
         DivergenceError: the loss or gradient is not finite.
-        EckartError: whatever else `train` refuses, or the process died.
+        EckartError: any other error of `train`, or the process died.
     """
     with tempfile.TemporaryFile("w+") as stderr:
         child = subprocess.Popen(
@@ -83,7 +118,7 @@ def train_apart(job: CellJob, watcher: Watcher) -> dict[str, Any]:
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            start_new_session=True,  # Ctrl-C is for the parent, which ends the child
+            start_new_session=True,  # Ctrl-C reaches only the parent, which ends the child
         )
         assert child.stdin is not None
         assert child.stdout is not None
@@ -91,15 +126,14 @@ def train_apart(job: CellJob, watcher: Watcher) -> dict[str, Any]:
             child.stdin.write(json.dumps(asdict(job)) + "\n")
             child.stdin.flush()
             for line in child.stdout:
-                told = json.loads(line)
-                if "at" in told:
-                    watcher.at(*told["at"])
-                elif "note" in told:
-                    watcher.note(told["note"])
-                elif "error" in told:
-                    raise (DivergenceError if told["diverged"] else EckartError)(told["error"])
+                message = json.loads(line)
+                if "progress" in message:
+                    method, *arguments = message["progress"]
+                    getattr(progress, method)(*arguments)
+                elif "error" in message:
+                    raise (DivergenceError if message["diverged"] else EckartError)(message["error"])
                 else:
-                    return told["result"]
+                    return message["result"]
             child.wait()
         finally:
             child.kill()
@@ -111,44 +145,29 @@ def train_apart(job: CellJob, watcher: Watcher) -> dict[str, Any]:
         killed = (
             f"was killed by signal {-child.returncode}" if child.returncode < 0 else f"ended with {child.returncode}"
         )
-        hint = "; the memory may have been too small" if child.returncode == -9 else ""
+        hint = "; it may have run out of memory" if child.returncode == -9 else ""
         msg = f"the process that trained {Path(job.output).name} {killed}{hint}{': ' if last else ''}{last}"
         raise EckartError(msg)
 
 
 def main() -> None:
-    """The child: one job from stdin, lines of JSON on what stdout was."""
-    told = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no line of ours
+    """The child: reads one job from stdin, and writes lines of JSON to what stdout was."""
+    messages = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # keep the output of libraries out of the JSON stream
     job = CellJob.from_json(json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
-    def tell(**content: object) -> None:
-        told.write(json.dumps(content) + "\n")
-        told.flush()
+    def write(**content: object) -> None:
+        messages.write(json.dumps(content) + "\n")
+        messages.flush()
 
     try:
-        tell(result=train_here(job, _Telling(tell)))
+        write(result=train_here(job, ForwardedProgress(lambda *call: write(progress=call))))
     except EckartError as error:
-        tell(error=str(error), diverged=isinstance(error, DivergenceError))
+        write(error=str(error), diverged=isinstance(error, DivergenceError))
 
 
 def _end_with_parent() -> None:
-    """Leave when the pipe from the parent closes: nobody waits for the result."""
+    """Exit when the pipe from the parent closes, since nothing waits for the result any more."""
     sys.stdin.read()
     os._exit(1)
-
-
-class _Telling:
-    """A watcher that passes on what it is told."""
-
-    def __init__(self, tell: Callable[..., None]) -> None:
-        self._tell = tell
-
-    def at(self, stage: str, done: int, total: int, loss: float | None = None) -> None:
-        """Pass it on."""
-        self._tell(at=[stage, done, total, loss])
-
-    def note(self, message: str) -> None:
-        """Pass it on."""
-        self._tell(note=message)

@@ -1,4 +1,4 @@
-"""The folder of a sweep: whose it is, and the cells that are finished in it."""
+"""The folder of a sweep: its settings, and its finished cells."""
 
 import json
 import re
@@ -11,84 +11,95 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from eckart.checkpoint import atomic_file, check_output
-from eckart.errors import OutputError
+from eckart.errors import MismatchError, OutputError
+from eckart.training.rundir import differences
+from eckart.training.sweep_result import RESULT_FILE
 
 SETTINGS_FILE, CELLS = "sweep-settings.json", "cells"
 
 
 @contextmanager
-def opened(folder: Path, about: dict[str, Any], *, force: bool) -> Iterator[None]:
-    """The folder of a sweep of these settings, for this process alone."""
-    file = folder / SETTINGS_FILE
+def sweep_folder(folder: Path, shared: dict[str, Any], *, resume: bool, force: bool) -> Iterator[None]:
+    """Create or reuse the folder of a sweep with these settings, and lock it for this process.
+
+    Raises:
+        OutputError: the folder contains something else, a finished sweep that must not be replaced, or a sweep in
+            progress.
+        MismatchError: it contains a sweep with different settings.
+    """
     if not folder.exists():
         check_output(folder)
         folder.mkdir()
-    elif any(folder.iterdir()) and not file.exists():
-        msg = f"{folder}: it exists and holds no sweep; give another output, or remove it"
+    elif any(folder.iterdir()) and not (folder / SETTINGS_FILE).exists():
+        msg = f"{folder} exists and is not a sweep; choose another output, or remove it"
         raise OutputError(msg)
-    lock = FileLock(folder / "lock", timeout=0, thread_local=False)
-    try:
-        held = lock.acquire()
-    except Timeout:
-        msg = f"{folder}: another sweep is at work in it; wait for it, or give another output"
-        raise OutputError(msg) from None
-    with held:
-        if force:
-            for kept in (path for path in folder.iterdir() if path.name != "lock"):
-                shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
+    with _locked(folder):
+        is_finished = (folder / RESULT_FILE).exists()
+        if is_finished and not resume and not force:
+            msg = f"{folder} contains a finished sweep; use `force` to replace it"
+            raise OutputError(msg)
+        if force or not resume:
+            for path in (path for path in folder.iterdir() if path.name != "lock"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         if any((folder / CELLS).glob("*/train.json")) or any((folder / CELLS).glob("*.failed.json")):
-            _check_same_settings(folder, about)
+            _check_same_settings(folder, shared, start_over="`force`" if is_finished else "`resume=False`")
         (folder / CELLS).mkdir(exist_ok=True)
-        with atomic_file(file, force=True) as partial:
-            partial.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        with atomic_file(folder / SETTINGS_FILE, force=True) as partial:
+            partial.write_text(json.dumps(shared, indent=1) + "\n", encoding="utf-8")
         yield
 
 
-def _check_same_settings(folder: Path, about: dict[str, Any]) -> None:
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / "lock", timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        msg = f"another sweep is running in {folder}; wait for it, or choose another output"
+        raise OutputError(msg) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_same_settings(folder: Path, shared: dict[str, Any], *, start_over: str) -> None:
     try:
         before = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return
-    except ValueError as broken:
-        msg = f"{folder / SETTINGS_FILE} is not JSON ({broken}); --force starts the sweep over"
-        raise OutputError(msg) from broken
-    was, now = _flat(before), _flat(about)
-    faults = [
-        f"{key} is {now.get(key)!r}, was {was.get(key)!r}" for key in {**was, **now} if was.get(key) != now.get(key)
-    ]
-    if faults:
-        msg = f"{folder} holds a sweep of other settings; give another output, or start over: --force"
-        raise OutputError.listing(msg, faults)
-
-
-def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(content, dict):
-        return {prefix: content}
-    parts = (_flat(value, f"{prefix}.{key}" if prefix else key) for key, value in content.items())
-    return {key: value for part in parts for key, value in part.items()}
+    except ValueError as error:
+        msg = f"{folder / SETTINGS_FILE} is not JSON ({error}): the sweep cannot resume; start over with {start_over}"
+        raise MismatchError(msg) from error
+    if faults := differences(shared, before):
+        msg = (
+            f"the sweep in {folder} was started with different settings; "
+            f"resume with the same ones, choose another output, or start over with {start_over}"
+        )
+        raise MismatchError.listing(msg, faults)
 
 
 def cell_name(rank: int, target: str, seed: int) -> str:
-    """The name of a cell's folder; what no name can hold is spelt by its code."""
+    """The name of a cell's folder; characters that a file name cannot contain are replaced by their code."""
     plain = re.sub(r"[^\w.+-]", lambda character: f"%{ord(character[0]):x}", target)
     return f"{plain}-rank{rank}-seed{seed}"
 
 
-def kept_cell(folder: Path, name: str) -> dict[str, Any] | None:
-    """What an earlier run kept of a cell: its `train.json`, or the error of one that failed."""
-    for file in (folder / CELLS / name / "train.json", _failure(folder / CELLS / name)):
+def finished_cell(cell: Path) -> dict[str, Any] | None:
+    """The `train.json` of a finished cell, or the error of a failed one; None if it has to be trained."""
+    for file in (cell / "train.json", _failure_file(cell)):
         if file.exists():
             return json.loads(file.read_text(encoding="utf-8"))
     return None
 
 
-def keep_failure(cell: Path, error: str) -> dict[str, Any]:
-    """Keep why a cell has no result."""
+def record_failure(cell: Path, error: str) -> dict[str, Any]:
+    """Record why a cell has no result."""
     content = {"error": error}
-    with atomic_file(_failure(cell), force=True) as partial:
+    with atomic_file(_failure_file(cell), force=True) as partial:
         partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
     return content
 
 
-def _failure(cell: Path) -> Path:
+def _failure_file(cell: Path) -> Path:
     return cell.with_name(f"{cell.name}.failed.json")

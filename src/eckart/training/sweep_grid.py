@@ -1,4 +1,4 @@
-"""What a sweep varies: ranks, targets and seeds."""
+"""The grid of a sweep: ranks, targets and seeds."""
 
 import re
 from dataclasses import dataclass, replace
@@ -9,18 +9,18 @@ from eckart.evaluation.outline import outline_model
 from eckart.nn import LoRAConfig
 from eckart.nn.targets import find_targets
 
-SHOWN = 3  # faults of one cell
+SHOWN = 3  # faults per cell
 
 
 @dataclass(frozen=True)
 class SweepGrid:
-    """What is varied.
+    """The grid.
 
     Attributes:
-        ranks: of the adapter.
-        targets: patterns or presets, each of which may be several joined by `+`: `q_proj+v_proj`.
-        seeds: of the factors' start, the order of the data and dropout; one seed is the same for every setting.
-        alpha_per_rank: alpha over rank; the scale of the update is then the same at every rank.
+        ranks: ranks of the adapter.
+        targets: patterns or presets, each of which may join several with `+`: `q_proj+v_proj`.
+        seeds: seeds of the factors' initial values, the order of the data and dropout, used for every setting.
+        alpha_per_rank: alpha / rank, which makes the scale of the update the same at every rank.
     """
 
     ranks: tuple[int, ...] = (4, 8, 16)
@@ -29,38 +29,45 @@ class SweepGrid:
     alpha_per_rank: float = 2.0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be swept over, all faults at once."""
+        """Refuse an invalid grid, with all faults."""
         faults = []
         for name in ("ranks", "targets", "seeds"):
             values = getattr(self, name)
             if not values:
-                faults.append(f"{name}: at least one is needed")
+                faults.append(f"`{name}`: at least one is needed")
             if repeated := sorted({str(value) for value in values if values.count(value) > 1}):
-                faults.append(f"{name}: {', '.join(repeated)} is there more than once")
+                faults.append(f"`{name}`: {', '.join(repeated)} occurs more than once")
         faults += [
-            f"ranks: {rank!r} is no whole number from 1" for rank in self.ranks if type(rank) is not int or rank < 1
+            f"`ranks`: {rank!r} is not a whole number of at least 1"
+            for rank in self.ranks
+            if type(rank) is not int or rank < 1
         ]
         if not self.alpha_per_rank > 0:
-            faults.append(f"alpha over rank must be positive, got {self.alpha_per_rank}")
+            faults.append(f"alpha / rank must be positive, got {self.alpha_per_rank}")
         if faults:
-            msg = "this cannot be swept over:"
+            msg = "invalid sweep grid"
             raise OptionError.listing(msg, faults)
 
     @classmethod
     def parse(
         cls, ranks: str, targets: str, *, seeds: int = 1, first_seed: int = 0, alpha_per_rank: float = 2.0
     ) -> "SweepGrid":
-        """The grid of `4,8,16` and `attention,all-linear`, with so many seeds.
+        """The grid of ranks such as `4,8,16` and targets such as `attention,all-linear`, with `seeds` seeds.
 
         Raises:
-            OptionError: with all faults.
+            OptionError: the grid is invalid; all faults are listed.
         """
         listed = [[part.strip() for part in text.split(",") if part.strip()] for text in (ranks, targets)]
         numbers = [int(part) if re.fullmatch(r"\d+", part) else part for part in listed[0]]
         if seeds < 1:
-            msg = f"--seeds must be at least 1, got {seeds}"
+            msg = f"`seeds` must be at least 1, got {seeds}"
             raise OptionError(msg)
         return cls(tuple(numbers), tuple(listed[1]), tuple(range(first_seed, first_seed + seeds)), alpha_per_rank)  # type: ignore[arg-type]
+
+    @property
+    def keys(self) -> list[tuple[int, str, int]]:
+        """Rank, target and seed of every cell: all settings of a seed before the next one."""
+        return [(rank, target, seed) for seed in self.seeds for target in self.targets for rank in self.ranks]
 
     def config(self, base: LoRAConfig, rank: int, target: str) -> LoRAConfig:
         """The adapter of a cell."""
@@ -68,12 +75,12 @@ class SweepGrid:
 
 
 def patterns(target: str) -> tuple[str, ...]:
-    """The patterns that a target joins by `+`; a regex is one pattern whatever is in it."""
+    """The patterns that a target joins with `+`; a regular expression is always one pattern."""
     return tuple(target.split("+")) if re.fullmatch(r"[\w.+-]+", target) else (target,)
 
 
 def check_cells(model: str | Path, grid: SweepGrid, config: LoRAConfig) -> None:
-    """Refuse, with all faults, adapters that do not fit the model."""
+    """Refuse adapters that do not fit the model, with all faults."""
     outline, faults = outline_model(model), []
     for target in grid.targets:
         for rank in grid.ranks:
@@ -83,5 +90,5 @@ def check_cells(model: str | Path, grid: SweepGrid, config: LoRAConfig) -> None:
                 lines = str(error).splitlines()
                 faults += [f"{target}, {line.strip(' -')}" for line in (lines[1:] or lines)[:SHOWN]]
     if faults:
-        msg = "these cells cannot be trained:"
+        msg = "some cells of the sweep cannot be trained"
         raise MismatchError.listing(msg, list(dict.fromkeys(faults)))

@@ -1,8 +1,9 @@
-"""What a sweep found, as a value and as `sweep.json`."""
+"""The result of a sweep, as a value and as `sweep.json`."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from eckart.result import Result
 from eckart.training.sweet_spot import Setting, SweetSpot, find_sweet_spot
 
 FORMAT = "eckart-sweep/1"
@@ -14,11 +15,11 @@ class SweepCell:
     """One training.
 
     Attributes:
-        rank, target, seed: what it was of.
-        loss: held out, in nats per token; None where it failed.
-        params: trained.
-        seconds: of its steps.
-        peak_bytes: the most memory that its process, or its GPU, held.
+        rank, target, seed: what was varied.
+        loss: held-out loss in nats per token; None if the training failed.
+        params: number of trained parameters.
+        seconds: time of its steps.
+        peak_bytes: peak memory of its process, or its GPU.
         error: why it failed.
     """
 
@@ -32,17 +33,17 @@ class SweepCell:
     error: str | None = None
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """What a sweep found.
+@dataclass(frozen=True, repr=False)
+class Sweep(Result):
+    """The result of a sweep.
 
     Attributes:
-        about: what was the same in all cells.
-        cells: seeds first, then targets, then ranks.
-        base_loss: of the model without an adapter, in nats per held-out token; None if every cell failed.
-        heldout_tokens: that the losses are means over.
-        sweet_spot: of the settings that were trained with every seed; None if there is none.
-        seconds: since the sweep was last taken up.
+        about: the settings that all cells share.
+        cells: the cells, ordered by seed, then target, then rank.
+        base_loss: held-out loss of the model without an adapter, in nats per token; None if every cell failed.
+        heldout_tokens: number of tokens that the losses are means over.
+        sweet_spot: the sweet spot among the settings that were trained with every seed; None if there are none.
+        seconds: time since the sweep was last resumed.
     """
 
     about: dict[str, Any]
@@ -64,18 +65,22 @@ class Sweep:
 
     @property
     def settings(self) -> list[Setting]:
-        """Target and rank with the losses of all seeds, where none failed."""
-        found = []
+        """Every target and rank with the losses of all seeds, if none failed."""
+        complete = []
         for (target, rank), cells in self.by_setting().items():
             losses = {cell.seed: cell.loss for cell in cells if cell.loss is not None}
             if len(losses) == len(cells) and cells[0].params is not None:
-                found.append(Setting(rank, target, cells[0].params, losses))
-        return found
+                complete.append(Setting(rank, target, cells[0].params, losses))
+        return complete
 
     @property
     def failed(self) -> list[SweepCell]:
-        """The cells that have no loss."""
+        """The cells without a loss."""
         return [cell for cell in self.cells if cell.loss is None]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The cells."""
+        return [asdict(cell) for cell in self.cells]
 
     def to_json(self) -> dict[str, Any]:
         """The content of `sweep.json`."""
@@ -84,7 +89,7 @@ class Sweep:
             "about": self.about,
             "base_loss": self.base_loss,
             "heldout_tokens": self.heldout_tokens,
-            "cells": [asdict(cell) for cell in self.cells],
+            "cells": self.rows(),
             "settings": [
                 {
                     "rank": setting.rank,

@@ -1,133 +1,167 @@
-"""Which rank, on which modules? The same training for every combination, seed by seed, and the sweet spot.
+"""Which rank, on which modules? The same training for every combination and seed, and the sweet spot.
 
-Every cell is what `eckart train` makes of it: its adapter, `train.json` and `dynamics.json` lie in `OUT/cells`. A sweep
-that was stopped goes on with the cells that are missing, and one that is asked for more ranks, targets or seeds keeps
-those it has. A cell whose loss stops being a number is a result too, and is kept as failed.
+Every cell is one `train`: its adapter, `train.json` and `dynamics.json` are in `OUT/cells`. An interrupted sweep
+resumes with the missing cells, and one with more ranks, targets or seeds keeps the cells that are there. A cell whose
+loss becomes NaN or Inf is a result too, and is recorded as failed.
 """
 
 import json
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from eckart.checkpoint import atomic_file
-from eckart.errors import MismatchError
+from eckart.engine.progress import NoProgress, Progress
+from eckart.errors import MismatchError, OptionError
 from eckart.nn import LoRAConfig
 from eckart.training.data import DataOptions
 from eckart.training.health import DivergenceError
+from eckart.training.interruption import TrainingInterrupted
 from eckart.training.settings import TrainSettings
-from eckart.training.sweep_cell import CellJob, RunCell, train_apart
-from eckart.training.sweep_folder import CELLS, cell_name, keep_failure, kept_cell, opened
+from eckart.training.sweep_cell import CellJob, RunCell, labelled, train_apart
+from eckart.training.sweep_folder import CELLS, cell_name, finished_cell, record_failure, sweep_folder
 from eckart.training.sweep_grid import SweepGrid, check_cells
 from eckart.training.sweep_result import RESULT_FILE, Sweep, SweepCell
-from eckart.training.watching import SilentWatcher, TrainingInterrupted, Watcher
 
 
 def sweep(
     model: str | Path,
     data: str | Path,
-    output: str | Path,
+    output: str | Path | None = None,
     *,
-    grid: SweepGrid | None = None,
+    ranks: Sequence[int] = (4, 8, 16),
+    targets: str | Sequence[str] = ("attention", "all-linear"),
+    seeds: int | Sequence[int] = 1,
     config: LoRAConfig | None = None,
     settings: TrainSettings | None = None,
     options: DataOptions | None = None,
     held_out: str | Path | None = None,
+    resume: bool = True,
     force: bool = False,
     run_cell: RunCell = train_apart,
-    watcher: Watcher | None = None,
+    progress: Progress = NoProgress(),
 ) -> Sweep:
     """Train every combination of rank, target and seed, each in a process of its own.
 
     Args:
         model: SOURCE of a causal language model.
         data: what `load_data` takes, by its name.
-        output: folder of the cells and of `sweep.json`; if it holds cells of the same settings, these are kept.
-        grid: what is varied.
-        config: of the adapters, without rank, alpha and target.
-        settings: of every training, without its seed.
-        options: how data become sequences; what is held out is the same for all cells.
-        held_out: data of its own to measure the loss on.
-        force: throw away the sweep that `output` holds, and start over.
-        run_cell: trains a cell; `train_here` does it in this process, whose peak memory then only ever grows.
-        watcher: told of the progress.
+        output: folder for the cells and `sweep.json`; without it nothing is kept but the result.
+        ranks: ranks to try.
+        targets: targets to try: patterns or presets; `+` joins several into one target, as in `q_proj+v_proj`.
+        seeds: trainings per setting, with the seed of `settings` and those after it, or the seeds themselves; three or
+            more give an estimate of the noise.
+        config: the adapters; rank and target are replaced, and alpha / rank stays the same at every rank.
+        settings: settings of every training, except its seed.
+        options: how data become sequences; all cells have the same held-out data.
+        held_out: separate data for the losses.
+        resume: keep the finished cells of a sweep with the same settings in `output`; False starts over.
+        force: replace the sweep in `output`.
+        run_cell: trains a cell; `train_here` does it in this process, whose peak memory then includes earlier cells.
+        progress: receives the progress of every training.
 
     Raises:
-        MismatchError, OptionError, SourceError: a cell cannot be trained; all are checked before the first one is.
-        OutputError: `output` is no sweep, or one of other settings.
+        MismatchError, OptionError, SourceError: a cell cannot be trained (all are checked before the first one), or the
+            sweep in `output` has different settings.
+        OutputError: `output` is not a sweep.
         EckartError: a training was refused; the cells before it are kept.
         TrainingInterrupted: Ctrl-C came; the cells before it are kept.
     """
-    grid, watcher, folder, start = grid or SweepGrid(), watcher or SilentWatcher(), Path(output), time.perf_counter()
-    job = CellJob(
-        str(model),
-        str(data),
-        None if held_out is None else str(held_out),
-        config or LoRAConfig(),
-        settings or TrainSettings(),
-        options,
-        str(folder / CELLS),
+    for name, source in (("model", model), ("data", data)):
+        if not isinstance(source, str | Path):
+            msg = f"`{name}` must be a SOURCE, since every training has its own process; got a {type(source).__name__}"
+            raise OptionError(msg)
+    config, settings, start = config or LoRAConfig(), settings or TrainSettings(), time.perf_counter()
+    grid = SweepGrid(
+        tuple(ranks),
+        (targets,) if isinstance(targets, str) else tuple(targets),
+        tuple(range(settings.seed, settings.seed + seeds)) if isinstance(seeds, int) else tuple(seeds),
+        config.alpha / config.rank,
     )
-    about = _about(job, grid)
-    check_cells(model, grid, job.config)
-    keys = [(rank, target, seed) for seed in grid.seeds for target in grid.targets for rank in grid.ranks]
-    with opened(folder, about, force=force):
-        found: list[dict[str, Any]] = []
-        for place, (rank, target, seed) in enumerate(keys):
-            name = cell_name(rank, target, seed)
-            kept = kept_cell(folder, name)
-            if kept is None:
-                cell = replace(
-                    job,
-                    config=grid.config(job.config, rank, target),
-                    settings=replace(job.settings, seed=seed),
-                    output=str(folder / CELLS / name),
-                )
-                named = _Cell(watcher, f"{place + 1}/{len(keys)} {name}")
-                kept = _train(cell, run_cell, named, done=place, total=len(keys))
-            found.append(kept)
-            _check_same_data(folder, found)
-        done = [content for content in found if "error" not in content]
-        result = Sweep(
-            about,
-            [_cell(key, content) for key, content in zip(keys, found, strict=True)],
-            done[0]["heldout_loss_before"] if done else None,
-            done[0]["heldout_tokens"] if done else None,
-            time.perf_counter() - start,
+    check_cells(model, grid, config)
+    with _folder(output) as folder:
+        job = CellJob(
+            str(model),
+            str(data),
+            None if held_out is None else str(held_out),
+            config,
+            settings,
+            options,
+            str(folder / CELLS),
         )
-        with atomic_file(folder / RESULT_FILE, force=True) as partial:
-            partial.write_text(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        shared = _shared_settings(job, grid)
+        with sweep_folder(folder, shared, resume=resume, force=force):
+            cells = _train_cells(job, grid, run_cell, progress)
+            result = _result(shared, grid, cells, time.perf_counter() - start)
+            with atomic_file(folder / RESULT_FILE, force=True) as partial:
+                partial.write_text(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return result
 
 
-def _about(job: CellJob, grid: SweepGrid) -> dict[str, Any]:
-    """What is the same in all cells, as JSON gives it back."""
+@contextmanager
+def _folder(output: str | Path | None) -> Iterator[Path]:
+    if output is not None:
+        yield Path(output)
+        return
+    with tempfile.TemporaryDirectory(prefix="eckart-sweep-") as temporary:
+        yield Path(temporary) / "sweep"
+
+
+def _shared_settings(job: CellJob, grid: SweepGrid) -> dict[str, Any]:
+    """What is the same in all cells, as JSON returns it."""
     varied = {"config": ("rank", "alpha", "target"), "settings": ("seed", "save_every")}
-    about = {key: value for key, value in asdict(job).items() if key != "output"}
-    for part, fields in varied.items():
-        about[part] = {key: value for key, value in about[part].items() if key not in fields}
-    return json.loads(json.dumps(about | {"alpha_per_rank": grid.alpha_per_rank}))
+    shared = {key: value for key, value in asdict(job).items() if key != "output"}
+    for key, fields in varied.items():
+        shared[key] = {name: value for name, value in shared[key].items() if name not in fields}
+    return json.loads(json.dumps(shared | {"alpha_per_rank": grid.alpha_per_rank}))
 
 
-def _train(job: CellJob, run_cell: RunCell, watcher: Watcher, *, done: int, total: int) -> dict[str, Any]:
-    """The result of a cell, or why its loss is no number, which is kept too."""
-    try:
-        return run_cell(job, watcher)
-    except DivergenceError as error:
-        watcher.note(str(error))
-        return keep_failure(Path(job.output), str(error))
-    except KeyboardInterrupt:
-        kept = f"{done} of {total} cells are kept in {Path(job.output).parent}"
-        msg = f"the sweep was stopped; {kept}: the same command goes on"
-        raise TrainingInterrupted(msg) from None
+def _train_cells(job: CellJob, grid: SweepGrid, run_cell: RunCell, progress: Progress) -> list[dict[str, Any]]:
+    """The result of every cell, trained now or before; `job` has the settings that all share, and their folder."""
+    folder, cells = Path(job.output), []
+    for index, (rank, target, seed) in enumerate(grid.keys):
+        name = cell_name(rank, target, seed)
+        content = finished_cell(folder / name)
+        if content is None:
+            cell = replace(
+                job,
+                config=grid.config(job.config, rank, target),
+                settings=replace(job.settings, seed=seed),
+                output=str(folder / name),
+            )
+            try:
+                content = run_cell(cell, labelled(progress, f"{index + 1}/{len(grid.keys)} {name}"))
+            except DivergenceError as error:
+                progress.note(f"{name}: {error}")
+                content = record_failure(folder / name, str(error))
+            except KeyboardInterrupt:
+                saved = f"{index} of {len(grid.keys)} cells are kept in {folder}"
+                msg = f"the sweep was interrupted; {saved}; run the same again to resume"
+                raise TrainingInterrupted(msg) from None
+        cells.append(content)
+        _check_same_data(folder, cells)
+    return cells
 
 
-def _check_same_data(folder: Path, found: Sequence[dict[str, Any]]) -> None:
-    if len({content["run"]["data"] for content in found if "run" in content}) > 1:
-        msg = f"the data are not those that the cells kept in {folder} were trained on; --force starts over"
+def _check_same_data(folder: Path, cells: Sequence[dict[str, Any]]) -> None:
+    if len({content["run"]["data"] for content in cells if "run" in content}) > 1:
+        msg = f"the data are not those that the cells in {folder} were trained on; `force` starts over"
         raise MismatchError(msg)
+
+
+def _result(shared: dict[str, Any], grid: SweepGrid, cells: Sequence[dict[str, Any]], seconds: float) -> Sweep:
+    trained = [content for content in cells if "error" not in content]
+    return Sweep(
+        shared,
+        [_cell(key, content) for key, content in zip(grid.keys, cells, strict=True)],
+        trained[0]["heldout_loss_before"] if trained else None,
+        trained[0]["heldout_tokens"] if trained else None,
+        seconds,
+    )
 
 
 def _cell(key: tuple[int, str, int], content: dict[str, Any]) -> SweepCell:
@@ -135,18 +169,3 @@ def _cell(key: tuple[int, str, int], content: dict[str, Any]) -> SweepCell:
         return SweepCell(*key, None, None, None, None, content["error"])
     loss, params = content["heldout_loss_after"], content["trainable_params"]
     return SweepCell(*key, loss, params, content["seconds"], content["peak_bytes"])
-
-
-class _Cell:
-    """Passes on what is told, with the cell it is told of."""
-
-    def __init__(self, watcher: Watcher, name: str) -> None:
-        self._watcher, self._name = watcher, name
-
-    def at(self, stage: str, done: int, total: int, loss: float | None = None) -> None:
-        """Pass it on."""
-        self._watcher.at(f"{self._name}: {stage}", done, total, loss)
-
-    def note(self, message: str) -> None:
-        """Pass it on."""
-        self._watcher.note(f"{self._name}: {message}")

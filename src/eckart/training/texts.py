@@ -1,4 +1,4 @@
-"""Plain texts as training sequences: tokens end to end, cut into windows, with the end of every text held out."""
+"""Plain texts as training sequences: joined, split into windows, with the end of every text held out."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +10,7 @@ from eckart.errors import FileFormatError, SourceError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PIECE_BYTES = 2**16  # read and tokenised at once
+PIECE_BYTES = 2**16  # read and tokenized at a time
 
 
 def windows(
@@ -19,36 +19,36 @@ def windows(
     *,
     length: int,
     held_out: dict[Path, int],
-    part: str,
+    split: str,
 ) -> Iterator[list[int]]:
-    """Sequences of at most `length` tokens from texts, parted by the end-of-text token; none is padded.
+    """Sequences of at most `length` tokens from texts that the end-of-text token separates; none is padded.
 
     Args:
         paths: texts, in the order in which they are joined.
-        tokenizer: where it opens texts with a token of its own, that token opens every window.
-        length: tokens of a window; the last one may be shorter, but has at least two.
-        held_out: bytes at the end of each text that belong to the part `held_out`; the others are `train`.
-        part: which of the two to read.
+        tokenizer: if it starts texts with a start token, every window starts with it.
+        length: tokens per window; the last one may be shorter, but has at least two.
+        held_out: number of bytes at the end of each text that are held out.
+        split: what to read, `train` or `held_out`.
 
     Raises:
         SourceError, FileFormatError: a file cannot be read, or is not UTF-8 text.
     """
     opening = [token for token in tokenizer("")["input_ids"][:1] if token == tokenizer.bos_token_id]
-    ids = itertools.chain.from_iterable(_document(pieces(path, held_out[path], part), tokenizer) for path in paths)
+    ids = itertools.chain.from_iterable(_document(pieces(path, held_out[path], split), tokenizer) for path in paths)
     while window := list(itertools.islice(ids, length - len(opening))):
         if len(window) + len(opening) > 1:
             yield [*opening, *window]
 
 
 def held_out_bytes(paths: Iterable[Path], share: float, most_bytes: int) -> dict[Path, int]:
-    """The bytes to hold out at the end of each text: `share` of it, and together no more than `most_bytes`."""
+    """The bytes to hold out at the end of each text: `share` of it, but at most `most_bytes` of all texts together."""
     sizes = {path: path.stat().st_size for path in paths}
     share = min(share, most_bytes / max(1, sum(sizes.values())))
     return {path: int(size * share) for path, size in sizes.items()}
 
 
-def pieces(path: Path, held_out: int, part: str) -> Iterator[str]:
-    """The text of a file, or of its held-out end, in pieces that end where a line does if one does there.
+def pieces(path: Path, held_out: int, split: str) -> Iterator[str]:
+    """The text of a file, or of its held-out end, in pieces that end with a line if possible.
 
     Raises:
         SourceError, FileFormatError: the file cannot be read, or is not UTF-8 text.
@@ -59,13 +59,13 @@ def pieces(path: Path, held_out: int, part: str) -> Iterator[str]:
         with path.open("rb") as file:
             rest = b""
             while block := rest + file.read(PIECE_BYTES):
-                whole = len(block) < PIECE_BYTES
-                size = len(block) if whole else _cut(block, len(block))
+                is_last = len(block) < PIECE_BYTES
+                size = len(block) if is_last else _split_point(block, len(block))
                 if offset < limit < offset + size:
-                    size = _cut(block, limit - offset)
+                    size = _split_point(block, limit - offset)
                     limit = offset + size
                 piece, rest = block[:size], block[size:]
-                if (offset < limit) == (part == "train"):
+                if (offset < limit) == (split == "train"):
                     yield _decoded(piece, path, line)
                 offset += size
                 line += piece.count(b"\n")
@@ -77,7 +77,7 @@ def pieces(path: Path, held_out: int, part: str) -> Iterator[str]:
 def _document(texts: Iterable[str], tokenizer: "PreTrainedTokenizerBase") -> Iterator[int]:
     empty = True
     for text in texts:
-        # verbose=False: a text longer than the model's window is meant to be cut here, not warned about.
+        # verbose=False: a text longer than the model's window is split here, so there is nothing to warn of.
         ids = cast("list[int]", tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         empty = empty and not ids
         yield from ids
@@ -85,13 +85,13 @@ def _document(texts: Iterable[str], tokenizer: "PreTrainedTokenizerBase") -> Ite
         yield cast("int", tokenizer.eos_token_id)
 
 
-def _cut(block: bytes, limit: int) -> int:
-    """Where to end a piece at or before `limit`: after a line, else after a blank, else between two characters."""
+def _split_point(block: bytes, limit: int) -> int:
+    """Where to split at or before `limit`: after a line, else after a blank, else between two characters."""
     for mark in (b"\n", b" "):
-        if (place := block.rfind(mark, 0, limit)) > 0:
-            return place + 1
+        if (index := block.rfind(mark, 0, limit)) > 0:
+            return index + 1
     limit = min(limit, len(block) - 1)
-    while limit > 0 and block[limit] & 0xC0 == 0x80:  # the inside of a character
+    while limit > 0 and block[limit] & 0xC0 == 0x80:  # inside a character
         limit -= 1
     return limit or len(block)
 

@@ -1,6 +1,6 @@
-"""TRL's SFTTrainer for adapters of ours: what it saves, what it refuses, and what it must not do by itself.
+"""TRL's SFTTrainer for eckart's adapters: its loss, its checkpoints and its checks.
 
-Imported where training begins, since it brings transformers' and TRL's trainers.
+Imported when training begins, since it imports the trainers of transformers and TRL.
 """
 
 import math
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from trl.trainer.sft_trainer import SFTTrainer
 
+from eckart.engine.progress import NoProgress, Progress
 from eckart.errors import FileFormatError, MismatchError, OptionError
 from eckart.nn import adapted_modules, save_adapter
 from eckart.nn.head_loss import head_loss
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from eckart.training.dynamics import DynamicsRecorder
 
 WEIGHTS_FILE = "trained.safetensors"
-ADAPTER_FOLDER = "adapter"  # in a checkpoint, for whoever wants the adapter of that step
+ADAPTER_FOLDER = "adapter"  # in a checkpoint: the adapter of that step in PEFT's format
 TOLERANCE, TOLERANCE_HALF = 1e-4, 2e-2  # nats per token, between two loss paths, in float32 and bfloat16
 
 
@@ -44,31 +45,31 @@ class AdapterTrainer(SFTTrainer):
         super().__init__(**options)
         self.live = cast("PreTrainedModel", self.model)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            msg = "adapters train in one process, or in several that each hold the model (torchrun); "
-            msg += "FSDP and DeepSpeed take the factors apart"
+            msg = "adapters train in one process, or in several that each have the complete model (torchrun); "
+            msg += "FSDP and DeepSpeed, which split the factors, are not supported"
             raise OptionError(msg)
         self.collate = cast("Callable[[list[Any]], dict[str, Any]]", self.data_collator)
         self.held_out = held_out
         self.lora_plus_ratio = lora_plus_ratio
         self.recorder: DynamicsRecorder | None = None
-        # Both would be guessed from the model's own loss, which is not the one that counts here: the sum over all
-        # tokens of a step, of every process, over their number.
+        # TRL would derive both from the model's own loss, which is not used here: the loss is the sum over all tokens
+        # of a step, of all processes, divided by their number.
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = True
         self._bad_inputs: dict[str, Any] | None = None
-        self._sum_over_pieces()
+        self._add_summed_loss()
         with _evaluation_mode(self.live):  # dropout would make two computations of one loss differ
             self.loss_path: LossPath = self._checked_loss_path()
             if self.padding_free:
                 self._require_separate_records()
 
-    # ---- what must not happen by itself
+    # ---- what TRL would do unasked
 
     def _send_telemetry(self) -> None:
-        """Tells nobody."""
+        """Sends nothing."""
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Writes no README into the run."""
+        """Writes no README."""
 
     # ---- the loss
 
@@ -79,50 +80,53 @@ class AdapterTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Summed loss of the tokens to be learnt, over their number in the whole step."""
+        """Summed loss of the target tokens, divided by their number in the complete step."""
         if self.loss_path == "fused":
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         else:
-            summed, learnt = self._summed_loss(model, inputs, self.loss_path)
-            # DDP averages gradients over processes, and the number is of all of them.
+            summed, count = self._summed_loss(model, inputs, self.loss_path)
+            # DDP averages gradients over processes, but the number counts the tokens of all of them.
             share = self.accelerator.num_processes if num_items_in_batch is not None else 1
-            loss = summed * share / (learnt if num_items_in_batch is None else num_items_in_batch)
+            loss = summed * share / (count if num_items_in_batch is None else num_items_in_batch)
         if not math.isfinite(loss.item()):
             self._bad_inputs = inputs
         return loss
 
     @staticmethod
     def _summed_loss(model: nn.Module, inputs: Mapping[str, Any], path: LossPath) -> tuple[Tensor, Tensor]:
-        """Summed loss of the tokens to be learnt, and their number."""
+        """Summed loss of the target tokens, and their number."""
         labels = inputs["labels"]
-        learnt = (labels[:, 1:] != IGNORED).sum()
+        count = (labels[:, 1:] != IGNORED).sum()
         rest = {name: value for name, value in inputs.items() if name not in ("labels", "use_cache")}
         if path == "pieces":
-            return model(**rest, summed_over=labels), learnt
+            return model(**rest, summed_over=labels), count
         if path == "fused":
-            return -model(**inputs, fused_lm_head=True).log_probs.double().sum(), learnt
+            return -model(**inputs, fused_lm_head=True).log_probs.double().sum(), count
         logits = model(**rest, use_cache=False).logits[:, :-1]
         targets = labels[:, 1:].flatten()
         summed = nn.functional.cross_entropy(
             logits.flatten(0, 1).float(), targets, ignore_index=IGNORED, reduction="sum"
         )
-        return summed, learnt
+        return summed, count
 
-    def _sum_over_pieces(self) -> None:
-        """Let the model, and DDP around it, answer with a summed loss where it is given labels to sum over."""
+    def _add_summed_loss(self) -> None:
+        """Let the model return a summed loss when it is called with labels to sum over.
+
+        It must be the model's own call, so that DDP around the model sees it. `restored` removes this again.
+        """
         forward, live = self.live.forward, self.live
 
-        def summing(*args: Any, summed_over: Tensor | None = None, **options: Any) -> Any:
+        def forward_or_sum(*args: Any, summed_over: Tensor | None = None, **options: Any) -> Any:
             if summed_over is None:
                 return forward(*args, **options)
             hidden = live.base_model(*args, **options, use_cache=False).last_hidden_state
             head = cast("nn.Linear", live.get_output_embeddings())
             return head_loss(hidden, head.weight, summed_over, bias=head.bias, count=1.0)
 
-        live.__dict__["forward"] = summing
+        live.forward = forward_or_sum  # type: ignore[method-assign]
 
     @torch.no_grad()
-    def heldout_loss(self) -> tuple[float, int]:
+    def heldout_loss(self, progress: Progress = NoProgress(), stage: str = "Held-out loss") -> tuple[float, int]:
         """Mean loss of the held-out tokens, each counted once, and their number, over all processes."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         loader = torch.utils.data.DataLoader(
@@ -131,13 +135,19 @@ class AdapterTrainer(SFTTrainer):
             collate_fn=self.collate,
         )
         total, tokens = 0.0, 0
-        with _evaluation_mode(self.live):
-            for batch in loader:
-                inputs = self._prepare_inputs(batch)
-                summed, learnt = self._summed_loss(self.live, inputs, self.loss_path)
-                total += summed.item()
-                tokens += int(learnt)
-        total, tokens = self.summed([total, tokens])
+        progress.start(stage, len(loader.dataset), "windows")  # type: ignore[arg-type]
+        try:
+            with _evaluation_mode(self.live):
+                for batch in loader:
+                    inputs = self._prepare_inputs(batch)
+                    summed, count = self._summed_loss(self.live, inputs, self.loss_path)
+                    total += summed.item()
+                    tokens += int(count)
+                    progress.update(len(batch["labels"]))
+            total, tokens = self.summed([total, tokens])
+            progress.update(0, f"{total / tokens:.4f} nats per token")
+        finally:
+            progress.finish()
         return total / tokens, int(tokens)
 
     # ---- checks before the first step
@@ -151,7 +161,7 @@ class AdapterTrainer(SFTTrainer):
         ids = torch.tensor([self.held_out[0]["input_ids"][:64]], device=self.args.device)
         inputs = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
         expected, tokens = self._summed_loss(self.live, inputs, "logits")
-        dtype = self.live.get_output_embeddings().weight.dtype
+        dtype = cast("nn.Linear", self.live.get_output_embeddings()).weight.dtype
         tolerance = TOLERANCE if dtype == torch.float32 else TOLERANCE_HALF
         for path in LOSS_PATHS[LOSS_PATHS.index(planned) : -1]:
             summed, _ = self._summed_loss(self.live, inputs, path)
@@ -161,7 +171,7 @@ class AdapterTrainer(SFTTrainer):
 
     @torch.no_grad()
     def _require_separate_records(self) -> None:
-        """Refuse a model in which packed records see each other: no bit of one may change with another."""
+        """Refuse a model in which packed records attend to each other: one must not change a bit of another."""
         second = self.held_out[0]["input_ids"][:16]
         outputs = []
         for first in (second, second[::-1], [second[0]] * len(second)):
@@ -170,13 +180,13 @@ class AdapterTrainer(SFTTrainer):
             inputs.pop("labels")
             outputs.append(self.live(**inputs, use_cache=False).logits[:, len(first) :])
         if not all(torch.equal(outputs[0], other) for other in outputs[1:]):
-            msg = "this model lets records that are packed into one sequence see each other; train without packing"
+            msg = "in this model, records packed into one sequence attend to each other; train without `packing`"
             raise OptionError(msg)
 
     # ---- the step
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW, with a rate of its own for lora_B; biases and magnitudes do not decay."""
+        """AdamW, with a separate learning rate for lora_B; biases and magnitudes do not decay."""
         if self.optimizer is None:
             factors = [f for module in adapted_modules(self.live).values() for f in module.adapters.values()]
             B, A = ({id(getattr(each, name)) for each in factors} for name in ("lora_B", "lora_A"))
@@ -196,7 +206,7 @@ class AdapterTrainer(SFTTrainer):
         return self.optimizer
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        """Clip, unless the loss or a gradient is not finite: clipping would spread that over all of them."""
+        """Clip the gradients, unless the loss or one of them is not finite, which clipping would spread to all."""
         gradients = {name: p.grad for name, p in self.live.named_parameters() if p.grad is not None}
         norms = torch.stack([gradient.norm() for gradient in gradients.values()])
         bad = [name for name, fine in zip(gradients, norms.isfinite().tolist(), strict=True) if not fine]
@@ -211,13 +221,13 @@ class AdapterTrainer(SFTTrainer):
         """The sums of these numbers over all processes."""
         if self.accelerator.num_processes == 1:
             return values
-        own = torch.tensor(values, dtype=torch.float64, device=self.args.device)
-        return cast("Tensor", self.accelerator.reduce(own, reduction="sum")).tolist()
+        local = torch.tensor(values, dtype=torch.float64, device=self.args.device)
+        return cast("Tensor", self.accelerator.reduce(local, reduction="sum")).tolist()
 
     # ---- checkpoints
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """What trains, exactly; the adapter in PEFT's form; and the record of the run so far."""
+        """Save the exact values of what trains, the adapter in PEFT's format, and the record so far."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir or ".")
@@ -229,10 +239,10 @@ class AdapterTrainer(SFTTrainer):
 
     @torch.no_grad()
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Give what trains the values of a checkpoint.
+        """Load the values of a checkpoint into what trains.
 
         Raises:
-            FileFormatError, MismatchError: the file is damaged, or of another adapter.
+            FileFormatError, MismatchError: the file is damaged, or belongs to another adapter.
         """
         file = Path(resume_from_checkpoint) / WEIGHTS_FILE
         try:
@@ -240,18 +250,17 @@ class AdapterTrainer(SFTTrainer):
         except Exception as error:
             msg = f"{file}: cannot be read ({error})"
             raise FileFormatError(msg) from error
-        own = self._trained()
-        differing = [
-            n for n in own.keys() | stored.keys() if n not in own or n not in stored or own[n].shape != stored[n].shape
-        ]
+        trained = self._trained()
+        names = trained.keys() | stored.keys()
+        differing = [n for n in names if n not in trained or n not in stored or trained[n].shape != stored[n].shape]
         if differing:
-            msg = f"{file} is of another adapter:"
+            msg = f"{file} belongs to another adapter"
             raise MismatchError.listing(msg, sorted(differing))
-        for name, tensor in own.items():
+        for name, tensor in trained.items():
             tensor.copy_(stored[name])
 
     def _trained(self) -> dict[str, Tensor]:
-        """What a training changes, and the frozen start that factors are held against."""
+        """The tensors that training changes, and the frozen initial factors that are subtracted from the update."""
         trained = {name: p for name, p in self.live.named_parameters() if p.requires_grad}
         starts = {name: b for name, b in self.live.named_buffers() if name.endswith((".start_A", ".start_B"))}
         return {**trained, **starts}

@@ -1,4 +1,4 @@
-"""The model that is trained: loaded or live, fit for training, and left as it was but for its adapter."""
+"""The model that is trained: loaded or live, checked for training, and restored afterwards except for its adapter."""
 
 import copy
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ TRAINABLE = (torch.float32, torch.bfloat16)
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model by its source, or live, with its tokenizer.
+class ModelToTrain:
+    """A model by its source, or a live one, with its tokenizer.
 
     Attributes:
-        source: what the user named, or the class of a live model.
-        tokenizer: a copy that training may change.
-        window: tokens that the model can see at once, where its config tells.
+        source: the SOURCE, or the class of a live model.
+        tokenizer: a copy that training may modify.
+        window: tokens that the model can attend to, if its config states it.
         live: the model, if it was given as one.
     """
 
@@ -39,55 +39,58 @@ class Subject:
     live: "PreTrainedModel | None" = None
 
     @classmethod
-    def of(cls, model: "str | Path | nn.Module", tokenizer: "PreTrainedTokenizerBase | None") -> "Subject":
-        """What `model` names; its weights are not read yet.
+    def resolve(
+        cls, model: "str | Path | nn.Module", tokenizer: "PreTrainedTokenizerBase | None" = None
+    ) -> "ModelToTrain":
+        """The model that `model` names; its weights are not read yet.
 
         Raises:
-            SourceError: there is no such model, or no tokenizer beside it.
-            OptionError: a live model that is not transformers', or has no tokenizer.
+            SourceError: there is no such model, or it has no tokenizer.
+            OptionError: a live model is not one of transformers, or has no tokenizer.
         """
         if not isinstance(model, nn.Module):
             window = open_checkpoint(model).config.get("max_position_embeddings")
             return cls(str(model), tokenizer or load_tokenizer(model), window if isinstance(window, int) else None)
         if not hasattr(model, "get_output_embeddings") or not hasattr(model, "config"):
-            msg = f"a {type(model).__name__} is no causal language model of transformers, which is what train takes"
+            msg = f"train needs a causal language model of transformers, got a {type(model).__name__}"
             raise OptionError(msg)
         live = cast("PreTrainedModel", model)
         if tokenizer is None and not live.config._name_or_path:
-            msg = "a live model that was not loaded from a source needs its tokenizer: train(…, tokenizer=…)"
+            msg = "a live model that was not loaded from a source needs its tokenizer: pass `tokenizer`"
             raise OptionError(msg)
         window = getattr(live.config.get_text_config(), "max_position_embeddings", None)
-        own = copy.deepcopy(tokenizer) if tokenizer is not None else load_tokenizer(live.config._name_or_path)
-        return cls(type(model).__name__, own, window, live)
+        copied = copy.deepcopy(tokenizer) if tokenizer is not None else load_tokenizer(live.config._name_or_path)
+        return cls(type(model).__name__, copied, window, live)
 
-    def model(self, settings: TrainSettings, config: LoRAConfig | None) -> "PreTrainedModel":
-        """The model in the dtype that the settings ask for, its linear layers in NF4 if they ask for that.
+    def check(self, settings: TrainSettings, config: LoRAConfig | None) -> None:
+        """Refuse settings that do not suit the model or the adapter.
 
         Raises:
-            OptionError: a live model is in another dtype, or not to be quantized; biases would train in bfloat16.
+            OptionError: a live model has another dtype, or should be quantized; biases would train in bfloat16.
         """
         dtype = settings.torch_dtype
         if self.live is not None:
             dtype = next(parameter.dtype for parameter in self.live.parameters())
-            wanted = settings.torch_dtype if settings.dtype != "auto" else dtype
-            if dtype not in TRAINABLE or wanted != dtype:
-                expected = wanted if wanted in TRAINABLE else "float32 or bfloat16"
-                msg = f"the model is in {dtype}, and a live model trains in the dtype it has: expected {expected}"
+            requested = settings.torch_dtype if settings.dtype != "auto" else dtype
+            if dtype not in TRAINABLE or requested != dtype:
+                expected = requested if requested in TRAINABLE else "float32 or bfloat16"
+                msg = f"the model is in {dtype}, and a live model trains in its own dtype: expected {expected}"
                 raise OptionError(msg)
             if settings.quantize is not None:
-                msg = "a live model is quantized by whom it belongs to: eckart.quantize_model(model), then train"
+                msg = "train cannot quantize a live model; call eckart.quantize_model(model) instead of `quantize`"
                 raise OptionError(msg)
         if settings.quantize is not None and config is not None and config.init == "loftq":
-            msg = "init loftq puts the layers that it adapts into NF4 itself: leave --quantize away"
+            msg = "`init=loftq` quantizes the layers that it adapts itself; use it without `quantize`"
             raise OptionError(msg)
         if config is not None and config.bias != "none" and dtype != torch.float32:
-            msg = (
-                f"small steps of the model's own biases would be rounded away in {dtype}: --dtype float32, or no biases"
-            )
+            msg = f"small steps of biases would be rounded away in {dtype}; use `dtype=float32` or `bias=none`"
             raise OptionError(msg)
+
+    def load(self, settings: TrainSettings) -> "PreTrainedModel":
+        """The live model, or the loaded one in the requested dtype, with its linear layers in NF4 if requested."""
         if self.live is not None:
             return self.live
-        model = load_model(self.source, dtype=dtype)
+        model = load_model(self.source, dtype=settings.torch_dtype)
         model.config._name_or_path = self.source
         if settings.quantize is not None:
             quantize_model(model)
@@ -95,8 +98,8 @@ class Subject:
 
 
 @contextmanager
-def left_as_it_was(model: "PreTrainedModel") -> Iterator[None]:
-    """Undo what a trainer does to a model besides training it: its forward, its configs, its hooks, its mode."""
+def restored(model: "PreTrainedModel") -> Iterator[None]:
+    """Undo, after the block, all that a trainer changes besides weights: `forward`, configs, hooks and mode."""
     forward = model.__dict__.get("forward")
     configs: list[Any] = [model.config, model.config.get_text_config(), getattr(model, "generation_config", None)]
     before = [(config, copy.deepcopy(vars(config))) for config in configs if config is not None]

