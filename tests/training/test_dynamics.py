@@ -280,7 +280,7 @@ def test_a_record_with_a_missing_entry_is_damaged(tmp_path):
     content = recorded().to_json()
     content["layers"][1]["norm"].pop()
     (tmp_path / "dynamics.json").write_text(json.dumps(content))
-    with pytest.raises(FileFormatError, match="first has not one entry for each of 4 steps"):
+    with pytest.raises(FileFormatError, match="first does not have one entry for each of 4 steps"):
         read_dynamics(tmp_path)
 
 

@@ -1,6 +1,6 @@
-"""Watching what adapters learn: at chosen steps of a training, the size, spectrum and direction of every update.
+"""Recording what adapters learn: the size, spectrum and direction of every update at chosen steps of a training.
 
-All of it comes from the thin factors, layers of one shape together, so that it takes a small share of a step.
+All of it is computed from the thin factors, for layers of the same shape together, in a small share of a step's time.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from eckart.errors import MismatchError
+from eckart.errors import MismatchError, OptionError
 from eckart.linalg import Spectrum, overlap, rounding_floor, stacked_svd, truncated_svd
 from eckart.training.trajectory import Dynamics, LayerDynamics, SideDynamics
 
@@ -23,17 +23,17 @@ DIRECTIONS = 16
 POINTS = 24
 
 Product = tuple[Tensor, Tensor]
-"""lora_B and lora_A of a whole update as matrices in float64, scale included."""
+"""lora_B and lora_A of an update as matrices in float64, scale included."""
 
 
 def recording_steps(total: int, points: int = POINTS) -> list[int]:
-    """Steps at which to record a run: its start and its end, half of the others doubling, half evenly spread.
+    """Steps at which to record a run: first and last, and between them half at doubling, half at equal distances.
 
-    Updates take their directions in the first steps and grow for the rest of the run; both are to be seen.
+    Updates find their directions in the first steps and grow during the rest of the run; the record shows both.
 
     Args:
         total: optimizer steps of the run.
-        points: about how many; a run of no more steps is recorded at each of them.
+        points: approximate number; shorter runs are recorded at every step.
     """
     if total <= points:
         return list(range(total + 1))
@@ -45,7 +45,7 @@ class DynamicsRecorder:
     """Records the `Dynamics` of a model's adapter while it trains.
 
     Attributes:
-        dynamics: all that was recorded and logged so far.
+        dynamics: everything recorded and logged so far.
     """
 
     def __init__(
@@ -58,19 +58,19 @@ class DynamicsRecorder:
         title: str = "",
         earlier: Dynamics | None = None,
     ) -> None:
-        """Make ready to record.
+        """Prepare a record.
 
         Args:
-            model: with an adapter `name` injected.
-            at: steps to record, as `recording_steps` chooses them; None records at every call.
-            name: of the adapter.
-            directions: k, leading singular vectors of each base weight that updates are held against; found at the
-                first record and kept, 4·k·(out + in) bytes a layer. 0 skips them.
-            title: what is trained, for the reader of a figure.
-            earlier: of the run that this one continues, cut to the step it goes on from (`Dynamics.forget_after`).
+            model: a model with the adapter `name`.
+            at: steps to record, such as `recording_steps` returns; None records at every call.
+            name: name of the adapter.
+            directions: number k of leading singular vectors of each base weight that updates are compared with;
+                computed at the first record and stored, 4·k·(out + in) bytes per layer. 0 skips them.
+            title: what is trained, for the title of a figure.
+            earlier: record of the run that this one resumes, up to the step it resumes from (`Dynamics.forget_after`).
 
         Raises:
-            MismatchError: `earlier` is of other layers, ranks, base weights or directions.
+            MismatchError: `earlier` has other layers, ranks, base weights or directions.
         """
         self._at = None if at is None else frozenset(at)
         self._name = name
@@ -82,17 +82,17 @@ class DynamicsRecorder:
 
     @torch.no_grad()
     def record(self, model: nn.Module, step: int) -> None:
-        """Record every layer after `step` optimizer steps, if that step is to be recorded and was not yet.
+        """Record every layer after `step` optimizer steps, if the step was chosen and is not recorded yet.
 
         Raises:
-            ValueError: a later step was recorded already.
+            OptionError: a later step is already recorded.
         """
         dynamics = self.dynamics
         if step in dynamics.steps or (self._at is not None and step not in self._at):
             return
         if dynamics.steps and step < dynamics.steps[-1]:
             msg = f"step {step} comes after step {dynamics.steps[-1]} was recorded; `forget_after` goes back"
-            raise ValueError(msg)
+            raise OptionError(msg)
         modules, layers = _adapted(model, self._name), {layer.name: layer for layer in dynamics.layers}
         if dynamics.directions and not self._subspaces:
             start = time.perf_counter()
@@ -119,23 +119,25 @@ class DynamicsRecorder:
         gradient_norm: float | None = None,
         heldout_loss: float | None = None,
     ) -> None:
-        """Note what is known of a step, counted from 1; later calls add to it. What is not finite is left out.
+        """Log quantities of a step, counted from 1; later calls add to it. NaN and Inf are not logged.
 
         Args:
-            step: whose batch gave `loss`; of `heldout_loss`, after how many steps it was measured.
-            loss: on the batch, in nats per token, before the step changed the weights.
-            learning_rate: of the step.
-            gradient_norm: before clipping.
-            heldout_loss: in nats per token.
+            step: the step of the batch; for `heldout_loss`, the number of steps before it was measured.
+            loss: loss of the batch in nats per token, before the step changed the weights.
+            learning_rate: learning rate of the step.
+            gradient_norm: norm of the gradient before clipping.
+            heldout_loss: held-out loss in nats per token.
         """
-        told = {
+        quantities = {
             "loss": loss,
             "learning_rate": learning_rate,
             "gradient_norm": gradient_norm,
             "heldout_loss": heldout_loss,
         }
         row = self.dynamics.log.setdefault(step, {})
-        row.update((key, float(value)) for key, value in told.items() if value is not None and math.isfinite(value))
+        row.update(
+            (key, float(value)) for key, value in quantities.items() if value is not None and math.isfinite(value)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The content of `dynamics.json`."""
@@ -147,7 +149,7 @@ class DynamicsRecorder:
 
 
 def _adapted(model: nn.Module, name: str) -> "dict[str, AdaptedModule]":
-    """The modules that carry the adapter."""
+    """The modules with the adapter."""
     from eckart.nn import adapted_modules
 
     return {path: module for path, module in adapted_modules(model).items() if name in module.adapters}
@@ -165,10 +167,10 @@ def _new_layer(path: str, module: "AdaptedModule", name: str) -> LayerDynamics:
 
 
 def _continued(earlier: Dynamics, fresh: Dynamics) -> Dynamics:
-    """The earlier record, ready to go on; refused if it is of another run."""
+    """The earlier record, to be continued; refused if it belongs to another run."""
     faults = []
     if earlier.directions != fresh.directions:
-        faults.append(f"it holds updates against {earlier.directions} directions of the base, not {fresh.directions}")
+        faults.append(f"it compares updates with {earlier.directions} directions of the base, not {fresh.directions}")
     before, now = ({layer.name: layer for layer in run.layers} for run in (earlier, fresh))
     faults += [f"{name} is not in this model" for name in before if name not in now]
     faults += [f"{name} is not in the record" for name in now if name not in before]
@@ -180,15 +182,15 @@ def _continued(earlier: Dynamics, fresh: Dynamics) -> Dynamics:
             )
         elif not math.isclose(was.base_norm, is_now.base_norm, rel_tol=1e-5):
             faults.append(f"{name} has a base weight of norm {was.base_norm:g} there, {is_now.base_norm:g} here")
-        was.base_norm = is_now.base_norm  # which a file holds to seven digits
+        was.base_norm = is_now.base_norm  # the file has seven digits
     if faults:
-        msg = "the earlier record is of another run"
+        msg = "the earlier record belongs to another run"
         raise MismatchError.listing(msg, sorted(faults))
     return earlier
 
 
 def _find_subspaces(layer: LayerDynamics, module: "AdaptedModule", directions: int) -> tuple[Tensor, Tensor]:
-    """Leading singular vectors of a base weight, shapes `(out, k)` and `(in, k)`, float32; what they hold is noted."""
+    """Leading singular vectors of a base weight, shapes `(out, k)` and `(in, k)`, float32; records their energy."""
     k = min(directions, *layer.shape)
     svd = truncated_svd(module.rows(), rank=k, generator=torch.Generator().manual_seed(0))
     if layer.base_norm > 0:
@@ -240,7 +242,7 @@ def _record_updates(
 
 
 def _record_alignment(sides: Sequence[SideDynamics], base: Tensor, columns: Tensor, S: Tensor) -> None:
-    """How singular vectors `columns` of updates, shape `(b, n, r)`, lie to those of their base weights, `(b, n, k)`."""
+    """Record the overlap of singular vectors of updates, shape `(b, n, r)`, with those of base weights, `(b, n, k)`."""
     phi = overlap(base, columns).phi[:, -1]
     # φ(k, j)·min(k, j) sums the squared cosines of the leading j directions to the subspace.
     summed = phi * torch.arange(1, phi.shape[1] + 1, device=phi.device).clamp(max=base.shape[2])
@@ -253,7 +255,7 @@ def _record_alignment(sides: Sequence[SideDynamics], base: Tensor, columns: Tens
 
 
 def _record_factors(layer: LayerDynamics, module: "AdaptedModule", name: str) -> None:
-    """Norms of the factors as they train, and how far DoRA's magnitude went from the lengths of the base's rows."""
+    """Record norms of the factors, and the distance of DoRA's magnitude from the norms of the base's rows."""
     factors = module.factors(name)
     for column, factor in ((layer.A_norm, factors.lora_A), (layer.B_norm, factors.lora_B)):
         column.append(_finite(torch.linalg.vector_norm(factor, dtype=torch.float64)))

@@ -1,15 +1,15 @@
-"""The smallest setting of a sweep that is as good as the best, and how sure that is.
+"""The smallest setting of a sweep that is as good as the best one, and the confidence in that choice.
 
 The rule. The noise is the scatter of a single run: the standard deviation of the loss between seeds, pooled over all
-settings. A setting is within the noise of the best (the lowest mean loss) if its mean loss lies above by no more than
-that: which of the two one trains then matters less than which seed one happens to take. The sweet spot is the setting
-of fewest parameters within the noise.
+settings. A setting is within the noise of the best one (with the lowest mean loss) if its mean loss is higher by no
+more than that: choosing between the two then matters less than the choice of the seed. The sweet spot is the setting
+with the fewest parameters within the noise.
 
-How sure. Runs of one seed see the same data in the same order, so settings are compared seed by seed. With the mean d̄
-and the standard error e of the differences over n seeds, the true difference lies within the noise s with probability
-T((s − d̄)/e), T being Student's distribution of n − 1 degrees of freedom. The sweet spot is right where it lies within
-and every smaller setting does not; all errors added up leave at least the probability that is told. The choice of the
-best by these same losses, and the uncertainty of s itself, are not in it.
+The confidence. Runs of one seed see the same data in the same order, so settings are compared seed by seed. With the
+mean d̄ and the standard error e of the differences over n seeds, the true difference is within the noise s with
+probability T((s − d̄)/e), where T is Student's distribution with n − 1 degrees of freedom. The sweet spot is right if it
+is within the noise and every smaller setting is not; the sum of all error probabilities gives the reported lower bound.
+It does not include that the best setting is chosen by the same losses, nor the uncertainty of s.
 """
 
 import math
@@ -28,13 +28,13 @@ RULE = (
 
 @dataclass(frozen=True)
 class Setting:
-    """What was trained once a seed.
+    """A rank and a target, trained once per seed.
 
     Attributes:
-        rank: of the adapter.
-        target: pattern or preset, or several joined by `+`.
-        params: trained.
-        losses: held out, in nats per token, by seed.
+        rank: rank of the adapter.
+        target: pattern or preset, or several joined with `+`.
+        params: number of trained parameters.
+        losses: held-out losses in nats per token, by seed.
     """
 
     rank: int
@@ -49,23 +49,23 @@ class Setting:
 
     @property
     def standard_error(self) -> float | None:
-        """Of the mean; None with one seed, which has no spread."""
+        """Standard error of the mean; None with one seed."""
         return stdev(self.losses.values()) / math.sqrt(len(self.losses)) if len(self.losses) > 1 else None
 
 
 @dataclass(frozen=True)
 class SweetSpot:
-    """The chosen setting, and how sure the choice is.
+    """The chosen setting, and the confidence in the choice.
 
     Attributes:
-        setting: the smallest within the noise of the best.
-        best: of the lowest mean loss.
-        difference: mean loss of the setting above the best's.
-        difference_error: standard error of that, over the seeds; None with one seed.
+        setting: the smallest setting within the noise of the best one.
+        best: the setting with the lowest mean loss.
+        difference: mean loss of the setting minus that of the best one.
+        difference_error: standard error of the difference over the seeds; None with one seed.
         noise: standard deviation of a single run between seeds; None with one seed.
-        probability: that the choice is right, at least; None with one seed.
-        more_seeds: how many more would make it sure if differences and scatter stay as they are; 0 where it is sure,
-            None where one seed tells nothing or more than a hundred were needed.
+        probability: lower bound of the probability that the choice is right; None with one seed.
+        more_seeds: how many more seeds would decide it, if differences and scatter stay the same; 0 if it is decided,
+            None with one seed, or if more than a hundred were needed.
     """
 
     setting: Setting
@@ -104,10 +104,10 @@ def find_sweet_spot(settings: Sequence[Setting]) -> SweetSpot | None:
     """Choose among settings that were all trained with the same seeds.
 
     Args:
-        settings: each with a loss for every seed of the first.
+        settings: settings with losses for the same seeds.
 
     Returns:
-        The choice; with one seed the best setting, unsure. None without settings.
+        The choice; with one seed the best setting, without confidence. None without settings.
     """
     if not settings:
         return None
@@ -122,7 +122,7 @@ def find_sweet_spot(settings: Sequence[Setting]) -> SweetSpot | None:
     smaller = [gaps[id(setting)] for setting in settings if setting.params < chosen.params]
 
     def probability(count: int) -> float:
-        """That the choice is right, at least, with so many seeds."""
+        """Lower bound of the probability that the choice is right, with so many seeds."""
         wrong = 0.0 if chosen is best else 1 - _within(*gaps[id(chosen)], noise, count)
         return max(0.0, 1 - wrong - sum(_within(*gap, noise, count) for gap in smaller))
 
@@ -141,7 +141,7 @@ def find_sweet_spot(settings: Sequence[Setting]) -> SweetSpot | None:
 
 
 def _gap(setting: Setting, best: Setting) -> tuple[float, float]:
-    """Mean and standard deviation, over the seeds, of what a setting's loss is above the best's."""
+    """Mean and standard deviation, over the seeds, of the difference of a setting's loss to the best one's."""
     differences = [setting.losses[seed] - best.losses[seed] for seed in best.losses]
     return fmean(differences), stdev(differences)
 
@@ -159,8 +159,8 @@ def student_t(value: float, freedom: int) -> float:
     angle = math.atan2(value, math.sqrt(freedom))
     odd = freedom % 2
     term, total = (math.cos(angle) if odd else 1.0), 0.0
-    for place in range(freedom // 2):
+    for index in range(freedom // 2):
         total += term
-        term *= math.cos(angle) ** 2 * (2 * place + 1 + odd) / (2 * place + 2 + odd)
+        term *= math.cos(angle) ** 2 * (2 * index + 1 + odd) / (2 * index + 2 + odd)
     between = 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
     return (1 + between) / 2

@@ -1,7 +1,7 @@
-"""What training did to every update, step by step: the value, and its file `dynamics.json`.
+"""The history of every update during training, as a value and as `dynamics.json`.
 
-The format `eckart-dynamics/1` holds no NaN; every list under a layer has one entry for each of `steps`, null where the
-number is undefined (the effective rank of a zero update) or was not finite, and floats have seven significant digits::
+The format `eckart-dynamics/1` contains no NaN; every list under a layer has one entry for each of `steps`, null if the
+number is undefined (the effective rank of a zero update) or not finite, and floats have seven significant digits::
 
     {"format": "eckart-dynamics/1", "title": ..., "directions": 16,
      "log": {"step": [1, 2, …], "loss": […], "learning_rate": […], "gradient_norm": […], "heldout_loss": […]},
@@ -14,9 +14,9 @@ number is undefined (the effective rank of a zero update) or was not finite, and
        "magnitude_change": […]}],
      "seconds": {"recording": …, "subspaces": …}}
 
-All norms are Frobenius norms. ΔW is the low-rank update s·(B·A − B₀·A₀), which starts from zero whatever the factors
-start from; of DoRA it is the update before rows are renormalised, and `magnitude_change`, ‖m − m₀‖ / ‖m₀‖, tells how
-far the learned lengths of rows are from m₀, those of W. `singular_values` lists what lies above rounding; others are 0.
+All norms are Frobenius norms. ΔW is the low-rank update s·(B·A − B₀·A₀), which starts at zero for every initialization;
+for DoRA it is the update before rows are renormalized, and `magnitude_change`, ‖m − m₀‖ / ‖m₀‖, is the relative
+distance of the learned row norms from m₀, those of W. `singular_values` has only values above rounding; others are 0.
 """
 
 import json
@@ -37,11 +37,11 @@ Lists = list[list[float] | None]
 
 @dataclass
 class SideDynamics:
-    """How the updates of a layer lie to the leading k singular vectors of its base weight, on one side.
+    """Overlap of the updates of a layer with the leading k singular vectors of its base weight, on one side.
 
     Attributes:
-        chance: k/n, what a random update has on average; every number below is to be held against it.
-        share: part of ‖ΔW‖² that lies in the base's leading subspace.
+        chance: k/n, the average of a random update, with which the numbers below are to be compared.
+        share: share of ‖ΔW‖² in the base's leading subspace.
         phi: for each step φ of the base's k and the update's leading 1, 2, 4, … directions, each as long as the
             update has directions; of the first alone it is the squared cosine of u₁ to the subspace.
 
@@ -55,18 +55,17 @@ class SideDynamics:
 
 @dataclass
 class LayerDynamics:
-    """One adapted layer over the recorded steps; every list has one entry a step.
+    """One adapted layer over the recorded steps; every list has one entry per step.
 
     Attributes:
         name: module path.
         shape: `(out_features, in_features)`; an embedding is `(dimension, vocabulary)`, a convolution `(out, in·k·k)`.
-        rank: of the adapter.
+        rank: rank of the adapter.
         base_norm: ‖W‖.
-        base_energy: lower and upper limit of the share of ‖W‖² that its leading k directions hold; None where the
-            subspaces were skipped.
-        relative_norm: ‖ΔW‖ / ‖W‖; None beside a zero base weight.
-        singular_values: of ΔW, descending, without those that are rounding.
-        magnitude_change: of DoRA only.
+        base_energy: lower and upper bound of the share of ‖W‖² in its leading k directions; None if these were skipped.
+        relative_norm: ‖ΔW‖ / ‖W‖; None for a zero base weight.
+        singular_values: singular values of ΔW, descending, without those that are rounding errors.
+        magnitude_change: for DoRA only.
     """
 
     name: str
@@ -86,12 +85,12 @@ class LayerDynamics:
     magnitude_change: Numbers | None = None
 
     def columns(self) -> list[list[Any]]:
-        """Every list that grows by one entry a recorded step."""
+        """Every list that grows by one entry per recorded step."""
         sides = [side for side in (self.outputs, self.inputs) if side]
-        own = [self.A_norm, self.B_norm, self.norm, self.relative_norm, self.effective_rank, self.stable_rank]
+        norms = [self.A_norm, self.B_norm, self.norm, self.relative_norm, self.effective_rank, self.stable_rank]
         magnitude = [] if self.magnitude_change is None else [self.magnitude_change]
         return [
-            *own,
+            *norms,
             self.singular_values,
             *magnitude,
             *(column for side in sides for column in (side.share, side.phi)),
@@ -100,17 +99,17 @@ class LayerDynamics:
 
 @dataclass
 class Dynamics:
-    """A training run as numbers a figure can show.
+    """The history of a training.
 
     Attributes:
-        title: what was trained, for the reader of a figure.
-        directions: k, the leading singular vectors of each base weight that updates are held against; 0: none.
-        log: what was told of each step, by step: some of `loss` (nats per token), `learning_rate`, `gradient_norm` and
+        title: what was trained, for the title of a figure.
+        directions: number k of leading singular vectors of each base weight that updates are compared with; 0: none.
+        log: logged quantities by step: some of `loss` (nats per token), `learning_rate`, `gradient_norm` and
             `heldout_loss`.
-        steps: optimizer steps done when the layers were recorded, ascending.
-        layers: in the order of the model.
-        recording_seconds: what recording took, all steps together.
-        subspace_seconds: what the leading subspaces of the base weights took, once.
+        steps: the recorded optimizer steps, ascending.
+        layers: the layers in the order of the model.
+        recording_seconds: time of recording, all steps together.
+        subspace_seconds: time to find the leading subspaces of the base weights, once.
     """
 
     title: str = ""
@@ -122,16 +121,16 @@ class Dynamics:
     subspace_seconds: float = 0.0
 
     def logged(self, quantity: str) -> tuple[list[int], list[float]]:
-        """The steps at which a quantity was told, ascending, and its values."""
-        told = sorted((step, row[quantity]) for step, row in self.log.items() if row.get(quantity) is not None)
-        return [step for step, _ in told], [value for _, value in told if value is not None]
+        """The steps for which a quantity was logged, ascending, and its values."""
+        entries = sorted((step, row[quantity]) for step, row in self.log.items() if row.get(quantity) is not None)
+        return [step for step, _ in entries], [value for _, value in entries if value is not None]
 
     def forget_after(self, step: int) -> None:
-        """Drop what lies beyond a step, to which a resumed run goes back."""
+        """Remove everything after a step, from which a run resumes."""
         self.log = {at: row for at, row in self.log.items() if at <= step}
-        kept = sum(at <= step for at in self.steps)
+        count = sum(at <= step for at in self.steps)
         for column in (self.steps, *(column for layer in self.layers for column in layer.columns())):
-            del column[kept:]
+            del column[count:]
 
     def to_json(self) -> dict[str, Any]:
         """The content of `dynamics.json`."""
@@ -148,7 +147,7 @@ class Dynamics:
         return _seven_digits(content)
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
-        """Write `path`, or `dynamics.json` in the folder `path`, whole or not at all.
+        """Write `path`, or `dynamics.json` in the folder `path`, completely or not at all.
 
         Raises:
             OutputError: it exists and `force` is not given, or cannot be written.
@@ -160,11 +159,11 @@ class Dynamics:
 
 
 def read_dynamics(path: str | Path) -> Dynamics:
-    """What `Dynamics.save` wrote, from the file or its folder.
+    """Read what `Dynamics.save` wrote, from the file or its folder.
 
     Raises:
         SourceError: there is no such file.
-        FileFormatError: it is not a record that this version can read.
+        FileFormatError: it is not a record of a training, or of another format version.
     """
     file = _file(path)
     try:
@@ -175,9 +174,9 @@ def read_dynamics(path: str | Path) -> Dynamics:
     except ValueError as broken:
         msg = f"{file} is not JSON: {broken}"
         raise FileFormatError(msg) from broken
-    found = content.get("format") if isinstance(content, dict) else type(content).__name__
-    if found != FORMAT:
-        msg = f"{file} is no record of a training run: its format is {found!r}, expected {FORMAT!r}"
+    stored_format = content.get("format") if isinstance(content, dict) else type(content).__name__
+    if stored_format != FORMAT:
+        msg = f"{file} is not a record of a training: its format is {stored_format!r}, expected {FORMAT!r}"
         raise FileFormatError(msg)
     try:
         return _from_json(content)
@@ -200,7 +199,7 @@ def _from_json(content: dict[str, Any]) -> Dynamics:
     )
     for layer in dynamics.layers:
         if any(len(column) != len(dynamics.steps) for column in layer.columns()):
-            msg = f"{layer.name} has not one entry for each of {len(dynamics.steps)} steps"
+            msg = f"{layer.name} does not have one entry for each of {len(dynamics.steps)} steps"
             raise ValueError(msg)
     return dynamics
 
