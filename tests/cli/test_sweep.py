@@ -32,7 +32,7 @@ def test_a_sweep_shows_a_table_and_leaves_cells_json_and_a_figure(model, text, t
     for part in ("q_proj+v_proj", "mlp", "sweet spot", "Without an adapter", "the noise is unknown"):
         assert part in ended.stdout
     assert fits_80_columns(ended.stdout)
-    assert "4/4 mlp-rank2-seed0: held-out loss after: loss" in ended.stderr
+    assert "4/4 mlp-rank2-seed0: Held-out loss after training: " in ended.stderr
     assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert "q_proj+v_proj" in (out / "report.html").read_text()
     adapter = load_adapter(out / "cells/q_proj+v_proj-rank2-seed0")

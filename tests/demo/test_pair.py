@@ -45,7 +45,7 @@ def test_other_settings_are_refused_until_forced(tiny_llama, full, tmp_path):
     make_pair(tmp_path, full, model=tiny_llama)
     other = dataclasses.replace(full, seed=1)
     before = (tmp_path / "tuned" / "model.safetensors").read_bytes()
-    with pytest.raises(OutputError, match=r"(?s)do not come from these settings.*--force.*tuned exists"):
+    with pytest.raises(OutputError, match=r"(?s)results of other settings.*`force`.*tuned exists"):
         make_pair(tmp_path, other, model=tiny_llama)
     assert (tmp_path / "tuned" / "model.safetensors").read_bytes() == before
     assert make_pair(tmp_path, other, model=tiny_llama, force=True).losses

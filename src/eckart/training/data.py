@@ -236,6 +236,8 @@ def _records(
             if not fault and own_form:
                 try:
                     yield from _truncated(*encoder.encode(record, own_form), options.length, count)
+                except OptionError:  # about the tokenizer, not about this record
+                    raise
                 except ValueError as error:
                     fault = str(error)
             if fault:
