@@ -5,4 +5,6 @@ Names and packages are imported when they are first used, so `import eckart` imp
 
 import lazy_loader
 
+import eckart.formats  # noqa: F401 (registers the formats that `Adapter.save` writes)
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

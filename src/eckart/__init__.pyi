@@ -11,10 +11,10 @@ from . import planning as planning
 from . import reference as reference
 from . import report as report
 from . import training as training
+from .adapter import Adapter as Adapter
+from .adapter import AdapterLayer as AdapterLayer
 from .engine import Execution as Execution
 from .errors import EckartError as EckartError
-from .formats import Adapter as Adapter
-from .formats import AdapterLayer as AdapterLayer
 from .formats import load_adapter as load_adapter
 from .linalg import Allocation as Allocation
 from .linalg import Interval as Interval

@@ -299,7 +299,7 @@ def test_tensors_saved_whole_stay_with_their_component(tmp_path):
     convert(tmp_path / "a", "peft", output=tmp_path / "b")
     assert torch.equal(load_adapter(tmp_path / "b/unet").modules_to_save["conv_norm_out.weight"], norm)
     assert not load_adapter(tmp_path / "b/text_encoder").modules_to_save
-    refused(tmp_path / "a", "diffusers", ["unet.conv_norm_out.weight: a tensor saved whole"])
+    refused(tmp_path / "a", "diffusers", ["unet.conv_norm_out.weight: a tensor saved in full"])
     biased = tmp_path / "a/unet/adapter_config.json"
     biased.write_text(biased.read_text().replace('"bias": "none"', '"bias": "all"'))
     refused(tmp_path / "a", "peft", ["unet: its biases are trained"])
@@ -374,10 +374,10 @@ def test_what_kohya_cannot_express_is_listed_in_one_message(tmp_path):
     }
     there = Adapter(layers, modules_to_save={"model.norm.weight": torch.ones(8)})
     said = [
-        "embed_tokens: readers know",
+        "embed_tokens: readers support",
         "up_proj: it has a trained",
         "[1]: readers",
-        "norm.weight: a tensor saved whole",
+        "norm.weight: a tensor saved in full",
     ]
     refused(there, "kohya", said, output=tmp_path / "a.safetensors")
     refused(there, "diffusers", ["not a module of a pipeline"])
@@ -386,7 +386,7 @@ def test_what_kohya_cannot_express_is_listed_in_one_message(tmp_path):
 
 def test_names_that_would_be_one_are_refused():
     layers = {"model.a.b_c": layer((8, 8)), "model.a_b.c": layer((8, 8))}
-    refused(Adapter(layers), "kohya", ["lora_te_a_b_c: so model.a.b_c and model.a_b.c would both be called"])
+    refused(Adapter(layers), "kohya", ["model.a.b_c and model.a_b.c would both be named lora_te_a_b_c"])
 
 
 def test_a_name_that_may_mean_two_modules_is_refused(tmp_path):
@@ -408,7 +408,7 @@ def test_a_wrong_base_and_an_unknown_model_are_refused_with_every_name(llama):
 
 def test_modules_of_other_pipelines_have_no_kohya_name():
     there = Adapter({"transformer.blocks.0.attn1.to_q": layer((8, 8))}, format="diffusers")
-    refused(there, "kohya", ["transformer.blocks.0.attn1.to_q: neither Stable Diffusion nor FLUX"])
+    refused(there, "kohya", ["transformer.blocks.0.attn1.to_q: no such module in Stable Diffusion or FLUX"])
 
 
 def test_wrong_formats_and_outputs_are_refused(tmp_path):

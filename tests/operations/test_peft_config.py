@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from eckart.adapter import TensorOutline
 from eckart.errors import FileFormatError, NotFiniteError, SourceError
 from eckart.formats import load_adapter
 from eckart.formats.peft_config import KNOWN_FIELDS, unknown_fields
@@ -33,11 +34,11 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda config, tensors: config.update(r=0), "greater than or equal to 1"),
         (lambda config, tensors: config.update(peft_type="IA3"), "only LORA"),
         (lambda config, tensors: config.update(rank_pattern={"(": 2}), "not a regex"),
-        (lambda config, tensors: config.update(use_dora=True), "use_dora is True .* magnitude is missing"),
-        (lambda config, tensors: config.update(lora_bias=True), "lora_bias is True .* bias is missing"),
+        (lambda config, tensors: config.update(use_dora=True), "use_dora is True .* no magnitude"),
+        (lambda config, tensors: config.update(lora_bias=True), "lora_bias is True .* no bias"),
         (
             lambda config, tensors: tensors.update({f"{FIRST}.lora_magnitude_vector": torch.ones(64)}),
-            "use_dora is False .* magnitude is there",
+            "use_dora is False .* has a magnitude",
         ),
         (lambda config, tensors: tensors.update({f"{FIRST}.lora_B.bias": torch.ones(64)}), "lora_bias is False"),
         (lambda config, tensors: config.update(init_lora_weights="pissa_niter_4"), "path_initial_model"),
@@ -70,11 +71,11 @@ def test_nothing_but_headers_is_read_for_the_size_of_an_adapter(llama_pair, tmp_
     (path / "adapter_model.safetensors").unlink()
     assert adapter.params == sum(tensor.numel() for tensor in stored.values())
     assert adapter.nbytes == sum(tensor.nbytes for tensor in stored.values())
-    assert all(layer.lora_A.is_meta for layer in adapter.outline().values())
+    assert all(isinstance(layer.lora_A, TensorOutline) for layer in adapter.outline().values())
 
 
 def test_a_folder_that_is_no_adapter_is_refused(llama_pair):
-    with pytest.raises(SourceError, match="not a PEFT adapter"):
+    with pytest.raises(SourceError, match="neither a PEFT adapter"):
         load_adapter(llama_pair / "base")
 
 

@@ -1,5 +1,8 @@
 from .adapter import Adapter as Adapter
-from .adapter import AdapterFormat as AdapterFormat
 from .adapter import AdapterLayer as AdapterLayer
-from .adapter import LayerKind as LayerKind
 from .deferred import Deferred as Deferred
+from .outline import AdapterFormat as AdapterFormat
+from .outline import AdapterOutline as AdapterOutline
+from .outline import LayerKind as LayerKind
+from .outline import LayerOutline as LayerOutline
+from .outline import TensorOutline as TensorOutline

@@ -1,75 +1,47 @@
-"""An adapter as a value: low-rank updates by module name, with what their files say of them."""
+"""An adapter as a value: low-rank updates by module name, in memory or read from files on lookup."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from eckart.adapter.deferred import Deferred
+from eckart.adapter.outline import AdapterBase, AdapterFormat, AdapterOutline, Layer, LayerOutline, TensorOutline
 from eckart.errors import OutputError
-from eckart.linalg import LowRank
 
-LayerKind = Literal["linear", "conv1d", "embedding", "conv", "expert"]
-AdapterFormat = Literal["peft", "kohya", "diffusers"]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from eckart.linalg import LowRank
 
 
 @dataclass(frozen=True, eq=False)
-class AdapterLayer:
-    """The update of one module: ΔW = scaling · lora_B · lora_A, laid out as the module's kind wants it.
+class AdapterLayer(Layer["Tensor"]):
+    """The update of one module: see `Layer` for the attributes."""
 
-    Attributes:
-        lora_A: shape `(rank, in_features)`; of a convolution `(rank, in, k, k)`; of an embedding `(rank, vocabulary)`.
-        lora_B: shape `(out_features, rank)`; of a convolution `(out, rank, 1, 1)`; of an embedding `(dimension, rank)`.
-        alpha: numerator of the scale.
-        rslora: the scale is alpha / √rank rather than alpha / rank.
-        kind: `conv1d` is GPT-2's Conv1D, whose weight lies as (in, out): `fan_in_fan_out` in PEFT; `expert` is one
-            expert of a fused tensor, named `experts.gate_up_proj[3]`.
-        bias: shape `(out_features,)`, scaled like the product (PEFT's `lora_bias`).
-        magnitude: DoRA's norm of each output, shape `(out_features,)`.
-    """
-
-    lora_A: Tensor
-    lora_B: Tensor
-    alpha: float
-    rslora: bool = False
-    kind: LayerKind = "linear"
-    bias: Tensor | None = None
-    magnitude: Tensor | None = None
-
-    @property
-    def rank(self) -> int:
-        """Rows of lora_A."""
-        return self.lora_A.shape[0]
-
-    @property
-    def scaling(self) -> float:
-        """What the product is multiplied with."""
-        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
-
-    def low_rank(self) -> LowRank:
+    def low_rank(self) -> "LowRank":
         """The update as a product of matrices, scale included, in float64.
 
         Returns:
-            `LowRank` of shape `(out_features, in_features)`; of a convolution `(out, in·k·k)`; of an embedding
-            `(vocabulary, dimension)`, as its weight lies.
+            `LowRank` of shape `update_shape`.
         """
+        import torch
+
         return self._product(torch.float64)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors that are there, by the names of their fields."""
-        parts = {"lora_A": self.lora_A, "lora_B": self.lora_B, "bias": self.bias, "magnitude": self.magnitude}
-        return {part: tensor for part, tensor in parts.items() if tensor is not None}
+    def outline(self) -> LayerOutline:
+        """The layer without its values."""
+        parts: dict[str, Any] = {part: TensorOutline.of(tensor) for part, tensor in self.tensors().items()}
+        return LayerOutline(alpha=self.alpha, rslora=self.rslora, kind=self.kind, **parts)
 
-    def with_update(self, update: LowRank, *, dtype: torch.dtype | None = None) -> "AdapterLayer":
+    def with_update(self, update: "LowRank", *, dtype: "torch.dtype | None" = None) -> "AdapterLayer":
         """The same module with another update, given as `low_rank` gives it: scaling, bias and magnitude stay.
 
         Args:
             update: in the orientation of `low_rank`; its balance between the factors is kept.
-            dtype: of the factors; None is that of the present ones.
+            dtype: data type of the factors; None for that of the present ones.
         """
         rank, scale = update.rank, self.scaling
         product = update * (1 / scale)
@@ -82,75 +54,82 @@ class AdapterLayer:
         alpha = scale * (rank**0.5 if self.rslora else rank)
         return replace(self, lora_A=right.contiguous(), lora_B=left.contiguous(), alpha=alpha)
 
-    def delta(self) -> Tensor:
+    def delta(self) -> "Tensor":
         """The dense update in the orientation of the module's own weight, float32 or wider."""
+        import torch
+
         dense = self._product(torch.promote_types(self.lora_A.dtype, torch.float32)).dense()
         if self.kind == "conv":
             return dense.reshape(dense.shape[0], *self.lora_A.shape[1:])
         return dense.T if self.kind == "conv1d" else dense
 
-    def _product(self, dtype: torch.dtype) -> LowRank:
+    def _product(self, dtype: "torch.dtype") -> "LowRank":
+        from eckart.linalg import LowRank
+
         A, B = self.lora_A.to(dtype).flatten(1), self.lora_B.to(dtype).flatten(1)
         product = LowRank(A.T, B.T) if self.kind == "embedding" else LowRank(B, A)
         return product * self.scaling
 
 
-@dataclass(frozen=True, eq=False)
-class Adapter(Mapping[str, AdapterLayer]):
-    """Updates by module name, and the tensors that an adapter replaces whole.
+def with_tensors(outline: LayerOutline, tensors: Mapping[str, "Tensor"]) -> AdapterLayer:
+    """The layer of an outline, from its tensors by the names of their fields."""
+    parts: dict[str, Any] = dict(tensors)
+    return AdapterLayer(alpha=outline.alpha, rslora=outline.rslora, kind=outline.kind, **parts)
 
-    Attributes:
-        layers: update of each module, in the order of the model; of an adapter on disk read when it is looked up.
-        modules_to_save: whole tensors by their name in the model, such as a norm's weight; likewise.
-        base_model: name or path of the model that the adapter belongs to.
-        task_type: PEFT's task type, such as CAUSAL_LM.
-        config: further fields of the file that the adapter came from, kept as they were.
-        format: of the files that it came from, and that `save` writes.
-        files: what it is read from; empty in memory.
+
+def on_meta(outline: AdapterOutline) -> "Adapter":
+    """An adapter of the same outline whose tensors are on torch's meta device."""
+    parts = {
+        name: with_tensors(layer, {part: tensor.on_meta() for part, tensor in layer.tensors().items()})
+        for name, layer in outline.items()
+    }
+    saved = {name: tensor.on_meta() for name, tensor in outline.modules_to_save.items()}
+    return Adapter(parts, saved, outline.base_model, outline.task_type, outline.config, outline.format, outline.files)
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter(AdapterBase[AdapterLayer, "Tensor"]):
+    """Updates by module name, and tensors that an adapter replaces: see `AdapterBase` for the attributes.
+
+    Layers and tensors of an adapter on disk are read when they are looked up. Two adapters are equal if they have the
+    same names, kinds and scales, and bit for bit the same tensors; the format and the config do not count.
     """
 
-    layers: Mapping[str, AdapterLayer]
-    modules_to_save: Mapping[str, Tensor] = field(default_factory=dict)
-    base_model: str | None = None
-    task_type: str | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-    format: AdapterFormat = "peft"
-    files: tuple[Path, ...] = ()
-
-    def __getitem__(self, module: str) -> AdapterLayer:
-        return self.layers[module]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.layers)
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
-    def outline(self) -> "Adapter":
-        """The same adapter with every tensor on the meta device: shapes and dtypes, for which nothing is read."""
-        layers = self.layers.outlines if isinstance(self.layers, Deferred) else _without_data(self.layers)
-        whole = self.modules_to_save
-        saved = whole.outlines if isinstance(whole, Deferred) else {name: t.to("meta") for name, t in whole.items()}
-        return replace(self, layers=layers, modules_to_save=saved)
+    def outline(self) -> AdapterOutline:
+        """The adapter without its values, for which no tensor is read."""
+        layers, saved = self.layers, self.modules_to_save
+        return AdapterOutline(
+            layers.outlines if isinstance(layers, Deferred) else {n: layer.outline() for n, layer in layers.items()},
+            saved.outlines if isinstance(saved, Deferred) else {n: TensorOutline.of(t) for n, t in saved.items()},
+            self.base_model,
+            self.task_type,
+            self.config,
+            self.format,
+            self.files,
+        )
 
     @property
     def params(self) -> int:
-        """Numbers in the factors, biases and magnitudes, and in the tensors saved whole."""
-        return sum(tensor.numel() for tensor in self.outline().tensors())
+        """Number of values in the factors, biases and magnitudes, and in `modules_to_save`."""
+        return self.outline().params
 
     @property
     def nbytes(self) -> int:
         """Bytes of the same."""
-        return sum(tensor.nbytes for tensor in self.outline().tensors())
+        return self.outline().nbytes
 
-    def tensors(self) -> Iterator[Tensor]:
-        """Every tensor, one layer after another."""
-        for layer in self.values():
-            yield from layer.tensors().values()
-        yield from self.modules_to_save.values()
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Adapter):
+            return NotImplemented
+        return self is other or (_facts(self) == _facts(other) and _same_values(self, other))
+
+    # Equal adapters may differ in their order and files, and hashing values would read every tensor.
+    __hash__ = None  # type: ignore[assignment]
 
     def fingerprint(self) -> str:
-        """A hex digest that changes when any number of the adapter does; of files, when any of them does."""
+        """A hex digest that changes when a value of the adapter changes; for files, when one of them does."""
+        import torch
+
         digest = hashlib.sha256()
         for file in self.files:
             status = file.stat()
@@ -164,7 +143,7 @@ class Adapter(Mapping[str, AdapterLayer]):
         return digest.hexdigest()
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write the adapter in its format, whole or not at all; one layer at a time is in memory.
+        """Write the adapter in its format, completely or not at all; one layer at a time is in memory.
 
         Raises:
             OutputError: `path` exists and `force` is not given, or cannot be written.
@@ -172,13 +151,13 @@ class Adapter(Mapping[str, AdapterLayer]):
         """
         write = _WRITERS.get(self.format)
         if write is None:
-            msg = f"adapters are saved by eckart.formats: import it, or eckart, to save one in the {self.format} format"
+            msg = f"no writer is registered for the format {self.format!r}; import eckart.formats"
             raise OutputError(msg)
         write(self, Path(path), force=force)
 
 
 class Writer(Protocol):
-    """Writes an adapter in one format, whole or not at all."""
+    """Writes an adapter in one format, completely or not at all."""
 
     def __call__(self, adapter: Adapter, path: Path, *, force: bool) -> None:
         """Errors as `Adapter.save`."""
@@ -189,12 +168,24 @@ _WRITERS: dict[AdapterFormat, Writer] = {}
 
 
 def register_writer(format: AdapterFormat, writer: Writer) -> None:  # noqa: A002
-    """Make `Adapter.save` write a format with `writer`; the value knows no files, so `eckart.formats` calls this."""
+    """Make `Adapter.save` write a format with `writer`; `eckart.formats` calls this, because it imports this module."""
     _WRITERS[format] = writer
 
 
-def _without_data(layers: Mapping[str, AdapterLayer]) -> dict[str, AdapterLayer]:
-    return {
-        name: replace(layer, **{part: tensor.to("meta") for part, tensor in layer.tensors().items()})
-        for name, layer in layers.items()
-    }
+def _facts(adapter: Adapter) -> tuple[object, object]:
+    """Everything that equal adapters have in common, except the values."""
+    outline = adapter.outline()
+    layers = {name: (layer.kind, layer.scaling, layer.tensors()) for name, layer in outline.items()}
+    return layers, dict(outline.modules_to_save)
+
+
+def _same_values(first: Adapter, second: Adapter) -> bool:
+    """Whether two adapters of the same outline have the same values; one layer at a time is read."""
+    import torch
+
+    for name, layer in first.items():
+        other = second[name].tensors()
+        if not all(torch.equal(tensor, other[part]) for part, tensor in layer.tensors().items()):
+            return False
+    saved = second.modules_to_save
+    return all(torch.equal(tensor, saved[name]) for name, tensor in first.modules_to_save.items())

@@ -1,19 +1,20 @@
-"""A mapping whose values are read each time they are asked for, so that a large adapter is never whole in memory."""
+"""A mapping whose values are read at every lookup, so that a large adapter is never in memory completely."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+Outline = TypeVar("Outline")
 
 
-class Deferred(Mapping[str, T], Generic[T]):
-    """Values by name, read when they are looked up and kept nowhere.
+class Deferred(Mapping[str, T], Generic[T, Outline]):
+    """Values by name, read when they are looked up and not cached.
 
     Attributes:
-        outlines: each value as its header tells it: with tensors on the meta device.
+        outlines: outline of each value, from headers.
     """
 
-    def __init__(self, outlines: Mapping[str, T], read: Callable[[str], T]) -> None:
+    def __init__(self, outlines: Mapping[str, Outline], read: Callable[[str], T]) -> None:
         self.outlines = outlines
         self._read = read
 
@@ -29,5 +30,5 @@ class Deferred(Mapping[str, T], Generic[T]):
         return len(self.outlines)
 
     def __contains__(self, name: object) -> bool:
-        # Mapping's own would read the value to see whether it is there.
+        # Mapping's own method would read the value to see whether it exists.
         return name in self.outlines

@@ -1,7 +1,8 @@
 """What a name says: which patterns and presets it answers to."""
 
+import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from eckart.errors import MismatchError
 
@@ -86,6 +87,22 @@ def matches(pattern: str, module: str) -> bool:
     except re.error as error:
         msg = f"{pattern!r} is neither a name nor a regex ({error})"
         raise MismatchError(msg) from None
+
+
+def nearest_names(name: str, names: Iterable[str], *, count: int = 3, cutoff: float = 0.6) -> list[str]:
+    """The names most similar to `name`, the nearest first: what a message suggests instead of an unknown one."""
+    return difflib.get_close_matches(name, dict.fromkeys(names), n=count, cutoff=cutoff)
+
+
+def nearest_modules(name: str, modules: Collection[str], *, count: int = 3) -> list[str]:
+    """Modules whose names end like `name`, compared over as many dotted parts as it has."""
+    parts = name.count(".") + 1
+    ends: dict[str, str] = {}
+    for module in modules:
+        ends.setdefault(".".join(module.split(".")[-parts:]), module)
+    if name in ends:
+        return [module for module in modules if _ends_with(module, [name])][:count]
+    return [ends[end] for end in nearest_names(name, ends, count=count, cutoff=0.4)]
 
 
 def _ends_with(module: str, names: Iterable[str]) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.nf4_scheme import has_nf4
@@ -12,8 +12,8 @@ from eckart.checkpoint.source import locate
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# A name, path or URL of files, or weights in memory; as text, so that defining it imports no torch.
-ModelSource: TypeAlias = "str | Path | Mapping[str, Tensor] | nn.Module"
+# A name, path or URL of files, or weights in memory. Torch's types are text, so that defining it does not import them.
+ModelSource: TypeAlias = Union[str, Path, "Mapping[str, Tensor]", "nn.Module"]
 
 
 def open_checkpoint(source: ModelSource) -> Checkpoint:

@@ -1,22 +1,33 @@
 """Adapter files and the `Adapter` value: one file per format, and the tables of module names of model families."""
 
-from eckart.adapter import Adapter, AdapterLayer
-from eckart.adapter.adapter import register_writer
-from eckart.formats import diffusers, kohya, peft
-from eckart.formats.files import check_name, load_adapter, unknown_fields
-from eckart.formats.renaming import rename_for_base
-from eckart.formats.sources import open_adapter_or_checkpoint
+from pathlib import Path
 
-__all__ = [
-    "Adapter",
-    "AdapterLayer",
-    "check_name",
-    "load_adapter",
-    "open_adapter_or_checkpoint",
-    "rename_for_base",
-    "unknown_fields",
-]
+import lazy_loader
 
-register_writer("peft", peft.write)
-register_writer("kohya", kohya.write)
-register_writer("diffusers", diffusers.write)
+from eckart.adapter.adapter import Adapter, register_writer
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def _write_peft(adapter: Adapter, path: Path, *, force: bool) -> None:
+    from eckart.formats import peft
+
+    peft.write(adapter, path, force=force)
+
+
+def _write_kohya(adapter: Adapter, path: Path, *, force: bool) -> None:
+    from eckart.formats import kohya
+
+    kohya.write(adapter, path, force=force)
+
+
+def _write_diffusers(adapter: Adapter, path: Path, *, force: bool) -> None:
+    from eckart.formats import diffusers
+
+    diffusers.write(adapter, path, force=force)
+
+
+# `Adapter.save` finds the formats here, and imports one when it is written.
+register_writer("peft", _write_peft)
+register_writer("kohya", _write_kohya)
+register_writer("diffusers", _write_diffusers)

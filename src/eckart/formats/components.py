@@ -1,4 +1,4 @@
-"""A pipeline's components: a module's name begins with the one that it is in, as in `unet.mid_block`."""
+"""Components of a diffusion pipeline: module names begin with their component, as in `unet.mid_block`."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -26,23 +26,25 @@ def component(module: str) -> str | None:
 
 def components(adapter: Adapter) -> dict[str, Adapter]:
     """The adapter of each component, under the component's own module names."""
-    found: dict[str, list[str]] = {}
+    modules_of: dict[str, list[str]] = {}
     for module in adapter:
-        found.setdefault(component(module) or "", []).append(module)
-    return {part: _within(adapter, part, modules) for part, modules in found.items()}
+        modules_of.setdefault(component(module) or "", []).append(module)
+    return {part: _within(adapter, part, modules) for part, modules in modules_of.items()}
 
 
 def joined(parts: Mapping[str, Adapter]) -> Adapter:
     """Adapters of components, under their own module names, as one adapter of the pipeline.
 
     Raises:
-        MismatchError: biases that PEFT trained in place, of which only its own config tells.
+        MismatchError: biases that PEFT trained in place, which only PEFT's config can express.
     """
     faults = [
-        f"{part}: its biases are trained" for part, it in parts.items() if it.config.get("bias", "none") != "none"
+        f"{part}: its biases are trained"
+        for part, adapter in parts.items()
+        if adapter.config.get("bias", "none") != "none"
     ]
     if faults:
-        msg = "these components cannot be one adapter; give each folder alone"
+        msg = "these components cannot be read as one adapter; give each folder alone"
         raise MismatchError.listing(msg, faults)
     outlines = {part: adapter.outline() for part, adapter in parts.items()}
     layers = {canonical(f"{part}.{name}"): (part, name) for part, adapter in parts.items() for name in adapter}
@@ -62,14 +64,14 @@ def joined(parts: Mapping[str, Adapter]) -> Adapter:
 
 
 def component_of(modules: Iterable[str]) -> str | None:
-    """The component that module names without one belong to, by the blocks that only it has."""
+    """The component of module names without a prefix, by the blocks that only it has; None if that is ambiguous."""
     names = list(modules)
-    found = {part for part, blocks in _OF_COMPONENT.items() if any(map(blocks.match, names))}
-    return found.pop() if len(found) == 1 else None
+    candidates = {part for part, blocks in _OF_COMPONENT.items() if any(map(blocks.match, names))}
+    return candidates.pop() if len(candidates) == 1 else None
 
 
 def canonical(module: str) -> str:
-    """A module's name as files have it: CLIP's encoders have lost their text_model, which adapters keep."""
+    """A module's name as in files: newer CLIP encoders have no text_model, which adapter files still name."""
     return re.sub(r"^(text_encoder\w*)\.encoder\.layers\.", r"\1.text_model.encoder.layers.", module)
 
 
@@ -80,10 +82,10 @@ def _within(adapter: Adapter, part: str, modules: list[str]) -> Adapter:
         name.removeprefix(f"{part}."): name for name in adapter.modules_to_save if component(name) == (part or None)
     }
     return Adapter(
-        Deferred({own: outline[name] for own, name in layers.items()}, lambda own: adapter[layers[own]]),
+        Deferred({new: outline[name] for new, name in layers.items()}, lambda new: adapter[layers[new]]),
         Deferred(
-            {own: outline.modules_to_save[name] for own, name in saved.items()},
-            lambda own: adapter.modules_to_save[saved[own]],
+            {new: outline.modules_to_save[name] for new, name in saved.items()},
+            lambda new: adapter.modules_to_save[saved[new]],
         ),
         base_model=adapter.base_model,
         task_type=adapter.task_type,

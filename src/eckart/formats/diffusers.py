@@ -1,20 +1,19 @@
 """diffusers' adapters: `pytorch_lora_weights.safetensors`, whose names begin with the pipeline's component.
 
-Scales lie in the header's `lora_adapter_metadata`, a JSON object of each component's PEFT fields: `unet.lora_alpha`.
+Scales are in the header's `lora_adapter_metadata`, a JSON object of each component's PEFT fields: `unet.lora_alpha`.
 Without it alpha is the rank. Sources: diffusers' `loaders/lora_base.py`, `utils/{peft_utils,state_dict_utils}.py`.
 """
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
-from torch import Tensor
 
-from eckart.adapter.adapter import Adapter, AdapterLayer, LayerKind
+from eckart.adapter.adapter import Adapter, AdapterLayer, on_meta, with_tensors
 from eckart.adapter.deferred import Deferred
+from eckart.adapter.outline import AdapterOutline, LayerKind, LayerOutline
 from eckart.checkpoint import (
     Checkpoint,
     TensorSpec,
@@ -28,6 +27,9 @@ from eckart.formats.components import COMPONENTS, canonical, component, componen
 from eckart.formats.peft_config import PeftConfig, config_of
 from eckart.formats.peft_patterns import first_match
 from eckart.formats.stored import factor_fault, header_texts, outline, read_alpha, read_finite, refused_kinds
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 _METADATA = "lora_adapter_metadata"
@@ -55,17 +57,17 @@ _NAMES = {
 
 
 def read(path: Path) -> Adapter:
-    """The adapter in a diffusers file, its module names with their component in front.
+    """The adapter in a diffusers file; its module names begin with their component.
 
     Raises:
         FileFormatError: metadata and tensors are damaged or disagree; every fault is listed.
     """
     stored = open_checkpoint(path)
     (file,) = {info.file for info in stored.tensors.values()}
-    names, whole, faults = _parts(list(stored.tensors))
+    names, implied, faults = _parts(list(stored.tensors))
     texts = header_texts(file)
-    configs, found = _configs(texts.pop(_METADATA, "{}"), whole)
-    faults += found
+    configs, config_faults = _configs(texts.pop(_METADATA, "{}"), implied)
+    faults += config_faults
     outlines = {}
     for module, parts in names.items():
         try:
@@ -73,14 +75,14 @@ def read(path: Path) -> Adapter:
         except ValueError as fault:
             faults.append(f"{module}: {fault}")
     if faults or not outlines:
-        msg = f"{path}: metadata and tensors do not make an adapter of diffusers"
+        msg = f"{path}: metadata and tensors do not form an adapter in diffusers' format"
         raise FileFormatError.listing(msg, faults or ["no LoRA tensors"])
 
     def read_layer(module: str) -> AdapterLayer:
         tensors = {part: read_finite(stored, name) for part, name in names[module].items() if part != "alpha"}
         if "magnitude" in tensors:
             tensors["magnitude"] = tensors["magnitude"].flatten()
-        return replace(outlines[module], **tensors)
+        return with_tensors(outlines[module], tensors)
 
     return Adapter(Deferred(outlines, read_layer), config={"metadata": texts}, format="diffusers", files=(file,))
 
@@ -94,12 +96,14 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
     """
     layers = adapter.outline()
     faults = refusals(layers)
-    faults += [f"{name}: its name begins with no component of a pipeline" for name in layers if component(name) is None]
+    faults += [
+        f"{name}: its name does not begin with a component of a pipeline" for name in layers if not component(name)
+    ]
     if faults or not layers:
-        msg = f"{path}: diffusers' format cannot hold this adapter"
-        raise MismatchError.listing(msg, faults or ["it has no layer"])
-    specs = [TensorSpec.of(name, tensor) for name, tensor in _named(layers)]
-    described = json.dumps(_described(layers), indent=2, sort_keys=True)
+        msg = f"{path}: diffusers' format cannot store this adapter"
+        raise MismatchError.listing(msg, faults or ["it has no layers"])
+    specs = [TensorSpec.of(name, tensor) for name, tensor in _named(on_meta(layers))]
+    described = json.dumps(_described(adapter), indent=2, sort_keys=True)
     texts = {"format": "pt", **adapter.config.get("metadata", {}), _METADATA: described}
     if path.suffix == ".safetensors":
         with atomic_file(path, force=force) as file:
@@ -109,55 +113,55 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
             write_tensors(folder / WEIGHTS, specs, _named(adapter), texts)
 
 
-def refusals(adapter: Adapter) -> list[str]:
-    """What of an adapter the format has no place for, each with the reason."""
+def refusals(adapter: AdapterOutline) -> list[str]:
+    """The parts of an adapter that the format cannot store, each with the reason."""
     reasons: dict[LayerKind, str] = {
-        "embedding": "diffusers loads updates of linear layers and convolutions only, not of embeddings",
-        "expert": "diffusers loads no updates of single experts",
+        "embedding": "diffusers loads only updates of linear layers and convolutions",
+        "expert": "diffusers does not load updates of single experts",
         "conv1d": "no component of a pipeline has a Conv1D",
     }
     return refused_kinds(adapter, reasons)
 
 
 def module_and_part(key: str) -> tuple[str, str] | None:
-    """The module and the part that a tensor of the file is, also by the names of old versions; None if it is neither.
+    """The module and the part of a tensor in the file, also by the names of old versions; None if it is not a LoRA's.
 
-    Old names hold `.processor.` and the projections of the UNet in every component: `self_attn.to_q_lora` in a text
-    encoder is its `q_proj`.
+    Old names contain `.processor.` and use the UNet's names of projections in every component: `self_attn.to_q_lora` in
+    a text encoder is its `q_proj`.
     """
     end = next((end for end in _PARTS if key.endswith(end)), None)
     if end is None:
         return None
     module = key.removesuffix(end).replace(".processor.", ".")
     if end.startswith("_lora"):
-        place, _, leaf = module.rpartition(".")
-        if place.endswith("self_attn"):
+        owner, _, leaf = module.rpartition(".")
+        if owner.endswith("self_attn"):
             leaf = leaf.replace("to_", "") + "_proj"
-        module = f"{place}.{leaf}.0" if leaf == "to_out" else f"{place}.{leaf}"
+        module = f"{owner}.{leaf}.0" if leaf == "to_out" else f"{owner}.{leaf}"
     return module, _PARTS[end]
 
 
 def _parts(keys: list[str]) -> tuple[dict[str, dict[str, str]], str | None, list[str]]:
-    """The tensor of each part of each module, the component if no name tells one, and tensors of no adapter."""
-    read = {key: module_and_part(key) for key in keys}
-    modules = {found[0]: None for found in read.values() if found}
+    """The tensor of each part of each module, the component if no name has one, and faults for all other tensors."""
+    parsed = {key: module_and_part(key) for key in keys}
+    modules = {parts[0]: None for parts in parsed.values() if parts}
     # Files saved by a model rather than by a pipeline lack the component.
     guessed = component_of(modules) if all(component(module) is None for module in modules) else None
     names: dict[str, dict[str, str]] = {}
     faults = []
-    for key, found in read.items():
-        module = canonical(f"{guessed}.{found[0]}" if guessed else found[0]) if found else ""
-        if found is None:
-            faults.append(f"{key}: no part of a LoRA in diffusers' format")
+    for key, parts in parsed.items():
+        module = canonical(f"{guessed}.{parts[0]}" if guessed else parts[0]) if parts else ""
+        if parts is None:
+            faults.append(f"{key}: not part of a LoRA in diffusers' format")
         elif component(module) is None:
             faults.append(f"{key}: begins with none of the components {', '.join(COMPONENTS)}")
-        elif names.setdefault(module, {}).setdefault(found[1], key) != key:
-            faults.append(f"{key}: {names[module][found[1]]} is the same part of {module}")
+        elif names.setdefault(module, {}).setdefault(parts[1], key) != key:
+            faults.append(f"{key}: the same part of {module} as {names[module][parts[1]]}")
     return names, guessed, faults
 
 
-def _configs(text: str, whole: str | None) -> tuple[dict[str, PeftConfig], list[str]]:
-    """What the metadata says of each component; fields without one are of the component `whole`."""
+def _configs(text: str, implied: str | None) -> tuple[dict[str, PeftConfig], list[str]]:
+    """The metadata's config of each component; fields that name no component belong to `implied`."""
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -167,7 +171,7 @@ def _configs(text: str, whole: str | None) -> tuple[dict[str, PeftConfig], list[
     described: dict[str, dict[str, Any]] = {}
     faults = []
     for name, value in fields.items():
-        part = component(name) or whole
+        part = component(name) or implied
         if part is None:
             faults.append(f"{_METADATA}: {name} begins with none of the components {', '.join(COMPONENTS)}")
         else:
@@ -183,8 +187,8 @@ def _configs(text: str, whole: str | None) -> tuple[dict[str, PeftConfig], list[
 
 def _outline(
     stored: Checkpoint, module: str, parts: Mapping[str, str], configs: Mapping[str, PeftConfig]
-) -> AdapterLayer:
-    """One module's update as headers tell it; ValueError says what does not fit."""
+) -> LayerOutline:
+    """One module's update, from headers; ValueError says what does not fit."""
     missing = [part for part in ("lora_A", "lora_B") if part not in parts]
     if missing:
         msg = f"{' and '.join(missing)} missing"
@@ -194,13 +198,13 @@ def _outline(
     if fault := factor_fault(A, B):
         raise ValueError(fault)
     part = module.partition(".")[0]
-    own = (module_and_part(parts["lora_A"]) or (module,))[0].removeprefix(f"{part}.")
+    name = (module_and_part(parts["lora_A"]) or (module,))[0].removeprefix(f"{part}.")
     config, rank, alpha = configs.get(part), A.shape[0], None
     if config is not None:
-        alpha = float(first_match(config.alpha_pattern, own, config.lora_alpha))
-        said = first_match(config.rank_pattern, own, config.r)
-        if said != rank:
-            msg = f"rank is {said} by {_METADATA}, lora_A is {tuple(A.shape)}"
+        alpha = float(first_match(config.alpha_pattern, name, config.lora_alpha))
+        declared = first_match(config.rank_pattern, name, config.r)
+        if declared != rank:
+            msg = f"rank is {declared} by {_METADATA}, lora_A is {A.shape}"
             raise ValueError(msg)
     if "alpha" in parts:
         stored_alpha = read_alpha(stored, parts["alpha"])
@@ -209,16 +213,16 @@ def _outline(
             raise ValueError(msg)
         alpha = stored_alpha
     vectors = {name: tensors[name].flatten() for name in ("bias", "magnitude") if name in tensors}
-    for name, vector in vectors.items():
+    for field, vector in vectors.items():
         if vector.shape != (B.shape[0],):
-            msg = f"{name} holds {vector.numel()} values for {B.shape[0]} outputs"
+            msg = f"{field} has {vector.numel()} values for {B.shape[0]} outputs"
             raise ValueError(msg)
     rslora = bool(config and config.use_rslora)
     kind = "conv" if A.ndim > 2 else "linear"
-    return AdapterLayer(A, B, float(rank) if alpha is None else alpha, rslora=rslora, kind=kind, **vectors)
+    return LayerOutline(A, B, float(rank) if alpha is None else alpha, rslora=rslora, kind=kind, **vectors)
 
 
-def _named(adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
+def _named(adapter: Adapter) -> Iterator[tuple[str, "Tensor"]]:
     """Every tensor under its name in the file, one layer after another."""
     for module, layer in adapter.items():
         for part, tensor in layer.tensors().items():
@@ -232,10 +236,10 @@ def _described(adapter: Adapter) -> dict[str, Any]:
     """The metadata: for each component the fields of the PEFT config that diffusers builds."""
     fields: dict[str, Any] = {}
     for part, layers in components(adapter).items():
-        config = config_of(layers)
+        config = config_of(layers.outline())
         if part.startswith("text_encoder"):
             # Newer CLIP encoders have no text_model, and diffusers renames the tensors but not the metadata: names
-            # that begin behind it, unanchored, hold for both.
+            # that begin after it, unanchored, match both.
             config["target_modules"] = [name.removeprefix("text_model.") for name in config["target_modules"]]
             for pattern in ("rank_pattern", "alpha_pattern"):
                 config[pattern] = {key.removeprefix(r"^text_model\."): value for key, value in config[pattern].items()}

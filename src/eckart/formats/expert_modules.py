@@ -1,7 +1,7 @@
-"""Updates of fused experts, as updates of the modules that a checkpoint's files hold instead.
+"""Updates of fused experts, as updates of the separate modules in a checkpoint's files.
 
-A model fuses its experts when it is loaded: the files of Mixtral, Qwen's and DeepSeek's mixtures hold one Linear for
-each expert, and `gate_up_proj` is the gate above the way up. Rows of lora_B part likewise, so nothing is lost.
+A model fuses its experts when it is loaded: the files of Mixtral's, Qwen's and DeepSeek's mixtures contain one Linear
+for each expert, and `gate_up_proj` stacks the gate and the up projection. Rows of lora_B split likewise, exactly.
 Source: transformers' `conversion_mapping.py`.
 """
 
@@ -10,9 +10,10 @@ from dataclasses import replace
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.adapter.deferred import Deferred
+from eckart.adapter.outline import LayerOutline, TensorOutline
 from eckart.formats.peft_experts import expert_of
 
-# Where files keep the experts of `mlp.experts`, and what they call gate, way up and way back.
+# Parent of the experts in files, for `mlp.experts` of the model, and the names of gate, up and down projection.
 _FORMS = (
     ("mlp", ("gate_proj", "up_proj", "down_proj")),
     ("mlp", ("w1", "w3", "w2")),
@@ -21,22 +22,24 @@ _FORMS = (
 
 
 def with_expert_modules(adapter: Adapter, tensors: Collection[str]) -> Adapter:
-    """The adapter with each fused expert that a checkpoint lacks as the modules that it has in its place.
+    """The adapter, with each fused expert that a checkpoint lacks as the separate modules that it has instead.
 
     Args:
-        adapter: as it was read; layers stay to be read when they are looked up.
+        adapter: an adapter; layers are still read when they are looked up.
         tensors: names of the checkpoint's tensors.
 
     Returns:
-        The same adapter if the checkpoint has its parameters, or has none of the modules either.
+        The same adapter if the checkpoint has its parameters, or none of the modules either.
     """
-    outline, sources, outlines = adapter.outline(), {}, {}
-    for name, layer in outline.items():
+    sources: dict[str, tuple[str, slice]] = {}
+    outlines: dict[str, LayerOutline] = {}
+    for name, layer in adapter.outline().items():
         modules = _modules(name, layer, tensors)
-        half = len(layer.lora_B) // max(len(modules), 1)
-        for place, module in enumerate(modules):
-            sources[module] = (name, slice(place * half, (place + 1) * half))
-            outlines[module] = _part(layer, sources[module][1])
+        outputs = layer.lora_B.shape[0] // max(len(modules), 1)
+        for index, module in enumerate(modules):
+            sources[module] = (name, slice(index * outputs, (index + 1) * outputs))
+            lora_B = TensorOutline((outputs, layer.rank), layer.lora_B.dtype)
+            outlines[module] = replace(layer, lora_B=lora_B, kind="linear")
         if not modules:
             outlines[name] = layer
     if not sources:
@@ -46,24 +49,21 @@ def with_expert_modules(adapter: Adapter, tensors: Collection[str]) -> Adapter:
         if name not in sources:
             return adapter[name]
         fused, rows = sources[name]
-        return _part(adapter[fused], rows)
+        layer = adapter[fused]
+        return replace(layer, lora_B=layer.lora_B[rows], kind="linear")
 
     return replace(adapter, layers=Deferred(outlines, read))
 
 
-def _part(layer: AdapterLayer, rows: slice) -> AdapterLayer:
-    return replace(layer, lora_B=layer.lora_B[rows], kind="linear")
-
-
-def _modules(name: str, layer: AdapterLayer, tensors: Collection[str]) -> list[str]:
-    """The modules of one expert in the files, from its first output to its last; none if they hold it fused."""
-    place = expert_of(name) if layer.kind == "expert" else None
-    if place is None or place[0] in tensors:
+def _modules(name: str, layer: LayerOutline, tensors: Collection[str]) -> list[str]:
+    """The modules of one expert in the files, from its first output to its last; none if they store it fused."""
+    expert = expert_of(name) if layer.kind == "expert" else None
+    if expert is None or expert[0] in tensors:
         return []
-    owner, _, leaf = place[0].rpartition(".")
+    owner, _, leaf = expert[0].rpartition(".")
     for part, (gate, up, down) in _FORMS:
         leaves = {"gate_up_proj": [gate, up], "down_proj": [down]}.get(leaf, [])
-        modules = [f"{owner.replace('.mlp.', f'.{part}.')}.{place[1]}.{own}" for own in leaves]
+        modules = [f"{owner.replace('.mlp.', f'.{part}.')}.{expert[1]}.{projection}" for projection in leaves]
         if modules and all(f"{module}.weight" in tensors for module in modules):
-            return modules if len(layer.lora_B) % len(modules) == 0 else []
+            return modules if layer.lora_B.shape[0] % len(modules) == 0 else []
     return []

@@ -1,4 +1,4 @@
-"""Adapters as files: which format a file has, and its reader."""
+"""Loading adapters: the format of a file, and its reader."""
 
 import re
 from pathlib import Path
@@ -15,14 +15,14 @@ from eckart.result import Skipped
 def load_adapter(source: str | Path) -> Adapter:
     """An adapter from its files or from the hub; headers are checked here, a layer is read when it is looked up.
 
-    A folder with `adapter_config.json` is PEFT's. A folder of such folders, named like the components of a pipeline, is
-    one adapter in diffusers' naming. Any other file is diffusers' or kohya's by the names of its tensors.
+    A folder with `adapter_config.json` is in PEFT's format. A folder of such folders, named like the components of a
+    pipeline, is one adapter under diffusers' names. In other files, tensor names decide between diffusers and kohya.
 
     Args:
         source: folder, .safetensors file or hub name.
 
     Raises:
-        SourceError: there is no adapter at `source`.
+        SourceError: `source` is not an adapter.
         FileFormatError: config and tensors are damaged or disagree; every fault is listed.
     """
     path = Path(source).expanduser()
@@ -42,17 +42,17 @@ def load_adapter(source: str | Path) -> Adapter:
     if lora:
         return kohya.read(file)
     msg = (
-        f"{source}: not a PEFT adapter, which is a folder with {CONFIG} and {peft.WEIGHTS}, nor a .safetensors file "
-        "with LoRA tensors named as diffusers or kohya's sd-scripts name them"
+        f"{source}: neither a PEFT adapter (a folder with {CONFIG} and {peft.WEIGHTS}) nor a .safetensors file with "
+        "LoRA tensors under the names of diffusers or kohya's sd-scripts"
     )
     raise SourceError(msg)
 
 
 def check_name(adapter: Adapter, path: Path) -> None:
-    """Refuse, before any work, a name that the adapter's format cannot be written under.
+    """Refuse, before any work, an output name that the adapter's format does not allow.
 
     Raises:
-        OutputError: the message says what to name it.
+        OutputError: the message suggests a name.
     """
     if adapter.format == "kohya":
         kohya.check_name(path)
@@ -65,8 +65,8 @@ def check_name(adapter: Adapter, path: Path) -> None:
 
 
 def unknown_fields(adapter: Adapter) -> list[Skipped]:
-    """Fields of an adapter's config that nobody here knows, for its user to be told of."""
+    """Unknown fields of an adapter's config, which the user should know about."""
     if adapter.format != "peft":
         return []
-    reason = "a field that neither PEFT 0.21 nor eckart knows: what it means for the tensors is not heeded"
+    reason = "unknown to PEFT 0.21 and eckart: its effect on the tensors is ignored"
     return [Skipped(f"{CONFIG}: {field}", reason) for field in peft_config.unknown_fields(adapter.config)]

@@ -1,7 +1,7 @@
-"""Layers that one format fuses and another keeps apart: FLUX's query, key and value are one layer in kohya's files.
+"""Layers that one format fuses and another separates: FLUX's query, key and value are one layer in kohya's files.
 
-Apart → fused stacks lora_A and sets lora_B block-diagonally, rank Σrᵢ; fused → apart takes rows of lora_B. Both are
-exact. A fused layer that is block-diagonal is seen to be, so that each part gets back no more than its own rank.
+Fusing stacks lora_A and builds a block-diagonal lora_B of rank Σrᵢ; separating takes rows of lora_B. Both are exact.
+A block-diagonal fused layer is recognised, so that each part gets back no more than its own rank.
 """
 
 import math
@@ -13,37 +13,37 @@ import torch
 from torch import Tensor
 
 from eckart.adapter.adapter import AdapterLayer
-from eckart.formats.pipeline_names import WHOLE, Part, Rows
+from eckart.formats.pipeline_names import Part, Rows
 
 _SAME = 1e-14  # relative: alpha over rank, and back, is not the same to the last bit
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What of a fused layer is one module's: runs of its outputs, and the columns of lora_B that are not zero there."""
+    """The share of one module in a fused layer: runs of outputs, and the columns of lora_B that are not zero there."""
 
     runs: tuple[tuple[int, int], ...]
     columns: tuple[int, ...]
 
 
 def cuts_of(layer: AdapterLayer, parts: Sequence[Part]) -> list[Cut]:
-    """How a fused layer falls into its parts; no columns for a part that it leaves as it is.
+    """How a fused layer splits into its parts; a part that it does not change has no columns.
 
     Raises:
-        ValueError: its outputs cannot be divided so.
+        ValueError: its outputs cannot be divided this way.
     """
     runs = [_runs(part.rows, layer.lora_B.shape[0]) for part in parts]
-    used = [_rows(layer.lora_B, own).flatten(1).any(dim=0) for own in runs]
+    used = [_rows(layer.lora_B, part_runs).flatten(1).any(dim=0) for part_runs in runs]
     rank, count = layer.rank, len(parts)
     if rank % count == 0:
         blocks = torch.arange(rank) // (rank // count)
-        if not any(bool(columns[blocks != place].any()) for place, columns in enumerate(used)):
-            # Trained apart by kohya: each has its share of the rank, also where a column is still zero.
-            used = [blocks == place if bool(columns.any()) else columns for place, columns in enumerate(used)]
+        if not any(bool(columns[blocks != part].any()) for part, columns in enumerate(used)):
+            # kohya trained the parts separately: each has its share of the rank, even if a column is still zero.
+            used = [blocks == part if bool(columns.any()) else columns for part, columns in enumerate(used)]
     if layer.magnitude is not None or layer.bias is not None:
-        # A module is rescaled, or its bias changed, even where its update is zero: no part may go.
+        # DoRA rescales a module, or its bias changes, even where its update is zero: no part may be dropped.
         used = [columns if bool(columns.any()) else torch.arange(rank) == 0 for columns in used]
-    return [Cut(own, tuple(columns.nonzero().flatten().tolist())) for own, columns in zip(runs, used, strict=True)]
+    return [Cut(rows, tuple(columns.nonzero().flatten().tolist())) for rows, columns in zip(runs, used, strict=True)]
 
 
 def cut_out(layer: AdapterLayer, cut: Cut) -> AdapterLayer:
@@ -61,13 +61,13 @@ def cut_out(layer: AdapterLayer, cut: Cut) -> AdapterLayer:
 
 
 def fuse(layers: Sequence[AdapterLayer | None], parts: Sequence[Part]) -> AdapterLayer:
-    """The parts as one layer; a part that is None stays as it is.
+    """The parts as one layer; a part that is None is not changed.
 
-    Where scales differ, the first one's is that of the whole and the others' lora_B carries the ratio, in float32 or
-    wider.
+    Where scales differ, the fused layer has the first one's, and the ratio is multiplied into the lora_B of the others,
+    in float32 or wider.
 
     Raises:
-        ValueError: their shapes do not make one layer, or only some have a magnitude.
+        ValueError: their shapes do not form one layer, or only some have a magnitude.
     """
     present = [(layer, part.rows) for layer, part in zip(layers, parts, strict=True) if layer is not None]
     first = present[0][0]
@@ -100,13 +100,8 @@ def fuse(layers: Sequence[AdapterLayer | None], parts: Sequence[Part]) -> Adapte
     return AdapterLayer(A, B, scale * rank, magnitude=magnitude)
 
 
-def is_whole(parts: Sequence[Part]) -> bool:
-    """Whether a layer is one module as it is."""
-    return len(parts) == 1 and parts[0].rows == WHOLE
-
-
 def _runs(rows: Rows, outputs: int) -> tuple[tuple[int, int], ...]:
-    """Shares of the outputs as row numbers; ValueError if they are no whole ones."""
+    """Shares of the outputs as row numbers; ValueError if they are not integers."""
     ends = [(begin * outputs, end * outputs) for begin, end in rows]
     if any(end.denominator > 1 for pair in ends for end in pair):
         msg = f"{outputs} outputs cannot be divided among its parts"
@@ -123,7 +118,7 @@ def _share(rows: Rows) -> Fraction:
 
 
 def _rescaled(layer: AdapterLayer, scale: float) -> Tensor:
-    """lora_B such that `scale` is the layer's scale."""
+    """lora_B for a layer whose scale is `scale`."""
     if math.isclose(layer.scaling, scale, rel_tol=_SAME):
         return layer.lora_B
     wide = torch.promote_types(layer.lora_B.dtype, torch.float32)

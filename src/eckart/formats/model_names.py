@@ -1,18 +1,16 @@
-"""A model as the names and shapes of its matrices: what tells whether, and under which names, an adapter fits it."""
+"""A model as the names and shapes of its matrices, which decide whether an adapter fits, and under which names."""
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
+from typing import TypeAlias, Union, cast
 
-from torch import Tensor, nn
-
-from eckart.adapter.adapter import Adapter
-from eckart.checkpoint import Checkpoint, MatrixView, layout, open_checkpoint
+from eckart.adapter.outline import AdapterOutline, LayerOutline
+from eckart.checkpoint import Checkpoint, MatrixView, ModelSource, layout, open_checkpoint
 from eckart.formats.components import COMPONENTS, canonical, component_of
 
-Base = str | Path | Mapping[str, Tensor] | nn.Module | Checkpoint
+Base: TypeAlias = Union[ModelSource, Checkpoint, "Model"]
 _PREFIX = re.compile(r"lora_[a-z]+\d?_")
 _PREFIXES = {
     "unet": ("lora_unet_",),
@@ -25,13 +23,13 @@ _PREFIXES = {
 
 @dataclass(frozen=True)
 class Model:
-    """A base and what it has.
+    """A base model and its matrices.
 
     Attributes:
-        source: as the user called it.
-        views: its matrices by module name, in a pipeline with the component in front.
-        component: of a pipeline, if it is one alone; its own module names do not have it in front.
-        is_pipeline: whether it is a pipeline, or a component of one.
+        source: the base as the user named it.
+        views: its matrices by module name; in a pipeline the name begins with the component.
+        component: the component, if the base is a single one of a pipeline; its files do not name it.
+        is_pipeline: whether the base is a pipeline, or a component of one.
     """
 
     source: str
@@ -47,33 +45,44 @@ class Model:
             SourceError: nothing readable is there.
             FileFormatError: files are malformed.
         """
-        if isinstance(base, (Mapping, nn.Module)):
-            return cls._single(open_checkpoint(base))
+        if isinstance(base, Model):
+            return base
         if not isinstance(base, (str, Path)):
-            return cls._single(base)
+            is_checkpoint = hasattr(base, "read_bytes")  # neither a state dict nor a module has that
+            return cls._single(
+                cast("Checkpoint", base) if is_checkpoint else open_checkpoint(cast("ModelSource", base))
+            )
         folders = {part: Path(base).expanduser() / part for part in COMPONENTS}
         views: dict[str, MatrixView] = {}
         for part, folder in folders.items():
             if folder.is_dir():
-                own = _views(open_checkpoint(folder))
-                views |= {canonical(f"{part}.{name}"): view for name, view in own.items()}
+                component_views = _views(open_checkpoint(folder))
+                views |= {canonical(f"{part}.{name}"): view for name, view in component_views.items()}
         return cls(str(base), views, None, is_pipeline=True) if views else cls._single(open_checkpoint(base))
 
     @classmethod
+    def of_layers(cls, layers: Mapping[str, LayerOutline]) -> "Model":
+        """The part of a model that these layers of an adapter update."""
+        return cls._from_views("the other adapters", {name: _updated(name, layer) for name, layer in layers.items()})
+
+    @classmethod
     def _single(cls, checkpoint: Checkpoint) -> "Model":
-        views = _views(checkpoint)
+        return cls._from_views(checkpoint.source, _views(checkpoint))
+
+    @classmethod
+    def _from_views(cls, source: str, views: Mapping[str, MatrixView]) -> "Model":
         part = component_of(views)
         named = {f"{part}.{name}" if part else name: view for name, view in views.items()}
-        return cls(checkpoint.source, named, part, is_pipeline=part is not None)
+        return cls(source, named, part, is_pipeline=part is not None)
 
     def modules(self, names: Iterable[str]) -> dict[str, list[str]]:
-        """The modules that each flattened name may be."""
-        prefixes = {found[0] for name in names if (found := _PREFIX.match(name))}
+        """The modules that each flattened name may mean."""
+        prefixes = {match[0] for name in names if (match := _PREFIX.match(name))}
         table: dict[str, list[str]] = {}
         for module in self.views:
-            part, _, own = module.partition(".")
+            part, _, inner = module.partition(".")
             if self.is_pipeline:
-                forms = {prefix + flattened(own) for prefix in _PREFIXES.get(part, ())}
+                forms = {prefix + flattened(inner) for prefix in _PREFIXES.get(part, ())}
             else:
                 forms = {
                     prefix + flattened(name) for prefix in prefixes for name in (module, module.removeprefix("model."))
@@ -82,28 +91,33 @@ class Model:
                 table.setdefault(form, []).append(module)
         return table
 
-    def misfits(self, adapter: Adapter) -> list[str]:
-        """Layers, of an outline, that the model has no module for, or one of another shape."""
+    def misfits(self, adapter: AdapterOutline) -> list[str]:
+        """Faults of layers that the model has no module for, or one of another shape."""
         faults = []
         for name, layer in adapter.items():
             view = self.views.get(name) or self.views.get(f"{self.component}.{name}")
-            shape = (layer.lora_B.shape[0], prod(layer.lora_A.shape[1:]))
-            if layer.kind == "embedding":
-                shape = (shape[1], shape[0])
+            shape = layer.update_shape
             if view is None:
                 faults.append(f"{name}: {self.source} has no such module")
             elif view.shape != shape:
-                faults.append(f"{name}: the update is {shape}, its weight in {self.source} {view.shape}")
+                faults.append(f"{name}: the update is {shape}, but the weight in {self.source} is {view.shape}")
             elif view.kind == "embedding" and layer.kind != "embedding" and name.endswith(view.module):
-                faults.append(f"{name}: the update is of a linear layer, and this is an embedding")
+                faults.append(f"{name}: the update is for a linear layer, but this is an embedding")
         return faults
 
 
 def flattened(module: str) -> str:
-    """A module's name as kohya writes it behind the prefix."""
+    """A module's name as kohya writes it after the prefix."""
     return module.replace(".", "_")
 
 
 def _views(checkpoint: Checkpoint) -> dict[str, MatrixView]:
     matrices = layout(checkpoint).matrices
     return {name: view for view in matrices for name in (view.name, *view.tied_modules)}
+
+
+def _updated(name: str, layer: LayerOutline) -> MatrixView:
+    """The matrix that a layer updates."""
+    shape = layer.update_shape
+    tensor_shape = shape if layer.kind == "embedding" else (layer.lora_B.shape[0], *layer.lora_A.shape[1:])
+    return MatrixView(name, name, f"{name}.weight", layer.kind, shape, 0, False, tensor_shape)

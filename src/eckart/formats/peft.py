@@ -5,20 +5,22 @@ Names carry `base_model.model.` before the module. Source: PEFT's `utils/save_an
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from eckart.adapter.adapter import Adapter, AdapterLayer, LayerKind
+from eckart.adapter.adapter import Adapter, AdapterLayer, on_meta, with_tensors
 from eckart.adapter.deferred import Deferred
+from eckart.adapter.outline import LayerKind, LayerOutline, TensorOutline
 from eckart.checkpoint import TensorSpec, atomic_directory, open_checkpoint, write_tensors
 from eckart.errors import FileFormatError, SourceError
 from eckart.formats.peft_config import CONFIG, PeftConfig, config_of, is_trained_bias, read_config
 from eckart.formats.peft_experts import Stack, expert_of, parameters_of, stack_of, stacks_of, wrapper_names
 from eckart.formats.peft_patterns import first_match
 from eckart.formats.stored import outline, read_finite
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -45,7 +47,7 @@ def read(path: Path) -> Adapter:
     """The adapter in a PEFT folder.
 
     Raises:
-        SourceError: `path` holds no PEFT adapter.
+        SourceError: `path` does not contain a PEFT adapter.
         FileFormatError: config and tensors are damaged or disagree; every fault is listed.
     """
     if not (path / CONFIG).is_file() or not (path / WEIGHTS).is_file():
@@ -53,10 +55,12 @@ def read(path: Path) -> Adapter:
         raise SourceError(msg)
     config = read_config(path / CONFIG)
     stored = open_checkpoint(path / WEIGHTS)
-    modules, whole = _sorted_names(stored.tensors)
-    shapes = {module: {part: outline(stored, name) for part, name in own.items()} for module, own in modules.items()}
+    modules, saved = _sorted_names(stored.tensors)
+    shapes = {
+        module: {part: outline(stored, name) for part, name in names.items()} for module, names in modules.items()
+    }
     parameters, faults = parameters_of(shapes, config)
-    outlines: dict[str, AdapterLayer] = {}
+    outlines: dict[str, LayerOutline] = {}
     experts: dict[str, tuple[str, Stack, int]] = {}
     for module, tensors in shapes.items():
         try:
@@ -65,17 +69,17 @@ def read(path: Path) -> Adapter:
                 outlines |= dict.fromkeys(stack.names(), stack.outline)
                 experts |= {name: (module, stack, index) for index, name in enumerate(stack.names())}
             else:
-                outlines[module] = _layer(module, tensors, config)
+                outlines[module] = _outline(module, tensors, config)
         except ValueError as fault:
             faults.append(f"{module}: {fault}")
     if faults or not outlines:
-        msg = f"{path}: config and tensors do not make an adapter"
+        msg = f"{path}: config and tensors do not form an adapter"
         raise FileFormatError.listing(msg, faults or ["no LoRA tensors"])
 
-    def read_module(module: str) -> dict[str, Tensor]:
+    def read_module(module: str) -> "dict[str, Tensor]":
         return {_FIELDS.get(part, part): read_finite(stored, name) for part, name in modules[module].items()}
 
-    # The experts of a parameter lie in each other's bytes, and are asked for one after another.
+    # The experts of a parameter are interleaved in one tensor, and are looked up one after another.
     read_stack = lru_cache(maxsize=2)(read_module)
 
     def read_layer(name: str) -> AdapterLayer:
@@ -85,11 +89,14 @@ def read(path: Path) -> Adapter:
         tensors = read_module(name)
         if "magnitude" in tensors:
             tensors["magnitude"] = tensors["magnitude"].flatten()
-        return replace(outlines[name], **tensors)
+        return with_tensors(outlines[name], tensors)
 
     return Adapter(
         Deferred(outlines, read_layer),
-        Deferred({n: outline(stored, own) for n, own in whole.items()}, lambda name: read_finite(stored, whole[name])),
+        Deferred(
+            {name: outline(stored, stored_name) for name, stored_name in saved.items()},
+            lambda name: read_finite(stored, saved[name]),
+        ),
         config.base_model_name_or_path,
         config.task_type,
         dict(config.model_extra or {}),
@@ -98,43 +105,44 @@ def read(path: Path) -> Adapter:
 
 
 def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
-    """Write an adapter as a PEFT folder, whole or not at all, one layer after another.
+    """Write an adapter as a PEFT folder, completely or not at all, one layer after another.
 
     Raises:
         OutputError: `path` exists and `force` is not given, or cannot be written.
         MismatchError: layers that one PEFT config cannot describe.
     """
-    outlines, stacks = stacks_of(adapter.outline())
-    config = config_of(outlines)
-    specs = [TensorSpec.of(name, tensor) for name, tensor in _named(adapter.outline(), stacks)]
+    outline = adapter.outline()
+    stacked, stacks = stacks_of(outline)
+    config = config_of(stacked)
+    specs = [TensorSpec.of(name, tensor) for name, tensor in _named(on_meta(outline), stacks)]
     with atomic_directory(path, force=force) as folder:
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         write_tensors(folder / WEIGHTS, specs, _named(adapter, stacks), {"format": "pt"})
 
 
 def _sorted_names(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """Tensors of a file: those of each module by part, and those saved whole by their names in the model."""
+    """Tensors of a file: those of each module by part, and those saved in full by their names in the model."""
     modules: dict[str, dict[str, str]] = {}
-    whole = {}
+    saved = {}
     for name in names:
         module = name.removeprefix(PREFIX)
         end = next((end for end in _PARTS if module.endswith(end)), None)
         if end is None:
-            whole[module.replace(".base_layer.", ".")] = name
+            saved[module.replace(".base_layer.", ".")] = name
         else:
             modules.setdefault(module.removesuffix(end), {})[_PARTS[end]] = name
-    return modules, whole
+    return modules, saved
 
 
-def _named(adapter: Adapter, stacks: Mapping[str, Stack]) -> Iterator[tuple[str, Tensor]]:
+def _named(adapter: Adapter, stacks: Mapping[str, Stack]) -> Iterator[tuple[str, "Tensor"]]:
     """Every tensor under its name in the file, one layer, or one parameter's experts, after another."""
     for name, tensor in adapter.modules_to_save.items():
         yield f"{PREFIX}{_stored_name(name, adapter)}", tensor
     experts: dict[str, list[tuple[int, str]]] = {parameter: [] for parameter in stacks}
     for module in adapter:
-        place = expert_of(module)
-        if place and place[0] in stacks:
-            experts[place[0]].append((place[1], module))
+        expert = expert_of(module)
+        if expert and expert[0] in stacks:
+            experts[expert[0]].append((expert[1], module))
             continue
         layer = adapter[module]
         names = _EMBEDDING_NAMES if layer.kind == "embedding" else _NAMES
@@ -149,14 +157,14 @@ def _named(adapter: Adapter, stacks: Mapping[str, Stack]) -> Iterator[tuple[str,
 
 
 def _stored_name(name: str, adapter: Adapter) -> str:
-    """A whole tensor's name in the file: a trained bias of an adapted module lies in its base layer."""
+    """A saved tensor's name in the file: a trained bias of an adapted module is in its base layer."""
     module = name.removesuffix(".bias")
-    inside = is_trained_bias(name, adapter) and module in adapter.layers
-    return f"{module}.base_layer.bias" if inside else name
+    in_base_layer = is_trained_bias(name, adapter) and module in adapter
+    return f"{module}.base_layer.bias" if in_base_layer else name
 
 
-def _layer(module: str, tensors: Mapping[str, Tensor], config: PeftConfig) -> AdapterLayer:
-    """One module's update, seen from the shapes of its tensors; ValueError says what does not fit."""
+def _outline(module: str, tensors: Mapping[str, TensorOutline], config: PeftConfig) -> LayerOutline:
+    """One module's update, from the shapes of its tensors; ValueError says what does not fit."""
     embedding = "embedding_A" in tensors or "embedding_B" in tensors
     names = ("embedding_A", "embedding_B") if embedding else ("lora_A", "lora_B")
     missing = [name for name in names if name not in tensors]
@@ -169,20 +177,20 @@ def _layer(module: str, tensors: Mapping[str, Tensor], config: PeftConfig) -> Ad
     A, B = (tensors[name] for name in names)
     rank = first_match(config.rank_pattern, module, config.r)
     if A.ndim < 2 or A.ndim != B.ndim or A.shape[0] != rank or B.shape[1] != rank:
-        msg = f"rank is {rank} by {CONFIG}, lora_A is {tuple(A.shape)} and lora_B {tuple(B.shape)}"
+        msg = f"rank is {rank} by {CONFIG}, lora_A is {A.shape} and lora_B {B.shape}"
         raise ValueError(msg)
     if A.ndim > 2 and any(size != 1 for size in B.shape[2:]):
-        msg = f"lora_B of a convolution ends in ones, got {tuple(B.shape)}"
+        msg = f"lora_B of a convolution must end in ones, got {B.shape}"
         raise ValueError(msg)
     flat: LayerKind = "conv1d" if config.fan_in_fan_out else "linear"
     kind: LayerKind = "embedding" if embedding else "conv" if A.ndim > 2 else flat
     magnitude = tensors.get("magnitude")
     for field, part in (("use_dora", "magnitude"), ("lora_bias", "bias")):
-        said, there = getattr(config, field), part in tensors
-        if said != there:
-            msg = f"{field} is {said} by {CONFIG}, but the {part} is {'there' if there else 'missing'}"
+        declared, exists = getattr(config, field), part in tensors
+        if declared != exists:
+            msg = f"{field} is {declared} by {CONFIG}, but the file has {'a' if exists else 'no'} {part}"
             raise ValueError(msg)
-    return AdapterLayer(
+    return LayerOutline(
         A,
         B,
         float(first_match(config.alpha_pattern, module, config.lora_alpha)),

@@ -1,7 +1,7 @@
-"""`adapter_config.json`: what PEFT's tensors mean, read and written.
+"""`adapter_config.json`, which says what PEFT's tensors mean: reading and writing it.
 
-Rank and alpha hold for all modules unless `rank_pattern` or `alpha_pattern` says otherwise: keys there are regexes, so
-every name is escaped and anchored when written. Source: PEFT's `tuners/lora/config.py`.
+Rank and alpha apply to all modules unless `rank_pattern` or `alpha_pattern` overrides them: keys there are regexes, so
+every name is escaped and anchored when it is written. Source: PEFT's `tuners/lora/config.py`.
 """
 
 import re
@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eckart.adapter.adapter import Adapter
+from eckart.adapter.outline import AdapterOutline
 from eckart.errors import FileFormatError, MismatchError
 from eckart.formats.peft_patterns import matches_whole
 
@@ -24,10 +25,10 @@ _REFUSED = {
     "trainable_token_indices": "adapters of single tokens (trainable_token_indices) are not read",
     **dict.fromkeys(
         ("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "use_qalora"),
-        "a variant of LoRA that is no fixed low-rank update of each weight",
+        "a variant of LoRA that is not a fixed low-rank update of each weight",
     ),
 }
-# These change the base when PEFT loads the adapter: the tensors are an update of what is left of it.
+# These change the base when PEFT loads the adapter: the tensors update the remainder of the base.
 _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # The fields of PEFT 0.21's LoraConfig.
 KNOWN_FIELDS = frozenset(
@@ -44,7 +45,7 @@ KNOWN_FIELDS = frozenset(
 
 
 class PeftConfig(BaseModel):
-    """The fields of `adapter_config.json` that decide what the tensors mean; others are kept as they are."""
+    """The fields of `adapter_config.json` that decide what the tensors mean; others are passed through."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -67,10 +68,10 @@ def read_config(file: Path) -> PeftConfig:
     """The config in a file.
 
     Raises:
-        FileFormatError: it is damaged, or of an adapter that is not read; every fault is listed.
+        FileFormatError: it is damaged, or describes an adapter that is not supported; every fault is listed.
     """
     if file.stat().st_size > _MAX_CONFIG_BYTES:
-        msg = f"{file}: {file.stat().st_size:,} bytes are too many for a config"
+        msg = f"{file}: {file.stat().st_size:,} bytes is too large for a config"
         raise FileFormatError(msg)
     try:
         config = PeftConfig.model_validate_json(file.read_bytes())
@@ -82,29 +83,29 @@ def read_config(file: Path) -> PeftConfig:
     faults = [f"{field}: {reason}" for field, reason in _REFUSED.items() if extra.get(field)]
     if str(extra.get("init_lora_weights")).lower().startswith(_BASE_CHANGING):
         faults.append(
-            f"init_lora_weights is {extra['init_lora_weights']!r}: the update is of what PEFT leaves of the base; save "
-            "the adapter once more with PEFT's path_initial_model_for_weight_conversion"
+            f"init_lora_weights is {extra['init_lora_weights']!r}: the update is for the base as PEFT changes it; save "
+            "the adapter again with PEFT's path_initial_model_for_weight_conversion"
         )
     if config.peft_type != "LORA":
-        faults.append(f"peft_type is {config.peft_type}, only LORA adapters are read")
+        faults.append(f"peft_type is {config.peft_type}; only LORA adapters are supported")
     if faults:
         msg = f"{file}: this adapter cannot be read"
         raise FileFormatError.listing(msg, faults)
     return config
 
 
-def config_of(adapter: Adapter) -> dict[str, Any]:
+def config_of(adapter: AdapterOutline) -> dict[str, Any]:
     """The `adapter_config.json` that describes an adapter, with no more fields than PEFT needs.
 
     Args:
-        adapter: in PEFT's terms, where all experts of a parameter are one layer; outlines do.
+        adapter: an outline in PEFT's terms, where all experts of a parameter are one layer.
 
     Raises:
         MismatchError: layers that one PEFT config cannot describe.
     """
     layers = list(adapter.values())
     if not layers:
-        msg = "an adapter without a single layer cannot be written"
+        msg = "an adapter without layers cannot be written"
         raise MismatchError(msg)
     if any(layer.magnitude is not None for layer in layers) and any(layer.magnitude is None for layer in layers):
         msg = "PEFT cannot mix DoRA layers with plain ones: " + ", ".join(
@@ -113,7 +114,7 @@ def config_of(adapter: Adapter) -> dict[str, Any]:
         raise MismatchError(msg)
     rslora = all(layer.rslora for layer in layers)
     ranks = {name: layer.rank for name, layer in adapter.items()}
-    # Where rules differ between layers, alpha / rank is the one that every layer can be written in.
+    # Where layers differ in the rule, alpha / rank can express the scale of each of them.
     alphas = {
         name: float(layer.alpha if rslora else layer.scaling * layer.rank if layer.rslora else layer.alpha)
         for name, layer in adapter.items()
@@ -146,13 +147,13 @@ def config_of(adapter: Adapter) -> dict[str, Any]:
     return config | {name: value for name, value in optional.items() if value}
 
 
-def is_trained_bias(name: str, adapter: Adapter) -> bool:
-    """Whether a whole tensor is a bias that PEFT trained in place (`bias` other than "none")."""
+def is_trained_bias(name: str, adapter: Adapter | AdapterOutline) -> bool:
+    """Whether a saved tensor is a bias that PEFT trained in place (`bias` other than "none")."""
     return name.endswith(".bias") and adapter.config.get("bias", "none") != "none"
 
 
 def unknown_fields(config: Mapping[str, Any]) -> list[str]:
-    """Fields of an adapter's config that neither PEFT 0.21 nor eckart knows: they may change what the tensors mean."""
+    """Fields of an adapter's config that neither PEFT 0.21 nor eckart knows; they may change what the tensors mean."""
     return sorted(set(config) - KNOWN_FIELDS)
 
 
@@ -170,5 +171,5 @@ def _pattern(values: Mapping[str, Any], common: Any) -> dict[str, Any]:
 
 
 def _plain(number: float) -> float | int:
-    """A whole number without its decimal point, as PEFT writes alpha."""
+    """An integer without its decimal point, as PEFT writes alpha."""
     return int(number) if number == int(number) else number

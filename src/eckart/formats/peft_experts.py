@@ -1,4 +1,4 @@
-"""Fused experts in PEFT's files: one pair of factors for all experts of a parameter, told apart and stacked again.
+"""Fused experts in PEFT's files: one pair of factors for all experts of a parameter, separated and stacked again.
 
 PEFT wraps the module of a parameter such as `experts.gate_up_proj`, and wraps the wrapper for a second parameter, so
 files name modules: `experts.base_layer.lora_A` is of the parameter registered first, `experts.lora_A` of the last.
@@ -8,18 +8,20 @@ Expert e has rows e·r to (e+1)·r of lora_A, and every E-th column of lora_B. S
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from eckart.adapter.adapter import Adapter, AdapterLayer
+from eckart.adapter.adapter import AdapterLayer, with_tensors
+from eckart.adapter.outline import AdapterOutline, LayerOutline, TensorOutline
+from eckart.checkpoint.dtypes import promote
 from eckart.errors import MismatchError
 from eckart.formats.peft_config import CONFIG, PeftConfig, is_module_target
 from eckart.formats.peft_patterns import first_match
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _MAX_EXPERTS = 4096
-_DOWN = re.compile(r"down|w2|output")  # what the parameter that leads back to the hidden size is called
+_DOWN = re.compile(r"down|w2|output")  # in the name of the parameter that projects back to the hidden size
 
 
 @dataclass(frozen=True)
@@ -28,33 +30,36 @@ class Stack:
 
     Attributes:
         parameter: such as `model.layers.0.mlp.experts.gate_up_proj`.
-        count: experts.
-        outline: each of them, in meta tensors.
+        count: number of experts.
+        outline: outline of each of them.
     """
 
     parameter: str
     count: int
-    outline: AdapterLayer
+    outline: LayerOutline
 
     def names(self) -> list[str]:
         """A layer's name for each expert."""
         return [f"{self.parameter}[{expert}]" for expert in range(self.count)]
 
-    def expert(self, index: int, factors: Mapping[str, Tensor]) -> AdapterLayer:
-        """One expert's update, of the stacked lora_A and lora_B."""
+    def expert(self, index: int, factors: "Mapping[str, Tensor]") -> AdapterLayer:
+        """One expert's update, from the stacked lora_A and lora_B."""
         rank, A, B = self.outline.rank, factors["lora_A"], factors["lora_B"]
         lora_B = B.view(len(B), rank, self.count)[:, :, index]
-        return replace(self.outline, lora_A=A[index * rank : (index + 1) * rank], lora_B=lora_B.contiguous())
+        lora_A = A[index * rank : (index + 1) * rank]
+        return with_tensors(self.outline, {"lora_A": lora_A, "lora_B": lora_B.contiguous()})
 
-    def stacked(self, experts: Sequence[tuple[int, AdapterLayer]]) -> tuple[Tensor, Tensor]:
-        """The factors of all experts as PEFT stacks them; lower ranks and experts left out are zeros.
+    def stacked(self, experts: Sequence[tuple[int, AdapterLayer]]) -> "tuple[Tensor, Tensor]":
+        """The factors of all experts as PEFT stacks them; lower ranks and missing experts are filled with zeros.
 
         Returns:
             lora_A `(rank·experts, in)` and lora_B `(out, rank·experts)`.
         """
+        import torch
+
         like, device = self.outline, experts[0][1].lora_A.device
-        A = torch.zeros(self.count, *like.lora_A.shape, dtype=like.lora_A.dtype, device=device)
-        B = torch.zeros(*like.lora_B.shape, self.count, dtype=like.lora_B.dtype, device=device)
+        A = torch.zeros(self.count, *like.lora_A.shape, dtype=like.lora_A.dtype.torch, device=device)
+        B = torch.zeros(*like.lora_B.shape, self.count, dtype=like.lora_B.dtype.torch, device=device)
         for index, layer in experts:
             lora_B = layer.lora_B
             if layer.scaling != like.scaling:
@@ -65,104 +70,106 @@ class Stack:
 
 
 def expert_of(name: str) -> tuple[str, int] | None:
-    """Parameter and index of an expert's layer, None for the name of a module."""
+    """Parameter and index of an expert's layer; None for the name of a module."""
     match = re.fullmatch(r"(.+)\[(\d+)\]", name)
     return (match[1], int(match[2])) if match else None
 
 
-def parameters_of(modules: Mapping[str, Mapping[str, Tensor]], config: PeftConfig) -> tuple[dict[str, str], list[str]]:
+def parameters_of(
+    modules: Mapping[str, Mapping[str, TensorOutline]], config: PeftConfig
+) -> tuple[dict[str, str], list[str]]:
     """Which modules in a file are wrappers of a parameter.
 
     Args:
-        modules: module in the file -> its tensors by part; shapes do.
-        config: of the same adapter.
+        modules: module in the file -> its tensors by part.
+        config: config of the same adapter.
 
     Returns:
-        Module in the file -> parameter, and what cannot be told.
+        Module in the file -> parameter, and the faults.
     """
     wrapped: dict[str, list[str]] = {}
     for module in sorted(modules, key=len, reverse=True):
         wrapped.setdefault(re.sub(r"(\.base_layer)+$", "", module), []).append(module)
-    found, faults = {}, []
-    for own, levels in wrapped.items():
+    parameters, faults = {}, []
+    for module, levels in wrapped.items():
         try:
-            leaves = _targets(own, config)
-            if leaves and not is_module_target(own, config):
+            leaves = _targets(module, config)
+            if leaves and not is_module_target(module, config):
                 named = zip(levels, _in_order(leaves, [modules[level] for level in levels]), strict=True)
-                found |= {level: f"{own}.{leaf}" for level, leaf in named}
+                parameters |= {level: f"{module}.{leaf}" for level, leaf in named}
         except ValueError as fault:
-            faults.append(f"{own}: {fault}")
-    return found, faults
+            faults.append(f"{module}: {fault}")
+    return parameters, faults
 
 
-def stack_of(parameter: str, tensors: Mapping[str, Tensor], config: PeftConfig) -> Stack:
-    """The experts of a parameter, seen from the shapes of its tensors; ValueError says what does not fit."""
+def stack_of(parameter: str, tensors: Mapping[str, TensorOutline], config: PeftConfig) -> Stack:
+    """The experts of a parameter, from the shapes of its tensors; ValueError says what does not fit."""
     if set(tensors) != {"lora_A", "lora_B"}:
-        msg = f"a parameter's adapter is lora_A and lora_B, got {', '.join(tensors)}"
+        msg = f"an adapter of a parameter has lora_A and lora_B, got {', '.join(tensors)}"
         raise ValueError(msg)
     A, B = tensors["lora_A"], tensors["lora_B"]
     rank = first_match(config.rank_pattern, parameter, config.r)
     if A.ndim != 2 or B.ndim != 2 or len(A) != B.shape[1] or len(A) % rank or 0 in (*A.shape, *B.shape):
-        msg = f"rank is {rank} by {CONFIG}, lora_A is {tuple(A.shape)} and lora_B {tuple(B.shape)}"
+        msg = f"rank is {rank} by {CONFIG}, lora_A is {A.shape} and lora_B {B.shape}"
         raise ValueError(msg)
     count = len(A) // rank
     if not 1 < count <= _MAX_EXPERTS:
-        msg = f"only parameters of 2 to {_MAX_EXPERTS} experts are read, this is of {count}"
+        msg = f"only parameters of 2 to {_MAX_EXPERTS} experts are supported, this one has {count}"
         raise ValueError(msg)
     alpha = float(first_match(config.alpha_pattern, parameter, config.lora_alpha))
-    outline = AdapterLayer(
-        A.new_empty((rank, A.shape[1])), B.new_empty((len(B), rank)), alpha, config.use_rslora, kind="expert"
-    )
+    lora_A, lora_B = TensorOutline((rank, A.shape[1]), A.dtype), TensorOutline((len(B), rank), B.dtype)
+    outline = LayerOutline(lora_A, lora_B, alpha, config.use_rslora, kind="expert")
     return Stack(parameter, count, outline)
 
 
-def stacks_of(outline: Adapter) -> tuple[Adapter, dict[str, Stack]]:
-    """An adapter whose experts are one layer a parameter, for its config; and how each is stacked.
+def stacks_of(outline: AdapterOutline) -> tuple[AdapterOutline, dict[str, Stack]]:
+    """The outline with the experts of each parameter as one layer, as its config needs them; and their stacks.
 
     Raises:
         MismatchError: experts that PEFT's files cannot express.
     """
-    groups: dict[str, dict[int, AdapterLayer]] = {}
-    plain: dict[str, AdapterLayer] = {}
+    groups: dict[str, dict[int, LayerOutline]] = {}
+    plain: dict[str, LayerOutline] = {}
     for name, layer in outline.items():
-        place = expert_of(name) if layer.kind == "expert" else None
-        if place:
-            groups.setdefault(place[0], {})[place[1]] = layer
+        expert = expert_of(name) if layer.kind == "expert" else None
+        if expert:
+            groups.setdefault(expert[0], {})[expert[1]] = layer
         else:
             plain[name] = layer
     faults = [f"{name}: an expert without a number" for name, layer in plain.items() if layer.kind == "expert"]
     counts: dict[str, int] = {}
     for parameter, experts in groups.items():
         module = parameter.rpartition(".")[0]
-        # An expert that nothing changed may be left out; the last one may be so in one parameter, hardly in both.
+        # An unchanged expert may be missing: the last one perhaps in one parameter, hardly in both.
         counts[module] = max(counts.get(module, 0), max(experts) + 1)
     stacks = {}
     for parameter, experts in groups.items():
         faults += [f"{parameter}: {fault}" for fault in _stack_faults(experts.values())]
         stacks[parameter] = Stack(parameter, counts[parameter.rpartition(".")[0]], _common(experts.values()))
     if faults:
-        msg = "PEFT cannot hold these experts"
+        msg = "PEFT cannot store these experts"
         raise MismatchError.listing(msg, faults)
     return replace(outline, layers=plain | {name: stack.outline for name, stack in stacks.items()}), stacks
 
 
 def wrapper_names(parameters: Iterable[str]) -> dict[str, str]:
-    """The module under which PEFT's files hold each parameter.
+    """The module under which PEFT's files store each parameter.
 
     Raises:
-        MismatchError: a module's parameters whose order in the model their names do not tell.
+        MismatchError: the order of a module's parameters in the model does not follow from their names.
     """
     modules: dict[str, list[str]] = {}
     for parameter in parameters:
         modules.setdefault(parameter.rpartition(".")[0], []).append(parameter)
     names = {}
-    for module, own in modules.items():
-        if len(own) == 1:
-            names[own[0]] = module
+    for module, names_in_module in modules.items():
+        if len(names_in_module) == 1:
+            names[names_in_module[0]] = module
             continue
-        ordered = sorted(own, key=_leads_back)
-        if len(own) > 2 or [_leads_back(parameter) for parameter in ordered] != [False, True]:
-            msg = f"PEFT nests the parameters of {module} in the model's order, which {', '.join(own)} do not tell"
+        ordered = sorted(names_in_module, key=_projects_down)
+        if len(names_in_module) > 2 or [_projects_down(parameter) for parameter in ordered] != [False, True]:
+            listed = ", ".join(names_in_module)
+            msg = f"PEFT nests the parameters of {module} in the model's order, which {listed} do not show"
             raise MismatchError(msg)
         names |= {ordered[0]: f"{module}.base_layer", ordered[1]: module}
     return names
@@ -170,57 +177,57 @@ def wrapper_names(parameters: Iterable[str]) -> dict[str, str]:
 
 def _targets(module: str, config: PeftConfig) -> list[str]:
     """Names of the module's parameters that the config targets, if it has them."""
-    found = (target.rpartition(".") for target in config.target_parameters or ())
-    return sorted({leaf for owner, _, leaf in found if not owner or f".{module}".endswith(f".{owner}")})
+    targets = (target.rpartition(".") for target in config.target_parameters or ())
+    return sorted({leaf for owner, _, leaf in targets if not owner or f".{module}".endswith(f".{owner}")})
 
 
-def _in_order(leaves: list[str], levels: list[Mapping[str, Tensor]]) -> list[str]:
-    """The parameter of each wrapper, the innermost first; ValueError if it cannot be told."""
+def _in_order(leaves: list[str], levels: list[Mapping[str, TensorOutline]]) -> list[str]:
+    """The parameter of each wrapper, the innermost first; ValueError if it is ambiguous."""
     if len(leaves) != len(levels) or len(leaves) > 2:
-        msg = f"its files hold {len(levels)} parameters, the config targets {', '.join(leaves)}: which is which?"
+        msg = f"the file has {len(levels)} parameters, the config targets {', '.join(leaves)}: which is which?"
         raise ValueError(msg)
     if len(leaves) == 1:
         return leaves
     if not all(part in level and level[part].ndim == 2 for level in levels for part in ("lora_A", "lora_B")):
-        msg = "matrices lora_A and lora_B are not there for each parameter"
+        msg = "not every parameter has the matrices lora_A and lora_B"
         raise ValueError(msg)
     inner, outer = ((level["lora_A"].shape[1], len(level["lora_B"])) for level in levels)
-    up, down = sorted(leaves, key=_leads_back)
-    if _widens(inner, outer) == _widens(outer, inner) or _leads_back(up) or not _leads_back(down):
-        msg = f"shapes and names do not tell {up} from {down}: (in, out) is {inner} inside and {outer} outside"
+    up, down = sorted(leaves, key=_projects_down)
+    if _widens(inner, outer) == _widens(outer, inner) or _projects_down(up) or not _projects_down(down):
+        msg = f"shapes and names do not distinguish {up} from {down}: (in, out) is {inner} inside and {outer} outside"
         raise ValueError(msg)
     return [up, down] if _widens(inner, outer) else [down, up]
 
 
-def _leads_back(parameter: str) -> bool:
+def _projects_down(parameter: str) -> bool:
     return bool(_DOWN.search(parameter.rpartition(".")[2]))
 
 
 def _widens(up: tuple[int, int], down: tuple[int, int]) -> bool:
-    """Whether (in, out) of two parameters are those of the way into a gated unit and back, or both transposed.
+    """Whether (in, out) of two parameters are those of the up and down projection of a gated MLP, or both transposed.
 
-    PEFT takes experts that a model stores as (in, out) for (out, in) unless the model marks them (Llama 4 does not).
+    PEFT reads experts that a model stores as (in, out) as (out, in) unless the model marks them (Llama 4 does not).
     """
     (first, wide), (narrow, last) = up, down
     return (first == last and wide in (narrow, 2 * narrow)) or (wide == narrow and first in (last, 2 * last))
 
 
-def _stack_faults(experts: Iterable[AdapterLayer]) -> list[str]:
+def _stack_faults(experts: Iterable[LayerOutline]) -> list[str]:
     layers = list(experts)
-    shapes = {(tuple(layer.lora_A.shape[1:]), len(layer.lora_B)) for layer in layers}
+    shapes = {layer.update_shape for layer in layers}
     zero = [layer.scaling == 0 for layer in layers]
     rules = (
         (len(shapes) > 1, "experts of different shapes"),
         (any(layer.bias is not None or layer.magnitude is not None for layer in layers), "no bias or DoRA for experts"),
-        (any(zero) and not all(zero), "a scale of zero beside others"),
+        (any(zero) and not all(zero), "some scales are zero, others are not"),
     )
     return [fault for applies, fault in rules if applies]
 
 
-def _common(experts: Iterable[AdapterLayer]) -> AdapterLayer:
-    """The expert of the highest rank, in a dtype that holds them all."""
+def _common(experts: Iterable[LayerOutline]) -> LayerOutline:
+    """The expert of the highest rank, in a data type that represents the values of all."""
     layers = list(experts)
     highest = max(layers, key=lambda layer: layer.rank)
-    dtypes = [tensor.dtype for layer in layers for tensor in (layer.lora_A, layer.lora_B)]
-    dtype = reduce(torch.promote_types, dtypes)
-    return replace(highest, lora_A=highest.lora_A.to(dtype), lora_B=highest.lora_B.to(dtype))
+    dtype = promote(*(tensor.dtype for layer in layers for tensor in (layer.lora_A, layer.lora_B)))
+    lora_A, lora_B = (TensorOutline(factor.shape, dtype) for factor in (highest.lora_A, highest.lora_B))
+    return replace(highest, lora_A=lora_A, lora_B=lora_B)

@@ -1,19 +1,17 @@
-"""Which module of a pipeline a kohya name means, asked of diffusers' own converters.
+"""Which module of a pipeline a kohya name means, found by running diffusers' converters.
 
-They move tensors from name to name, so numbered stand-ins tell which names they turn into which, and which rows of a
-fused layer go where. Nothing of their arithmetic is used: they fold alpha into the weights, and drop some alphas.
+They move tensors from name to name, so numbered placeholders show which name becomes which, and which rows of a fused
+layer go where. Their arithmetic is not used: they fold alpha into the weights, and drop some alphas.
 """
 
 import functools
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from types import ModuleType, SimpleNamespace
 from typing import Any
-
-import torch
 
 from eckart.errors import MissingExtraError
 from eckart.formats.diffusers import module_and_part
@@ -21,7 +19,7 @@ from eckart.formats.diffusers import module_and_part
 Rows = tuple[tuple[Fraction, Fraction], ...]
 WHOLE: Rows = ((Fraction(0), Fraction(1)),)
 _LAYERS_PER_BLOCK = 2  # of Stable Diffusion 1, 2 and XL
-# FLUX under its original names. The number is the rows that tell how diffusers cuts a layer up.
+# FLUX under its original names. The number of rows is what it takes to see how diffusers splits a layer.
 _DOUBLE = {
     f"{side}_{part}": rows
     for side in ("img", "txt")
@@ -36,7 +34,7 @@ _AROUND = {
     "final_layer_adaLN_modulation_1": 2,
 }
 _FLUX = re.compile(rf"lora_unet_(double_blocks_\d+|single_blocks_\d+|{'|'.join(_AROUND)})(_|$)")
-# Stable Diffusion XL under its original names, where they are not diffusers'.
+# Stable Diffusion XL under its original names, where they differ from diffusers'.
 _RESNET = {
     "conv1": "in_layers_2",
     "conv2": "out_layers_3",
@@ -52,7 +50,7 @@ _XL_ONCE = [
     *("time_embed_0", "time_embed_2", "label_emb_0_0", "label_emb_0_2", "input_blocks_0_0", "out_2"),
     *("input_blocks_3_0_op", "input_blocks_6_0_op", "output_blocks_2_2_conv", "output_blocks_5_2_conv"),
 ]
-# The converters turn any name into some name: only what such models have counts.
+# The converters map any name to some name; only modules that such models have count.
 _KNOWN = re.compile(
     r"unet\.(((down|up)_blocks\.\d+|mid_block)\.(attentions\.\d+\.(proj_in|proj_out|transformer_blocks\.\d+\."
     r"(attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)))|resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)"
@@ -66,7 +64,7 @@ _IS_XL = re.compile(
 
 @dataclass(frozen=True)
 class Part:
-    """A module of the pipeline, and which of a kohya layer's outputs are its own, as shares of all, in its order."""
+    """A module of the pipeline, and its share of a kohya layer's outputs, in the module's order."""
 
     module: str
     rows: Rows = WHOLE
@@ -75,8 +73,13 @@ class Part:
 Table = dict[str, tuple[Part, ...]]
 
 
+def is_whole(parts: Sequence[Part]) -> bool:
+    """Whether a layer is one complete module."""
+    return len(parts) == 1 and parts[0].rows == WHOLE
+
+
 def parts_of(names: Iterable[str]) -> Table:
-    """The modules that kohya names mean, as far as diffusers knows them: Stable Diffusion 1, 2, XL, and FLUX.
+    """The modules that kohya names mean, for the models that diffusers converts: Stable Diffusion 1, 2, XL, and FLUX.
 
     Raises:
         MissingExtraError: diffusers is not installed.
@@ -88,9 +91,9 @@ def parts_of(names: Iterable[str]) -> Table:
 
 
 def kohya_names(modules: Iterable[str]) -> Table:
-    """The kohya layers that modules of a pipeline make up, each with all its parts; unknown modules are in none.
+    """The kohya layers that modules of a pipeline form, each with all its parts; unknown modules are in none.
 
-    The names are those of sd-scripts: original ones in the UNet of Stable Diffusion XL and in FLUX, diffusers' own in
+    The names are those of sd-scripts: original ones in the UNet of Stable Diffusion XL and in FLUX, diffusers' names in
     Stable Diffusion 1 and 2.
 
     Raises:
@@ -109,7 +112,7 @@ def kohya_names(modules: Iterable[str]) -> Table:
         else "lora_te_"
     )
     table |= _flat(first, [name for name in wanted if name.startswith("text_encoder.")])
-    # FLUX's second encoder is a T5, which kohya counts as the third, as in Stable Diffusion 3.
+    # FLUX's second encoder is a T5, which kohya numbers as the third, as in Stable Diffusion 3.
     second = [name for name in wanted if name.startswith("text_encoder_2.")]
     t5 = [name for name in second if name.startswith("text_encoder_2.encoder.block.")]
     table |= _flat("lora_te2_", [name for name in second if name not in t5])
@@ -121,22 +124,22 @@ def _single(names: Mapping[str, str]) -> Table:
 
 
 def _flat(prefix: str, modules: Iterable[str]) -> Table:
-    """Kohya's names of modules that it calls as diffusers does; the component goes into the prefix."""
+    """Kohya's names of modules that have the same name in diffusers; the prefix replaces the component."""
     return _single({prefix + module.partition(".")[2].replace(".", "_"): module for module in modules})
 
 
 def _stable_diffusion(names: Iterable[str]) -> dict[str, str]:
     """Names that diffusers' converters of Stable Diffusion know, and the modules that they mean."""
     wanted = [name for name in names if name.startswith(("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_"))]
-    # Where both namings meet, the converter throws the original one away without a word.
+    # Given both kinds of names, the converter silently drops the original ones.
     original = [name for name in wanted if any(block in name for block in _SGM)]
     other = [name for name in wanted if name not in set(original)]
-    found = _moved(original) | _moved(other)
-    return {name: module for name, module in found.items() if _KNOWN.fullmatch(module)}
+    modules = _moved(original) | _moved(other)
+    return {name: module for name, module in modules.items() if _KNOWN.fullmatch(module)}
 
 
 def _moved(names: list[str]) -> dict[str, str]:
-    """Where the converters move what lies under each name; a name that makes them fail is left out."""
+    """The module that the converters map each name to; a name that makes them fail is omitted."""
     if not names:
         return {}
     converters = _converters()
@@ -147,8 +150,8 @@ def _moved(names: list[str]) -> dict[str, str]:
         moved, _ = converters._convert_non_diffusers_lora_to_diffusers(state)
     except (ValueError, LookupError):
         return {} if len(names) == 1 else {name: new for one in names for name, new in _moved([one]).items()}
-    found = {name: module_and_part(key) for key, name in moved.items()}
-    return {name: place[0] for name, place in found.items() if place}
+    parts = {name: module_and_part(key) for key, name in moved.items()}
+    return {name: part[0] for name, part in parts.items() if part}
 
 
 def _xl(modules: Iterable[str]) -> dict[str, str]:
@@ -165,7 +168,9 @@ def _xl(modules: Iterable[str]) -> dict[str, str]:
 
 @functools.cache
 def _flux() -> Table:
-    """Every name of FLUX that diffusers knows, and the modules that it is cut up into."""
+    """Every name of FLUX that diffusers knows, and the modules that it is split into."""
+    import torch
+
     names = {
         **{f"double_blocks_{block}_{part}": rows for block in range(19) for part, rows in _DOUBLE.items()},
         **{f"single_blocks_{block}_{part}": rows for block in range(38) for part, rows in _SINGLE.items()},
@@ -183,7 +188,7 @@ def _flux() -> Table:
             name, rows = numbered[int(down)]
             module = key.removesuffix(".lora_A.weight")
             taken = moved[f"{module}.lora_B.weight"].flatten().int().tolist()
-            # Modules around the blocks come without the component, in which diffusers then does not find them.
+            # Modules outside the blocks come without the component, and diffusers then does not find them in it.
             part = Part(f"transformer.{module.removeprefix('transformer.')}", _spans(taken, rows))
             table[f"lora_unet_{name}"] = (*table.get(f"lora_unet_{name}", ()), part)
     return table
@@ -191,20 +196,20 @@ def _flux() -> Table:
 
 def _spans(rows: list[int], total: int) -> Rows:
     """Row numbers as runs of consecutive ones, in shares of all rows."""
-    starts = [place for place, row in enumerate(rows) if place == 0 or row != rows[place - 1] + 1]
+    starts = [index for index, row in enumerate(rows) if index == 0 or row != rows[index - 1] + 1]
     runs = [(rows[start], rows[stop - 1] + 1) for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True)]
     return tuple((Fraction(first, total), Fraction(last, total)) for first, last in runs)
 
 
 @functools.cache
 def _converters() -> ModuleType:
-    # diffusers imports what it finds, and bitsandbytes, if there, warns of kernels that nothing here runs.
+    # diffusers imports optional libraries, and bitsandbytes, if installed, warns about kernels that nothing here runs.
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         from diffusers.loaders import lora_conversion_utils
     except ImportError as error:
-        purpose = "telling kohya's names from those of Stable Diffusion and FLUX without --base"
+        purpose = "mapping kohya's names to Stable Diffusion or FLUX without `base`"
         raise MissingExtraError.for_extra(extra="diffusers", purpose=purpose) from error
     finally:
         logging.disable(disabled)

@@ -12,7 +12,7 @@ from eckart.formats.components import COMPONENTS
 from eckart.formats.files import load_adapter
 from eckart.formats.peft_config import CONFIG
 
-Source: TypeAlias = "ModelSource | Checkpoint | Adapter"  # as text, as ModelSource is
+Source: TypeAlias = ModelSource | Checkpoint | Adapter
 _ADAPTER_TENSORS = (".lora", ".hada_", ".lokr_")  # parts of names that only adapters have
 
 
@@ -83,7 +83,7 @@ def open_adapter(source: Source) -> Adapter:
 
 
 def name_of(source: Source) -> str:
-    """What a message calls a SOURCE."""
+    """The name of a SOURCE in messages."""
     if isinstance(source, Adapter):
         return "<adapter>"
     return str(source) if isinstance(source, (str, Path)) else f"<{type(source).__name__}>"

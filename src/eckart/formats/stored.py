@@ -1,29 +1,30 @@
-"""What the adapter formats share: outlines of a file's tensors, reading them with their values checked, refusals."""
+"""Common to the adapter formats: outlines of tensors in files, reading with the values checked, refusals."""
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from eckart.adapter.adapter import Adapter, LayerKind
-from eckart.checkpoint import Checkpoint
+from eckart.adapter.outline import AdapterOutline, LayerKind, TensorOutline
+from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.header import read_header
 from eckart.linalg.finite import require_finite
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def outline(stored: Checkpoint, name: str) -> Tensor:
-    """A tensor of the file on the meta device, as the header tells it."""
+
+def outline(stored: Checkpoint, name: str) -> TensorOutline:
+    """Shape and data type of a tensor of the file."""
     info = stored.tensors[name]
-    return torch.empty(info.shape, dtype=info.dtype.torch, device="meta")
+    return TensorOutline(info.shape, info.dtype)
 
 
-def read_finite(stored: Checkpoint, name: str) -> Tensor:
+def read_finite(stored: Checkpoint, name: str) -> "Tensor":
     """A tensor of the file.
 
     Raises:
-        NotFiniteError: it holds NaN or Inf.
+        NotFiniteError: it contains NaN or Inf.
     """
     tensor = stored.read(name)
     require_finite(tensor, f"{stored.source}: {name}")
@@ -40,7 +41,7 @@ def read_alpha(stored: Checkpoint, name: str) -> float:
     if math.prod(shape) != 1:
         msg = f"alpha is one number, its tensor has the shape {shape}"
         raise ValueError(msg)
-    alpha = float(stored.read(name))
+    (alpha,) = stored.tensors[name].dtype.unpack(stored.read_bytes(name))
     if not math.isfinite(alpha):
         msg = f"alpha is {alpha}"
         raise ValueError(msg)
@@ -48,24 +49,24 @@ def read_alpha(stored: Checkpoint, name: str) -> float:
 
 
 def header_texts(file: Path) -> dict[str, str]:
-    """The texts that a safetensors file carries beside its tensors, without the mark of the framework."""
+    """The metadata texts of a safetensors file, without the framework's name."""
     header, _ = read_header(file)
     texts = dict(header.metadata) if header else {}
     texts.pop("format", None)
     return texts
 
 
-def factor_fault(A: Tensor, B: Tensor) -> str | None:
-    """Why two tensors are no factors of one update, or None if they are."""
+def factor_fault(A: TensorOutline, B: TensorOutline) -> str | None:
+    """Why two tensors are not the factors of one update, or None if they are."""
     if A.ndim < 2 or A.ndim != B.ndim or A.shape[0] != B.shape[1] or 0 in A.shape or 0 in B.shape:
-        return f"the factors are {tuple(A.shape)} and {tuple(B.shape)}: no product of one rank"
+        return f"the factors {A.shape} and {B.shape} are not a product of one rank"
     if any(size != 1 for size in B.shape[2:]):
-        return f"the second factor of a convolution ends in ones, got {tuple(B.shape)}"
+        return f"the second factor of a convolution must end in ones, got {B.shape}"
     return None
 
 
-def refused_kinds(adapter: Adapter, reasons: Mapping[LayerKind, str]) -> list[str]:
-    """What of an adapter a format of updates alone has no place for: layers by their kind, and tensors saved whole."""
-    whole = "a tensor saved whole, and the format holds only updates (modules_to_save)"
+def refused_kinds(adapter: AdapterOutline, reasons: Mapping[LayerKind, str]) -> list[str]:
+    """The parts of an adapter that a format for updates alone cannot store: layers by their kind, and full tensors."""
+    saved = "a tensor saved in full (modules_to_save), and the format stores only updates"
     faults = [f"{name}: {reasons[layer.kind]}" for name, layer in adapter.items() if layer.kind in reasons]
-    return faults + [f"{name}: {whole}" for name in adapter.modules_to_save]
+    return faults + [f"{name}: {saved}" for name in adapter.modules_to_save]

@@ -225,7 +225,8 @@ def _layers(written: "Mapping[str, Record]", work: LayerTasks, journal: "Journal
     layers = {module: read(module, written[owner]) for module, owner in owners.items()}
     if journal is None:
         return layers
-    return Deferred(dict(Adapter(layers).outline().layers), lambda module: read(module, journal.load(owners[module])))
+    outlines = {module: layer.outline() for module, layer in layers.items()}
+    return Deferred(outlines, lambda module: read(module, journal.load(owners[module])))
 
 
 def _tied_copy(layer: AdapterLayer) -> AdapterLayer:

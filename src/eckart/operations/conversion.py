@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any, get_args
 
-from eckart.adapter.adapter import Adapter, AdapterFormat
+from eckart.adapter.adapter import Adapter
+from eckart.adapter.deferred import Deferred
+from eckart.adapter.outline import AdapterFormat
 from eckart.checkpoint import atomic_directory, check_output
 from eckart.errors import MismatchError, OptionError
 from eckart.formats import diffusers, kohya
@@ -173,11 +176,12 @@ def plan_conversion(adapter: Adapter | str | Path, to: AdapterFormat, *, base: B
         result = steps[-1].of(source, format="diffusers" if steps[-1].is_pipeline else "peft", config={})
     elif source.format == "peft" and to != "peft" and (part := component_of(source)):
         steps.append(to_component(source, part))
-        saved = {f"{part}.{name}": tensor for name, tensor in source.outline().modules_to_save.items()}
+        specs = {f"{part}.{name}": spec for name, spec in source.outline().modules_to_save.items()}
+        saved = Deferred(specs, lambda name: source.modules_to_save[name.removeprefix(f"{part}.")])
         result = steps[-1].of(source, format="diffusers", config={}, modules_to_save=saved)
     faults = [fault for step in steps for fault in step.faults]
     faults += model.misfits(result.outline()) if model else []
-    faults += _refusals(result.outline(), source, to)
+    faults += _refusals(result, source, to)
     if to == "kohya" and source.format != "kohya":
         steps.append(to_kohya(result))
         faults += steps[-1].faults
@@ -192,9 +196,9 @@ def plan_conversion(adapter: Adapter | str | Path, to: AdapterFormat, *, base: B
     return Conversion(source, to, _targets(result, to, base), _renamed(steps), skipped)
 
 
-def _refusals(outline: Adapter, source: Adapter, to: AdapterFormat) -> list[str]:
+def _refusals(result: Adapter, source: Adapter, to: AdapterFormat) -> list[str]:
     """Layers that the target format cannot express, with the reason."""
-    faults = []
+    faults, outline = [], result.outline()
     if to == "kohya":
         faults = kohya.refusals(outline)
         if source.format != "kohya":
@@ -206,9 +210,9 @@ def _refusals(outline: Adapter, source: Adapter, to: AdapterFormat) -> list[str]
             first = next(iter(outline), "it")
             faults.append(f"{first}: not a module of a pipeline's UNet, transformer or text encoder")
     if to != "kohya" and source.format != "peft":
-        for adapter in _targets(outline, "peft", None).values():
+        for adapter in _targets(result, "peft", None).values():
             try:
-                config_of(adapter)
+                config_of(adapter.outline())
             except MismatchError as fault:
                 faults.append(str(fault))
     return faults
@@ -225,7 +229,7 @@ def _targets(adapter: Adapter, to: AdapterFormat, base: Base | None) -> dict[str
 
 def _matches(adapters: Mapping[str, Adapter]) -> list[Match]:
     return [
-        Match(f"{part}.{name}" if part else name, (len(layer.lora_B), layer.lora_A[0].numel()), (layer.rank,))
+        Match(f"{part}.{name}" if part else name, (layer.lora_B.shape[0], prod(layer.lora_A.shape[1:])), (layer.rank,))
         for part, adapter in adapters.items()
         for name, layer in adapter.outline().items()
     ]

@@ -9,7 +9,7 @@ from eckart.errors import OptionError
 from eckart.operations.rank_choice import HEADER_BYTES, Budget
 
 if TYPE_CHECKING:
-    from eckart.adapter import Adapter
+    from eckart.adapter import AdapterOutline
 
 Shape = tuple[int, int]
 
@@ -27,11 +27,13 @@ class Costs:
     fixed: int
 
     @classmethod
-    def of_adapter(cls, outline: "Adapter", names: Collection[str], dtype: DType | None, *, in_bytes: bool) -> "Costs":
+    def of_adapter(
+        cls, outline: "AdapterOutline", names: Collection[str], dtype: DType | None, *, in_bytes: bool
+    ) -> "Costs":
         """The costs of an adapter's layers.
 
         Args:
-            outline: the adapter; its headers suffice.
+            outline: outline of the adapter.
             names: the layers whose rank is to be chosen.
             dtype: data type of their factors; None keeps the present ones.
             in_bytes: count bytes of the file rather than parameters.

@@ -17,7 +17,7 @@ from eckart.formats.renaming import rename_for_base
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from eckart.adapter.adapter import Adapter, AdapterLayer
+    from eckart.adapter import Adapter, AdapterLayer, AdapterOutline, LayerOutline, TensorOutline
 
 SHOWN = 12  # faults that a message lists: for the others no nearest name is searched
 
@@ -98,12 +98,12 @@ def fitted(adapter: Adapter, base: Checkpoint) -> Adapter:
     return with_expert_modules(rename_for_base(base, adapter), base.tensors)
 
 
-def find_places(base: Checkpoint, adapters: Sequence[Adapter]) -> Places:
+def find_places(base: Checkpoint, adapters: Sequence[AdapterOutline]) -> Places:
     """Match every key of the adapters with a tensor of the base.
 
     Args:
         base: the model to merge into.
-        adapters: outlines suffice.
+        adapters: outlines of the adapters.
 
     Raises:
         MismatchError: keys that the base lacks or has in another shape; all at once, each with its reason.
@@ -126,7 +126,13 @@ def find_places(base: Checkpoint, adapters: Sequence[Adapter]) -> Places:
 
 
 def _place_layers(
-    number: int, adapter: Adapter, base: Checkpoint, places: Places, modules: _Names, *, reasons: Mapping[str, str]
+    number: int,
+    adapter: AdapterOutline,
+    base: Checkpoint,
+    places: Places,
+    modules: _Names,
+    *,
+    reasons: Mapping[str, str],
 ) -> list[_Fault]:
     faults, counts = [], Counter[str]()
     for name, layer in adapter.items():
@@ -153,7 +159,9 @@ def _place_layers(
     return faults
 
 
-def _place_saved(number: int, adapter: Adapter, base: Checkpoint, places: Places, tensors: _Names) -> list[_Fault]:
+def _place_saved(
+    number: int, adapter: AdapterOutline, base: Checkpoint, places: Places, tensors: _Names
+) -> list[_Fault]:
     faults = []
     by_tensor = {view.tensor: view.name for view in places.views.values()}
     for name, value in adapter.modules_to_save.items():
@@ -177,7 +185,7 @@ def _place_saved(number: int, adapter: Adapter, base: Checkpoint, places: Places
 
 
 def _misfit(
-    faults: Sequence[_Fault], adapters: Sequence[Adapter], base: Checkpoint, modules: _Names, tensors: _Names
+    faults: Sequence[_Fault], adapters: Sequence[AdapterOutline], base: Checkpoint, modules: _Names, tensors: _Names
 ) -> MismatchError:
     """One error for all faults; an adapter for another model is one fault."""
     lines = []
@@ -197,7 +205,7 @@ def _misfit(
     return MismatchError.listing(msg, lines)
 
 
-def _common_cause(faults: Sequence[_Fault], adapter: Adapter, base: Checkpoint) -> str | None:
+def _common_cause(faults: Sequence[_Fault], adapter: AdapterOutline, base: Checkpoint) -> str | None:
     """What is wrong if nothing of an adapter fits for one reason: it was made for another model."""
     kinds = {fault.kind for fault in faults}
     layers = [fault for fault in faults if fault.key in adapter]
@@ -212,7 +220,7 @@ def _common_cause(faults: Sequence[_Fault], adapter: Adapter, base: Checkpoint) 
     return f"it is for a model of another size: {shapes}.{made_for}"
 
 
-def _shape_fault(layer: AdapterLayer, view: MatrixView) -> str | None:
+def _shape_fault(layer: LayerOutline, view: MatrixView) -> str | None:
     """Why an update does not fit a matrix, from shapes alone."""
     A, B = tuple(layer.lora_A.shape), tuple(layer.lora_B.shape)
     rows, columns = view.stored_shape
@@ -230,7 +238,7 @@ def _shape_fault(layer: AdapterLayer, view: MatrixView) -> str | None:
     return None
 
 
-def _bias_fault(bias: Tensor, name: str, base: Checkpoint) -> str | None:
+def _bias_fault(bias: TensorOutline, name: str, base: Checkpoint) -> str | None:
     if name not in base.tensors:
         return f"it has a trained bias, and the base has no {name}"
     if base.tensors[name].shape != tuple(bias.shape):
@@ -238,7 +246,7 @@ def _bias_fault(bias: Tensor, name: str, base: Checkpoint) -> str | None:
     return None
 
 
-def outputs_are_columns(layer: AdapterLayer, view: MatrixView) -> bool:
+def outputs_are_columns(layer: AdapterLayer | LayerOutline, view: MatrixView) -> bool:
     """Whether an output is a column of the stored matrix, as with (in, out) storage and with embeddings."""
     return view.transposed or layer.kind == "embedding"
 

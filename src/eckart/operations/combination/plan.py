@@ -7,7 +7,8 @@ from math import fsum, prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eckart.adapter.adapter import Adapter, AdapterLayer
+from eckart.adapter.adapter import Adapter
+from eckart.adapter.outline import AdapterOutline, LayerOutline
 from eckart.checkpoint import Checkpoint, DType, MatrixView, open_checkpoint
 from eckart.checkpoint.dtypes import promote
 from eckart.checkpoint.open import ModelSource
@@ -63,7 +64,7 @@ class CombinePlan:
     made_by = "combine"
 
     @cached_property
-    def outlines(self) -> tuple[Adapter, ...]:
+    def outlines(self) -> tuple[AdapterOutline, ...]:
         """The headers of the adapters."""
         return tuple(adapter.outline() for adapter in self.adapters)
 
@@ -100,7 +101,7 @@ class CombinePlan:
         """Shape of each module's update."""
         return {name: shapes_of(self.outlines[terms[0]], [name])[name] for name, terms in self.terms.items()}
 
-    def layers(self, name: str) -> list[AdapterLayer]:
+    def layers(self, name: str) -> list[LayerOutline]:
         """Headers of the layers that update a module."""
         return [self.outlines[i][name] for i in self.terms[name]]
 
@@ -131,7 +132,7 @@ class CombinePlan:
     def dtype_of(self, name: str) -> DType:
         """The data type of a module's factors in the result."""
         factors = [factor for layer in self.layers(name) for factor in (layer.lora_A, layer.lora_B)]
-        return self.dtype or promote(*(DType.of(factor.dtype) for factor in factors))
+        return self.dtype or promote(*(factor.dtype for factor in factors))
 
     def costs(self, *, in_bytes: bool) -> Costs:
         """What each rank of each layer costs, and everything else."""
@@ -146,7 +147,7 @@ class CombinePlan:
                     fixed += vector.nbytes if in_bytes else vector.numel()
         for name, terms in self.savers.items():
             tensors = [self.outlines[i].modules_to_save[name] for i in terms]
-            width = promote(*(DType.of(tensor.dtype) for tensor in tensors)).itemsize if in_bytes else 1
+            width = promote(*(tensor.dtype for tensor in tensors)).itemsize if in_bytes else 1
             fixed += width * tensors[0].numel()
         headers = HEADER_BYTES * (len(self.terms) + len(self.savers)) if in_bytes else 0
         return Costs(by_rank, fixed + headers)
@@ -290,9 +291,9 @@ def plan_combine(
     return plan
 
 
-def _kind(layer: AdapterLayer) -> str:
+def _kind(layer: LayerOutline) -> str:
     return layer.kind
 
 
-def _shape(layer: AdapterLayer) -> tuple[int, ...]:
+def _shape(layer: LayerOutline) -> tuple[int, ...]:
     return (*layer.lora_B.shape[:1], *layer.lora_A.shape[1:])

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from eckart.adapter.adapter import AdapterLayer
 from eckart.adapter.deferred import Deferred
+from eckart.adapter.outline import TensorOutline
 from eckart.checkpoint import WeightMatrix
+from eckart.checkpoint.dtypes import promote
 from eckart.engine import Execution, Record, Task
 from eckart.linalg import LowRank, Spectrum, as_slabs, spectrum
 from eckart.operations.adapter_writer import LayerTasks, empty_record, layer_record
@@ -193,7 +195,7 @@ def combination_tasks(plan: CombinePlan, execution: Execution) -> LayerTasks:
     )
 
 
-def saved_tensors(plan: CombinePlan) -> Deferred[Tensor]:
+def saved_tensors(plan: CombinePlan) -> Deferred[Tensor, TensorOutline]:
     """Tensors saved in full: base + Σ w·(saved − base), read when they are looked up."""
 
     def read(name: str) -> Tensor:
@@ -212,7 +214,7 @@ def saved_tensors(plan: CombinePlan) -> Deferred[Tensor]:
     outlines = {}
     for name, terms in plan.savers.items():
         tensors = [plan.outlines[i].modules_to_save[name] for i in terms]
-        outlines[name] = tensors[0].new_empty(tensors[0].shape, dtype=_promoted(tensors))
+        outlines[name] = TensorOutline(tensors[0].shape, promote(*(tensor.dtype for tensor in tensors)))
     return Deferred(outlines, read)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from eckart.adapter.adapter import Adapter
+from eckart.adapter.outline import AdapterOutline
 from eckart.checkpoint import Checkpoint, MatrixView, WeightMatrix
 from eckart.engine import Execution, Task, run_tasks
 from eckart.errors import MismatchError
@@ -115,7 +116,7 @@ class AdapterPair:
         matches = []
         for name in [*self.shared, *self.alone]:
             layers = [outline.get(name) for outline in outlines]
-            shape = next(layer.low_rank().shape for layer in layers if layer)
+            shape = next(layer.update_shape for layer in layers if layer)
             ranks = tuple(layer.rank if layer else 0 for layer in layers)
             matches.append(Match(name, shape, ranks))
         read = sum(self._nbytes(name) for name in [*self.shared, *self.alone])
@@ -174,7 +175,7 @@ class AdapterPair:
 
 
 def _paired(
-    outlines: Sequence[Adapter], names: tuple[str, str], taken: set[str]
+    outlines: Sequence[AdapterOutline], names: tuple[str, str], taken: set[str]
 ) -> tuple[list[str], list[str], list[Skipped]]:
     """Modules that both adapt in the same shape, modules that only one adapts, and what is not compared."""
     both = [name for name in outlines[0] if name in taken and name in outlines[1].layers]
@@ -188,7 +189,7 @@ def _paired(
         raise MismatchError(msg)
     faults = {}
     for name in both:
-        first, second = (outline[name].low_rank().shape for outline in outlines)
+        first, second = (outline[name].update_shape for outline in outlines)
         if first != second:
             faults[name] = f"its update is {first} in A and {second} in B"
     if len(faults) == len(both):
@@ -200,7 +201,7 @@ def _paired(
     return [name for name in both if name not in faults], alone, skipped
 
 
-def _not_factors(outline: Adapter, taken: set[str]) -> list[Skipped]:
+def _not_factors(outline: AdapterOutline, taken: set[str]) -> list[Skipped]:
     """What an adapter changes besides its low-rank updates, which are all that is compared."""
     found = [Skipped(name, "saved completely, not as factors") for name in outline.modules_to_save]
     for name, layer in outline.items():

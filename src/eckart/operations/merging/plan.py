@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eckart.adapter.adapter import Adapter
+from eckart.adapter.outline import AdapterOutline
 from eckart.checkpoint.companions import has_companions, missing_companions
 from eckart.checkpoint.layouts import as_view
 from eckart.checkpoint.nf4 import Nf4Checkpoint
@@ -159,7 +160,7 @@ def _same_term(term: Term, other: Term, adapters: Sequence[Adapter], view: Matri
 
 
 def _matches(
-    changes: Changes, outlines: Sequence[Adapter], views: Mapping[str, MatrixView], base: Checkpoint
+    changes: Changes, outlines: Sequence[AdapterOutline], views: Mapping[str, MatrixView], base: Checkpoint
 ) -> list[Match]:
     """Modules that are changed, each with the ranks of its updates; a tensor that is replaced has rank 0."""
     matches = []

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.deferred import Deferred
+from eckart.adapter.outline import TensorOutline
 from eckart.checkpoint.nf4 import Nf4Checkpoint
 from eckart.engine import Execution
 from eckart.errors import MismatchError, OptionError
@@ -178,9 +179,7 @@ def _from_base(plan: ModelPlan, lost: Sequence[OutputTensor], base: Checkpoint) 
         raise MismatchError.listing(msg, faults)
     if not lost:
         return plan
-    import torch
-
-    outlines = {tensor.name: torch.empty(tensor.info.shape, device="meta") for tensor in lost}
+    outlines = {tensor.name: TensorOutline(tensor.info.shape, tensor.info.dtype) for tensor in lost}
     saved = Adapter({}, Deferred(outlines, lambda name: base.read(sources[name])), files=())
     tensors = [
         replace(it, terms={view.name: [Term(len(plan.adapters), it.name, "whole")] for view in it.views})

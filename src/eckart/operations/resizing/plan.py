@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eckart.adapter.adapter import Adapter
+from eckart.adapter.outline import AdapterOutline
 from eckart.checkpoint import DType
 from eckart.formats import load_adapter
 from eckart.operations.costs import Costs, break_even_note
@@ -49,7 +50,7 @@ class ResizePlan:
         return self.adapter.files
 
     @cached_property
-    def outline(self) -> Adapter:
+    def outline(self) -> AdapterOutline:
         """The adapter's headers."""
         return self.adapter.outline()
 
