@@ -270,7 +270,7 @@ def test_gpt2_in_kohya_form_is_read_with_its_base_as_the_conv1d_that_it_is(tmp_p
     path = kohya_file(tmp_path / "a.safetensors", {"lora_te_transformer_h_0_attn_c_attn": layer((96, 32))})
     found = convert(path, "peft", base=tmp_path / "base").adapter
     assert found["transformer.h.0.attn.c_attn"].kind == "conv1d"
-    with pytest.raises(MismatchError, match="wrong way round"):
+    with pytest.raises(MismatchError, match="would add its update transposed"):
         convert(found, "kohya")
 
 

@@ -1,13 +1,16 @@
 """How per-matrix work is executed: device, threads, memory, random seed, progress."""
 
+import re
 import zlib
 from dataclasses import dataclass, field
-
-import torch
+from typing import TYPE_CHECKING
 
 from eckart.engine.machine import core_count
 from eckart.engine.progress import NoProgress, Progress
 from eckart.errors import OptionError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,22 @@ class Execution:
         Raises:
             OptionError: the device does not exist, or `workers` is below 1.
         """
-        self.torch_device()
-        self.worker_count()
+        if not re.fullmatch(r"auto|cpu(:\d+)?|cuda(:\d+)?", self.device):
+            msg = f"`device` must be auto, cpu, cuda or cuda:N, got {self.device!r}"
+            raise OptionError(msg)
+        if self.device.startswith("cuda"):
+            self.torch_device()  # only torch knows which GPUs exist; it is not imported to check anything else
+        if self.workers is not None:
+            self.worker_count()
 
-    def torch_device(self) -> torch.device:
+    def torch_device(self) -> "torch.device":
         """The device to compute on.
 
         Raises:
             OptionError: the device is unknown or does not exist.
         """
+        import torch
+
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
@@ -73,7 +83,9 @@ class Execution:
             return self.workers
         return 1 if self.torch_device().type == "cuda" else core_count()
 
-    def generator(self, name: str) -> torch.Generator:
+    def generator(self, name: str) -> "torch.Generator":
         """A source of randomness for one matrix, independent of the order in which matrices are processed."""
+        import torch
+
         # torch's CPU generator uses only the low 32 bits of its seed, so seed and name are hashed into those.
         return torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))

@@ -11,16 +11,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from eckart.engine.execution import Execution
 from eckart.engine.tasks import Task, run_tasks
 from eckart.errors import OutputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = "eckart-journal/1"
 
@@ -30,7 +30,7 @@ class Record:
     """The result of one matrix: facts that JSON can express, and tensors."""
 
     facts: dict[str, Any]
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    tensors: "dict[str, Tensor]" = field(default_factory=dict)
 
 
 class Journal:
@@ -71,6 +71,8 @@ class Journal:
 
     def load(self, name: str) -> Record | None:
         """The stored result of a matrix, or None. Tensors are read lazily from their file."""
+        from safetensors import SafetensorError, safe_open
+
         try:
             with safe_open(self._file(name), framework="pt") as file:
                 facts = json.loads((file.metadata() or {})["facts"])
@@ -80,6 +82,9 @@ class Journal:
 
     def save(self, name: str, record: Record) -> None:
         """Store the result of a matrix; if the process is killed meanwhile, the earlier state remains."""
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
         file = self._file(name)
         partial = file.with_suffix(".tmp")
         tensors = {key: tensor.contiguous() for key, tensor in record.tensors.items()}

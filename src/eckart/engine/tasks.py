@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import torch
 from threadpoolctl import threadpool_limits
 
 from eckart.engine.execution import Execution
@@ -66,6 +65,8 @@ class _Pool(Generic[T]):
         self._limit = execution.memory_bytes
         self._condition = threading.Condition()
         self._done: queue.SimpleQueue = queue.SimpleQueue()
+        import torch
+
         self._threads_before = torch.get_num_threads()
         count = min(execution.worker_count(), max(len(tasks), 1))
         threads = 1 if count > 1 else self._threads_before
@@ -88,6 +89,8 @@ class _Pool(Generic[T]):
         with self._condition:
             self._waiting.clear()
             self._condition.notify_all()
+        import torch
+
         if wait:
             for worker in self._workers:
                 worker.join()
@@ -95,6 +98,8 @@ class _Pool(Generic[T]):
         self._numpy_threads.restore_original_limits()
 
     def _work(self, threads: int) -> None:
+        import torch
+
         torch.set_num_threads(threads)
         while (task := self._take()) is not None:
             try:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from eckart.adapter.outline import AdapterOutline, LayerKind, TensorOutline
 from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.header import read_header
-from eckart.linalg.finite import require_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +25,8 @@ def read_finite(stored: Checkpoint, name: str) -> "Tensor":
     Raises:
         NotFiniteError: it contains NaN or Inf.
     """
+    from eckart.linalg.finite import require_finite
+
     tensor = stored.read(name)
     require_finite(tensor, f"{stored.source}: {name}")
     return tensor
