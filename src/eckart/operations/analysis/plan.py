@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eckart.adapter import Adapter, AdapterLayer
+from eckart.adapter import Adapter, LayerOutline
 from eckart.checkpoint import Checkpoint, Layout, MatrixView, compare_layouts, layout, select
 from eckart.checkpoint.compare import changed
 from eckart.checkpoint.naming import as_patterns
@@ -140,21 +140,20 @@ def _of_adapter(
     )
 
 
-def _adapter_task(name: str, adapter: Adapter, layer: AdapterLayer) -> Task[Record]:
+def _adapter_task(name: str, adapter: Adapter, layer: LayerOutline) -> Task[Record]:
     """The exact spectrum of scaling · lora_B · lora_A, which is never multiplied out; `layer` is its outline."""
 
     def analyze() -> Record:
         update = adapter[name].low_rank()
-        dtype = str(layer.lora_A.dtype).removeprefix("torch.")
-        return Record(MatrixAnalysis(name, update.shape, dtype, update.spectrum()).to_json())
+        return Record(MatrixAnalysis(name, update.shape, layer.lora_A.dtype.name, update.spectrum()).to_json())
 
     nbytes = layer.lora_A.nbytes + layer.lora_B.nbytes
     return Task(name, nbytes, 8 * nbytes, analyze)
 
 
-def _view(name: str, layer: AdapterLayer) -> MatrixView:
+def _view(name: str, layer: LayerOutline) -> MatrixView:
     """An adapter's layer as the matrix that it updates, so that patterns select it by the same rules."""
-    shape = layer.low_rank().shape
+    shape = layer.update_shape
     return MatrixView(name, name, name, layer.kind, shape, 0, False, shape)
 
 
