@@ -2,16 +2,19 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import eckart.operations.extraction.work as work_module
+from eckart.adapter import Adapter, AdapterLayer
 from eckart.engine import Execution
 from eckart.errors import MismatchError, NotFiniteError, OptionError, OutputError
 from eckart.formats import load_adapter
-from eckart.operations import Budget, RankChoice, extract
+from eckart.operations import Budget, RankChoice, extract, plan_extract, resize
 
 
 def weights(folder):
@@ -68,6 +71,106 @@ def test_a_budget_is_kept_and_used(llama_pair, tmp_path, text):
 def test_a_budget_too_small_for_one_rank_is_refused(llama_pair):
     with pytest.raises(OptionError, match="raise `budget`"):
         extract(weights(llama_pair / "base"), weights(llama_pair / "tuned"), budget=10)
+
+
+def drawn_pair(count=6, shape=(12, 9)):
+    """A base of zeros, and a fine-tune whose matrices differ in size and in how fast their spectra fall."""
+    generator = torch.Generator().manual_seed(0)
+    base = {f"m.{i}.weight": torch.zeros(shape) for i in range(count)}
+    return base, {name: torch.randn(shape, generator=generator) / (1 + i) for i, name in enumerate(base)}
+
+
+def test_matrices_that_a_budget_gives_no_rank_count_in_the_error():
+    base, tuned = drawn_pair()
+    result = extract(base, tuned, budget=6 * 21)
+    layers = [AdapterLayer(torch.eye(9), update, 9) for update in tuned.values()]
+    expected = resize(Adapter(dict(zip((f"m.{i}" for i in range(6)), layers, strict=True))), budget=6 * 21)
+    assert [layer.rank for layer in result.layers] == [layer.rank for layer in expected.layers]
+    assert 0 in {layer.rank for layer in result.layers}
+    total = sum(float(update.double().norm()) ** 2 for update in tuned.values())
+    missed = sum(
+        float((update - result.adapter[f"m.{i}"].delta() if f"m.{i}" in result.adapter else update).double().norm())
+        ** 2
+        for i, update in enumerate(tuned.values())
+    )
+    assert result.error == pytest.approx((missed / total) ** 0.5, rel=1e-5)
+    assert result.error_lower_bound == pytest.approx(expected.error_lower_bound, rel=1e-6)
+    for layer, update in zip(result.layers, tuned.values(), strict=True):
+        assert layer.fro_norm == pytest.approx(float(update.norm()), rel=1e-6)
+
+
+@pytest.mark.parametrize(("rank", "warns"), [(5, False), (6, True), (500, True)])
+def test_ranks_above_break_even_are_reported_with_their_numbers(rank, warns):
+    progress = Notes()
+    result = extract(*drawn_pair(), rank=rank, execution=Execution(progress=progress))
+    assert progress.notes == list(result.notes)
+    assert bool(result.notes) == warns
+    if warns:
+        params = 6 * 21 * min(rank, 9)
+        for part in ("6 of 6 layers", "rank 5", f"{params:,} parameters for matrices of 648"):
+            assert part in result.notes[0]
+
+
+def test_a_changed_bias_outlives_a_matrix_that_did_not_change():
+    base, tuned = drawn_pair(2)
+    base |= {f"m.{i}.bias": torch.zeros(12) for i in range(2)}
+    tuned |= {"m.0.weight": base["m.0.weight"], "m.0.bias": torch.arange(12.0), "m.1.bias": torch.ones(12)}
+    for options in ({"rank": 2}, {"budget": "2k"}):
+        result = extract(base, tuned, modules_to_save="bias", **options)
+        assert torch.equal(result.adapter["m.0"].bias, torch.arange(12.0))
+        assert not result.adapter["m.0"].delta().any()
+
+
+@pytest.mark.parametrize("options", [{"target": "attention"}, {"exclude": "mlp"}, {"modules_to_save": "norm"}])
+def test_a_string_is_one_pattern(llama_pair, options):
+    base, tuned = weights(llama_pair / "base"), weights(llama_pair / "tuned")
+    tuned["model.norm.weight"] = tuned["model.norm.weight"] + 0.1
+    as_list = {name: [pattern] for name, pattern in options.items()}
+    one, other = (plan_extract(base, tuned, **each).parts for each in (options, as_list))
+    assert (one.matrices, one.saved) == (other.matrices, other.saved)
+
+
+def test_the_base_is_named_by_its_absolute_path(llama_pair, tmp_path, monkeypatch):
+    monkeypatch.chdir(llama_pair)
+    extract("base", "tuned", rank=1, output=tmp_path / "out")
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(llama_pair / "base")
+
+
+def test_a_peft_adapter_is_not_written_to_the_name_of_a_file(llama_pair, tmp_path):
+    with pytest.raises(OutputError, match="a PEFT adapter is a folder"):
+        extract(llama_pair / "base", llama_pair / "tuned", rank=1, output=tmp_path / "out.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_adapter_in_place_of_a_fine_tune_is_named_as_such(llama_pair, tmp_path):
+    extract(llama_pair / "base", llama_pair / "tuned", rank=1, output=tmp_path / "out")
+    with pytest.raises(MismatchError, match="out is an adapter, not a fine-tuned model"):
+        extract(llama_pair / "base", tmp_path / "out", rank=1)
+
+
+def test_a_preview_shows_ranks_and_sizes_from_headers(llama_pair, tmp_path):
+    pair = llama_pair / "base", llama_pair / "tuned"
+    preview = plan_extract(*pair, rank=5).preview()
+    assert {match.rank for match in preview.matches} == {5}
+    assert preview.written_bytes >= extract(*pair, rank=5).nbytes
+    by_energy = plan_extract(*pair, energy=0.9).preview()
+    assert {match.rank for match in by_energy.matches} == {None}
+    assert by_energy.notes == ["The spectra decide the ranks."]
+
+
+def test_a_result_has_a_row_per_layer_and_a_short_repr(llama_pair):
+    result = extract(llama_pair / "base", llama_pair / "tuned", rank=2)
+    assert [row["name"] for row in result.rows()] == list(result.adapter)
+    assert set(result.rows()[0]) == {"name", "shape", "rank", "error", "error_lower_bound"}
+    assert len(repr(result)) < 500
+
+
+@pytest.mark.parametrize("module", ["extraction.extract", "resizing.resize", "combination.combine"])
+def test_a_plan_loads_no_module_that_works_on_tensors(module):
+    work = [f"eckart.operations.{name}" for name in (f"{module.partition('.')[0]}.work", "ranks", "factors")]
+    code = f"import sys, eckart.operations.{module}; sys.exit(any(name in sys.modules for name in {work}))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

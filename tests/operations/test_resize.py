@@ -223,7 +223,11 @@ def test_only_the_targets_change(tmp_path):
     preview = plan_resize(adapter, rank=2, target=["q_proj"], exclude=["m.1.q_proj"]).preview()
     assert [match.name for match in preview.matches] == ["m.0.q_proj"]
     assert len(preview.skipped) == 3
+    assert [match.rank for match in preview.matches] == [2]
     assert preview.written_bytes >= found.nbytes
+    by_energy = plan_resize(adapter, energy=0.9).preview()
+    assert {match.rank for match in by_energy.matches} == {None}
+    assert by_energy.notes == ["The spectra decide the new ranks."]
 
 
 def test_what_is_saved_whole_is_carried_along(tmp_path):
