@@ -1,18 +1,18 @@
 """One side of the training step, in a separate process: MODEL SIDE DTYPE METHOD DROPOUT STEPS BATCH."""
 
-import ctypes
 import gc
 import json
 import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
 
+import psutil
 import torch
 from torch import Tensor, nn
 
 from eckart.demo.corpus import language_reference
+from eckart.engine.machine import c_library_function
 from eckart.evaluation import load_model, load_tokenizer
 from eckart.nn import LoRAConfig, adapted_modules, inject
 from eckart.nn.head_loss import head_loss
@@ -98,7 +98,7 @@ class _Peak:
 
     def __enter__(self) -> "_Peak":
         gc.collect()
-        trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        trim = c_library_function("malloc_trim")
         if trim:
             trim(0)
         self.start = self.highest = _resident()
@@ -121,8 +121,7 @@ class _Peak:
 
 
 def _resident() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
-        return int(file.read().split()[1]) * 4096
+    return psutil.Process().memory_info().rss
 
 
 if __name__ == "__main__":
