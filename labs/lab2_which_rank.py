@@ -201,10 +201,10 @@ rows = []
 for level, expected in ((0, 64), (0.001, 64), (0.003, 331), (0.01, 570), (0.03, 671), (0.1, 718)):
     noisy = signal + level * noise
     its_spectrum = eckart.spectrum(noisy)
-    needed, signal = its_spectrum.rank_for_error(0.01), bulk_noise(noisy, its_spectrum).signal_rank
-    rows.append((level, f"{level * 768 / its_spectrum.fro_norm:.1%}", needed, signal))
+    needed, signal_rank = its_spectrum.rank_for_error(0.01), bulk_noise(noisy, its_spectrum).signal_rank
+    rows.append((level, f"{level * 768 / its_spectrum.fro_norm:.1%}", needed, signal_rank))
     check(f"rank for 1 % with noise {level}", needed, expected)
-    check(f"signal rank with noise {level}", signal, 64)
+    check(f"signal rank with noise {level}", signal_rank, 64)
 table(
     ("noise an entry", "share of the norm", "rank for 1 % error", "signal rank"),
     rows,

@@ -194,10 +194,10 @@ for method in ("full", "lora", "qlora"):
     for again in (False, True):
         forecast = plan("6.74B", method=method, batch_size=4, max_length=512, gradient_checkpointing=again)
         peaks[method, again] = forecast.parts["activations"]
-        sizes = (
+        parts_text = (
             f"{forecast.parts[part] / 1e9:.1f} GB" for part in ("weights", "gradients", "optimizer", "activations")
         )
-        rows.append((method, "yes" if again else "no", *sizes, f"{forecast.peak_bytes / 1e9:.1f} GB"))
+        rows.append((method, "yes" if again else "no", *parts_text, f"{forecast.peak_bytes / 1e9:.1f} GB"))
 columns = ("method", "checkpointing", "weights", "gradients", "optimizer", "activations", "peak")
 table(columns, rows, "6.74 B parameters in bf16, 4 sequences of 512 tokens: eckart's closed form")
 check("GB of activations, LoRA", peaks["lora", False] / 1e9, 11.5, within=1)
@@ -284,8 +284,8 @@ for size, memory_text, data in (
     ("8B", "24GB", "200000"),
     ("70B", "128GB", "5000"),
 ):
-    advised = plan(size, memory=memory_text, data_size=data)
-    setting = advised.advice.setting
+    planned = plan(size, memory=memory_text, data_size=data)
+    setting = planned.advice.setting
     advised[size, data] = setting
     cells = (
         setting.method,
@@ -294,7 +294,7 @@ for size, memory_text, data in (
         ", ".join(setting.lora.target),
         f"{setting.lora.dropout:g}",
     )
-    rows.append((size, memory_text, f"{int(data):,}", *cells, setting.dtype, f"{advised.peak_bytes / 1e9:.0f} GB"))
+    rows.append((size, memory_text, f"{int(data):,}", *cells, setting.dtype, f"{planned.peak_bytes / 1e9:.0f} GB"))
 columns = ("model", "memory", "examples", "method", "rank", "α", "targets", "dropout", "precision", "peak")
 table(columns, rows, "What eckart plan advises, from the number of parameters alone")
 check("rank advised for 5,000 examples", advised["8B", "5000"].lora.rank, 16)
