@@ -5,7 +5,7 @@ import torch
 
 from eckart.adapter import Adapter
 from eckart.errors import MismatchError, OptionError
-from eckart.operations import analyze, check_merge, compare, convert, merge, quantize, unmerge
+from eckart.operations import analyze, check_merge, combine, compare, convert, extract, merge, quantize, resize, unmerge
 
 from .test_merge import adapted, layer, llama, save
 
@@ -22,6 +22,13 @@ def files(tmp_path_factory):
 
 
 OPERATIONS = {
+    "extract base adapter": (
+        lambda base, adapter, out: extract(base, adapter, output=out),
+        "adapter is an adapter, not a fine-tuned model: eckart merge",
+    ),
+    "extract adapter tuned": (lambda base, adapter, out: extract(adapter, base, output=out), NOT_A_MODEL),
+    "resize base": (lambda base, adapter, out: resize(base, rank=2, output=out), NOT_AN_ADAPTER),
+    "combine base adapter": (lambda base, adapter, out: combine([base, adapter], output=out), NOT_AN_ADAPTER),
     "merge adapter adapter": (lambda base, adapter, out: merge(adapter, adapter, out), NOT_A_MODEL),
     "merge base base": (lambda base, adapter, out: merge(base, base, out), NOT_AN_ADAPTER),
     "unmerge adapter adapter": (lambda base, adapter, out: unmerge(adapter, adapter, out), NOT_A_MODEL),

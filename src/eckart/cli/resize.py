@@ -84,7 +84,7 @@ def resize(
     from eckart.cli.progress import StderrProgress
     from eckart.engine import Execution
     from eckart.errors import OptionError
-    from eckart.formats import load_adapter
+    from eckart.formats.sources import open_adapter
     from eckart.operations import plan_resize
     from eckart.operations import resize as resized
     from eckart.report import adapter_table, preview_table
@@ -103,7 +103,7 @@ def resize(
     if base is not None and distill is None:
         msg = "`base` is the model to distill with; name the text with `distill`"
         raise OptionError(msg)
-    source = load_adapter(adapter)
+    source = open_adapter(adapter)
     execution = Execution(device="cpu", workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress())
     with distillation(base or source.base_model, source, distill, steps=steps, seed=seed) as refine:
         result = resized(source, output=output, execution=execution, force=force, refine=refine, **options)

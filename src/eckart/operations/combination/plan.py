@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.outline import AdapterOutline, LayerOutline
-from eckart.checkpoint import Checkpoint, DType, MatrixView, open_checkpoint
+from eckart.checkpoint import Checkpoint, DType, MatrixView
 from eckart.checkpoint.dtypes import promote
 from eckart.checkpoint.open import ModelSource
 from eckart.errors import MismatchError, OptionError
-from eckart.formats import load_adapter
 from eckart.formats.common_names import to_common_names
+from eckart.formats.sources import open_adapter, open_model
 from eckart.operations.combination.mixture import Method, Mixture
 from eckart.operations.costs import Costs, break_even_note
 from eckart.operations.output_dtype import float_dtype
@@ -277,12 +277,12 @@ def plan_combine(
     mixture, data_type = Mixture(method, density), float_dtype(dtype)
     choice = RankChoice.given(rank=rank, energy=energy, error=error, budget=budget)
     factors = checked_weights(weights, len(adapters))
-    loaded = [adapter if isinstance(adapter, Adapter) else load_adapter(adapter) for adapter in adapters]
+    loaded = [open_adapter(adapter) for adapter in adapters]
     used = [(adapter, weight) for adapter, weight in zip(loaded, factors, strict=True) if weight]
     if not used:
         msg = "nothing to combine: " + ("every weight is zero" if adapters else "no adapter was given")
         raise OptionError(msg)
-    opened = open_checkpoint(base) if base is not None else None
+    opened = open_model(base) if base is not None else None
     chosen, chosen_weights = zip(*used, strict=True)
     zero = [Skipped(f"adapter {i}", "zero weight") for i, weight in enumerate(factors, 1) if not weight]
     common = tuple(to_common_names(chosen, base))

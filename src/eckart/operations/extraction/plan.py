@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eckart.adapter.adapter import Adapter
-from eckart.checkpoint import Checkpoint, DType, MatrixView, as_patterns, open_checkpoint
+from eckart.checkpoint import Checkpoint, DType, MatrixView, as_patterns
 from eckart.checkpoint.dtypes import FLOAT32
 from eckart.checkpoint.open import ModelSource
+from eckart.formats.sources import open_model
 from eckart.operations.costs import Costs, break_even_note
 from eckart.operations.extraction.scope import Parts, Scope, split_tensors
 from eckart.operations.output_dtype import float_dtype
@@ -134,7 +135,8 @@ def plan_extract(
     choice = RankChoice.given(rank=rank, energy=energy, error=error, budget=budget) or RankChoice(DEFAULT_RANK)
     data_type = float_dtype(dtype) or FLOAT32
     scope = Scope(as_patterns(target), as_patterns(exclude), as_patterns(modules_to_save))
-    opened = open_checkpoint(base), open_checkpoint(tuned)
+    instead = "eckart merge adds it to its base, eckart analyze shows its ranks"
+    opened = open_model(base), open_model(tuned, role="a fine-tuned model", instead=instead)
     plan = ExtractPlan(*opened, choice, split_tensors(*opened, scope), data_type, balanced)
     if choice.budget is not None:
         plan.costs((), (), in_bytes=choice.budget.in_bytes).check(choice.budget, ())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.outline import AdapterOutline
 from eckart.checkpoint import DType
-from eckart.formats import load_adapter
+from eckart.formats.sources import open_adapter
 from eckart.operations.costs import Costs, break_even_note
 from eckart.operations.output_dtype import float_dtype
 from eckart.operations.preview import Match, Preview
@@ -105,7 +105,7 @@ def plan_resize(
     """
     choice = RankChoice.given(rank=rank, energy=energy, error=error, budget=budget) or RankChoice()
     data_type = float_dtype(dtype)
-    adapter = adapter if isinstance(adapter, Adapter) else load_adapter(adapter)
+    adapter = open_adapter(adapter)
     plan = ResizePlan(adapter, choice, select_layers(adapter.outline(), target, exclude), data_type)
     if choice.budget is not None:
         plan.costs(in_bytes=choice.budget.in_bytes).check(choice.budget, plan.needed())
