@@ -16,6 +16,33 @@ for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "T
 # Shapes and dtypes in the signatures of the mathematics are checked on every call that a test makes.
 install_import_hook("eckart.linalg", "beartype.beartype")
 
+# What `--quick` leaves out: tests with these fixtures or the marker `slow`, and those in these folders and files.
+SLOW_FIXTURES = {"smollm2", "minilm", "browser", "page", "architecture", "slow_pair"}
+SLOW_PATHS = {
+    *("labs", "docs", "demo", "bench"),
+    *("test_train.py", "test_trainer.py", "test_processes.py", "test_sweep.py", "test_distill.py"),
+    *("test_distill_command.py", "test_finetune.py", "test_measure.py", "test_simulate.py"),
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="one case of every fast test: what `make quick` runs")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `--quick`, keep the first case of every test that is fast."""
+    if not config.getoption("--quick"):
+        return
+    cases: dict[str, pytest.Item] = {}
+    for item in items:
+        parts = set(item.path.relative_to(config.rootpath).parts)
+        slow = item.get_closest_marker("slow") or SLOW_FIXTURES & set(getattr(item, "fixturenames", ()))
+        if not slow and not SLOW_PATHS & parts:
+            cases.setdefault(item.nodeid.partition("[")[0], item)
+    chosen = set(cases.values())
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = list(cases.values())
+
 
 _WHISPER = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
 TINY = {

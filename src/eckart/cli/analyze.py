@@ -42,12 +42,12 @@ def analyze(
     …
     211 matrices, 134 M parameters, 8.6 s, peak memory 736 MB
     """  # noqa: D301
+    from eckart import report
     from eckart.cli.drawing import Drawing
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
     from eckart.engine import Execution
     from eckart.operations import analyze as analyze_source
-    from eckart.report import analysis_table, save_figures
 
     drawing = Drawing(output, open_page=open_page)
     analysis = analyze_source(
@@ -61,7 +61,7 @@ def analyze(
         execution=Execution(device=device, workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress()),
     )
     if output:
-        drawing.figures(save_figures, analysis, output)
+        drawing.figures(report.save_figures, analysis, output)
         drawing.page(output)
-    present(analysis, analysis_table, as_json=as_json)
+    present(analysis, report.analysis_table, as_json=as_json)
     drawing.finish(output, "Analysis")

@@ -73,13 +73,13 @@ def combine(
     All layers together: relative error 35.44%; no adapter of these ranks has
     less than 35.44%.
     """  # noqa: D301
+    from eckart import report
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
     from eckart.engine import Execution
     from eckart.operations import combine as combined
     from eckart.operations import plan_combine
     from eckart.operations.weights import parse_weights
-    from eckart.report import adapter_table, preview_table
 
     options: dict[str, Any] = {
         "weights": parse_weights(weights),
@@ -93,7 +93,7 @@ def combine(
         "dtype": dtype,
     }
     if dry_run:
-        return present(plan_combine(adapters, **options).preview(), preview_table, as_json=as_json)
+        return present(plan_combine(adapters, **options).preview(), report.preview_table, as_json=as_json)
     execution = Execution(device="cpu", workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress())
     result = combined(adapters, output=output, execution=execution, force=force, **options)
-    return present(result, adapter_table, as_json=as_json)
+    return present(result, report.adapter_table, as_json=as_json)

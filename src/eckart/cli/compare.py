@@ -50,6 +50,7 @@ def compare(
     Verdict: merged is base + adapter-small, within the rounding of a merge.
     …
     """  # noqa: D301
+    from eckart import report
     from eckart.checkpoint import atomic_directory, check_output
     from eckart.cli.drawing import Drawing, write_result
     from eckart.cli.output import present
@@ -57,14 +58,13 @@ def compare(
     from eckart.engine import Execution
     from eckart.operations.comparison.compare import plan_comparison
     from eckart.operations.comparison.result import Comparison
-    from eckart.report import comparison_table, merge_check_table, preview_table, save_comparison_figures
 
     execution = Execution(device=device, workers=workers, seed=seed, progress=StderrProgress())
     plan = plan_comparison(
         a, b, base=base, directions=directions, target=target or (), exclude=exclude or (), execution=execution
     )
     if dry_run:
-        return present(plan.preview(), preview_table, as_json=as_json)
+        return present(plan.preview(), report.preview_table, as_json=as_json)
     if output:
         check_output(output, force=force, inputs=plan.inputs)
     drawing = Drawing(output, page=False)
@@ -72,6 +72,8 @@ def compare(
     if output:
         with atomic_directory(output, force=force) as partial:
             write_result(partial, "comparison.json", result.to_json())
-            drawing.figures(save_comparison_figures, result, partial)
-    present(result, comparison_table if isinstance(result, Comparison) else merge_check_table, as_json=as_json)
+            drawing.figures(report.save_comparison_figures, result, partial)
+    present(
+        result, report.comparison_table if isinstance(result, Comparison) else report.merge_check_table, as_json=as_json
+    )
     return drawing.finish(output, "Comparison")

@@ -47,11 +47,11 @@ def convert(
       lora_te_model_layers_0_mlp_down_proj
     210 layers, 9.82 MB
     """  # noqa: D301
+    from eckart import report
     from eckart.cli.output import present
     from eckart.operations.conversion import plan_conversion
-    from eckart.report import conversion_table, preview_table
 
     plan = plan_conversion(adapter, to, base=base)
     if dry_run:
-        return present(plan.preview(), preview_table, as_json=as_json)
-    return present(plan.write(output, force=force), conversion_table, as_json=as_json)
+        return present(plan.preview(), report.preview_table, as_json=as_json)
+    return present(plan.write(output, force=force), report.conversion_table, as_json=as_json)

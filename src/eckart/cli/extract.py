@@ -102,7 +102,7 @@ def extract(
     errors by weights are those of the trained factors, which follow predictions
     instead.
     """  # noqa: D301
-    from eckart import operations
+    from eckart import operations, report
     from eckart.cli.distill import distillation
     from eckart.cli.drawing import Drawing, write_result
     from eckart.cli.evaluate import gain_of, read_text
@@ -110,7 +110,6 @@ def extract(
     from eckart.cli.progress import StderrProgress
     from eckart.engine import Execution
     from eckart.errors import OptionError
-    from eckart.report import adapter_table, preview_table
 
     if distill is not None and unbalanced:
         msg = "`unbalanced` keeps lora_A orthonormal, but `distill` trains it; choose one of them"
@@ -127,7 +126,7 @@ def extract(
         "balanced": not unbalanced,
     }
     if dry_run:
-        return present(operations.plan_extract(base, tuned, **options).preview(), preview_table, as_json=as_json)
+        return present(operations.plan_extract(base, tuned, **options).preview(), report.preview_table, as_json=as_json)
     text = read_text(evaluation) if evaluation else None
     drawing = Drawing(output, figures=None, open_page=open_page)
     with distillation(base, tuned, distill, steps=steps, seed=seed, device=device) as refine:
@@ -150,5 +149,5 @@ def extract(
     if as_json:
         show_json(extraction.to_json() | quality)
     else:
-        show(adapter_table(extraction, gain, distilled))
+        show(report.adapter_table(extraction, gain, distilled))
     return drawing.finish(output, None)

@@ -64,17 +64,17 @@ def merge(
     1.09 times the update: most of what was merged is lost. --dtype bfloat16
     writes plain weights without this error.
     """  # noqa: D301
+    from eckart import report
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
     from eckart.engine import Execution
     from eckart.operations.merging.merge import merge as merged
     from eckart.operations.merging.plan import plan_merge
     from eckart.operations.weights import parse_weights
-    from eckart.report import merge_table, preview_table
 
     options = {"weights": parse_weights(weights), "dtype": dtype}
     if dry_run:
-        return present(plan_merge(base, adapters, **options).preview(), preview_table, as_json=as_json)
+        return present(plan_merge(base, adapters, **options).preview(), report.preview_table, as_json=as_json)
     execution = Execution(device="cpu", workers=workers, resume=not no_resume, progress=StderrProgress())
     result = merged(base, adapters, output, execution=execution, force=force, **options)
-    return present(result, merge_table, as_json=as_json)
+    return present(result, report.merge_table, as_json=as_json)

@@ -139,11 +139,10 @@ def plan(
     Advice for 24GB: peak 22.1 GB
     …
     """  # noqa: D301
-    from eckart import planning
+    from eckart import planning, report
     from eckart.cli.drawing import Drawing
     from eckart.cli.output import note, show, show_json
     from eckart.cli.progress import StderrProgress
-    from eckart.report import plan_table, save_plan_figure
 
     drawing = Drawing(figure, figures=str(figure), page=False)
     checked, progress = None, StderrProgress()
@@ -168,11 +167,11 @@ def plan(
             progress.start("Running a real step", 0, "steps")
             checked = planning.check_prediction(model, plan.chosen.setting)
     if figure is not None:
-        drawing.figures(lambda: note(f"Figure in {save_plan_figure(plan, figure)}"))
+        drawing.figures(lambda: note(f"Figure in {report.save_plan_figure(plan, figure)}"))
     if as_json:
         show_json(plan.to_json() | ({"measured": checked.to_json()} if checked else {}))
     else:
-        show(plan_table(plan, checked))
+        show(report.plan_table(plan, checked))
     if plan.fits is False:
         raise typer.Exit(DOES_NOT_FIT)
 

@@ -67,12 +67,12 @@ def quantize(
     All layers together: relative error 9.36%.
     106 M of 135 M parameters in NF4, 0.518 bytes each; 112 MB in all, 1.1 s
     """  # noqa: D301
+    from eckart import report
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
     from eckart.engine import Execution
     from eckart.operations.quantization.plan import ALL_LINEAR, plan_quantize
     from eckart.operations.quantization.quantize import quantize as quantized
-    from eckart.report import preview_table, quantize_table
 
     options: dict[str, Any] = {
         "target": target or ALL_LINEAR,
@@ -82,7 +82,7 @@ def quantize(
         "dtype": dtype,
     }
     if dry_run:
-        return present(plan_quantize(model, **options).preview(), preview_table, as_json=as_json)
+        return present(plan_quantize(model, **options).preview(), report.preview_table, as_json=as_json)
     execution = Execution(device="cpu", workers=workers, resume=not no_resume, progress=StderrProgress())
     result = quantized(model, output, execution=execution, force=force, **options)
-    return present(result, quantize_table, as_json=as_json)
+    return present(result, report.quantize_table, as_json=as_json)

@@ -79,6 +79,7 @@ def resize(
     errors by weights are those of the trained factors, which follow predictions
     instead.
     """  # noqa: D301
+    from eckart import report
     from eckart.cli.distill import distillation
     from eckart.cli.output import present, show, show_json
     from eckart.cli.progress import StderrProgress
@@ -87,7 +88,6 @@ def resize(
     from eckart.formats.sources import open_adapter
     from eckart.operations import plan_resize
     from eckart.operations import resize as resized
-    from eckart.report import adapter_table, preview_table
 
     options: dict[str, Any] = {
         "rank": rank,
@@ -99,7 +99,7 @@ def resize(
         "dtype": dtype,
     }
     if dry_run:
-        return present(plan_resize(adapter, **options).preview(), preview_table, as_json=as_json)
+        return present(plan_resize(adapter, **options).preview(), report.preview_table, as_json=as_json)
     if base is not None and distill is None:
         msg = "`base` is the model to distill with; name the text with `distill`"
         raise OptionError(msg)
@@ -110,4 +110,4 @@ def resize(
     distilled = refine.result if refine else None
     if as_json:
         return show_json(result.to_json() | {"distill": distilled.to_json() if distilled else None})
-    return show(adapter_table(result, distilled=distilled))
+    return show(report.adapter_table(result, distilled=distilled))

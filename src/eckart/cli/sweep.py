@@ -85,12 +85,11 @@ def sweep(
     Nothing smaller comes within one run's scatter (0.0063) of it.
     Right with a probability of at least 99.7%.
     """  # noqa: D301
-    from eckart import training
+    from eckart import report, training
     from eckart.cli.drawing import Drawing
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
     from eckart.nn import LoRAConfig
-    from eckart.report import save_sweep_figure, sweep_table
 
     grid = training.SweepGrid.parse(ranks, targets, seeds=seeds, first_seed=seed, alpha_per_rank=alpha_per_rank)
     drawing = Drawing(output, figures="sweep.png", open_page=open_page)
@@ -121,7 +120,7 @@ def sweep(
         )
     finally:
         progress.finish()
-    drawing.figures(save_sweep_figure, result, output)
+    drawing.figures(report.save_sweep_figure, result, output)
     drawing.page(output)
-    present(result, sweep_table, as_json=as_json)
+    present(result, report.sweep_table, as_json=as_json)
     drawing.finish(output, "Sweep")

@@ -178,13 +178,12 @@ def train(
     token.
     922 k of 135 M parameters trained (0.68%), 8 steps in 7.1 s, peak memory 1.64 GB
     """  # noqa: D301
-    from eckart import training
+    from eckart import report, training
     from eckart.cli.drawing import Drawing
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
     from eckart.engine import NoProgress
     from eckart.nn import LoRAConfig
-    from eckart.report import training_table
 
     drawing = Drawing(output if training.is_writer() else None, open_page=open_page and training.is_writer())
     progress = StderrProgress() if training.is_writer() else NoProgress()
@@ -233,7 +232,7 @@ def train(
         progress.finish()
     training.destroy_process_group()
     if training.is_writer():
-        present(result, training_table, as_json=as_json)
+        present(result, report.training_table, as_json=as_json)
         drawing.finish(output, None)
 
 

@@ -38,13 +38,13 @@ def unmerge(
     99.61% equal the base bit for bit; the largest difference from it is 1 × a unit
     in the last place.
     """  # noqa: D301
+    from eckart import report
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
     from eckart.engine import Execution
     from eckart.operations.merging.unmerge import plan_unmerge
     from eckart.operations.merging.unmerge import unmerge as unmerged
     from eckart.operations.weights import parse_weights
-    from eckart.report import preview_table, unmerge_table
 
     options = {
         "base": base,
@@ -52,7 +52,7 @@ def unmerge(
         "dtype": dtype,
     }
     if dry_run:
-        return present(plan_unmerge(merged, adapters, **options).preview(), preview_table, as_json=as_json)
+        return present(plan_unmerge(merged, adapters, **options).preview(), report.preview_table, as_json=as_json)
     execution = Execution(device="cpu", workers=workers, resume=not no_resume, progress=StderrProgress())
     result = unmerged(merged, adapters, output, execution=execution, force=force, **options)
-    return present(result, unmerge_table, as_json=as_json)
+    return present(result, report.unmerge_table, as_json=as_json)
