@@ -1,4 +1,4 @@
-"""What eckart refuses, and how it says so: one exception family, all faults in one message.
+"""The exceptions of eckart: one family, with all faults in one message.
 
 A message names an option as the Python argument in backticks, such as `modules_to_save` or `modules_to_save=norm`; the
 command line shows it as its flag, `--modules-to-save norm`.
@@ -7,6 +7,7 @@ command line shows it as its flag, `--modules-to-save norm`.
 import re
 from collections.abc import Iterator, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Self
 
 SHARED_BY = 4  # faults with the same reason that are still listed one by one
@@ -64,9 +65,11 @@ class MissingExtraError(EckartError):
     def for_extra(cls, extra: str, purpose: str) -> Self:
         """The error for `purpose`, which needs the libraries of an extra of eckart.
 
-        The command names the libraries themselves, so it works whether eckart was installed or is a source checkout.
+        The command names the libraries themselves, so it works for an installed package and for a source checkout; for
+        a checkout without metadata it names the checkout.
         """
-        libraries = " ".join(f"'{name}'" for name in sorted(set(_requirements(extra)))) or f"'eckart[{extra}]'"
+        checkout = f"'{Path(__file__).parents[2]}[{extra}]'"
+        libraries = " ".join(f"'{name}'" for name in sorted(set(_requirements(extra)))) or checkout
         return cls(f"{purpose} needs the '{extra}' extra: pip install {libraries}")
 
 
@@ -88,7 +91,7 @@ def _grouped(faults: Sequence[str]) -> list[str]:
 
 
 def _requirements(extra: str) -> Iterator[str]:
-    """What an extra of the installed distribution requires, extras of eckart itself resolved."""
+    """The requirements of an extra of the installed distribution, with nested extras of eckart resolved."""
     try:
         declared = metadata.requires("eckart") or []
     except metadata.PackageNotFoundError:
@@ -96,9 +99,9 @@ def _requirements(extra: str) -> Iterator[str]:
     for line in declared:
         requirement, _, marker = (part.strip() for part in line.partition(";"))
         if re.search(rf"""extra\s*==\s*['"]{re.escape(extra)}['"]""", marker):
-            own = re.fullmatch(r"eckart\[(.*)\]", requirement)
-            if own:
-                for inner in own[1].split(","):
+            nested = re.fullmatch(r"eckart\[(.*)\]", requirement)
+            if nested:
+                for inner in nested[1].split(","):
                     yield from _requirements(inner.strip())
             else:
                 yield requirement
