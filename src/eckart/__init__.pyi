@@ -63,6 +63,7 @@ from .operations import unmerge as unmerge
 from .planning import PlanResult as PlanResult
 from .planning import plan as plan
 from .training import DataOptions as DataOptions
+from .training import Sweep as Sweep
 from .training import TrainResult as TrainResult
 from .training import TrainSettings as TrainSettings
 from .training import sweep as sweep

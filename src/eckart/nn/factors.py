@@ -79,7 +79,7 @@ class LoRAFactors(nn.Module):
         return torch.cat([self.lora_A, A0]), torch.cat([self.lora_B, -B0], dim=1)
 
     def layer(self) -> AdapterLayer:
-        """What training changed, with tensors of its own; with a start, of twice the rank and the same scale."""
+        """What training changed, as copies; of twice the rank if an initial product is subtracted."""
         with torch.no_grad():
             A, B = (factor.clone() for factor in self._difference())
         share = A.shape[0] / self.rank

@@ -1,8 +1,8 @@
-"""Cross-entropy behind a frozen output layer, with its gradient taken in the same pass, a few tokens at a time.
+"""Cross-entropy behind a frozen output layer, with its gradient computed in the same pass, a few tokens at a time.
 
 The logits of a batch are the largest tensor of a training step: tokens × vocabulary, several times over. Since the
 output layer does not train, only the gradient of the hidden states is needed, which is as small as they are: it is
-computed at once, while a piece of the logits is at hand, and no logits are kept.
+computed at once from each piece of the logits, and no logits are stored.
 """
 
 from typing import Any, cast
@@ -13,19 +13,19 @@ from torch.autograd.function import once_differentiable
 
 from eckart.nn.frozen import as_given, product, working_dtype
 
-IGNORED = -100  # label of tokens that do not count
+IGNORED = -100  # label of tokens that the loss ignores
 _PIECE_ENTRIES = 2**23  # logits at a time
 
 
 class HeadLoss(torch.autograd.Function):
-    """Σ −log softmax of rows · weightᵀ + bias at the targets, over a count: `head_loss` of labels that all count."""
+    """Σ −log softmax(rows · weightᵀ + bias) at the targets, divided by a count: `head_loss` without ignored labels."""
 
     @staticmethod
     @as_given
     def forward(  # noqa: PLR0917
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, count: float
     ) -> Tensor:
-        """The loss, float32; the gradient of `hidden` is taken by the way."""
+        """The loss, float32; also computes the gradient of `hidden`."""
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         step = max(1, _PIECE_ENTRIES // weight.shape[0])
@@ -34,12 +34,12 @@ class HeadLoss(torch.autograd.Function):
         for start in range(0, len(hidden), step):
             piece = slice(start, start + step)
             goal, logits = targets[piece], product(hidden[piece].to(work), weight, bias).float()
-            highest, place = logits.max(dim=1)
-            aimed = logits.gather(1, goal[:, None])[:, 0]
+            highest, index = logits.max(dim=1)
+            target_logits = logits.gather(1, goal[:, None])[:, 0]
             shares = torch.softmax(logits, dim=1)
-            # log Σ exp from the largest share, which is never too small for its logarithm.
-            normaliser = highest - shares.gather(1, place[:, None])[:, 0].log()
-            total += (normaliser - aimed).double().sum()
+            # log Σ exp from the largest probability, which is never too small for its logarithm.
+            normalizer = highest - shares.gather(1, index[:, None])[:, 0].log()
+            total += (normalizer - target_logits).double().sum()
             if gradient is not None:
                 shares[torch.arange(len(goal), device=goal.device), goal] -= 1
                 gradient[piece] = product(shares.mul_(1 / count).to(work), weight.T)
@@ -61,11 +61,11 @@ def head_loss(
     """Mean cross-entropy of the next tokens, in nats, without the logits of the batch.
 
     Args:
-        hidden: what the output layer gets, shape `(batch, tokens, in_features)`; alone in having a gradient.
-        weight: of the output layer, shape `(vocabulary, in_features)`.
-        labels: token ids, shape `(batch, tokens)`, not shifted; −100 does not count.
-        bias: of the output layer, shape `(vocabulary,)`.
-        count: what the sum is divided by; by default the number of tokens that count.
+        hidden: input of the output layer, shape `(batch, tokens, in_features)`; the only one with a gradient.
+        weight: weight of the output layer, shape `(vocabulary, in_features)`.
+        labels: token ids, shape `(batch, tokens)`, not shifted; −100 is ignored.
+        bias: bias of the output layer, shape `(vocabulary,)`.
+        count: divisor of the sum; by default the number of tokens that are not ignored.
 
     Returns:
         float32 scalar, summed in float64.
