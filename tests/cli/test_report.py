@@ -51,7 +51,7 @@ def test_folders_without_a_result_are_named_all_together(analysed: Path, tmp_pat
     (tmp_path / "empty").mkdir()
     ended = eckart("report", analysed, tmp_path / "empty", tmp_path / "nowhere", "-o", tmp_path / "page.html")
     assert ended.exit_code == 1
-    assert "empty: holds none of analysis.json" in ended.stderr
+    assert "empty: contains none of analysis.json" in ended.stderr
     assert "nowhere: no such folder" in ended.stderr
     assert not (tmp_path / "page.html").exists()
 

@@ -1,4 +1,4 @@
-"""The tabs beside the ranks: trainings, sweeps, adapters and comparisons, each as its numbers say."""
+"""The tabs next to the ranks: trainings, sweeps, adapters, comparisons and merge checks, each as its numbers say."""
 
 from collections.abc import Callable
 from dataclasses import replace

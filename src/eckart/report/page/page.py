@@ -10,6 +10,7 @@ from eckart.checkpoint import atomic_file
 from eckart.errors import FileFormatError, MissingExtraError, SourceError
 from eckart.report.page import bundle
 from eckart.report.page.analysis import analysis_data
+from eckart.report.page.comparison import comparison_data, merge_check_data
 from eckart.report.page.extraction import extraction_data
 from eckart.report.page.numbers import Numbers
 from eckart.report.page.results import Results
@@ -28,7 +29,7 @@ def page_html(results: Results) -> str:
         MissingExtraError: jinja2 is not installed.
     """
     if results.is_empty():
-        msg = "there is no result to make a page of"
+        msg = "there is no result to show"
         raise SourceError(msg)
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -52,7 +53,7 @@ def page_html(results: Results) -> str:
 
 
 def write_page(results: Results, file: str | Path, *, force: bool = False) -> Path:
-    """Write the page, whole or not at all.
+    """Write the page, atomically.
 
     Args:
         results: what it shows.
@@ -71,11 +72,12 @@ def write_page(results: Results, file: str | Path, *, force: bool = False) -> Pa
 
 
 def page_data(results: Results, numbers: Numbers) -> dict[str, Any]:
-    """All results as one JSON object; long lists of numbers go to `numbers`.
+    """All results as one JSON object; long lists of numbers go into `numbers`.
 
     Raises:
         FileFormatError: a result lacks what the page shows.
     """
+    pairs = results.comparisons
     try:
         return {
             "version": __version__,
@@ -83,9 +85,11 @@ def page_data(results: Results, numbers: Numbers) -> dict[str, Any]:
             "trainings": [training_data(title, *parts, numbers) for title, parts in results.trainings.items()],
             "sweeps": [sweep_data(title, sweep) for title, sweep in results.sweeps.items()],
             "extractions": [extraction_data(title, each) for title, each in results.extractions.items()],
+            "comparisons": [comparison_data(title, each) for title, each in pairs.items() if each["kind"] != "merge"],
+            "merges": [merge_check_data(title, each) for title, each in pairs.items() if each["kind"] == "merge"],
         }
     except (KeyError, TypeError, AttributeError) as broken:
-        msg = f"a result is damaged, or of another version ({type(broken).__name__}: {broken}); make it again"
+        msg = f"a result is damaged, or of another version ({type(broken).__name__}: {broken}); write it again"
         raise FileFormatError(msg) from broken
 
 
@@ -96,5 +100,5 @@ def as_script(data: Any) -> str:
 
 
 def _title(results: Results) -> str:
-    names = [*results.analyses, *results.trainings, *results.sweeps, *results.extractions]
+    names = [*results.analyses, *results.trainings, *results.sweeps, *results.extractions, *results.comparisons]
     return ", ".join(dict.fromkeys(names))

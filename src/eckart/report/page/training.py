@@ -1,42 +1,81 @@
-"""A training as the page carries it: what it came to, its losses, and how every update grew."""
+"""A training as the page carries it: its result and settings, its losses, and how every update grew."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from eckart.operations.analysis.places import by_kind, places
+from eckart.report.figures.training import neighbors
 from eckart.report.page.numbers import Numbers
 from eckart.training.trajectory import LOGGED, Dynamics, LayerDynamics
 
 MOST_VALUES = 2**18  # singular values of all recorded steps that one page shows
 GROWTH = ("relative_norm", "norm", "A_norm", "B_norm", "effective_rank", "stable_rank")
-TOLD = ("trainable_params", "total_params", "steps", "heldout_loss_before", "heldout_loss_after", "heldout_tokens")
+RESULT = ("trainable_params", "total_params", "steps", "heldout_loss_before", "heldout_loss_after", "heldout_tokens")
+SETTINGS = {
+    "rank": "Rank",
+    "alpha": "Alpha",
+    "target": "Target modules",
+    "dropout": "Dropout",
+    "init": "Initialization",
+    "learning_rate": "Learning rate",
+    "schedule": "Schedule",
+    "warmup": "Warm-up (share of steps)",
+    "lora_plus_ratio": "LoRA+ ratio",
+    "weight_decay": "Weight decay",
+    "max_gradient_norm": "Gradient clipping",
+    "batch_size": "Batch size",
+    "accumulate": "Gradient accumulation",
+    "epochs": "Epochs",
+    "length": "Sequence length",
+    "dtype": "Data type",
+    "quantize": "Quantization",
+    "gradient_checkpointing": "Gradient checkpointing",
+    "seed": "Seed",
+}
 NOTHING = float("nan")  # in the block of numbers: undefined at this step
 
 
 def training_data(
-    title: str, told: dict[str, Any] | None, dynamics: Dynamics | None, numbers: Numbers
+    title: str, result: dict[str, Any] | None, dynamics: Dynamics | None, numbers: Numbers
 ) -> dict[str, Any]:
     """The page's view of a training.
 
     Args:
         title: tells it from others on the page.
-        told: `train.json`.
+        result: `train.json`.
         dynamics: what was recorded.
         numbers: of the page.
 
     Raises:
-        KeyError: `told` lacks a field.
+        KeyError: `result` lacks a field.
     """
     data: dict[str, Any] = {"title": title, "model": None, "facts": None, "log": None, "layers": None}
-    if told is not None:
-        data["facts"] = {key: told[key] for key in (*TOLD, "seconds", "peak_bytes")}
-        data["model"] = told["run"].get("model")
-        data["log"] = {"loss": [told["losses"]["step"], told["losses"]["loss"]]}
+    data |= {"settings": [], "neighbors": 1}
+    if result is not None:
+        data["facts"] = {key: result[key] for key in (*RESULT, "seconds", "peak_bytes")}
+        data["model"] = result["run"].get("model")
+        data["log"] = {"loss": [result["losses"]["step"], result["losses"]["loss"]]}
+        data["settings"] = _settings(result["run"])
     if dynamics is not None:
         data["model"] = data["model"] or dynamics.title
         data["log"] = {key: dynamics.logged(key) for key in LOGGED}
         data |= _recorded(dynamics, numbers)
+    data["neighbors"] = neighbors(len(data["log"]["loss"][0])) if data["log"] else 1
     return data
+
+
+def _settings(run: dict[str, Any]) -> list[list[str]]:
+    """The settings that a reader asks for, as far as `train.json` has them: name and value of each."""
+    values = {**(run.get("config") or {}), **(run.get("settings") or {}), **(run.get("options") or {})}
+    return [[label, _setting_text(values[key])] for key, label in SETTINGS.items() if values.get(key) is not None]
+
+
+def _setting_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _recorded(dynamics: Dynamics, numbers: Numbers) -> dict[str, Any]:
@@ -78,7 +117,7 @@ def _spectra(layer: LayerDynamics, frames: Sequence[int]) -> list[float]:
     """Singular values of the frames, each as many as the adapter has rank: those left out there are rounding."""
     values: list[float] = []
     for frame in frames:
-        found = layer.singular_values[frame]
-        known = [NOTHING] * layer.rank if found is None else found[: layer.rank]
-        values += [*known, *(0.0 for _ in range(layer.rank - len(known)))]
+        recorded = layer.singular_values[frame]
+        leading = [NOTHING] * layer.rank if recorded is None else recorded[: layer.rank]
+        values += [*leading, *(0.0 for _ in range(layer.rank - len(leading)))]
     return values

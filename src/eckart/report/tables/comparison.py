@@ -1,7 +1,7 @@
 """Comparisons as tables for a terminal of 80 columns: two adapters or checkpoints, or a merge that was checked."""
 
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -96,21 +96,26 @@ def merge_check_table(check: "MergeCheck") -> RenderableType:
 
 def verdict_text(check: "MergeCheck") -> str:
     """The verdict as a sentence."""
+    return verdict_sentence(check.to_json())
+
+
+def verdict_sentence(check: dict[str, Any]) -> str:
+    """The verdict of a `comparison.json` of a checked merge, as a sentence."""
     parts = [
         adapter if weight == 1 else f"{number_text(weight)} × {adapter}"
-        for adapter, weight in zip(check.adapters, check.weights, strict=True)
+        for adapter, weight in zip(check["adapters"], check["weights"], strict=True)
     ]
-    weight = check.weight and _middle(check.weight)
-    claim = f"{check.base} + {' + '.join(parts)}"
+    weight = check["weight"] and (check["weight"]["lower"] + check["weight"]["upper"]) / 2
+    merged, claim = check["merged"], f"{check['base']} + {' + '.join(parts)}"
     sentence = {
-        "equal": f"{check.merged} is {claim}, bit for bit",
-        "rounding": f"{check.merged} is {claim}, within the rounding of a merge",
-        "other weight": f"{check.merged} is not {claim}: it fits with weight {number_text(weight)}",
-        "not merged": f"{check.merged} is not {claim}: the adapter is not in it",
-        "undecided": f"{check.merged} may be {claim}: the update is too small compared with rounding to tell",
-        "differs": f"{check.merged} is not {claim}",
-    }[check.verdict]
-    return f"{sentence} (not everything was checked)." if check.not_checked else f"{sentence}."
+        "equal": f"{merged} is {claim}, bit for bit",
+        "rounding": f"{merged} is {claim}, within the rounding of a merge",
+        "other weight": f"{merged} is not {claim}: it fits with weight {number_text(weight)}",
+        "not merged": f"{merged} is not {claim}: the adapter is not in it",
+        "undecided": f"{merged} may be {claim}: the update is too small compared with rounding to tell",
+        "differs": f"{merged} is not {claim}",
+    }[check["verdict"]]
+    return f"{sentence} (not everything was checked)." if check["not_checked"] else f"{sentence}."
 
 
 def _middle(weights: Interval) -> float:

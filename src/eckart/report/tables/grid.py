@@ -50,10 +50,9 @@ class Grid(Generic[M]):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The widest variant that fits."""
         width = min(options.max_width, WIDTH)
-        for table in self._variants():
-            needed = console.measure(table, options=options.update(max_width=10_000)).maximum
-            if needed <= width:
-                break
+        unlimited = options.update(max_width=10_000)
+        tables = [(console.measure(table, options=unlimited).maximum, table) for table in self._variants()]
+        needed, table = next((each for each in tables if each[0] <= width), tables[-1])
         return console.render(table, options.update(max_width=max(needed, width)))
 
     def _variants(self) -> Iterator[Table]:

@@ -1,4 +1,4 @@
-// What a choice of rank means for every matrix, and for all together: as `eckart extract` and `eckart resize` do it.
+// The ranks, size and error that a choice gives, per matrix and in total, as `eckart extract` and `eckart resize` do.
 
 import { allocate, inOrder, largestBudget } from "./allocation.js";
 
@@ -76,7 +76,7 @@ export class Chooser {
       bounded = !allocation.certain;
     } else {
       for (const i of taken.places) {
-        const [lower, upper] = this.own(i, choice);
+        const [lower, upper] = this.rankLimits(i, choice);
         ranks[i] = upper;
         bounded ||= lower !== upper;
       }
@@ -86,18 +86,18 @@ export class Chooser {
   }
 
   /** [lower, upper] limit of the rank that a rule asks of one matrix. */
-  own(i, { mode, value }) {
+  rankLimits(i, { mode, value }) {
     const spectrum = this.spectra[i];
     if (mode === "rank") {
       const rank = this.isAdapter ? value : spectrum.fro > 0 ? Math.min(value, spectrum.maxRank) : 0;
       return [rank, rank];
     }
-    const found = mode === "energy" ? spectrum.rankForEnergy(value) : spectrum.rankForError(value);
-    if (found === null) return [0, 0];
-    return this.isAdapter ? found : found.map((rank) => Math.max(1, rank));
+    const limits = mode === "energy" ? spectrum.rankForEnergy(value) : spectrum.rankForError(value);
+    if (limits === null) return [0, 0];
+    return this.isAdapter ? limits : limits.map((rank) => Math.max(1, rank));
   }
 
-  /** Experts of one parameter get one rank, the highest that one of them asks for. */
+  /** Experts of one parameter get one rank, the highest that any of them needs. */
   level(places, ranks) {
     const highest = new Map();
     const parameter = (i) => this.analysis.matrices[i].name.split("[")[0];
@@ -105,7 +105,7 @@ export class Chooser {
     for (const i of places) ranks[i] = highest.get(parameter(i));
   }
 
-  /** Parameters, bytes and error of all that is taken; errors of matrices add up in squares. */
+  /** Parameters, bytes and error of all chosen matrices; errors add up in squares. */
   totals(taken, ranks, dtype) {
     let params = 0;
     let missed = 0;

@@ -1,22 +1,22 @@
-// The choice of rank: the way, the slider, the modules and the dtype.
+// The choice of ranks: the rule, the slider, the modules and the data type.
 
 import { budgetStops, ITEM_BYTES, parseBudget } from "./choice.js";
 import { el, fill, segmented, select, unique } from "./dom.js";
 import { percent, whole } from "./format.js";
 
-const WAYS = [["rank", "Rank"], ["energy", "Energy"], ["error", "Error"], ["budget", "Budget"]];
+const RULES = [["rank", "Rank"], ["energy", "Energy"], ["error", "Error"], ["budget", "Budget"]];
 const USUAL_RANK = 16;
 const EXPLAINED = {
-  rank: "Every matrix gets this rank, or what it can hold.",
+  rank: "Every matrix gets this rank, or its full rank if that is lower.",
   energy: "Every matrix gets the smallest rank that keeps this share of its squared norm.",
   error: "Every matrix gets the smallest rank whose relative error is below this.",
-  budget: "All matrices share this size, so that together they keep the most energy.",
+  budget: "All matrices share this size so that they keep the most energy in total.",
 };
 
 export class Controls {
   /**
    * @param {Chooser} chooser
-   * @param {() => void} change called when the choice is another one.
+   * @param {() => void} change called after every change of the choice.
    */
   constructor(chooser, change) {
     this.chooser = chooser;
@@ -31,13 +31,12 @@ export class Controls {
       error: this.stops.error.indexOf(0.1),
       budget: this.usualBudget(),
     };
-    const shared = this.analysis.kind === "delta" && this.stops.budget.length > 0;
-    this.mode = shared ? "budget" : "energy";
+    this.mode = "energy"; // what the headline speaks of
     this.node = this.build();
     this.show();
   }
 
-  /** Kinds that a command can work on. */
+  /** Kinds that a command accepts. */
   choosable() {
     const all = this.analysis.kinds.map((_, kind) => kind);
     return this.analysis.kind === "adapter" ? all
@@ -50,7 +49,7 @@ export class Controls {
     return { mode: this.mode, value, kinds: this.kinds, dtype: this.dtype };
   }
 
-  /** Sizes of adapters as one types them, from one rank of one matrix to all that is known. */
+  /** Sizes of adapters as typed on a command line, from one rank of one matrix to the largest that is certain. */
   budgets() {
     const { costs, places } = this.chooser.taken(this.kinds);
     if (!costs.length || !this.budgetFits()) return [];
@@ -60,13 +59,13 @@ export class Controls {
     return budgetStops(bytes(Math.min(...costs)), bytes(most), "B");
   }
 
-  /** An adapter that holds more than factors, or experts, is resized by rules that its spectra do not tell. */
+  /** False for an adapter with more than factors, or with experts: its spectra do not decide how it is resized. */
   budgetFits() {
     const { kind, skipped: rest, matrices } = this.analysis;
     return kind !== "adapter" || (rest.length === 0 && matrices.every((matrix) => !matrix.name.includes("[")));
   }
 
-  /** The stop nearest below what the usual rank takes, so that a reader first sees how matrices share that. */
+  /** The largest stop within the size of the usual rank. */
   usualBudget() {
     const { costs } = this.chooser.taken(this.kinds);
     const params = USUAL_RANK * costs.reduce((sum, cost) => sum + cost, 0);
@@ -78,44 +77,51 @@ export class Controls {
     const id = unique("slider");
     this.slider = el("input", { type: "range", id, min: 0, step: 1, "data-slider": true, input: () => this.slid() });
     this.label = el("label", { for: id });
-    this.told = el("output", { for: id, class: "slider-value", "data-slider-value": true });
+    this.shown = el("output", { for: id, class: "slider-value", "data-slider-value": true });
     this.help = el("p", { class: "soft help" });
-    const ways = WAYS.filter(([mode]) => mode !== "budget" || this.stops.budget.length);
+    const rules = RULES.filter(([mode]) => mode !== "budget" || this.stops.budget.length);
     return el("section", { class: "card controls", "aria-label": "Choice of ranks" },
-      segmented("Choose ranks by", ways, this.mode, (mode) => {
+      segmented("Choose ranks by", rules, this.mode, (mode) => {
         this.mode = mode;
         this.show();
         this.change();
       }),
-      el("div", { class: "slider" }, el("div", { class: "slider-head" }, this.label, this.told), this.slider, this.help),
+      el("div", { class: "slider" }, el("div", { class: "slider-head" }, this.label, this.shown), this.slider, this.help),
       this.analysis.kind === "adapter" ? null : this.modules());
   }
 
-  /** Which module kinds are taken, and the dtype. */
+  /** The kinds of modules, and the data type. */
   modules() {
-    const boxes = this.choosable().map((kind) => el("label", { class: "check" },
-      el("input", { type: "checkbox", checked: true, change: (event) => this.take(kind, event.target) }),
-      this.analysis.kinds[kind]));
+    const hint = unique("modules-hint");
+    this.boxes = new Map(this.choosable().map((kind) => [kind,
+      el("input", { type: "checkbox", checked: true, "aria-describedby": hint, change: (event) => this.take(kind, event.target.checked) })]));
+    this.lastHint = el("p", { class: "soft help", id: hint });
+    this.guardLast();
     return el("div", { class: "modules" },
-      el("fieldset", { class: "checks" }, el("legend", {}, "Modules"), ...boxes),
+      el("fieldset", { class: "checks" }, el("legend", {}, "Modules"), ...[...this.boxes].map(([kind, box]) => el("label", { class: "check" }, box, this.analysis.kinds[kind]))),
+      this.lastHint,
       select("Factors in", Object.keys(ITEM_BYTES).map((name) => [name, name]), this.dtype, (dtype) => {
         this.dtype = dtype;
         this.refit();
       }));
   }
 
-  take(kind, box) {
-    if (!box.checked && this.kinds.size === 1) {
-      box.checked = true; // an adapter of nothing is none
-      return;
-    }
+  take(kind, checked) {
     this.kinds = new Set(this.kinds);
-    if (box.checked) this.kinds.add(kind);
+    if (checked) this.kinds.add(kind);
     else this.kinds.delete(kind);
+    this.guardLast();
     this.refit();
   }
 
-  /** After other modules or another dtype: budgets reach from and to other sizes. */
+  /** The last kind cannot be taken away, since an adapter needs one; a line says so. */
+  guardLast() {
+    const last = this.kinds.size === 1;
+    for (const [kind, box] of this.boxes) box.disabled = last && this.kinds.has(kind);
+    fill(this.lastHint, last ? "An adapter needs at least one kind of module." : null);
+  }
+
+  /** After a change of modules or data type, which changes the range of sizes. */
   refit() {
     const before = this.stops.budget[this.position.budget];
     this.stops.budget = this.budgets();
@@ -139,12 +145,12 @@ export class Controls {
     const words = {
       rank: () => whole(value), energy: () => percent(value, 4), error: () => percent(value, 4), budget: () => budgetWords(value),
     }[this.mode]();
-    const name = { rank: "Rank of every matrix", energy: "Energy to keep", error: "Error to stay below", budget: "Size for all together" };
+    const name = { rank: "Rank of every matrix", energy: "Energy to keep", error: "Error to stay below", budget: "Total adapter size" };
     fill(this.label, name[this.mode]);
-    fill(this.told, words);
+    fill(this.shown, words);
     this.slider.setAttribute("aria-valuetext", words);
     const limit = this.mode === "budget" && this.analysis.thinned.matrices
-      ? ` The values on this page decide up to ${budgetWords(stops.at(-1))}; the command takes any size.` : "";
+      ? ` The slider ends at ${budgetWords(stops.at(-1))}, where the values on this page end; the command accepts any size.` : "";
     fill(this.help, EXPLAINED[this.mode] + limit);
   }
 }

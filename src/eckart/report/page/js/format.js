@@ -1,8 +1,8 @@
-// Numbers as people read them.
+// Numbers as text.
 
 const GROUPED = new Intl.NumberFormat("en-US");
 
-/** A whole number with its thousands set apart: 1,843,200. */
+/** An integer with separated thousands: 1,843,200. */
 export const whole = (number) => GROUPED.format(number);
 
 /** Three digits: 0.123, 12.3, 1.23e-7. */
@@ -14,9 +14,10 @@ export function digits(number, most = 3) {
   return String(Number(number.toPrecision(most)));
 }
 
-/** A share in percent, with enough digits to tell 99.9 from 100. */
+/** A share in percent, with enough digits to tell 99.9 from 100; a tiny one, which rounding decides, as a limit. */
 export function percent(share, most = 3) {
   if (share === null || share === undefined || Number.isNaN(share)) return "–";
+  if (share !== 0 && Math.abs(share) < 1e-5) return "< 0.001%";
   return `${digits(100 * share, most)}%`;
 }
 

@@ -1,9 +1,10 @@
-// Layers × module kinds as a grid of cells: coloured by a number, chosen by click or with the arrow keys.
+// Layers × module kinds as a grid of cells: coloured by a number, chosen with a click or the arrow keys.
 
 import { el, fill, unique } from "./dom.js";
 import { css, ink, shade } from "./scale.js";
 
 const MOST_WRITTEN = 40; // more columns leave no room for numbers
+const TIP = el("div", { class: "tip", "aria-hidden": "true", hidden: true }); // one for all maps; cells carry the same text
 
 /** @typedef {{row: number, column: number, items: number[]}} Cell items: places of the matrices in it. */
 
@@ -38,7 +39,7 @@ export class HeatMap {
     const dense = this.columns.length > MOST_WRITTEN ? " dense" : "";
     return el("div", {
       role: "grid", id, class: `map${dense}`, style: size, "aria-label": "Matrices by layer and module kind",
-      keydown: (event) => this.moved(event),
+      keydown: (event) => this.moved(event), mouseleave: () => this.hideTip(), focusout: () => this.hideTip(),
     }, ...lines);
   }
 
@@ -48,6 +49,7 @@ export class HeatMap {
     if (!cell) return el("div", { role: "gridcell", class: "map-none", style: place }, el("span", { class: "hidden" }, "none"));
     cell.node = el("div", {
       role: "gridcell", class: "map-cell", style: place, tabindex: -1, click: () => this.select(cell, true),
+      mouseenter: () => this.showTip(cell), focus: () => this.showTip(cell),
     });
     return cell.node;
   }
@@ -65,20 +67,35 @@ export class HeatMap {
       const rgb = number === null ? null : shade(scale.share(number));
       cell.node.style.backgroundColor = rgb ? css(rgb) : "transparent";
       cell.node.style.color = rgb ? ink(rgb) : "inherit";
-      cell.node.title = long;
       cell.node.setAttribute("aria-label", long);
       fill(cell.node, short);
     }
   }
 
-  /** Marks a cell as the chosen one, and tells it where a reader chose it. */
-  select(cell, tell = false) {
+  /** The label of a cell, next to it while it is pointed at or focused. */
+  showTip(cell) {
+    fill(TIP, cell.node.getAttribute("aria-label"));
+    if (!TIP.isConnected) document.body.append(TIP);
+    TIP.hidden = false;
+    const box = cell.node.getBoundingClientRect();
+    const left = Math.min(box.left, document.documentElement.clientWidth - TIP.offsetWidth - 4);
+    const above = box.top - TIP.offsetHeight - 6;
+    TIP.style.left = `${Math.max(left, 4)}px`;
+    TIP.style.top = `${above < 4 ? box.bottom + 6 : above}px`;
+  }
+
+  hideTip() {
+    TIP.hidden = true;
+  }
+
+  /** Marks a cell as the chosen one; `notify` calls `choose`, for a choice by the reader. */
+  select(cell, notify = false) {
     for (const other of this.cells) {
       other.node.setAttribute("aria-selected", String(other === cell));
       other.node.tabIndex = other === cell ? 0 : -1;
     }
     this.selected = cell;
-    if (tell) {
+    if (notify) {
       cell.node.focus();
       this.choose(cell);
     }

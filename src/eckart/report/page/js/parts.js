@@ -1,8 +1,8 @@
-// Pieces that several views are made of.
+// Pieces that several views share.
 
-import { el } from "./dom.js";
+import { el, fill } from "./dom.js";
 
-/** What a view is of, its finding, its source, and what comes under them. */
+/** The head of a view: its subject, its finding, its source, and what comes under them. */
 export function intro(kicker, finding, source, ...more) {
   return el("div", { class: "intro" }, el("p", { class: "kicker" }, kicker), el("h2", { class: "finding" }, finding),
     source === null ? null : el("p", { class: "soft name" }, source), ...more);
@@ -24,4 +24,18 @@ export function cellsOf(items, layers) {
     cells.get(key).items.push(i);
   });
   return [...cells.values()].sort((a, b) => a.row - b.row || a.column - b.column);
+}
+
+/** A box that scrolls, and under it a line that says so where a part of its content is hidden. */
+export function scrolled(box) {
+  const hint = el("p", { class: "soft help scroll-hint" });
+  const update = () => {
+    const wide = box.scrollWidth > box.clientWidth + 1;
+    const high = box.scrollHeight > box.clientHeight + 1;
+    fill(hint, wide ? `Scroll sideways for more${high ? ", down for more rows" : ""}.` : high ? "Scroll down for more rows." : null);
+  };
+  const watch = new ResizeObserver(update);
+  watch.observe(box);
+  for (const child of box.children) watch.observe(child);
+  return el("div", {}, box, hint);
 }

@@ -1,9 +1,10 @@
-// Tables that readers sort by any column and filter by any word.
+// Tables that can be sorted by any column and filtered by any word.
 
 import { el, fill } from "./dom.js";
 import { whole } from "./format.js";
+import { scrolled } from "./parts.js";
 
-const MOST_ROWS = 1000; // at once; more slow the page down, and a filter finds them
+const MOST_ROWS = 1000; // at once; more would slow the page down, and a filter finds them
 const NAMES = new Intl.Collator("en", { numeric: true }); // layer 2 comes before layer 10
 const FEW_ROWS = 8; // need no filter
 
@@ -23,12 +24,12 @@ export class DataTable {
     this.body = el("tbody");
     this.status = el("p", { class: "soft", role: "status" });
     this.heads = new Map(columns.map((column) => [column.key, this.head(column)]));
-    const field = el("input", { type: "search", placeholder: "Filter", "aria-label": `Filter ${label}`,
+    this.field = el("input", { type: "search", placeholder: "Filter", "aria-label": `Filter ${label}`,
       input: (event) => { this.query = event.target.value; this.render(); } });
     this.node = el("div", { class: "table" },
-      el("div", { class: "table-head" }, rows.length > FEW_ROWS ? field : null, this.status),
-      el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Table of ${label}` },
-        el("table", {}, el("thead", {}, el("tr", {}, ...this.heads.values())), this.body)));
+      el("div", { class: "table-head" }, rows.length > FEW_ROWS ? this.field : null, this.status),
+      scrolled(el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Table of ${label}` },
+        el("table", {}, el("thead", {}, el("tr", {}, ...this.heads.values())), this.body))));
   }
 
   head(column) {
@@ -72,8 +73,16 @@ export class DataTable {
     const rows = this.rows();
     const shown = rows.slice(0, MOST_ROWS);
     fill(this.body, ...shown.map((row) => el("tr", {}, ...this.columns.map((column, place) => this.cell(row, column, place)))));
+    if (!rows.length) this.body.append(this.empty());
     const more = shown.length < rows.length ? `; the first ${whole(shown.length)} are shown, filter for others` : "";
     fill(this.status, `${whole(rows.length)} of ${whole(this.all.length)} ${this.label}${more}`);
+  }
+
+  /** The row of a filter that matches nothing: it says so, and clears it. */
+  empty() {
+    const clear = () => { this.field.value = this.query = ""; this.render(); this.field.focus(); };
+    return el("tr", {}, el("td", { class: "none", colspan: this.columns.length }, `No ${this.label} match “${this.query}”. `,
+      el("button", { type: "button", class: "link", click: clear }, "Clear the filter")));
   }
 
   cell(row, column, place) {

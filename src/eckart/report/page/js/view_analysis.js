@@ -1,11 +1,11 @@
-// The ranks tab: one analysis, the choice of ranks, the map, one matrix and the table, all telling of the same choice.
+// The ranks tab: one analysis, the choice of ranks, the map, one matrix and the table, all for the same choice.
 
 import { Chooser } from "./choice.js";
 import { Controls } from "./controls.js";
 import { el, fill, onceAFrame, select } from "./dom.js";
 import { bounded, count, digits, median, percent, shape, upper, whole } from "./format.js";
 import { HeatMap, legend } from "./heatmap.js";
-import { cellsOf } from "./parts.js";
+import { cellsOf, scrolled } from "./parts.js";
 import { Scale } from "./scale.js";
 import { Spectrum } from "./spectrum.js";
 import { DataTable } from "./table.js";
@@ -15,7 +15,7 @@ import { rankWords, SpectrumView } from "./view_spectrum.js";
 
 const WHAT = { weights: "weights", delta: "update", adapter: "adapter" };
 
-/** The spectra of an analysis, made once for all views of it. */
+/** The spectra of an analysis, created once for all of its views. */
 export function spectraOf(analysis, numbers) {
   analysis.spectra ??= analysis.matrices.map((matrix) => new Spectrum(matrix.spectrum, matrix.shape, numbers));
   return analysis.spectra;
@@ -40,7 +40,7 @@ export class AnalysisView {
     onTheme(() => this.paint());
   }
 
-  /** Called when it can be seen for the first time. */
+  /** Called when the tab is first visible. */
   start() {
     const first = this.map.cells.find((cell) => this.controls.kinds.has(cell.row)) ?? this.map.cells[0];
     this.update();
@@ -58,7 +58,7 @@ export class AnalysisView {
       notes.push(`To keep this page small, ${whole(thinned.matrices)} spectra are thinned: it holds their leading ${whole(thinned.values)} singular values, and beyond them what remains at chosen ranks. Every number at a stop of the slider is exact.`);
     }
     if (thinned.partial) {
-      notes.push(`Of ${whole(thinned.partial)} large matrices the analysis computed the leading singular values and certified limits of the rest; --full computes all.`);
+      notes.push(`For ${whole(thinned.partial)} large matrices the analysis computed the leading singular values and certified limits for the rest; eckart analyze --full computes all.`);
     }
     return el("div", { class: "intro" },
       el("p", { class: "kicker" }, `Rank of the ${WHAT[kind]}`),
@@ -67,17 +67,17 @@ export class AnalysisView {
       ...notes.map((note) => el("p", { class: "soft help" }, note)));
   }
 
-  /** Matrices layer by layer, as the model computes. */
+  /** Matrices layer by layer, in the order of computation. */
   inOrder() {
     return [...this.map.cells].sort((a, b) => a.column - b.column || a.row - b.row).flatMap((cell) => cell.items);
   }
 
   metrics() {
     const { matrices } = this.analysis;
-    const rank = (i) => this.found.ranks[i];
+    const rank = (i) => this.result.ranks[i];
     const all = {
-      rank: ["Needed rank, as chosen above", (i) => rank(i), whole],
-      error: ["Error at that rank", (i) => (rank(i) === null ? null : this.spectra[i].error(rank(i))), (share) => percent(share)],
+      rank: ["Rank (from the controls above)", (i) => rank(i), whole],
+      error: ["Error at this rank", (i) => (rank(i) === null ? null : this.spectra[i].error(rank(i))), (share) => percent(share)],
       stable: ["Stable rank", (i) => upper(matrices[i].stable_rank), (number) => digits(number)],
       norm: ["Norm", (i) => this.spectra[i].fro, (number) => digits(number)],
     };
@@ -86,18 +86,18 @@ export class AnalysisView {
   }
 
   mapCard() {
-    this.found = this.chooser.choose(this.controls.choice);
+    this.result = this.chooser.choose(this.controls.choice);
     const options = Object.entries(this.metrics()).map(([key, [label]]) => [key, label]);
     return el("section", { class: "card", "aria-label": "Map of the matrices" },
       el("div", { class: "card-head" }, el("h2", {}, "Layers × modules"),
         select("Colour", options, this.metric, (metric) => { this.metric = metric; this.paint(); })),
-      el("div", { class: "map-scroll" }, this.map.node), this.key,
-      el("p", { class: "soft help" }, "Click a cell, or go there with the arrow keys, to see its spectrum below."));
+      scrolled(el("div", { class: "map-scroll" }, this.map.node)), this.key,
+      el("p", { class: "soft help" }, "Click a cell, or move with the arrow keys, to see its spectrum below."));
   }
 
   columns() {
     const { matrices, kinds } = this.analysis;
-    const rank = (i) => this.found.ranks[i];
+    const rank = (i) => this.result.ranks[i];
     const error = (i) => (rank(i) === null ? null : this.spectra[i].error(rank(i)));
     const needed = matrices.map((_, i) => this.spectra[i].rankForEnergy(0.9));
     const column = (key, label, value, text, numeric = true) => ({ key, label, value, text, numeric });
@@ -111,16 +111,16 @@ export class AnalysisView {
       column("needed", "90% energy", (i) => needed[i]?.[1] ?? null, (i) => rankWords(needed[i])),
       ...(matrices.some((matrix) => matrix.noise) ? [column("signal", "Above noise", (i) => matrices[i].noise?.signal_rank ?? null, (i) => (matrices[i].noise ? whole(matrices[i].noise.signal_rank) : "–"))] : []),
       column("rank", "Chosen rank", rank, (i) => (rank(i) === null ? "–" : whole(rank(i)))),
-      column("error", "Its error", error, (i) => percent(error(i))),
+      column("error", "Error", error, (i) => percent(error(i))),
     ];
   }
 
   update() {
     const { choice } = this.controls;
-    this.found = this.chooser.choose(choice);
-    this.totals.show(choice, this.found);
+    this.result = this.chooser.choose(choice);
+    this.totals.show(choice, this.result);
     this.paint();
-    this.spectrum.mark(this.found.ranks);
+    this.spectrum.mark(this.result.ranks);
     this.table.render();
   }
 
@@ -136,8 +136,8 @@ export class AnalysisView {
   words(cell, number, label, text) {
     const { kinds, layers } = this.analysis;
     const layer = layers[cell.column] === null ? "outside the layers" : `layer ${layers[cell.column]}`;
-    const said = number === null ? "not taken" : text(number);
-    return { short: number === null ? "·" : short(number, this.metric), long: `${kinds[cell.row]}, ${layer}: ${label.toLowerCase()} ${said}` };
+    const shown = number === null ? "not chosen" : text(number);
+    return { short: number === null ? "·" : short(number, this.metric), long: `${kinds[cell.row]}, ${layer}: ${label.toLowerCase()} ${shown}` };
   }
 
   selected(cell) {

@@ -1,10 +1,10 @@
-// The comparison tab: two analyses matrix by matrix, as a map of ratios, two spectra over each other, and a table.
+// The comparison tab: two analyses matrix by matrix, as a map of ratios, two overlaid spectra, and a table.
 
-import { chart, plain, series } from "./chart.js";
+import { chart, logTicks, plain, series } from "./chart.js";
 import { el, fill, select } from "./dom.js";
 import { digits, median, upper, whole } from "./format.js";
 import { HeatMap, legend } from "./heatmap.js";
-import { cellsOf, intro } from "./parts.js";
+import { cellsOf, intro, scrolled } from "./parts.js";
 import { Scale } from "./scale.js";
 import { DataTable } from "./table.js";
 import { onTheme } from "./theme.js";
@@ -35,7 +35,7 @@ export class ComparisonView {
     this.plot = el("div", { class: "chart tall" });
     const picks = el("div", { class: "options" }, side(0, "A"), side(1, "B"));
     if (!this.both.length) {
-      fill(this.node, intro("Comparison", "The two analyses share no matrix", null), el("section", { class: "card" }, picks));
+      fill(this.node, intro("Comparison", "The two analyses have no matrix in common", null), el("section", { class: "card" }, picks));
       return;
     }
     const [a, b] = this.sides.map((i) => this.analyses[i]);
@@ -47,7 +47,7 @@ export class ComparisonView {
       el("section", { class: "card", "aria-label": "Map of the comparison" },
         el("div", { class: "card-head" }, el("h2", {}, "B over A"), picks,
           select("Compare", Object.entries(QUANTITIES), this.quantity, (key) => { this.quantity = key; this.start(); })),
-        this.holder, this.key),
+        scrolled(this.holder), this.key),
       el("section", { class: "card", "aria-label": "Two spectra" }, el("h2", {}, "Spectra"), this.name, this.plot),
       el("section", { class: "card", "aria-label": "Matrices compared" }, el("h2", {}, "All matrices"), this.table.node));
     this.paint();
@@ -118,7 +118,7 @@ export class ComparisonView {
         x: Array.from(spectrum.values, (_, i) => i + 1), y: drawable(spectrum), name: titles[place], mode: "lines",
         line: { color: series(place), width: 2, dash: place ? "dash" : "solid" }, hovertemplate: "index %{x}<br>σ %{y:.4g}<extra>%{fullData.name}</extra>",
       })),
-      layout: { xaxis: { title: "index i" }, yaxis: { title: "singular value σᵢ", type: "log", exponentformat: "power" } },
+      layout: { xaxis: { title: "index i" }, yaxis: { title: "singular value σᵢ", type: "log", ...logTicks([a, b].flatMap(drawable)) } },
     }));
   }
 }

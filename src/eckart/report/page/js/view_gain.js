@@ -4,7 +4,7 @@ import { chart, plain, series } from "./chart.js";
 import { el, fill, select } from "./dom.js";
 import { bytes, count, digits, median, percent, shape, whole } from "./format.js";
 import { HeatMap, legend } from "./heatmap.js";
-import { cellsOf, intro } from "./parts.js";
+import { cellsOf, intro, scrolled } from "./parts.js";
 import { Scale } from "./scale.js";
 import { DataTable } from "./table.js";
 import { onTheme } from "./theme.js";
@@ -24,7 +24,7 @@ export class GainView {
       extractions.length > 1 ? select("Adapter", extractions.map((one, i) => [i, one.title]), 0, (i) => this.show(Number(i))) : null,
       select("Colour", [["rank", "Rank"], ["error", "Relative error"]], this.metric, (metric) => { this.metric = metric; this.paint(); }));
     this.node = el("div", { class: "view" }, intro("Adapters", this.finding(), null),
-      this.measured.length ? this.gainCard() : el("p", { class: "soft help" }, "No gain was measured: eckart extract … --eval TEXT tells how much of the fine-tune's lower loss an adapter keeps."),
+      this.measured.length ? this.gainCard() : el("p", { class: "soft help" }, "No gain was measured: eckart extract … --eval TEXT measures how much of the fine-tune's lower loss an adapter recovers."),
       el("section", { class: "card", "aria-label": "All adapters" }, el("h2", {}, "All adapters"), table.node),
       el("section", { class: "card", "aria-label": "Layers of an adapter" }, el("div", { class: "card-head" }, el("h2", {}, "Layers × modules"), picks), this.holder, this.key));
     onTheme(() => this.paint());
@@ -47,7 +47,7 @@ export class GainView {
     return el("section", { class: "card", "aria-label": "Gain recovered over rank" },
       el("div", { class: "card-head" }, el("h2", {}, "Gain recovered over rank"),
         el("span", { class: "soft" }, `loss of the base ${base.toFixed(4)}, of the fine-tune ${tuned.toFixed(4)} nats per token`)),
-      this.plot, el("p", { class: "soft help" }, "Error by weights misjudges a fine-tune: an adapter of large error can still bring most of the gain back."));
+      this.plot, el("p", { class: "soft help" }, "Weight error does not predict loss: an adapter with a large error can still recover most of the gain."));
   }
 
   lines() {
@@ -58,7 +58,7 @@ export class GainView {
       text: sorted.map((one) => plain(one.title)), hovertemplate: "%{text}<br>median rank %{x}<br>%{y:.1%}<extra>%{fullData.name}</extra>",
     });
     return {
-      traces: [line("gain recovered", (one) => one.eval.gain_recovered, 2, "circle", "solid"), line("relative error by weights", (one) => one.error, 1, "square", "dash")],
+      traces: [line("gain recovered", (one) => one.eval.gain_recovered, 2, "circle", "solid"), line("relative weight error", (one) => one.error, 1, "square", "dash")],
       layout: { xaxis: { title: "median rank", type: "log", tickvals: [...new Set(sorted.map(rank))] }, yaxis: { tickformat: ".0%", rangemode: "tozero" } },
     };
   }
@@ -67,7 +67,7 @@ export class GainView {
     const column = (key, label, value, text, numeric = true) => ({ key, label, value, text: text ?? ((i) => digits(value(i))), numeric });
     const all = this.all;
     const ranks = (i) => all[i].layers.map((layer) => layer.rank);
-    const span = (i) => { const own = ranks(i); const [a, b] = [Math.min(...own), Math.max(...own)]; return a === b ? `${a}` : `${a}–${b}`; };
+    const span = (i) => { const [a, b] = [Math.min(...ranks(i)), Math.max(...ranks(i))]; return a === b ? `${a}` : `${a}–${b}`; };
     const loss = (i) => all[i].eval?.adapter_loss ?? null;
     const gain = (i) => all[i].eval?.gain_recovered ?? null;
     return [
@@ -85,7 +85,7 @@ export class GainView {
     this.chosen = i;
     const one = this.all[i];
     this.map = new HeatMap({ rows: one.kinds, columns: one.stack }, cellsOf(one.layers, one.stack), () => {});
-    fill(this.holder, el("p", { class: "name" }, one.title), el("div", { class: "map-scroll" }, this.map.node));
+    fill(this.holder, el("p", { class: "name" }, one.title), scrolled(el("div", { class: "map-scroll" }, this.map.node)));
     if (this.map.cells.length) this.map.select(this.map.cells[0]);
     this.paint();
   }

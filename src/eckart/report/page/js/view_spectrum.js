@@ -1,11 +1,14 @@
 // One matrix: its singular values, and what each rank keeps, with the noise edge, the energy and the chosen rank marked.
 
-import { chart, markX, markY, moved, series } from "./chart.js";
+import { chart, logTicks, markX, markY, moved, series } from "./chart.js";
 import { el, fill, segmented, select } from "./dom.js";
 import { bounded, digits, percent, shape, upper, whole } from "./format.js";
 import { color } from "./theme.js";
 
 const LEAST_DRAWN = 1e-7; // of the largest value
+const TOP = 1.03; // of the axis of shares
+const LABEL_WIDTH = 0.25; // of a chart, at most
+const HEIGHTS = Array.from({ length: 19 }, (_, i) => 0.95 - 0.05 * i); // of labels, from the top
 const EDGES = { additive: "noise edge", "dead-zone": "noise edge", bulk: "edge of the random bulk" };
 
 export class SpectrumView {
@@ -69,8 +72,8 @@ export class SpectrumView {
     ];
     if (matrix.noise) facts.push(["Above the noise", whole(matrix.noise.signal_rank)]);
     if (rank !== null) {
-      facts.push(["Chosen rank", whole(rank)], ["Its error", percent(spectrum.error(rank))],
-        ["Energy it keeps", percent(spectrum.energy(rank))], ["Its parameters", whole(rank * (matrix.shape[0] + matrix.shape[1]))]);
+      facts.push(["Chosen rank", whole(rank)], ["Error", percent(spectrum.error(rank))],
+        ["Energy kept", percent(spectrum.energy(rank))], ["Parameters", whole(rank * (matrix.shape[0] + matrix.shape[1]))]);
     }
     return facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)));
   }
@@ -81,13 +84,13 @@ export class SpectrumView {
     const about = `${matrix.name}, ${shape(matrix.shape)}`;
     const stable = digits(upper(matrix.stable_rank));
     const { thinned, tail, values } = this.spectra[this.item];
-    fill(this.caption, "Singular values", thinned ? "; dotted: means between the ranks that are kept" : "",
-      tail ? `: the leading ${whole(values.length)}, others were not computed` : "");
+    fill(this.caption, "Singular values", thinned ? "; dotted: means between the ranks on this page" : "",
+      tail ? `: the leading ${whole(values.length)}; the others were not computed` : "");
     chart(this.left, `Singular values of ${about}; stable rank ${stable}`, () => this.values());
     chart(this.right, `Energy kept and relative error over the rank, of ${about}`, () => this.curves());
   }
 
-  /** Singular values, those that are not here as root mean squares between kept ranks. */
+  /** Singular values; those not on the page as root mean squares between kept ranks. */
   values() {
     const spectrum = this.spectra[this.item];
     const ranks = Array.from(spectrum.values, (_, i) => i + 1);
@@ -99,7 +102,7 @@ export class SpectrumView {
     const [shapes, annotations] = this.marks("left");
     return { traces, layout: {
       xaxis: { title: "index i", type: this.axes.x, range: span(this.axes.x, spectrum) },
-      yaxis: { title: "singular value σᵢ", type: this.axes.y, exponentformat: "power", rangemode: this.axes.y === "linear" ? "tozero" : "normal" },
+      yaxis: { title: "singular value σᵢ", type: this.axes.y, range: this.valueRange(), ...(this.axes.y === "log" ? logTicks(drawable(spectrum)) : {}) },
       showlegend: false, shapes, annotations,
     } };
   }
@@ -115,7 +118,7 @@ export class SpectrumView {
     const [shapes, annotations] = this.marks("right");
     return { traces, layout: {
       xaxis: { title: "rank r", type: this.axes.x, range: span(this.axes.x, spectrum) },
-      yaxis: { title: "", range: [0, 1.03], tickformat: ".0%" }, shapes, annotations,
+      yaxis: { title: "", range: [0, TOP], tickformat: ".0%" }, shapes, annotations,
     } };
   }
 
@@ -129,21 +132,60 @@ export class SpectrumView {
     const note = (text, place, ink) => annotations.push({ text, showarrow: false, font: { size: 11, color: ink }, ...place });
     const rank = this.ranks?.[this.item] ?? null;
     const energy = spectrum.rankForEnergy(0.9);
-    const half = Math.log(Math.max(spectrum.maxRank, 2));
-    const side_ = (r) => ((this.axes.x === "log" ? Math.log(Math.max(r, 1)) / half : r / spectrum.maxRank) > 0.6 ? "right" : "left");
+    const [start, end] = span(this.axes.x, spectrum);
+    const taken = [];
+    const label = (text, r, ink) => {
+      const place = (at(r) - start) / (end - start);
+      const xanchor = place > 0.6 ? "right" : "left";
+      const y = this.clearHeight(side, xanchor === "left" ? [place, place + LABEL_WIDTH] : [place - LABEL_WIDTH, place], taken);
+      taken.push(y);
+      note(text, { x: at(r), y, yref: "paper", yanchor: "middle", xanchor, xshift: xanchor === "left" ? 3 : -3 }, ink);
+    };
     if (energy) {
       shapes.push(markX(Math.max(energy[1], 1), color("--soft"), "dot"));
-      note("90% energy", { x: at(energy[1]), y: 1, yref: "paper", yanchor: "top", xanchor: side_(energy[1]), xshift: side_(energy[1]) === "left" ? 3 : -3 }, color("--soft"));
+      label("90% energy", Math.max(energy[1], 1), color("--soft"));
     }
     if (rank) {
       shapes.push(markX(rank, color("--accent")));
-      note(`rank ${rank}`, { x: at(rank), y: 0.9, yref: "paper", yanchor: "top", xanchor: side_(rank), xshift: side_(rank) === "left" ? 3 : -3 }, color("--accent"));
+      label(`rank ${rank}`, rank, color("--accent"));
     }
     if (noise && noise.edge > 0 && side === "left") {
       shapes.push(markY(noise.edge, color("--warn")));
       note(EDGES[noise.regime], { xref: "paper", x: 1, xanchor: "right", y: this.axes.y === "log" ? Math.log10(noise.edge) : noise.edge, yanchor: "bottom" }, color("--warn"));
     }
     return [shapes, annotations];
+  }
+
+  /** The range of the axis of singular values, in the form that plotly.js wants: logarithms on a logarithmic one. */
+  valueRange() {
+    const values = drawable(this.spectra[this.item]).filter((value) => value > 0);
+    if (!values.length) return [0, 1];
+    if (this.axes.y === "linear") return [0, 1.05 * values[0]];
+    const [low, high] = [Math.log10(values.at(-1)), Math.log10(values[0])];
+    return [low - 0.05 * (high - low) - 0.02, high + 0.05 * (high - low) + 0.02];
+  }
+
+  /** Heights of the curves of a chart at a rank, as shares of the axis. */
+  heights(side, rank) {
+    const spectrum = this.spectra[this.item];
+    if (side === "right") return [spectrum.energy(rank) / TOP, spectrum.error(rank) / TOP];
+    const [low, high] = this.valueRange();
+    const value = drawable(spectrum)[Math.max(rank, 1) - 1];
+    return value ? [((this.axes.y === "log" ? Math.log10(value) : value) - low) / (high - low)] : [];
+  }
+
+  /** A height for a label over a span of the axis of ranks, as far up as it is clear of the curves and of other labels. */
+  clearHeight(side, [from, to], taken) {
+    const [start, end] = span(this.axes.x, this.spectra[this.item]);
+    const ranks = Array.from({ length: 13 }, (_, i) => start + (end - start) * (from + (to - from) * (i / 12)))
+      .map((x) => Math.max(0, Math.round(this.axes.x === "log" ? 10 ** x : x)));
+    const curves = ranks.map((rank) => this.heights(side, rank));
+    const clear = (y) => taken.every((other) => Math.abs(other - y) > 0.08)
+      && (curves[0] ?? []).every((_, line) => {
+        const along = curves.flatMap((heights) => (line in heights ? [heights[line]] : []));
+        return y > Math.max(...along) + 0.05 || y < Math.min(...along) - 0.05;
+      });
+    return HEIGHTS.find(clear) ?? HEIGHTS[taken.length];
   }
 }
 

@@ -36,9 +36,9 @@ export class SweepView {
     const { sweet_spot: spot, base_loss: base, heldout_tokens: tokens } = this.sweep;
     const without = base === null ? "" : ` Without an adapter the loss is ${base.toFixed(4)}, over ${whole(tokens)} tokens.`;
     if (!spot) return without;
-    const sure = spot.probability === null ? "One seed tells no noise, so this is the lowest loss, not proved to be better than others."
-      : `The smallest setting within one run's scatter (${spot.noise.toPrecision(2)}) of the best; right with a probability of at least ${percent(Math.floor(1000 * spot.probability) / 1000)}.`;
-    return sure + without;
+    const confidence = spot.probability === null ? "With one seed the noise is unknown: this is the lowest loss, not proved to be better than others."
+      : `The smallest setting within one run's scatter (${spot.noise.toPrecision(2)}) of the best; confidence at least ${percent(Math.floor(1000 * spot.probability) / 1000)}.`;
+    return confidence + without;
   }
 
   lines() {
@@ -46,12 +46,12 @@ export class SweepView {
     const targets = [...new Set(settings.map((setting) => setting.target))];
     const params = [...new Set(settings.map((setting) => setting.params))];
     const traces = targets.map((target, place) => {
-      const own = settings.filter((setting) => setting.target === target).sort((a, b) => a.params - b.params);
+      const line = settings.filter((setting) => setting.target === target).sort((a, b) => a.params - b.params);
       return {
-        x: own.map((setting) => setting.params), y: own.map((setting) => setting.loss), name: plain(target),
+        x: line.map((setting) => setting.params), y: line.map((setting) => setting.loss), name: plain(target),
         mode: "lines+markers", line: { color: series(place), width: 2, dash: DASHES[place % 4] }, marker: { size: 9, symbol: ["circle", "square", "diamond", "x"][place % 4] },
-        error_y: { type: "data", array: own.map((setting) => setting.standard_error ?? 0), visible: own.some((setting) => setting.standard_error), color: series(place) },
-        text: own.map((setting) => `rank ${setting.rank}`), hovertemplate: "%{text}<br>%{x:,} parameters<br>loss %{y:.4f}<extra>%{fullData.name}</extra>",
+        error_y: { type: "data", array: line.map((setting) => setting.standard_error ?? 0), visible: line.some((setting) => setting.standard_error), color: series(place) },
+        text: line.map((setting) => `rank ${setting.rank}`), hovertemplate: "%{text}<br>%{x:,} parameters<br>loss %{y:.4f}<extra>%{fullData.name}</extra>",
       };
     });
     const annotations = [];
@@ -66,9 +66,9 @@ export class SweepView {
 
   columns() {
     const { settings, cells } = this.sweep;
-    const of = (i) => cells.filter((cell) => cell.target === settings[i].target && cell.rank === settings[i].rank && cell.loss !== null);
-    const time = (i) => of(i).reduce((sum, cell) => sum + cell.seconds, 0) / of(i).length;
-    const memory = (i) => Math.max(...of(i).map((cell) => cell.peak_bytes));
+    const ofSetting = (i) => cells.filter((cell) => cell.target === settings[i].target && cell.rank === settings[i].rank && cell.loss !== null);
+    const time = (i) => ofSetting(i).reduce((sum, cell) => sum + cell.seconds, 0) / ofSetting(i).length;
+    const memory = (i) => Math.max(...ofSetting(i).map((cell) => cell.peak_bytes));
     const column = (key, label, value, text, numeric = true) => ({ key, label, value, text, numeric });
     return [
       column("target", "Target", (i) => settings[i].target, (i) => settings[i].target, false),

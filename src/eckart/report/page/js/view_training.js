@@ -1,17 +1,18 @@
-// The training tab: what it came to, its losses, how the updates grew, and their spectra step by step as an animation.
+// The training tab: its result and settings, its losses, how the updates grew, and their spectra as an animation.
 
-import { chart, DASHES, plain, series } from "./chart.js";
+import { chart, DASHES, logTicks, plain, series } from "./chart.js";
 import { el, fill, onceAFrame, select, unique } from "./dom.js";
 import { bytes, count, digits, median, percent, seconds, whole } from "./format.js";
 import { HeatMap, legend } from "./heatmap.js";
 import { Scale } from "./scale.js";
 import { color, onTheme } from "./theme.js";
-import { cellsOf, facts, intro } from "./parts.js";
+import { cellsOf, facts, intro, scrolled } from "./parts.js";
 
 const NAMES = {
   relative_norm: "‖ΔW‖ / ‖W‖", norm: "‖ΔW‖", A_norm: "‖A‖", B_norm: "‖B‖",
   effective_rank: "effective rank of ΔW", stable_rank: "stable rank of ΔW",
 };
+const LOGGED = { learning_rate: "Learning rate", gradient_norm: "Gradient norm" };
 const FRAME_MS = 220;
 
 export class TrainingView {
@@ -19,7 +20,9 @@ export class TrainingView {
     this.training = training;
     this.numbers = numbers;
     this.quantity = "relative_norm";
-    this.node = el("div", { class: "view" }, this.head(), this.losses());
+    this.small = Object.fromEntries(Object.keys(LOGGED).filter((key) => training.log?.[key]?.[0].length)
+      .map((key) => [key, el("div", { class: "chart small" })]));
+    this.node = el("div", { class: "view" }, this.head(), ...[this.settings()].filter(Boolean), this.losses());
     if (training.layers?.length && training.steps.length) {
       this.frame = training.frames.length - 1;
       this.growth = el("div", { class: "chart" });
@@ -34,6 +37,7 @@ export class TrainingView {
 
   start() {
     chart(this.lossChart, this.finding(), () => this.lossLines());
+    for (const [key, node] of Object.entries(this.small)) chart(node, `${LOGGED[key]} over the steps`, () => this.smallLines(key));
     if (!this.map) return;
     this.map.select(this.map.cells[0]);
     this.item = this.map.cells[0].items[0];
@@ -42,35 +46,45 @@ export class TrainingView {
   }
 
   finding() {
-    const { facts: told, log } = this.training;
-    if (told) {
-      const verb = told.heldout_loss_after < told.heldout_loss_before ? "fell" : "rose";
-      return `Held-out loss ${verb} from ${told.heldout_loss_before.toFixed(4)} to ${told.heldout_loss_after.toFixed(4)}`;
+    const { facts: result, log } = this.training;
+    if (result) {
+      const verb = result.heldout_loss_after < result.heldout_loss_before ? "fell" : "rose";
+      return `Held-out loss ${verb} from ${result.heldout_loss_before.toFixed(4)} to ${result.heldout_loss_after.toFixed(4)}`;
     }
     const [, values] = log.loss;
-    return values.length ? `Training loss went from ${digits(values[0])} to ${digits(values.at(-1))}` : "No loss was told";
+    return values.length ? `Training loss went from ${digits(values[0])} to ${digits(values.at(-1))}` : "No loss was recorded";
   }
 
   head() {
-    const { facts: told, model, title } = this.training;
-    return intro("Training", this.finding(), model ?? title, told ? facts([
-      ["Held-out loss", `${told.heldout_loss_before.toFixed(4)} → ${told.heldout_loss_after.toFixed(4)}`,
-        `nats a token, over ${whole(told.heldout_tokens)} tokens`],
-      ["Trained", count(told.trainable_params), `${percent(told.trainable_params / told.total_params)} of ${count(told.total_params)} parameters`],
-      ["Steps", whole(told.steps), `in ${seconds(told.seconds)}`],
-      ["Peak memory", bytes(told.peak_bytes), ""],
+    const { facts: result, model, title } = this.training;
+    return intro("Training", this.finding(), model ?? title, result ? facts([
+      ["Held-out loss", `${result.heldout_loss_before.toFixed(4)} → ${result.heldout_loss_after.toFixed(4)}`,
+        `nats per token, over ${whole(result.heldout_tokens)} tokens`],
+      ["Trained", count(result.trainable_params), `${percent(result.trainable_params / result.total_params)} of ${count(result.total_params)} parameters`],
+      ["Steps", whole(result.steps), `in ${seconds(result.seconds)}`],
+      ["Peak memory", bytes(result.peak_bytes), ""],
     ]) : null);
+  }
+
+  /** The settings that `train.json` names. */
+  settings() {
+    const { settings } = this.training;
+    if (!settings.length) return null;
+    return el("section", { class: "card", "aria-label": "Settings" }, el("h2", {}, "Settings"),
+      el("dl", { class: "facts plain" }, ...settings.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))));
   }
 
   losses() {
     this.lossChart = el("div", { class: "chart" });
+    const pair = Object.keys(this.small).length ? el("div", { class: "pair" }, ...Object.entries(this.small).map(([key, node]) =>
+      el("figure", {}, el("figcaption", {}, LOGGED[key]), node))) : null;
     return el("section", { class: "card", "aria-label": "Loss" },
-      el("div", { class: "card-head" }, el("h2", {}, "Loss"), el("span", { class: "soft" }, "nats per token")), this.lossChart);
+      el("div", { class: "card-head" }, el("h2", {}, "Loss"), el("span", { class: "soft" }, "nats per token")), this.lossChart, pair);
   }
 
   lossLines() {
     const [steps, values] = this.training.log.loss;
-    const half = Math.max(1, Math.round(0.03 * values.length));
+    const half = this.training.neighbors; // as in loss.png
     const smooth = values.map((_, i) => {
       const near = values.slice(Math.max(0, i - half), i + half + 1);
       return near.reduce((sum, value) => sum + value, 0) / near.length;
@@ -82,12 +96,23 @@ export class TrainingView {
     const [heldSteps, held] = this.training.log.heldout_loss ?? [[], []];
     if (held.length) {
       traces.push({
-        x: heldSteps, y: held, mode: "markers+text", name: "held out", marker: { size: 10, symbol: "diamond", color: series(1) },
+        x: heldSteps, y: held, mode: "markers+text", name: "held-out", marker: { size: 10, symbol: "diamond", color: series(1) },
         text: held.map((value) => value.toFixed(3)), textposition: held.map((_, i) => (i === held.length - 1 ? "top left" : "top right")),
-        textfont: { color: series(1) }, cliponaxis: false, hovertemplate: "step %{x}<br>held out %{y:.4f}<extra></extra>",
+        textfont: { color: series(1) }, cliponaxis: false, hovertemplate: "step %{x}<br>held-out %{y:.4f}<extra></extra>",
       });
     }
     return { traces, layout: { xaxis: { title: "step" }, yaxis: { title: "loss" } } };
+  }
+
+  /** Learning rate or gradient norm over the steps. */
+  smallLines(key) {
+    const [steps, values] = this.training.log[key];
+    const positive = values.filter((value) => value > 0);
+    const log = key === "gradient_norm" && Math.max(...positive) > 4 * Math.min(...positive);
+    return {
+      traces: [{ x: steps, y: values, mode: values.length > 1 ? "lines" : "markers", line: { color: series(0), width: 2 }, hovertemplate: "step %{x}<br>%{y:.4g}<extra></extra>" }],
+      layout: { xaxis: { title: "step" }, yaxis: { title: "", ...(log ? { type: "log", ...logTicks(values) } : { rangemode: "tozero", exponentformat: "power" }) } },
+    };
   }
 
   grown() {
@@ -109,9 +134,9 @@ export class TrainingView {
     const { kinds, layers, steps } = this.training;
     chart(this.growth, `${NAMES[this.quantity]} over the steps, by module kind`, () => ({
       traces: kinds.map((kind, row) => {
-        const own = layers.filter((layer) => layer.kind === row);
+        const ofKind = layers.filter((layer) => layer.kind === row);
         return {
-          x: steps, y: steps.map((_, place) => median(own.map((layer) => this.value(layer, this.quantity, place)).filter((value) => value !== null))),
+          x: steps, y: steps.map((_, place) => median(ofKind.map((layer) => this.value(layer, this.quantity, place)).filter((value) => value !== null))),
           name: plain(kind), mode: "lines", line: { color: series(row), width: 2, dash: DASHES[Math.floor(row / 7) % 4] },
           hovertemplate: "step %{x}<br>%{y:.4g}<extra>%{fullData.name}</extra>",
         };
@@ -126,15 +151,16 @@ export class TrainingView {
     this.slider = el("input", { type: "range", id, min: 0, max: frames.length - 1, value: this.frame, "data-frames": true,
       input: () => { this.stop(); this.frame = Number(this.slider.value); this.shown(); } });
     this.play = el("button", { type: "button", click: () => (this.timer ? this.stop() : this.run()) }, "Play");
-    this.told = el("output", { for: id, class: "slider-value" });
+    this.step = el("output", { for: id, class: "slider-value" });
     this.shown = onceAFrame(() => this.show());
     this.title = el("p", { class: "name" });
+    this.undefinedNote = el("p", { class: "soft help", role: "status" });
     const thinned = frames.length < steps.length
-      ? el("p", { class: "soft help" }, `To keep this page small, spectra are here for ${frames.length} of ${steps.length} recorded steps.`) : null;
+      ? el("p", { class: "soft help" }, `To keep this page small, it has the spectra of ${frames.length} of ${steps.length} recorded steps.`) : null;
     return el("section", { class: "card", "aria-label": "Updates step by step" },
       el("div", { class: "card-head" }, el("h2", {}, "Step by step"), this.play),
-      el("div", { class: "slider" }, el("div", { class: "slider-head" }, el("label", { for: id }, "After step"), this.told), this.slider), thinned,
-      el("div", { class: "map-scroll" }, this.map.node), this.key,
+      el("div", { class: "slider" }, el("div", { class: "slider-head" }, el("label", { for: id }, "After step"), this.step), this.slider), thinned,
+      scrolled(el("div", { class: "map-scroll" }, this.map.node)), this.key, this.undefinedNote,
       el("h3", {}, "Spectrum of the update"), this.title, this.spectrum);
   }
 
@@ -166,7 +192,7 @@ export class TrainingView {
     const step = steps[frames[this.frame]];
     this.slider.value = this.frame;
     this.slider.setAttribute("aria-valuetext", `step ${step}`);
-    fill(this.told, whole(step));
+    fill(this.step, whole(step));
     this.paint();
     this.showSpectrum();
   }
@@ -178,10 +204,12 @@ export class TrainingView {
     const ofCell = (place) => (cell) => median(cell.items.map((i) => this.value(layers[i], this.quantity, place)).filter((value) => value !== null));
     const scale = new Scale(this.map.cells.map(ofCell(steps.length - 1)));
     this.map.paint(ofCell(frames[this.frame]), scale, (cell, number) => ({
-      short: number === null ? "·" : digits(this.quantity === "relative_norm" ? 100 * number : number, 2),
+      short: number === null ? "–" : digits(this.quantity === "relative_norm" ? 100 * number : number, 2),
       long: `${kinds[cell.row]}, layer ${stack[cell.column] ?? "–"}: ${NAMES[this.quantity]} ${words(number)}`,
     }));
-    fill(this.key, legend(scale, `${NAMES[this.quantity]}; the colours are those of the last step`, words));
+    const none = this.map.cells.every((cell) => !ofCell(frames[this.frame])(cell));
+    fill(this.undefinedNote, none ? `Every update is zero after step ${whole(steps[frames[this.frame]])}${frames[this.frame] === 0 ? ": lora_B starts at zero" : ""}.` : null);
+    fill(this.key, legend(scale, `${NAMES[this.quantity]}; colours are scaled to the last step`, words));
   }
 
   spectrumAt(layer, frame) {
