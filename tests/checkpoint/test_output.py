@@ -97,7 +97,7 @@ def test_a_disk_that_fills_under_torch_or_safetensors_is_a_refusal_too(tmp_path)
 
 def test_an_output_that_exists_needs_force(tmp_path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(OutputError, match="it exists; --force"):
+    with pytest.raises(OutputError, match="it already exists; use `force`"):
         check_output(tmp_path / "out")
     check_output(tmp_path / "out", force=True)
 
@@ -105,7 +105,7 @@ def test_an_output_that_exists_needs_force(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda out: (out / "thesis.txt").touch(), "holds no result"),
+        (lambda out: (out / "thesis.txt").touch(), "a folder without results"),
         (os.chdir, "working folder"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Outputs that appear whole or not at all: checked before work, written beside, renamed at the end."""
+"""Outputs that appear completely or not at all: checked before work, written under another name, then renamed."""
 
 import errno
 import os
@@ -38,7 +38,7 @@ def check_output(path: Path, needed_bytes: int = 0, *, force: bool = False, inpu
     faults = [fault] if (fault := _existing_fault(path, force=force)) else []
     used = [source for source in inputs if source and source.resolve().is_relative_to(path.resolve())]
     if used:
-        faults = [f"it is, or holds, an input ({used[0]}), and inputs are never changed; choose another name"]
+        faults = [f"it is or contains an input ({used[0]}), and inputs are never changed; choose another name"]
     if not parent.is_dir():
         faults.append(f"its folder {parent} does not exist; create it first")
     elif not os.access(parent, os.W_OK | os.X_OK):
@@ -52,9 +52,9 @@ def check_output(path: Path, needed_bytes: int = 0, *, force: bool = False, inpu
 
 @contextmanager
 def atomic_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """A new folder beside `path` to write in, which takes the name `path` when the block ends well.
+    """A new folder next to `path` to write in, renamed to `path` when the block ends without an error.
 
-    After an exception or an interruption nothing is left, and what `path` was before is untouched.
+    After an exception or an interruption nothing is left behind, and an earlier `path` is unchanged.
 
     Raises:
         OutputError: `path` must not be replaced, or the disk is full or read-only.
@@ -66,7 +66,7 @@ def atomic_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """A new file name beside `path` to write to, which takes the name `path` when the block ends well.
+    """A new file name next to `path` to write to, renamed to `path` when the block ends without an error.
 
     Raises:
         OutputError: `path` must not be replaced, or the disk is full or read-only.
@@ -76,14 +76,14 @@ def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def publish(partial: Path, path: Path) -> None:
-    """Give a finished file or folder its name, in place of what has it; the disk then holds both.
+    """Rename a finished file or folder to `path`, replacing what is there, and sync both to disk.
 
-    Whether `path` may be replaced is for `check_output` to say.
+    `check_output` decides whether `path` may be replaced.
     """
     old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
     try:
         _sync(partial)
-        # A folder cannot be renamed onto one that is not empty: the old one steps aside first.
+        # A folder cannot replace one that is not empty: the old one is renamed first.
         if path.is_dir():
             path.rename(old)
         partial.replace(path)
@@ -108,13 +108,13 @@ def refusing_full_disk(path: Path, remedy: str) -> Iterator[None]:
 
 
 def _why_writing_failed(error: Exception) -> str | None:
-    """What the disk refused, also where safetensors or torch.save tell it in their own way."""
+    """Why the disk refused to write, also where safetensors or torch.save report it in their own words."""
     if isinstance(error, OSError):
         return error.strerror if error.errno in _WRITING_FAILED else None
-    told = str(error)
-    if "No space left on device" in told:
+    text = str(error)
+    if "No space left on device" in text:
         return "No space left on device"
-    return "the disk took less than was written" if "unexpected pos" in told else None
+    return "the disk took less than was written" if "unexpected pos" in text else None
 
 
 @contextmanager
@@ -131,17 +131,17 @@ def _replacing(path: Path, *, force: bool) -> Iterator[Path]:
 
 
 def _existing_fault(path: Path, *, force: bool) -> str | None:
-    """Why what is at `path` must stay. Even --force replaces only what looks like a result."""
+    """Why `path` must not be replaced. Even `force` replaces only a result."""
     if not path.exists() and not path.is_symlink():
         return None
     if not force:
-        return "it exists; --force replaces it"
+        return "it already exists; use `force` to replace it"
     if path.is_symlink():
         return "it is a link; give the name of the folder or file itself"
     if path.is_dir() and Path.cwd().is_relative_to(path.resolve()):
-        return "it is the working folder, or holds it"
+        return "it is the working folder, or contains it"
     if path.is_dir() and any(path.iterdir()) and not any(any(path.glob(pattern)) for pattern in _RESULTS):
-        return "it is a folder that holds no result, which --force does not replace; remove it yourself"
+        return "it is a folder without results, which `force` does not replace; remove it yourself"
     return None
 
 
@@ -153,8 +153,11 @@ def _remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have the disk hold a file, or a folder's names, before its own name changes."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Sync a file, or the names in a folder, to disk before it is renamed."""
+    on_windows = os.name == "nt"
+    if on_windows and path.is_dir():
+        return  # Windows cannot sync a folder
+    descriptor = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
