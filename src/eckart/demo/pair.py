@@ -11,9 +11,14 @@ from eckart.demo.corpus import language_reference
 from eckart.demo.package import MODEL
 from eckart.engine.progress import NoProgress, Progress
 from eckart.evaluation import load_model, load_tokenizer
-from eckart.training import FinetuneSettings, finetune, pack_texts
+from eckart.training import FinetuneSettings, fast_dtype, finetune, pack_texts
 
 SEQUENCE_TOKENS = 256
+
+
+def quick_fine_tune() -> FinetuneSettings:
+    """Thirty steps of 4×256 tokens, as many as the demo's adapter is trained for."""
+    return FinetuneSettings(steps=30, learning_rate=1e-4, compute_dtype=fast_dtype())
 
 
 @dataclass(frozen=True)

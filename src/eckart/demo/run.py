@@ -13,6 +13,7 @@ from eckart.adapter import Adapter
 from eckart.demo.base import make_base
 from eckart.demo.learning import ADAPTER, DemoSettings, Learned, learn, write_texts
 from eckart.demo.package import MODEL, require_demo
+from eckart.demo.pair import make_pair
 from eckart.demo.predictions import PredictionMatch, compare_predictions, log_probabilities
 from eckart.demo.smallest import Tried, smallest_rank
 from eckart.engine.progress import NoProgress, Progress
@@ -22,6 +23,7 @@ from eckart.formats import load_adapter
 from eckart.nn import adapter_applied
 from eckart.operations import MergeResult, merge, resize
 from eckart.result import Result
+from eckart.training import FinetuneSettings
 
 FORMAT = "eckart-demo/2"
 
@@ -42,6 +44,7 @@ class DemoResult(Result):
         match: how similar its predictions are to those of the base with the adapter.
         base_match: the same for the base alone, for comparison.
         seconds: wall time of the demo.
+        tuned: folder of the full fine-tune, if one was asked for.
     """
 
     base: Path
@@ -55,6 +58,7 @@ class DemoResult(Result):
     match: PredictionMatch
     base_match: PredictionMatch
     seconds: float
+    tuned: Path | None = None
 
     @property
     def small(self) -> Tried:
@@ -82,6 +86,7 @@ class DemoResult(Result):
             "ranks": self.rows(),
             "small_adapter": str(self.small.resized.output),
             "merged": str(self.merged.output),
+            "tuned": None if self.tuned is None else str(self.tuned),
             "merged_loss": self.merged_loss,
             "same_token": self.match.same_token,
             "divergence": self.match.divergence,
@@ -96,6 +101,7 @@ def run_demo(
     settings: DemoSettings,
     *,
     model: str | Path = MODEL,
+    fine_tune: FinetuneSettings | None = None,
     force: bool = False,
     progress: Progress = NoProgress(),
 ) -> DemoResult:
@@ -106,6 +112,7 @@ def run_demo(
             settings finished there is kept.
         settings: see `quick_settings`.
         model: SOURCE of the base, with its tokenizer.
+        fine_tune: also write tuned/, the base fully fine-tuned with these settings on the same text.
         force: replace results of other settings.
         progress: receives the progress.
 
@@ -141,6 +148,8 @@ def run_demo(
     progress.finish()
     plain, with_adapter = measure.predictions(), measure.predictions(written.adapter)
     measure.load(merged_folder)
+    merged_loss, match = measure.loss("merged"), compare_predictions(with_adapter, measure.predictions())
+    tuned = make_pair(folder, fine_tune, model=model, force=force, progress=progress).tuned if fine_tune else None
     return DemoResult(
         base=base,
         learned=learned,
@@ -149,10 +158,11 @@ def run_demo(
         tokens=measure.tokens,
         tried=tried,
         merged=merged,
-        merged_loss=measure.loss("merged"),
-        match=compare_predictions(with_adapter, measure.predictions()),
+        merged_loss=merged_loss,
+        match=match,
         base_match=compare_predictions(with_adapter, plain),
         seconds=time.monotonic() - start,
+        tuned=tuned,
     )
 
 

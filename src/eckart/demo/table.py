@@ -63,7 +63,7 @@ def _explanation(result: "DemoResult") -> list[str]:
         f"{base.same_token:.1%}, {base.divergence:.1e}); the difference is rounding to the stored bfloat16.",
         "",
         f"Adapters  {result.learned.folder}, {result.small.resized.output}",
-        f"Models    {result.base}, {result.merged.output}",
+        f"Models    {result.base}, {result.merged.output}{f', {result.tuned}' if result.tuned else ''}",
         f"Page      {result.learned.page}",
         f"Figures   {result.learned.folder} ({', '.join(path.name for path in result.learned.figures)})",
         f"Time      {seconds_text(result.seconds)}",
