@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from eckart.adapter import AdapterLayer
-from eckart.adapter.adapter import LayerKind
+from eckart.adapter.outline import LayerKind
 from eckart.errors import MismatchError
 from eckart.nn.dropout import Dropout, draw
 from eckart.nn.factors import LoRAFactors
