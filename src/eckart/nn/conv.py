@@ -5,7 +5,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from eckart.adapter.adapter import LayerKind
+from eckart.adapter.outline import LayerKind
 from eckart.nn.adapted import AdaptedModule, compute_dtype
 from eckart.nn.factors import LoRAFactors
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from eckart.adapter.adapter import LayerKind
+from eckart.adapter.outline import LayerKind
 from eckart.nn.adapted import AdaptedModule
 from eckart.nn.factors import LoRAFactors
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from eckart.adapter import AdapterLayer
-from eckart.adapter.adapter import LayerKind
+from eckart.adapter.outline import LayerKind
 
 
 class LoRAFactors(nn.Module):

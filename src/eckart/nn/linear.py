@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from eckart.adapter.adapter import LayerKind
+from eckart.adapter.outline import LayerKind
 from eckart.nn.adapted import AdaptedModule, compute_dtype, is_autocast
 from eckart.nn.factors import LoRAFactors
 from eckart.nn.frozen import PackedLinear, frozen_weight, is_conv1d

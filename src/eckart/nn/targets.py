@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from eckart.adapter.adapter import LayerKind
+from eckart.adapter.outline import LayerKind
 from eckart.checkpoint import matches
 from eckart.checkpoint.naming import PRESETS
 from eckart.errors import MismatchError
