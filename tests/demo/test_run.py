@@ -230,7 +230,7 @@ def test_the_command_ends_with_the_tables_and_can_print_json(monkeypatch, tiny_l
     shown = CliRunner().invoke(app, ["-o", str(tmp_path / "out")])
     assert shown.exit_code == 0, shown.output
     assert "The rank it needs" in shown.stdout
-    assert re.search(r"Training: (\d+) of \1, loss \d", shown.stderr)
+    assert re.search(r"Training: (\d+) of \1 steps, loss \d", shown.stderr)
     result = json.loads(CliRunner().invoke(app, ["-o", str(tmp_path / "out"), "--json"]).stdout)
     assert result["ranks"][0]["rank"] == 1
     assert result["tuned"] is None
