@@ -1,6 +1,8 @@
-"""The order of the packages: a package imports only packages before it in the list, and no import goes in a circle."""
+"""The order of the packages, their class names, and the language of their messages."""
 
 import ast
+import re
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,3 +151,83 @@ def test_no_exported_name_hides_a_module_of_its_package() -> None:
         exported = {name.rpartition(".")[2] for name in imported_names(stub, package)}
         hidden = {name for name in exported if f"{package}.{name}" in known and package != "eckart"}
         assert hidden == set(), f"{package} exports {hidden}"
+
+
+def repeated_class_names(source: Path) -> dict[str, list[str]]:
+    """Class names that more than one module defines, with these modules."""
+    places = defaultdict(list)
+    for path in sorted(source.rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(path.relative_to(source).as_posix())
+    assert places, f"{source} defines no class"
+    return {name: files for name, files in places.items() if len(files) > 1}
+
+
+def test_every_class_name_is_used_once() -> None:
+    assert repeated_class_names(SOURCE) == {}
+
+
+def test_a_planted_second_class_of_one_name_is_found(tmp_path: Path) -> None:
+    (tmp_path / "nn").mkdir()
+    (tmp_path / "plan.py").write_text("class Plan: ...\nclass Other: ...\n")
+    (tmp_path / "nn" / "thing.py").write_text("x = 1\nclass Plan: ...\n")
+    assert repeated_class_names(tmp_path) == {"Plan": ["nn/thing.py", "plan.py"]}
+
+
+FLAG = re.compile(r"(^|[^\w-])--[a-z]")
+BUILDS_COMMANDS = {  # functions and constants that are a command to copy or to run
+    "demo/package.py": {"INSTALL", "install_model_package"},
+    "planning/advise.py": {"command"},
+    "report/tables/comparison.py": {"comparison_table"},
+}
+
+
+def defined_name(node: ast.AST) -> str | None:
+    """Name of a function, or of the constant that an assignment defines."""
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+        return node.targets[0].id
+    return node.name if isinstance(node, ast.FunctionDef) else None
+
+
+def docstrings(tree: ast.AST) -> set[int]:
+    """Identities of the constants that stand alone as a statement."""
+    return {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+
+
+def flags_in_texts(source: Path) -> list[str]:
+    """Texts outside the command line that name one of its flags, except where a command is built."""
+    found = []
+    for path in sorted(source.rglob("*.py")):
+        file = path.relative_to(source).as_posix()
+        if file.startswith("cli/"):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        commands = [node for node in ast.walk(tree) if defined_name(node) in BUILDS_COMMANDS.get(file, ())]
+        allowed = {id(child) for node in commands for child in ast.walk(node)} | docstrings(tree)
+        found += [f"{file}:{node.lineno}: {node.value}" for node in ast.walk(tree)
+                  if isinstance(node, ast.Constant) and isinstance(node.value, str)
+                  and FLAG.search(node.value) and id(node) not in allowed]  # fmt: skip
+    return found
+
+
+def test_no_text_of_the_library_names_a_flag_of_the_command_line() -> None:
+    assert flags_in_texts(SOURCE) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'raise ValueError("--rank must be at least 1")',
+        'msg = f"{name}: use --force to replace it"',
+        'progress.note("with --full every value is computed")',
+        'skipped = Skipped(name, "excluded (--exclude)")',
+    ],
+)
+def test_a_planted_flag_in_a_text_is_found(tmp_path: Path, code: str) -> None:
+    (tmp_path / "cli").mkdir()
+    (tmp_path / "cli" / "merge.py").write_text(code)
+    (tmp_path / "merge.py").write_text('"""The result of `--dry-run`."""\nmsg = "`rank` must be a-b--c"\n')
+    assert flags_in_texts(tmp_path) == []
+    (tmp_path / "merge.py").write_text(code)
+    assert len(flags_in_texts(tmp_path)) == 1

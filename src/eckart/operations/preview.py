@@ -1,4 +1,4 @@
-"""What an operation would do, from headers alone: the result of `--dry-run`."""
+"""What an operation would do, from headers alone: the result of a dry run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from eckart.nn import adapted_modules
 from eckart.planning.memory import PARTS, Part
-from eckart.planning.places import OUTSIDE, Places
+from eckart.planning.module_tracker import OUTSIDE, ModuleTracker
 from eckart.planning.step import TrainingStep
 from eckart.planning.storages import Life, StorageLog
 
@@ -52,13 +52,13 @@ def account(step: TrainingStep, *, granularity: int = 1) -> Account:
 class _Accountant:
     def __init__(self, step: TrainingStep, granularity: int) -> None:
         self.step, self.phase = step, FORWARD
-        self.places = Places(step.model, at_end=lambda: self.ends.append(self.log.clock))
+        self.tracker = ModuleTracker(step.model, at_end=lambda: self.ends.append(self.log.clock))
         self.log = StorageLog(granularity=granularity, origin=self._moment)
         self.ends: list[int] = []  # of passes that compute outputs; what outlives them is saved for the gradients
 
     def run(self) -> Account:
         step, log = self.step, self.log
-        with self.places, log:
+        with self.tracker, log:
             self._label_permanent()
             log.restart()
             loss = step.loss()
@@ -82,9 +82,9 @@ class _Accountant:
         log.label([self.step.ids], ("other", INPUTS))
 
     def _moment(self) -> _Moment:
-        inside = self.places.is_inside
+        inside = self.tracker.is_inside
         is_place = inside or self.phase == BACKWARD
-        return _Moment(self.phase, self.places.here() if is_place else OUTSIDE, inside)
+        return _Moment(self.phase, self.tracker.here() if is_place else OUTSIDE, inside)
 
     def _account(self) -> Account:
         log = self.log

@@ -1,4 +1,4 @@
-"""Which `--target` patterns take exactly the matrices of a module kind, so that a command means what the page shows."""
+"""`target` patterns that match exactly the matrices of a module kind, so that a command does what the page shows."""
 
 import re
 from collections.abc import Iterable, Sequence

@@ -31,7 +31,7 @@ def analysis_table(analysis: "Analysis") -> RenderableType:
     if not analysis.is_complete:
         notes.append("A range for one matrix, and ≤, are certified limits; `full` computes every singular value.")
     if analysis.kind == "delta":
-        notes.append("Energy does not predict the loss of a rank; eckart extract --eval measures it.")
+        notes.append("Energy does not predict the loss of a rank; eckart extract with `eval` measures it.")
     notes.append(
         f"{len(analysis.matrices)} matrices, {count_text(analysis.params)} parameters, "
         f"{seconds_text(analysis.seconds)}, peak memory {bytes_text(analysis.peak_rss_bytes)}"

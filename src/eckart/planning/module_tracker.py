@@ -12,8 +12,8 @@ OUTSIDE = "loss"  # where no module is running
 _NUMBERS = range(2**63)  # of autograd's nodes, except those that accumulate gradients
 
 
-class Places:
-    """Inside the block, follows a model through forward and backward passes.
+class ModuleTracker:
+    """Context manager that follows a model through forward and backward passes.
 
     Autograd numbers its nodes in the order of their creation, so the number of a node in the backward pass identifies
     the module that was running when the node was created. The hooks are torch's global ones, because hooks of a layer
@@ -32,8 +32,8 @@ class Places:
         self._latest = OUTSIDE
         self._handles: list[Any] = []
 
-    def __enter__(self) -> "Places":
-        """Start to follow."""
+    def __enter__(self) -> "ModuleTracker":
+        """Register the hooks."""
         self._handles = [
             register_module_forward_pre_hook(self._enters),
             register_module_forward_hook(self._leaves, always_call=True),
