@@ -94,7 +94,7 @@ def test_small_matrices_are_decided_by_all_singular_vectors_at_once(shape):
 
 def test_an_intruder_of_a_large_matrix_is_proved_without_its_singular_vectors(monkeypatch):
     monkeypatch.setattr("eckart.linalg.intruder.PARTIAL_SIDE", 0)
-    monkeypatch.setattr("eckart.linalg.intruder.WHOLE_SIDE", 0)
+    monkeypatch.setattr("eckart.linalg.intruder.FULL_SIDE", 0)
     base = random_base((600, 800))
     found = intruders(base, base + random_update(base, 3.0), generator=seeded())
     assert found.found == [0]

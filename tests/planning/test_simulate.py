@@ -11,8 +11,9 @@ from eckart.planning.account import account
 from eckart.planning.architecture import build_model, read_architecture
 from eckart.planning.dataless import DATALESS, dataless
 from eckart.planning.measured_step import REAL
+from eckart.planning.memory import PARTS
 from eckart.planning.setting import PlanSetting
-from eckart.planning.simulation import PARTS, SimulationError, simulate
+from eckart.planning.simulation import SimulationError, simulate
 from eckart.planning.step import TrainingStep
 
 from .small import LLAMA, MODELS

@@ -1,8 +1,8 @@
-"""How much a better basis could gain: a proved limit on the energy that any rank-r approximation holds.
+"""How much a better basis could gain: a certified bound on the energy of any rank-r approximation.
 
 For an orthonormal basis V with Ritz values s_i², coupling C = V·WᵀW·V⊥ and any d ≥ ‖W(I − VᵀV)‖₂², and for every
 t > d,  WᵀW ≼ diag(S² + CCᵀ/(t − d), t·I)  in the basis (V, V⊥), because the difference has a zero Schur complement.
-So Σ_{i≤r} σ_i² ≤ Σ_{i≤r} max(λ_i(S² + CCᵀ/(t − d)), t), and the least over several t is taken.
+So Σ_{i≤r} σ_i² ≤ Σ_{i≤r} max(λ_i(S² + CCᵀ/(t − d)), t), and the minimum over several t is used.
 
 d comes from block Lanczos on the residual with random starts (Kuczyński & Woźniakowski 1992): after k steps with p
 starts the largest Ritz value ξ satisfies ‖·‖² ≤ ξ/(1 − ε) except with probability (1.648·√n·e^{−√ε(2k−1)})^p.
@@ -31,15 +31,20 @@ STARTS = 8
 LANCZOS_STEPS = 7
 FAILURE_PROBABILITY = 1e-6
 PROBES = 8
-PROBED = 4.0  # times the probed rounding is assumed: it falls short of that with probability under 2e-4
-LEAST_ROUNDING = {torch.float32: 1e-7, torch.float64: 1e-12}  # share of ‖W‖² that products are never trusted beyond
+PROBED = 4.0  # safety factor on the probed rounding: too small with probability under 2e-4
+LEAST_ROUNDING = {
+    torch.float32: 1e-7,
+    torch.float64: 1e-12,
+}  # smallest rounding of products assumed, as a share of ‖W‖²
 
 
 def certify(svd: PartialSVD, *, generator: torch.Generator | None = None) -> Tail:
-    """Limits on what the triplets of `svd` leave out, true except with probability `FAILURE_PROBABILITY`.
+    """Bounds on what the triplets of `svd` leave out; they hold except with probability `FAILURE_PROBABILITY`.
+
+    The cost is about half of that of the triplets.
 
     Args:
-        svd: leading triplets with the basis they came from; costs about half as much again as making it.
+        svd: leading triplets with the basis they were computed from.
         generator: source of the random starts, on the CPU.
 
     Returns:
@@ -59,15 +64,15 @@ def certify(svd: PartialSVD, *, generator: torch.Generator | None = None) -> Tai
 
 
 def partial_spectrum(weight: Matrix, *, rank: int, generator: torch.Generator | None = None) -> Spectrum:
-    """The leading `rank` singular values with certified limits on the rest.
+    """The leading `rank` singular values with certified bounds on the rest.
 
     Args:
         weight: shape `(out_features, in_features)`; torch, NumPy or row slabs.
-        rank: values to compute, from 1 to `min(weight.shape)`.
+        rank: number of singular values, from 1 to `min(weight.shape)`.
         generator: source of randomness, on the CPU.
 
     Returns:
-        A `Spectrum` with `tail`; statistics that hang on the rest are intervals.
+        A `Spectrum` with `tail`; statistics that depend on the rest are intervals.
 
     Raises:
         OptionError: `rank` is out of range, or `weight` is not a finite matrix of floats.
@@ -78,7 +83,7 @@ def partial_spectrum(weight: Matrix, *, rank: int, generator: torch.Generator | 
 
 
 def residual_norm(basis: BlockKrylov, *, generator: torch.Generator | None = None) -> float:
-    """Upper limit of ‖W(I − VᵀV)‖₂, except with probability `FAILURE_PROBABILITY`."""
+    """Upper bound on ‖W(I − VᵀV)‖₂; it holds except with probability `FAILURE_PROBABILITY`."""
     matrix, columns = basis.matrix, basis.matrix.shape[1]
     outside = columns - len(basis.V)
     if outside <= 0:
@@ -98,15 +103,15 @@ def residual_norm(basis: BlockKrylov, *, generator: torch.Generator | None = Non
     exponent = math.log(1.648 * math.sqrt(outside)) - math.log(FAILURE_PROBABILITY) / STARTS
     shortfall = (exponent / (2 * LANCZOS_STEPS - 1)) ** 2
     if len(vectors) >= outside:
-        shortfall = 0.0  # the Krylov space is everything there is
+        shortfall = 0.0  # the Krylov space is the entire space outside V
     return math.sqrt(max(largest, 0.0) / max(1 - shortfall, 0.1))
 
 
 def rounding_energy(basis: BlockKrylov, fro_norm: float, *, generator: torch.Generator | None = None) -> float:
-    """Energy that rounding in the products V·Wᵀ may have cost the computed values, or added to them.
+    """Energy by which rounding in the products V·Wᵀ may have changed the computed values.
 
-    Random combinations of the products are taken again in float64: what they miss is the size of the rounding, also
-    where it does not average out, as in a matrix of equal entries.
+    Random combinations of the products are recomputed in float64: the difference measures the rounding, even where it
+    does not average out, as in a matrix of equal entries.
     """
     least = LEAST_ROUNDING[basis.dtype] * fro_norm**2
     if basis.dtype == torch.float64 or not len(basis.V):
@@ -126,7 +131,7 @@ def rounding_energy(basis: BlockKrylov, fro_norm: float, *, generator: torch.Gen
 def _energy_limits(
     squares: Tensor, coupled: Tensor, *, beyond: float, rank: int
 ) -> tuple[Float64[Tensor, " r"], float]:
-    """Least upper limits, over trial values of t, of Σ_{i≤j} σ_i² for j = 1…rank and of σ_{rank+1}²."""
+    """Lowest upper bounds, over trial values of t, on Σ_{i≤j} σ_i² for j = 1…rank and on σ_{rank+1}²."""
     trials = {float(square) for i in (rank // 8, rank - 1) for square in squares[i : i + 1]}
     energy = torch.full((rank,), math.inf, dtype=torch.float64, device=squares.device)
     following = math.inf

@@ -1,15 +1,15 @@
-"""Intruder dimensions: leading directions of a tuned matrix that resemble no singular direction of its base, proved.
+"""Intruder dimensions: leading directions of a tuned matrix that resemble no singular direction of its base, certified.
 
-For each leading left singular vector u of the tuned matrix the largest |cos| with all left singular vectors of the
-base is asked for. Comparing with every one of them takes a whole SVD; two limits mostly spare it.
+The quantity of interest is the largest |cos| between a leading left singular vector u of the tuned matrix and all left
+singular vectors of the base. Comparing u with every one of them takes a full SVD; two bounds usually avoid it.
 
-From below: a leading singular vector of the base whose own uncertainty is known (its residual over its gap, Davis &
-Kahan) and whose cosine with u is over the threshold clears u.
+From below: u is no intruder if its cosine with a leading singular vector of the base exceeds the threshold by more than
+the uncertainty of that vector (its residual over its gap, Davis & Kahan).
 
-From above: k Lanczos steps with WWᵀ from u give a Gauss rule of the weights cos² that u puts on the squared singular
-values. By the separation theorem of Chebyshev, Markov and Stieltjes no point holds more than the two rule weights
-around it (Golub & Meurant 2010, "Matrices, Moments and Quadrature"): if the largest such pair is under the threshold's
-square, u is an intruder, though no singular vector of the base was computed.
+From above: k Lanczos steps with WWᵀ from u give a Gauss rule for the weights cos² of u on the squared singular values.
+By the separation theorem of Chebyshev, Markov and Stieltjes no point has more weight than the two nodes around it
+together (Golub & Meurant 2010, "Matrices, Moments and Quadrature"): if the largest such sum is below the square of the
+threshold, u is an intruder, although no singular vector of the base was computed.
 
 Shuttleworth et al. (2024), "LoRA vs Full Fine-tuning: An Illusion of Equivalence", arXiv 2410.21228.
 """
@@ -29,22 +29,24 @@ from eckart.linalg.slabs import Matrix, RowSlabs, as_slabs
 from eckart.linalg.symmetric import eigensystem
 from eckart.linalg.truncated import truncated_svd
 
-TOP, THRESHOLD = 10, 0.5  # the paper's
-DETERMINED = 0.1  # a vector that may be off by more than this takes part as one of the unknown rest
-PARTIAL_SIDE = 1024  # short side up to which all singular vectors take less time than the limits that spare them
-WHOLE_SIDE = 4096  # short side up to which all singular vectors are computed where nothing less decides
+TOP, THRESHOLD = 10, 0.5  # as in the paper
+DETERMINED = 0.1  # a vector with a larger uncertainty counts as unknown
+PARTIAL_SIDE = 1024  # short side up to which all singular vectors take less time than the bounds that avoid them
+FULL_SIDE = 4096  # short side up to which all singular vectors are computed if the bounds leave a direction undecided
 LANCZOS_STEPS = 32
-EIGEN_ROUNDING = 1e-13  # of the largest eigenvalue: what a float64 Gram matrix and its eigensolver are trusted to
+EIGEN_ROUNDING = (
+    1e-13  # assumed rounding of a float64 Gram matrix and its eigensolver, relative to the largest eigenvalue
+)
 BROKEN_DOWN = 1e-13  # share of the norm below which a Lanczos vector is rounding: the measure is exhausted
 
 
 @dataclass(frozen=True)
 class Intruders:
-    """Limits of each leading tuned direction's largest |cos| with a left singular vector of the base.
+    """Bounds on each leading tuned direction's largest |cos| with a left singular vector of the base.
 
     Attributes:
-        lower, upper: shape `(k,)`, leading direction first; true except with probability 1e-6.
-        threshold: directions that stay below it are intruders.
+        lower, upper: shape `(k,)`, leading direction first; they hold except with probability 1e-6.
+        threshold: directions below it are intruders.
     """
 
     lower: Float64[Tensor, " k"]
@@ -53,18 +55,18 @@ class Intruders:
 
     @property
     def found(self) -> list[int]:
-        """Positions, from 0, of the directions that are proved intruders."""
+        """Indices of the directions that certainly are intruders."""
         return (self.upper < self.threshold).nonzero().flatten().tolist()
 
     @property
     def undecided(self) -> list[int]:
-        """Positions of the directions whose limits lie on both sides of the threshold."""
+        """Indices of the directions whose bounds include the threshold."""
         return ((self.lower < self.threshold) & (self.upper >= self.threshold)).nonzero().flatten().tolist()
 
 
 @dataclass(frozen=True)
 class _Vectors:
-    """Left singular vectors as rows of `U`, and how far off each may be."""
+    """Left singular vectors as rows of `U`, and the largest possible error of each."""
 
     U: Tensor
     uncertainty: Float64[Tensor, " k"]
@@ -78,21 +80,21 @@ def intruders(
     threshold: float = THRESHOLD,
     generator: torch.Generator | None = None,
 ) -> Intruders:
-    """Which of the tuned matrix's leading left singular vectors no left singular vector of the base resembles.
+    """Leading left singular vectors of the tuned matrix that resemble no left singular vector of the base.
 
     Args:
         base: shape `(out_features, in_features)`; torch, NumPy or row slabs.
         tuned: same shape.
-        top: leading directions to ask about.
+        top: number of leading directions to test.
         threshold: |cos| below which a direction is an intruder.
         generator: source of randomness, on the CPU.
 
     Returns:
-        `Intruders`: certified limits. A direction stays undecided where ties or a vanishing gap leave singular
-        vectors undetermined, or where nothing short of all vectors of a matrix with sides over 4096 would decide.
+        `Intruders`: certified bounds. A direction is undecided where ties or a vanishing gap leave singular vectors
+        undetermined, or where it would take all vectors of a matrix whose sides are both over 4096.
 
     Raises:
-        OptionError: shapes differ, or a matrix is not a finite one of floats.
+        OptionError: the shapes differ, or a matrix is not a finite matrix of floats.
     """
     matrix, changed = resident(as_slabs(base)), resident(as_slabs(tuned))
     if matrix.shape != changed.shape:
@@ -100,33 +102,33 @@ def intruders(
         raise OptionError(msg)
     top = min(top, *matrix.shape)
     leading = _leading(changed, top, generator)
-    U, own = leading.U.to(torch.float64), leading.uncertainty.cpu()
+    U, uncertainty = leading.U.to(torch.float64), leading.uncertainty.cpu()
     lower, upper = torch.zeros(top, dtype=torch.float64), torch.ones(top, dtype=torch.float64)
 
     def narrow(least: Tensor, most: Tensor) -> bool:
-        lower.copy_(torch.maximum(lower, (least.cpu() - own).clamp_min(0)))
-        upper.copy_(torch.minimum(upper, most.cpu() + own))
+        lower.copy_(torch.maximum(lower, (least.cpu() - uncertainty).clamp_min(0)))
+        upper.copy_(torch.minimum(upper, most.cpu() + uncertainty))
         return not Intruders(lower, upper, threshold).undecided
 
-    tries = _limits(matrix, U, top, generator)
-    while (limits := next(tries, None)) is not None and not narrow(*limits):
+    bounds = _bounds(matrix, U, top, generator)
+    while (bound := next(bounds, None)) is not None and not narrow(*bound):
         pass
     return Intruders(lower, upper, threshold)
 
 
-def _limits(
+def _bounds(
     matrix: RowSlabs, U: Tensor, top: int, generator: torch.Generator | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Limits of the largest |cos| of each row of U with the matrix's left singular vectors, ever costlier ones."""
-    nothing, everything = U.new_zeros(len(U)), U.new_ones(len(U))
+    """Bounds on the largest |cos| of each row of U with the matrix's left singular vectors, in order of cost."""
+    zeros, ones = U.new_zeros(len(U)), U.new_ones(len(U))
     for position, rank in enumerate(_partial_ranks(matrix, top)):
-        known = _partial(matrix, rank, generator)
-        cosines = known.U.to(torch.float64) @ U.T
-        yield _from_known(cosines, known.uncertainty, complete=False)
+        vectors = _partial(matrix, rank, generator)
+        cosines = vectors.U.to(torch.float64) @ U.T
+        yield _from_known(cosines, vectors.uncertainty, complete=False)
         if position == 0 and matrix.shape[0] <= matrix.shape[1]:
-            # Of a tall matrix the weight on its left null space would count as if it were one vector.
-            yield nothing, _heaviest_point(matrix, U).sqrt().minimum(everything)
-    if min(matrix.shape) <= WHOLE_SIDE:
+            # For a tall matrix the weight on its left null space would count as that of a single vector.
+            yield zeros, _heaviest_point(matrix, U).sqrt().minimum(ones)
+    if min(matrix.shape) <= FULL_SIDE:
         squares, vectors, uncertainty = _gram_vectors(matrix)
         if matrix.shape[0] < matrix.shape[1]:
             cosines = vectors.T @ U.T
@@ -136,18 +138,18 @@ def _limits(
 
 
 def _from_known(cosines: Tensor, uncertainty: Tensor, *, complete: bool) -> tuple[Tensor, Tensor]:
-    """Limits of the largest |cos| from those with the vectors that are determined; the rest share what is left."""
+    """Bounds on the largest |cos| from the cosines with the determined vectors; the others share what remains."""
     certain = uncertainty < DETERMINED
     known, slack = cosines[certain].abs(), uncertainty[certain][:, None]
     if not len(known):
         return cosines.new_zeros(cosines.shape[1]), cosines.new_ones(cosines.shape[1])
-    held = (torch.linalg.vector_norm(known, dim=0) - torch.linalg.vector_norm(slack)).clamp_min(0)
-    rest = torch.zeros_like(held) if complete and bool(certain.all()) else (1 - held.square()).clamp_min(0).sqrt()
+    inside = (torch.linalg.vector_norm(known, dim=0) - torch.linalg.vector_norm(slack)).clamp_min(0)
+    rest = torch.zeros_like(inside) if complete and bool(certain.all()) else (1 - inside.square()).clamp_min(0).sqrt()
     return (known - slack).amax(0).clamp_min(0), torch.maximum((known + slack).amax(0), rest).clamp_max(1)
 
 
 def _partial_ranks(matrix: RowSlabs, top: int) -> list[int]:
-    """Numbers of leading vectors that are much cheaper than all of them."""
+    """Numbers of leading vectors that are much cheaper to compute than all of them."""
     side = min(matrix.shape)
     if side <= PARTIAL_SIDE:
         return []
@@ -155,32 +157,32 @@ def _partial_ranks(matrix: RowSlabs, top: int) -> list[int]:
 
 
 def _leading(matrix: RowSlabs, top: int, generator: torch.Generator | None) -> _Vectors:
-    """The `top` leading vectors, from as many triplets as determine them."""
-    known = None
+    """The `top` leading vectors, from as many triplets as it takes to determine them."""
+    partial = None
     for rank in _partial_ranks(matrix, top):
-        known = _partial(matrix, rank, generator)
-        if bool((known.uncertainty[:top] < DETERMINED / 4).all()):
+        partial = _partial(matrix, rank, generator)
+        if bool((partial.uncertainty[:top] < DETERMINED / 4).all()):
             break
     else:
-        if known is None or min(matrix.shape) <= WHOLE_SIDE:
+        if partial is None or min(matrix.shape) <= FULL_SIDE:
             squares, vectors, uncertainty = _gram_vectors(matrix)
             left = vectors.T[:top]
             if matrix.shape[0] >= matrix.shape[1]:
                 left = images(matrix, left.contiguous()) / squares[:top].sqrt().clamp_min(1e-300)[:, None]
             return _Vectors(left, uncertainty[:top])
-    return _Vectors(known.U[:top], known.uncertainty[:top])
+    return _Vectors(partial.U[:top], partial.uncertainty[:top])
 
 
 def _partial(matrix: RowSlabs, rank: int, generator: torch.Generator | None) -> _Vectors:
     """Leading vectors by block Krylov iteration, each with its residual over its gap (Davis & Kahan)."""
     svd = truncated_svd(matrix, rank=rank, generator=generator)
     tail = svd.spectrum.tail
-    assert tail is not None, "_partial_ranks asks for no whole spectrum"
+    assert tail is not None, "_partial_ranks never asks for all singular values"
     left, S = svd.U.T.contiguous(), svd.S.to(svd.U.device)
     residual = torch.cat([images(matrix, svd.Vh) - S[:, None] * left, preimages(matrix, left) - S[:, None] * svd.Vh], 1)
     distance = torch.linalg.vector_norm(residual.to(torch.float64), dim=1).cpu()
     squares = svd.S.square()
-    # What the limit on the leading j squares leaves above the computed ones, any one of those j may have.
+    # Any one of the leading j squares may have the entire difference between their bound and the computed ones.
     excess = (tail.energy_upper[1:] - squares.cumsum(0)).clamp_min(0).flip(0).cummin(0).values.flip(0)
     least, most = (squares - tail.rounding).clamp_min(0).sqrt(), (squares + excess).sqrt()
     above = torch.cat([torch.tensor([math.inf], dtype=torch.float64), least[:-1]])
@@ -190,7 +192,7 @@ def _partial(matrix: RowSlabs, rank: int, generator: torch.Generator | None) -> 
 
 
 def _gram_vectors(matrix: RowSlabs) -> tuple[Tensor, Tensor, Tensor]:
-    """All squared singular values, the singular vectors of the short side, and how far off left vectors may be."""
+    """All squared singular values, the singular vectors of the short side, and the uncertainty of the left ones."""
     squares, vectors = eigensystem(gram(matrix))
     squares = squares.clamp_min(0)
     between = squares[:-1] - squares[1:]
@@ -202,15 +204,15 @@ def _gram_vectors(matrix: RowSlabs) -> tuple[Tensor, Tensor, Tensor]:
     return squares, vectors, uncertainty
 
 
-def _share(part: Tensor, whole: Tensor) -> Tensor:
-    """Part / whole; infinite where nothing is left of the whole."""
-    return torch.where(whole > 0, part / whole.clamp_min(1e-300), math.inf)
+def _share(part: Tensor, total: Tensor) -> Tensor:
+    """Part / total; infinite where the total is not positive."""
+    return torch.where(total > 0, part / total.clamp_min(1e-300), math.inf)
 
 
 def _heaviest_point(matrix: RowSlabs, U: Tensor) -> Float64[Tensor, " k"]:
-    """Upper limits of the weight that each unit row of U has on any single eigenvalue of WWᵀ, by Lanczos.
+    """Upper bounds on the weight of each unit row of U on any single eigenvalue of WWᵀ, by Lanczos.
 
-    Every row has its own recurrence, orthogonalised against all of its earlier vectors; products are shared.
+    Every row has its own recurrence, orthogonalized against all of its earlier vectors; products are shared.
     """
     steps = min(LANCZOS_STEPS, matrix.shape[0])
     basis, vector = U[:, None], U

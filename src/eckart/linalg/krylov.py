@@ -1,10 +1,11 @@
 """Leading singular triplets by randomized block Krylov iteration, for matrices in memory or streamed from disk.
 
-The basis V spans rows of the matrix and grows by one orthonormal block a pass: a pass over W yields both V_j·Wᵀ, which
-is kept, and (V_j·Wᵀ)·W, from which the next block is made. So W·Vᵀ is there when the basis is, and nothing is
-multiplied twice. Blocks lie as rows because that is how BLAS multiplies a few vectors with a large matrix fastest.
-From one start a block meets a singular value no more often than it is wide; where that leaves it nothing new, fresh
-random directions take its place, so that orthogonal matrices and tied values are found whole.
+The basis V spans rows of the matrix and grows by one orthonormal block per pass: a pass over W computes both V_j·Wᵀ,
+which is stored, and (V_j·Wᵀ)·W, from which the next block is computed. So W·Vᵀ is complete as soon as the basis is, and
+no product is computed twice. Blocks are stored as rows because BLAS multiplies a few vectors with a large matrix
+fastest that way. From one start, a block finds at most as many copies of a repeated singular value as it has vectors;
+where the next block would contain nothing new it is filled with new random directions, so that the singular vectors of
+orthogonal matrices and of tied values are all found.
 Musco & Musco (2015), "Randomized block Krylov methods".
 """
 
@@ -18,11 +19,11 @@ from eckart.errors import OptionError
 from eckart.linalg.slabs import InMemory, Matrix, RowSlabs, as_slabs, compute_dtype, materialize, squared_norm
 from eckart.linalg.symmetric import eigensystem
 
-RESIDENT_BYTES = 512 * 2**20  # a matrix up to this many bytes is held in memory rather than read at each pass
-STEPS = 5  # blocks in the basis; with blocks of half the rank, 2.5 basis vectors for each rank asked
-CERTIFIED_STEPS = 8  # where a certificate follows: each step more divides what it leaves open by two or three
+RESIDENT_BYTES = 512 * 2**20  # a matrix up to this many bytes is loaded into memory rather than read in each pass
+STEPS = 5  # blocks in the basis; with blocks of half the rank, 2.5 basis vectors per requested singular value
+CERTIFIED_STEPS = 8  # where a certificate follows: each further step divides its uncertainty by two or three
 GROUPS = 8
-DEFLATED = 1e-6  # a direction that projection left with this share of its block's norm is rounding, not signal
+DEFLATED = 1e-6  # a direction with less than this share of its block's norm after projection is rounding, not signal
 
 
 class BlockKrylov:
@@ -32,7 +33,7 @@ class BlockKrylov:
         matrix: the matrix W, shape `(m, n)`.
         V: shape `(l, n)`, orthonormal rows.
         images: shape `(l, m)`, the products V·Wᵀ.
-        coupling: shape `(l, c)`: V·WᵀW in terms of the `c` directions outside V that it reaches; None while closed.
+        coupling: shape `(l, c)`: V·WᵀW in the basis of the `c` directions outside V that it reaches; None while closed.
     """
 
     def __init__(self, matrix: RowSlabs, *, block: int, generator: torch.Generator | None = None) -> None:
@@ -48,11 +49,11 @@ class BlockKrylov:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the basis holds the whole row space, to rounding."""
+        """Whether the basis spans the entire row space, to rounding."""
         return len(self._next) == 0
 
     def extend(self) -> None:
-        """Grow the basis by its next block and find the one after: one pass over the matrix, two products."""
+        """Append the next block to the basis and compute the one after it: one pass over the matrix, two products."""
         image, reached = self._products(self._next)
         self._append(image)
         self._look_beyond(reached)
@@ -61,23 +62,23 @@ class BlockKrylov:
             self._refill(missing)
 
     def close(self) -> None:
-        """Grow the basis by its last block: one product. `look_beyond` can reopen it."""
+        """Append the last block to the basis: one product. `look_beyond` can reopen it."""
         self._append(images(self.matrix, self._next))
 
     def look_beyond(self) -> Tensor:
-        """Reopen a closed basis: find what WᵀW does to its newest block outside it, the `coupling`. One product."""
+        """Reopen a closed basis: compute the `coupling` of its newest block to what is outside. One product."""
         reached = preimages(self.matrix, self.images[len(self.images) - self._newest :])
         return self._look_beyond(reached)
 
     def _append(self, image: Tensor) -> None:
-        """Take the next block into the basis, with its product."""
+        """Append the next block and its product."""
         self.V = torch.cat([self.V, self._next])
         self.images = torch.cat([self.images, image])
         self._newest = len(self._next)
         self.coupling = None
 
     def _look_beyond(self, reached: Tensor) -> Tensor:
-        """Split WᵀW of the newest block into the basis, which holds it already, and the next block."""
+        """Split WᵀW of the newest block into its part within the basis, which is dropped, and the next block."""
         self._next, weights = orthonormalize(reached, self.V)
         # Only the newest block still reaches outside: every older one reached into a block that is now inside.
         self.coupling = weights.new_zeros(len(self.V), weights.shape[1])
@@ -85,7 +86,7 @@ class BlockKrylov:
         return self.coupling
 
     def _refill(self, count: int) -> None:
-        """Widen the next block by random rows that lie outside everything known."""
+        """Widen the next block by random rows orthogonal to the basis and to the block."""
         added, _ = orthonormalize(self._random(count), torch.cat([self.V, self._next]))
         self._next = torch.cat([self._next, added])
 
@@ -95,7 +96,7 @@ class BlockKrylov:
         return preimages(self.matrix, weights.to(self.matrix.device))
 
     def ritz(self) -> tuple[Float64[Tensor, " l"], Float64[Tensor, "l l"]]:
-        """Squared singular values of W·Vᵀ, descending, and in columns the rotation of V that brings them out."""
+        """Squared singular values of W·Vᵀ, descending, and in columns the rotation of V that diagonalizes them."""
         image = self.images.to(torch.float64)
         values, rotation = eigensystem(image @ image.T)
         return values.clamp_min(0), rotation
@@ -119,8 +120,8 @@ class PartialSVD:
         U: shape `(m, rank)`, orthonormal columns.
         S: shape `(rank,)`, float64, descending; each at most the true singular value.
         Vh: shape `(rank, n)`, orthonormal rows.
-        fro_norm: Frobenius norm of the whole matrix, accumulated in float64.
-        basis: the Krylov basis they were taken from, from which `certify` limits what a better one could gain.
+        fro_norm: Frobenius norm of the entire matrix, accumulated in float64.
+        basis: the Krylov basis they were computed from; `certify` uses it to bound what a better basis could gain.
     """
 
     U: Float[Tensor, "m r"]
@@ -143,15 +144,16 @@ def partial_svd(
 
     Args:
         weight: shape `(out_features, in_features)`; torch, NumPy or row slabs, any float dtype; computed in
-            float32, or in float64 where it is stored so.
-        rank: triplets to return, from 1 to `min(weight.shape)`.
-        steps: blocks in the basis; each one more costs two products and divides the excess error by about three.
-        generator: source of the random start block, on the CPU; a fixed one makes the result repeatable.
+            float32, or in float64 if stored in float64.
+        rank: number of triplets, from 1 to `min(weight.shape)`.
+        steps: blocks in the basis; each further block costs two products and divides the excess error by about three.
+        generator: source of the random start block, on the CPU; a fixed one makes the result reproducible.
 
     Returns:
-        `PartialSVD(U, S, Vh, fro_norm, basis)`. The squared error exceeds the best possible by about 2e-3 of it on
-        spectra as flat as i^-1/4, and by far less on steeper ones. Only of a value tied to a thousandth more than
-        `block_size(rank)` times, over others nearly as large, some copies can be missed; a certificate then stays wide.
+        `PartialSVD(U, S, Vh, fro_norm, basis)`. The squared error exceeds the best possible one by about 0.2 % on
+        spectra as flat as i^-1/4, and by far less on steeper ones. Copies of a singular value can be missed only if
+        more than `block_size(rank)` values agree to a thousandth and the next ones are nearly as large; the certificate
+        is then wide.
 
     Raises:
         OptionError: `rank` is out of range, or `weight` is not a finite matrix of floats.
@@ -173,12 +175,12 @@ def partial_svd(
 
 
 def block_size(rank: int) -> int:
-    """Basis vectors gained in one step: half the rank asked, and enough for a fast product."""
+    """Basis vectors added in one step: half the requested rank, and enough for a fast product."""
     return max(16, rank // 2)
 
 
 def resident(matrix: RowSlabs) -> RowSlabs:
-    """The matrix held in memory in its `compute_dtype`, if that takes at most `RESIDENT_BYTES`."""
+    """The matrix in memory in its `compute_dtype`, if that takes at most `RESIDENT_BYTES`; else unchanged."""
     size = matrix.shape[0] * matrix.shape[1] * compute_dtype(matrix).itemsize
     return InMemory(materialize(matrix), stored=matrix.dtype) if size <= RESIDENT_BYTES else matrix
 
@@ -186,10 +188,10 @@ def resident(matrix: RowSlabs) -> RowSlabs:
 def triplets(basis: BlockKrylov, *, rank: int, fro_norm: float) -> PartialSVD:
     """The best `rank` triplets within a basis; null directions complete it where the matrix has fewer."""
     squares, rotation = basis.ritz()
-    held = min(rank, len(squares))
-    rotation = rotation[:, :held].T.to(basis.dtype)
+    count = min(rank, len(squares))
+    rotation = rotation[:, :count].T.to(basis.dtype)
     S = torch.zeros(rank, dtype=torch.float64)
-    S[:held] = squares[:held].sqrt().cpu()
+    S[:count] = squares[:count].sqrt().cpu()
     left = orthonormal_rows(rotation @ basis.images, rank)
     right = orthonormal_rows(rotation @ basis.V, rank)
     return PartialSVD(left.T, S, right, fro_norm, basis)
@@ -223,17 +225,17 @@ def _preimage(rows: Tensor, slab: Tensor) -> Tensor:
 
 
 def _grouped(slab: Tensor) -> Tensor:
-    """The slab's rows in `GROUPS` groups: each thread then multiplies rows of its own, a tenth faster than together."""
+    """The slab's rows in `GROUPS` groups: each thread then multiplies its own rows, about 10 % faster than together."""
     rows, columns = slab.shape
     count = GROUPS if rows % GROUPS == 0 else 1
     return slab.reshape(count, rows // count, columns)
 
 
 def orthonormalize(block: Tensor, against: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal rows that span what `block` holds outside the rows of `against`.
+    """Orthonormal rows that span the part of `block` orthogonal to the rows of `against`.
 
-    Two rounds of projection and of a Gram eigendecomposition in float64; directions that projection left with
-    nothing but rounding are dropped.
+    Two rounds of projection and of a Gram eigendecomposition in float64; directions that are only rounding after the
+    projection are dropped.
 
     Args:
         block: shape `(b, n)`.
@@ -250,8 +252,8 @@ def orthonormalize(block: Tensor, against: Tensor) -> tuple[Tensor, Tensor]:
         wide = block.to(torch.float64)
         squares, rotation = eigensystem(wide @ wide.T)
         lengths = squares.clamp_min(0).sqrt()
-        kept = lengths > floor
-        rotation, lengths = rotation[:, kept], lengths[kept]
+        significant = lengths > floor
+        rotation, lengths = rotation[:, significant], lengths[significant]
         block = ((rotation / lengths).T @ wide).to(block.dtype)
         weights = weights @ (rotation * lengths)
         floor = 0.5  # a unit vector of the first round that falls below half was rounding after all
@@ -259,7 +261,7 @@ def orthonormalize(block: Tensor, against: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def orthonormal_rows(rows: Tensor, count: int) -> Tensor:
-    """`rows`, already orthogonal to rounding, scaled to length one and completed to `count` orthonormal rows."""
+    """`rows`, already orthogonal to rounding, normalized and completed to `count` orthonormal rows."""
     lengths = torch.linalg.vector_norm(rows, dim=1)
     if len(rows) == count and float(lengths.min()) > DEFLATED * float(lengths.max()):
         wide = (rows / lengths[:, None]).to(torch.float64)

@@ -1,6 +1,6 @@
 """A product B·A as a value: its norm, spectrum and algebra from the factors alone, in float64.
 
-The dense product is never formed to be decomposed: QR of the thin factors, then the SVD of an r×r core.
+The dense product is never formed for a decomposition: QR of the thin factors, then the SVD of an r×r core.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from eckart.linalg.slabs import Matrix
 from eckart.linalg.spectra import Spectrum
 from eckart.linalg.truncated import truncated_svd
 
-# A singular value above this share of ‖B‖‖A‖ can be divided by: its vectors are then orthonormal to about 1e-13.
+# Dividing by a singular value above this share of ‖B‖‖A‖ is safe: its vectors are orthonormal to about 1e-13.
 QUOTIENT_FLOOR = 1e-3
 
 
@@ -40,13 +40,13 @@ class LowRank:
 
     @classmethod
     def from_svd(cls, U: Tensor, S: Tensor, Vh: Tensor) -> "LowRank":
-        """Balanced factors U√S and √S·Vh: both carry the same norm, so neither loses range in a narrow dtype."""
+        """Balanced factors U√S and √S·Vh: both have the same norm, so neither loses range in a narrow dtype."""
         root = S.sqrt().to(U)
         return cls(U * root, root[:, None] * Vh)
 
     @property
     def rank(self) -> int:
-        """Inner dimension of the product: an upper limit of its true rank."""
+        """Inner dimension of the product: an upper bound on its rank."""
         return self.lora_A.shape[0]
 
     @property
@@ -59,7 +59,7 @@ class LowRank:
 
         Returns:
             `(U, S, Vh)` in float64, shapes `(out, k)`, `(k,)`, `(k, in)` with k = min(rank, out, in). Error
-            ε₆₄·‖B‖‖A‖, which where factors cancel is more than ε₆₄ of the product.
+            ε₆₄·‖B‖‖A‖, which is more than ε₆₄ of the product where the factors cancel.
         """
         return self._leading(min(self.rank, *self.shape))
 
@@ -78,7 +78,7 @@ class LowRank:
         return self.spectrum().fro_norm
 
     def truncate(self, rank: int) -> "LowRank":
-        """The best approximation of at most that rank, with balanced factors in float64.
+        """The best approximation of rank at most `rank`, with balanced factors in float64.
 
         Raises:
             OptionError: `rank` is below 1.
@@ -110,13 +110,13 @@ class LowRank:
         )
 
     def __mul__(self, scale: float) -> "LowRank":
-        """The product scaled; `lora_B` carries the scale."""
+        """The scaled product; the scale is multiplied into `lora_B`."""
         return LowRank(self.lora_B * scale, self.lora_A)
 
     __rmul__ = __mul__
 
     def __neg__(self) -> "LowRank":
-        """The product with its sign turned."""
+        """The negative product."""
         return self * -1.0
 
     def __sub__(self, other: "LowRank") -> "LowRank":
@@ -124,10 +124,10 @@ class LowRank:
         return self + -other
 
     def _leading(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The leading singular triplets, from triangular factors R alone where that is as good.
+        """The leading singular triplets, from the triangular factors R alone where that is accurate enough.
 
-        B·A = Q_B·(R_B·R_Aᵀ)·Q_Aᵀ, and with the SVD U·S·Vh of the core Q_B·U is B·(R_Aᵀ·Vhᵀ·S⁻¹): one product, where
-        Q_B itself takes two. It loses ε₆₄·‖B‖‖A‖/σ, so the smallest σ asked for decides.
+        B·A = Q_B·(R_B·R_Aᵀ)·Q_Aᵀ. With the SVD U·S·Vh of the core, Q_B·U = B·(R_Aᵀ·Vhᵀ·S⁻¹): one product, while
+        computing Q_B takes two. The error is ε₆₄·‖B‖‖A‖/σ, so the smallest requested σ decides.
         """
         left, right = self.lora_B.detach().to(torch.float64), self.lora_A.detach().to(torch.float64)
         if self.rank > min(self.shape):
@@ -147,7 +147,7 @@ class LowRank:
 
 
 def _norm_limit(matrix: Tensor) -> float:
-    """An upper limit of the spectral norm, √(‖M‖₁·‖M‖∞)."""
+    """An upper bound on the spectral norm, √(‖M‖₁·‖M‖∞)."""
     sizes = matrix.abs()
     return float(sizes.sum(0).max() * sizes.sum(1).max()) ** 0.5
 
@@ -161,7 +161,7 @@ def factorize(weight: Matrix, *, rank: int, generator: torch.Generator | None = 
         generator: source of randomness, on the CPU.
 
     Returns:
-        `LowRank(lora_B, lora_A)` in float32, or float64 where the weight is stored so.
+        `LowRank(lora_B, lora_A)` in float32, or in float64 if the weight is stored in float64.
 
     Raises:
         OptionError: `rank` is out of range, or `weight` is not a finite matrix of floats.

@@ -1,6 +1,6 @@
-"""NF4: weights as 4-bit codes of a normal distribution's quantiles, with one scale for each block of values.
+"""NF4: weights as 4-bit codes for quantiles of a normal distribution, with one scale per block of values.
 
-Bit for bit what bitsandbytes computes on a CPU, in memory bounded by a chunk. Dettmers et al. (2023), "QLoRA".
+Bit for bit what bitsandbytes computes on a CPU, chunk by chunk to bound memory. Dettmers et al. (2023), "QLoRA".
 """
 
 import math
@@ -16,11 +16,11 @@ from eckart.linalg.nf4_constants import BLOCK_SIZES, NESTED_BLOCK, QUANTILES
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CODEBOOK = torch.tensor(QUANTILES)
-_BOUNDS = (CODEBOOK[:-1] + CODEBOOK[1:]) / 2  # a value on one takes the lower code
-_CELLS = 16  # from 0 to 1: so narrow that none holds two bounds
-_CHUNK = 2**19  # values at a time: whole blocks, whole bytes of codes, and little enough to stay in cache
+_BOUNDS = (CODEBOOK[:-1] + CODEBOOK[1:]) / 2  # a value equal to a bound takes the lower code
+_CELLS = 16  # from 0 to 1: so narrow that no cell contains two bounds
+_CHUNK = 2**19  # values at a time: complete blocks and bytes of codes, and few enough to stay in cache
 _HUGE = 2**22  # bytes from which NumPy asks for huge pages
-_ALIGNMENT = 64  # bytes, as torch's own memory: vector instructions are slower across lines of the cache
+_ALIGNMENT = 64  # bytes, as torch allocates: vector instructions are slower across cache lines
 _TINY = 1e-38  # the divisor of a block of zeros
 _GRID = 65535  # bitsandbytes' CPU kernel looks scales up on a grid of this many steps
 
@@ -40,7 +40,7 @@ DYNAMIC_MAP = _dynamic_map()
 _BOUND_CELLS = (_BOUNDS * _CELLS + _CELLS).long()
 _CELL_BOUNDS = torch.full((2 * _CELLS + 1,), math.inf).index_copy(0, _BOUND_CELLS, _BOUNDS)
 _CELL_CODES = torch.bucketize(torch.arange(2 * _CELLS + 1), _BOUND_CELLS).to(torch.uint8)
-# Both values of each byte as the 8 bytes of one integer, so that a lookup copies them together.
+# Both values of each byte as one 8-byte integer, so that one lookup copies both.
 _PAIRS = torch.cartesian_prod(CODEBOOK, CODEBOOK).view(torch.int64).view(-1)
 
 
@@ -49,14 +49,14 @@ class Nf4Blocks:
     """A quantized tensor, as bitsandbytes stores it.
 
     Attributes:
-        codes: uint8, shape `(⌈n/2⌉, 1)`: two codes a byte in row-major order, the first in the high nibble.
-        absmax: scale of each block, float32; with double quantization uint8, which the second level explains.
-        shape: of the weight.
-        dtype: that it was quantized from, and that `dequantize` returns.
+        codes: uint8, shape `(⌈n/2⌉, 1)`: two codes per byte in row-major order, the first in the high nibble.
+        absmax: scale of each block, float32; with double quantization uint8 codes, which `scales` decodes.
+        shape: shape of the weight.
+        dtype: data type of the weight before quantization, and of the result of `dequantize`.
         block_size: values that share a scale.
-        nested_absmax: float32, a scale for each 256 of `absmax`; None without double quantization.
-        nested_offset: float32 scalar, the mean of all scales, taken off before they were quantized.
-        nested_map: float32, shape `(256,)`: what the codes in `absmax` mean.
+        nested_absmax: float32, one scale per 256 values of `absmax`; None without double quantization.
+        nested_offset: float32 scalar, the mean of all scales, subtracted before they were quantized.
+        nested_map: float32, shape `(256,)`: the values of the codes in `absmax`.
     """
 
     codes: Tensor
@@ -81,10 +81,10 @@ class Nf4Blocks:
         return _scale(values, self.nested_absmax, NESTED_BLOCK).add_(self.nested_offset)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight again: code times scale in float32, then cast.
+        """The dequantized weight: code times scale in float32, then cast.
 
         Args:
-            dtype: of the result; None is the dtype that was quantized.
+            dtype: data type of the result; None is that of the weight before quantization.
 
         Returns:
             shape `self.shape`.
@@ -92,11 +92,11 @@ class Nf4Blocks:
         codes, scales, pairs = self.codes.view(-1), self.scales(), _PAIRS.to(self.codes.device)
         result = _fresh(2 * len(codes), dtype or self.dtype, codes.device)
         buffer = torch.empty(min(len(result), _CHUNK), device=codes.device)
-        places = torch.empty(len(buffer) // 2, dtype=torch.int32, device=codes.device)
+        indices = torch.empty(len(buffer) // 2, dtype=torch.int32, device=codes.device)
         for start, stop in _chunks(len(result)):
             part = result[start:stop]
             values = part if part.dtype == torch.float32 else buffer[: len(part)]
-            index = places[: len(part) // 2].copy_(codes[start // 2 : stop // 2])
+            index = indices[: len(part) // 2].copy_(codes[start // 2 : stop // 2])
             torch.index_select(pairs, 0, index, out=values.view(torch.int64))
             _scale(values, scales[start // self.block_size : -(-stop // self.block_size)], self.block_size)
             if values is not part:
@@ -113,10 +113,10 @@ def quantize(weight: Tensor | np.ndarray, *, block_size: int = 64, double: bool 
         double: quantize the scales too, to 8 bits in blocks of 256.
 
     Returns:
-        `Nf4Blocks`, about 0.5 bytes a value with `double`, 0.56 without, at the default block size.
+        `Nf4Blocks`: at the default block size about 0.52 bytes per value with `double`, 0.56 without.
 
     Raises:
-        OptionError: another dtype or block size, or no values.
+        OptionError: the dtype or block size is not supported, or there are no values.
         NotFiniteError: a value is NaN or Inf.
     """
     tensor = torch.from_numpy(weight) if isinstance(weight, np.ndarray) else weight.detach()
@@ -133,7 +133,7 @@ def quantize(weight: Tensor | np.ndarray, *, block_size: int = 64, double: bool 
     encoder = _Encoder(min(2 * len(codes), _CHUNK), flat.device)
     for start, stop in _chunks(len(flat)):
         scales = absmax[start // block_size : -(-stop // block_size)]
-        encoder.take(flat[start:stop], scales, block_size)
+        encoder.scale(flat[start:stop], scales, block_size)
         if not math.isfinite(scales.max()):
             msg = f"`weight` contains {int((~torch.isfinite(tensor)).sum()):,} values that are NaN or Inf"
             raise NotFiniteError(msg)
@@ -147,7 +147,7 @@ def _chunks(count: int) -> Iterator[tuple[int, int]]:
 
 
 def _fresh(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory to be filled. NumPy asks for huge pages: handing out small ones takes longer than dequantizing."""
+    """Uninitialized memory, from NumPy, which asks for huge pages: page faults take longer than dequantizing."""
     nbytes = count * dtype.itemsize
     if device.type != "cpu" or nbytes < _HUGE:
         return torch.empty(count, dtype=dtype, device=device)
@@ -157,15 +157,15 @@ def _fresh(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _scale(values: Tensor, scales: Tensor, size: int) -> Tensor:
-    """Multiply each block of `size` with its scale, in place; the last may hold fewer values."""
-    whole = len(values) // size
-    values[: whole * size].view(-1, size).mul_(scales[:whole, None])
-    values[whole * size :].mul_(scales[whole:])
+    """Multiply each block of `size` values by its scale, in place; the last block may be shorter."""
+    full = len(values) // size
+    values[: full * size].view(-1, size).mul_(scales[:full, None])
+    values[full * size :].mul_(scales[full:])
     return values
 
 
 class _Encoder:
-    """Turns chunks into codes, in memory that is taken once: to take it for every chunk costs as much as the work."""
+    """Encodes chunks in buffers allocated once: allocating them for every chunk takes as long as the encoding."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         self.scaled, self.other = torch.empty(2, count, device=device)
@@ -173,21 +173,21 @@ class _Encoder:
         self.codes, self.above = torch.empty(2, count, dtype=torch.uint8, device=device)
         self.cell_bounds, self.cell_codes = _CELL_BOUNDS.to(device), _CELL_CODES.to(device)
 
-    def take(self, values: Tensor, absmax: Tensor, size: int) -> None:
-        """Scale a chunk to -1 … 1, with a zero behind an odd number of values; the scales are written to `absmax`."""
-        count, whole = len(values), len(values) // size * size
+    def scale(self, values: Tensor, absmax: Tensor, size: int) -> None:
+        """Scale a chunk to -1 … 1, padded to an even number of values; the scales are written to `absmax`."""
+        count, full = len(values), len(values) // size * size
         scaled = self.scaled[:count].copy_(values)
-        blocks, rest, scales = scaled[:whole].view(-1, size), scaled[whole:], absmax[: whole // size]
-        torch.amax(torch.abs(blocks, out=self.other[:whole].view(-1, size)), dim=1, out=scales)
+        blocks, rest, scales = scaled[:full].view(-1, size), scaled[full:], absmax[: full // size]
+        torch.amax(torch.abs(blocks, out=self.other[:full].view(-1, size)), dim=1, out=scales)
         blocks *= (1.0 / scales.clamp(min=_TINY))[:, None]
         if len(rest):
-            # A last block that is not full is divided by its scale, which for zeros is not zero: as bitsandbytes does.
+            # As in bitsandbytes, an incomplete last block is divided by its scale, which is not zero for zeros.
             absmax[-1] = rest.abs().max().clamp(min=_TINY)
             rest /= absmax[-1]
             self.scaled[count : count + count % 2] = 0
 
     def write(self, packed: Tensor) -> None:
-        """Write the codes of the chunk: the cell of a value leaves two of them, between which its bound decides."""
+        """Write the codes of the chunk: each cell has two possible codes, and the bound in it decides between them."""
         count = 2 * len(packed)
         scaled, other, cells = self.scaled[:count], self.other[:count], self.cells[:count]
         codes, above = self.codes[:count], self.above[:count]
@@ -198,7 +198,7 @@ class _Encoder:
 
 
 def _in_blocks(values: Tensor, size: int) -> Tensor:
-    """Values as rows of `size`, the last one filled up with zeros."""
+    """Values as rows of `size`, the last one padded with zeros."""
     left = -len(values) % size
     return (torch.nn.functional.pad(values, (0, left)) if left else values).view(-1, size)
 
@@ -216,7 +216,7 @@ def nested(blocks: Nf4Blocks) -> Nf4Blocks:
     centred = blocks.absmax - offset
     groups = _in_blocks(centred, NESTED_BLOCK)
     absmax = groups.abs().amax(dim=1)
-    # Equal scales leave zeros; bitsandbytes gives them code 0, which a second-level scale of zero makes good.
+    # Equal scales become zeros here; bitsandbytes gives them code 0, which a second-level scale of zero cancels.
     scaled = (groups * (1.0 / absmax[:, None])).nan_to_num(nan=-1.0).clamp(-1, 1)
     on_grid = ((scaled + 1) * 0.5 * _GRID + 0.5).floor() / _GRID * 2 - 1
     bounds = (DYNAMIC_MAP[:-1] + DYNAMIC_MAP[1:]).to(absmax.device) / 2

@@ -1,10 +1,11 @@
-"""What of a spectrum is signal: the edge below which rounding, or a random matrix, explains a singular value.
+"""Signal and noise in a spectrum: the edge below which rounding, or a random matrix, explains a singular value.
 
-Three regimes. A difference of checkpoints stored in a narrow dtype carries rounding of known variance u²/12 an entry
-(u the unit in the last place): "additive" noise while few entries stayed exactly equal. Where half or more did, small
-updates vanished in the grid and what is left is sparse: in that "dead-zone" the edge is measured on the residual with
-its signs flipped at random (Dobriban et al., parallel analysis). With no known variance, "bulk", the residual energy
-gives it. Trained weights are not low rank plus independent noise: there the count is a description, not a proof.
+Three regimes. A difference of checkpoints stored in a narrow dtype contains rounding of known variance, u²/12 per entry
+(u is the unit in the last place): "additive" noise if few entries are exactly equal. If half or more are, small updates
+were rounded away and the remaining ones are sparse: in this "dead-zone" the edge is measured on the residual with
+randomly flipped signs (Dobriban et al., parallel analysis). If the variance is unknown ("bulk"), it is estimated from
+the residual energy. Trained weights are not low rank plus independent noise: their signal rank is a description, not a
+proof.
 """
 
 from collections.abc import Iterator
@@ -19,21 +20,21 @@ from eckart.linalg.slabs import Matrix, RowSlabs, as_slabs, compute_dtype
 from eckart.linalg.spectra import Spectrum
 
 DEAD_ZONE = 0.5  # share of unchanged entries from which rounding no longer acts as independent noise
-FLIP_MARGIN = 1.1  # sign-flipped edges agree with the true one within a tenth, up to 93 % unchanged entries
-EXPONENT_BITS = 0x7F800000  # of a float32; what they encode is the power of two at or below |w|
+FLIP_MARGIN = 1.1  # sign-flipped edges agree with the true one within 10 %, up to 93 % unchanged entries
+EXPONENT_BITS = 0x7F800000  # of a float32; they encode the power of two at or below |w|
 
 Regime = Literal["additive", "dead-zone", "bulk"]
 
 
 @dataclass(frozen=True)
 class NoiseEstimate:
-    """What noise explains of a matrix.
+    """The part of a spectrum that noise explains.
 
     Attributes:
         zero_fraction: share of entries that are exactly zero.
-        rounding_floor: expected Frobenius norm of the rounding that the stored dtype caused.
+        rounding_floor: expected Frobenius norm of the rounding to the stored dtype.
         edge: singular values above it are signal.
-        signal_rank: how many are; counted among the computed ones where the spectrum is partial.
+        signal_rank: number of singular values above the edge; of a partial spectrum, of the computed ones.
         regime: how the edge was found.
     """
 
@@ -58,7 +59,7 @@ class RoundingVariance:
 
     @property
     def edge(self) -> float:
-        """Limit that the spectral norm of independent rounding errors stays under; tight for even variances."""
+        """Upper bound on the spectral norm of independent rounding errors; tight for equal variances."""
         if not len(self.rows) or not len(self.columns):
             return 0.0
         highest = float(self.rows.max()) ** 0.5 + float(self.columns.max()) ** 0.5
@@ -66,19 +67,19 @@ class RoundingVariance:
 
 
 def _scatter(rows: int, columns: int) -> float:
-    """Factor on an edge: the largest value of pure noise scatters about it by n^-2/3 of it (Tracy & Widom)."""
+    """Factor on an edge: the largest singular value of noise fluctuates around it by n^-2/3 (Tracy & Widom)."""
     return 1 + max(min(rows, columns), 1) ** (-2 / 3)
 
 
 def rounding_variance(weight: Matrix) -> RoundingVariance:
-    """Variance of the rounding that storing a weight in its dtype caused, one pass over the rows."""
+    """Variance of the rounding of a weight to its stored dtype, in one pass over the rows."""
     matrix = as_slabs(weight)
     stored = torch.finfo(matrix.dtype)
     columns = torch.zeros(matrix.shape[1], dtype=torch.float64, device=matrix.device)
     rows = [columns[:0]]
     for slab in matrix.slabs():
         power = slab.to(torch.float32).contiguous().view(torch.int32).bitwise_and(EXPONENT_BITS).view(torch.float32)
-        # Below its smallest normal number a dtype's grid is even.
+        # Below the smallest normal number the grid of a dtype is uniform.
         squares = power.clamp_min_(stored.tiny).square_()
         rows.append(squares.sum(1).to(torch.float64))
         columns += squares.sum(0)
@@ -94,9 +95,9 @@ def zero_fraction(weight: Matrix) -> float:
 
 
 def bulk_noise(weight: Matrix, spectrum: Spectrum) -> NoiseEstimate:
-    """Signal above the Marchenko–Pastur edge, with the variance that the energy beyond the signal gives.
+    """Signal above the Marchenko–Pastur edge, with the noise variance estimated from the energy beyond the signal.
 
-    An edge below what storing the weight, or decomposing it in float64, rounds is raised to that.
+    The edge is at least the rounding of the stored weight and of its decomposition in float64.
 
     Args:
         weight: the matrix, shape `(m, n)`.
@@ -125,7 +126,7 @@ def difference_noise(
 ) -> NoiseEstimate:
     """Signal of tuned − base above what rounding the tuned weight to its stored dtype explains.
 
-    The assumption: the base lies on the stored grid and the tuned weight was rounded to it once.
+    Assumes that the base is exactly representable in the stored dtype and that the tuned weight was rounded to it once.
 
     Args:
         difference: tuned − base, shape `(m, n)`.
@@ -134,7 +135,7 @@ def difference_noise(
         generator: source of the random signs, on the CPU.
 
     Returns:
-        `NoiseEstimate` of regime "additive", or "dead-zone" where half the entries or more did not change.
+        `NoiseEstimate` of regime "additive", or "dead-zone" if half of the entries or more are unchanged.
     """
     variance = rounding_variance(tuned)
     unchanged = zero_fraction(difference)
@@ -146,9 +147,9 @@ def difference_noise(
 
 
 def _flipped_edge(matrix: RowSlabs, spectrum: Spectrum, generator: torch.Generator | None) -> tuple[float, int]:
-    """Edge of the residual, its signs flipped, once what stands above the flipped matrix itself is taken away.
+    """Edge of the sign-flipped residual, after removing the directions above the edge of the sign-flipped matrix.
 
-    One deflation and no more: removing further directions eats into the noise, whose edge then falls for ever.
+    A single deflation: removing more directions also removes noise, so that the edge would fall without end.
     """
     values, limit = spectrum.singular_values, min(matrix.shape) // 2
     seed = int(torch.randint(2**31, (1,), generator=generator))
@@ -165,7 +166,7 @@ def _flipped_edge(matrix: RowSlabs, spectrum: Spectrum, generator: torch.Generat
 
 @dataclass(frozen=True)
 class _SignFlipped:
-    """A matrix less its leading triplets, every entry with a random sign that is the same at each reading."""
+    """A matrix minus its leading triplets, every entry with a random sign that is the same in each pass."""
 
     matrix: RowSlabs
     leading: PartialSVD | None

@@ -13,7 +13,7 @@ from torch import Tensor
 from eckart.errors import NotFiniteError, OptionError
 
 SLAB_BYTES = 8 * 2**20  # float32 bytes of one slab: large enough for GEMM, small compared with any memory limit
-NORM_CHUNK = 2**18  # values upcast at a time to be squared in float64: they stay in cache
+NORM_CHUNK = 2**18  # values squared in float64 at a time: few enough to stay in cache
 
 
 @runtime_checkable
@@ -77,7 +77,7 @@ Matrix = Tensor | np.ndarray | RowSlabs | Sequence[Sequence[float]]
 
 
 def as_slabs(weight: Matrix) -> RowSlabs:
-    """Any weight as `RowSlabs`: a torch tensor, a NumPy array or a list of rows in memory, or `RowSlabs` as they are.
+    """Any weight as `RowSlabs`: a torch tensor, a NumPy array or a list of rows; `RowSlabs` are returned unchanged.
 
     Raises:
         OptionError: `weight` is not a real floating-point matrix.

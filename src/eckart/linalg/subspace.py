@@ -1,4 +1,4 @@
-"""How two subspaces lie to each other: principal angles, distances, and the overlap of leading directions."""
+"""Comparing subspaces: principal angles, distances, and the overlap of leading directions."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def principal_angles(first: Float[Tensor, "n k"], second: Float[Tensor, "n l"]) -> Float64[Tensor, " a"]:
-    """Angles between two subspaces, in radians, ascending; right to ε₆₄ for small and for large ones.
+    """Principal angles between two subspaces, in radians, ascending; small and large ones are accurate to ε₆₄.
 
     Args:
-        first: shape `(n, k)`, columns that span the first subspace; made orthonormal here.
+        first: shape `(n, k)`, columns that span the first subspace; they need not be orthonormal.
         second: shape `(n, l)`, columns that span the second.
 
     Returns:
@@ -44,7 +44,7 @@ class Overlap:
 
     Attributes:
         phi: shape `(…, k, l)`; entry `[i-1, j-1]` is ‖U_A[:i]ᵀU_B[:j]‖_F² / min(i, j), from 0 to 1.
-        chance: shape `(k, l)`; what two random subspaces of those dimensions have on average, max(i, j)/n.
+        chance: shape `(k, l)`; the average for two random subspaces of those dimensions, max(i, j)/n.
     """
 
     phi: Float64[Tensor, "*b k l"]
@@ -52,7 +52,7 @@ class Overlap:
 
 
 def overlap(first: Float[Tensor, "*b n k"], second: Float[Tensor, "*b n l"]) -> Overlap:
-    """Overlap of every pair of leading subspaces of two orthonormal bases, or of many, beside what chance gives.
+    """Overlap of every pair of leading subspaces of two orthonormal bases, or of batches of them.
 
     Args:
         first: shape `(…, n, k)`, orthonormal columns, leading direction first.

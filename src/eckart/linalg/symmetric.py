@@ -1,8 +1,8 @@
-"""Gram matrices and eigenvalues of symmetric ones, by whichever LAPACK is faster for their size and place.
+"""Gram matrices and symmetric eigenvalues, by whichever LAPACK is faster for the size and device.
 
-A large one on the CPU goes to NumPy: its OpenBLAS takes two thirds of the time of torch's MKL on AMD processors and
-computes only half of AᵀA. A small one stays with torch, on one thread: LAPACK's threads wait for each other at every
-column, and a second library's threads would spin beside torch's own. On a GPU all of it is torch's.
+Large matrices on the CPU go to NumPy: its OpenBLAS takes two thirds of the time of torch's MKL on AMD processors and
+computes only half of AᵀA. Small ones stay with torch, on one thread: LAPACK's threads wait for each other at every
+column, and the threads of a second library would compete with torch's for cores. On a GPU torch does all of it.
 """
 
 from collections.abc import Iterator
@@ -43,13 +43,13 @@ def eigensystem(matrix: Float64[Tensor, "n n"]) -> tuple[Float64[Tensor, " n"], 
 
 
 def _is_numpys(matrix: Tensor) -> bool:
-    """Whether NumPy takes a matrix: large, and on the CPU."""
+    """Whether NumPy processes a matrix: large, and on the CPU."""
     return matrix.device.type == "cpu" and matrix.shape[1] > SMALL_SIDE
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread of torch, and the caller's number again behind it."""
+    """Run torch on one thread inside the block."""
     before = torch.get_num_threads()
     if before == 1:
         yield

@@ -1,8 +1,8 @@
-"""The best approximation of a given rank, by whichever road is shorter, with what a better one could gain.
+"""The best approximation of a given rank, by the faster of two methods, with a bound on its distance from the optimum.
 
-A rank small beside the matrix is found by block Krylov iteration and certified; otherwise the Gram matrix of the
-short side is decomposed whole in float64, which is exact. Both come back as triplets with the `Spectrum` that says
-how good they are.
+If the rank is small compared with the matrix, block Krylov iteration computes the triplets and they are certified.
+Otherwise the Gram matrix of the short side is decomposed in float64, which is exact. Both return the triplets with the
+`Spectrum` that states their accuracy.
 """
 
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ from eckart.linalg.symmetric import eigensystem
 
 @dataclass(frozen=True)
 class TruncatedSVD:
-    """Leading singular triplets and what is known of the rest.
+    """Leading singular triplets and what is known about the rest.
 
     Attributes:
         U: shape `(m, rank)`, orthonormal columns.
         S: shape `(rank,)`, float64, descending.
         Vh: shape `(rank, n)`, orthonormal rows.
-        spectrum: complete, or partial with certified limits.
+        spectrum: complete, or partial with certified bounds.
     """
 
     U: Float[Tensor, "m r"]
@@ -42,11 +42,11 @@ def truncated_svd(weight: Matrix, *, rank: int, generator: torch.Generator | Non
 
     Args:
         weight: shape `(out_features, in_features)`; torch, NumPy or row slabs, any float dtype.
-        rank: triplets to return, from 1 to `min(weight.shape)`.
-        generator: source of randomness, on the CPU; used only where the rank is small beside the matrix.
+        rank: number of triplets, from 1 to `min(weight.shape)`.
+        generator: source of randomness, on the CPU; used only if the rank is small compared with the matrix.
 
     Returns:
-        `TruncatedSVD(U, S, Vh, spectrum)`, factors in float32, or float64 where the weight is stored so.
+        `TruncatedSVD(U, S, Vh, spectrum)`, factors in float32, or in float64 if the weight is stored in float64.
 
     Raises:
         OptionError: `rank` is out of range, or `weight` is not a finite matrix of floats.
@@ -56,22 +56,22 @@ def truncated_svd(weight: Matrix, *, rank: int, generator: torch.Generator | Non
         msg = f"`rank` must be from 1 to {min(matrix.shape)} for a {matrix.shape} matrix, got {rank}"
         raise OptionError(msg)
     if CERTIFIED_STEPS * block_size(rank) > min(matrix.shape) // 2:
-        return _whole(matrix, rank)
+        return _from_gram(matrix, rank)
     svd = partial_svd(matrix, rank=rank, steps=CERTIFIED_STEPS, generator=generator)
-    known = Spectrum(svd.S, matrix.shape, svd.fro_norm, matrix.dtype, certify(svd, generator=generator))
-    return TruncatedSVD(svd.U, svd.S, svd.Vh, known)
+    spectrum = Spectrum(svd.S, matrix.shape, svd.fro_norm, matrix.dtype, certify(svd, generator=generator))
+    return TruncatedSVD(svd.U, svd.S, svd.Vh, spectrum)
 
 
-def _whole(matrix: RowSlabs, rank: int) -> TruncatedSVD:
+def _from_gram(matrix: RowSlabs, rank: int) -> TruncatedSVD:
     """Triplets from the eigenvectors of the float64 Gram matrix, and the complete spectrum."""
     norm = squared_norm(matrix) ** 0.5
     squares, vectors = eigensystem(gram(matrix))
     values = exact_values(matrix, squares).cpu()
-    known = Spectrum(values, matrix.shape, norm, matrix.dtype)
+    spectrum = Spectrum(values, matrix.shape, norm, matrix.dtype)
     dtype = compute_dtype(matrix)
     near = vectors[:, :rank].T.to(dtype)  # on the short side
     wide = matrix.shape[0] < matrix.shape[1]
     far = preimages(matrix, near) if wide else images(matrix, near)
     near, far = orthonormal_rows(near, rank), orthonormal_rows(far, rank)
     left, right = (near, far) if wide else (far, near)
-    return TruncatedSVD(left.T, values[:rank], right, known)
+    return TruncatedSVD(left.T, values[:rank], right, spectrum)
