@@ -1,4 +1,4 @@
-"""Weights on disk and in memory: found, read by rows, told apart, compared and written."""
+"""Weights on disk and in memory: locate, read by rows, identify, compare and write."""
 
 import lazy_loader
 

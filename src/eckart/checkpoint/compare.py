@@ -1,4 +1,4 @@
-"""Whether two checkpoints hold the same model: every fault, found from headers before a tensor is read."""
+"""Whether two checkpoints have the same layout: all differences, from headers, before any tensor is read."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -10,22 +10,22 @@ from eckart.checkpoint.naming import is_embedding, is_output_layer, matches
 if TYPE_CHECKING:
     from torch import Tensor
 
-MANY_FAULTS = 12  # more than a message lists: then one cause is looked for
-COMPARED_BYTES = 2**23  # read at a time to see whether a tensor changed
+MANY_FAULTS = 12  # more than a message lists: then look for a common cause
+COMPARED_BYTES = 2**23  # bytes read at a time to check whether a tensor changed
 
 
 def compare_layouts(base: Checkpoint, tuned: Checkpoint, exclude: Sequence[str] = ()) -> list[str]:
     """Why `tuned` minus `base` is undefined, tensor by tensor; empty if it is defined.
 
-    Checkpoints of two different models are one fault.
+    If the checkpoints are of two different models, that is the only fault.
 
-    A tensor that one checkpoint stores and the other ties is compared with the one it is tied to, except that
-    a `tuned` without a matrix of its own cannot say what became of the base's. Buffers do not count.
+    A tensor that one checkpoint stores and the other ties is compared with the one it is tied to, except for a matrix
+    that only `base` stores: how `tuned` changed it is unknown. Buffers are ignored.
 
     Args:
         base: the checkpoint that was fine-tuned.
         tuned: the fine-tuned checkpoint.
-        exclude: patterns by PEFT's rules; a tensor of an excluded module is not compared.
+        exclude: patterns by PEFT's rules; tensors of excluded modules are not compared.
 
     Raises:
         MismatchError: an `exclude` is neither a name nor a regex.
@@ -51,7 +51,7 @@ def compare_layouts(base: Checkpoint, tuned: Checkpoint, exclude: Sequence[str] 
 
 
 def _common_cause(base: Checkpoint, tuned: Checkpoint, faults: Mapping[str, str]) -> str | None:
-    """The one cause of many faults: another architecture, or another size of the same one."""
+    """The common cause of many faults: another architecture, or another size of the same one."""
     if len(faults) <= MANY_FAULTS:
         return None
     shared = [name for name in base.tensors if name in tuned.tensors]
@@ -66,20 +66,20 @@ def _common_cause(base: Checkpoint, tuned: Checkpoint, faults: Mapping[str, str]
         return None
     name = reshaped[0]
     return (
-        f"they are models of different sizes: {len(reshaped)} of {len(shared)} tensors have another shape (such as "
+        f"they are models of different sizes: {len(reshaped)} of {len(shared)} tensors have different shapes (such as "
         f"{name}: {base.tensors[name].shape} and {tuned.tensors[name].shape})"
     )
 
 
 def _fault(name: str, base: Checkpoint, tuned: Checkpoint) -> str | None:
     old, new = _find(base, name), _find(tuned, name)
-    leave_out = f"`exclude={_owners(name)[0]}` leaves it out"
+    leave_out = f"`exclude={_owners(name)[0]}` skips it"
     if new is None:
         return f"only in the base ({base.source}); {leave_out}"
     if old is None:
         return f"only in the tuned checkpoint ({tuned.source}); {leave_out}"
     if name not in tuned.tensors:
-        return f"the base has its own, the tuned checkpoint shares {new.name}; {leave_out}"
+        return f"stored in the base, but tied to {new.name} in the tuned checkpoint; {leave_out}"
     if old.shape == new.shape:
         return None
     module = module_of(name)
@@ -93,13 +93,13 @@ def _find(checkpoint: Checkpoint, name: str) -> TensorInfo | None:
 
 
 def _owners(name: str) -> tuple[str, str]:
-    """The names by which a tensor can be excluded: its module, and itself where it is a bare parameter."""
+    """The names by which a tensor can be excluded: its module, or its own if it is a bare parameter."""
     owner, _, leaf = name.rpartition(".")
     return (owner, module_of(name)) if leaf in ("weight", "bias") else (name, owner)
 
 
 def _prefix_fault(base: Checkpoint, tuned: Checkpoint) -> str | None:
-    """The fault of two checkpoints that name the same tensors under different prefixes."""
+    """The fault of two checkpoints whose tensor names differ in a prefix."""
     if not base.tensors.keys().isdisjoint(tuned.tensors):
         return None
     for one, other in ((base, tuned), (tuned, base)):
@@ -128,7 +128,7 @@ def changed(base: Checkpoint, tuned: Checkpoint, tensor: str) -> bool:
 
 
 def _equal(first: "Tensor", second: "Tensor") -> bool:
-    """Whether two tensors have the same values, in whatever data types they are stored."""
+    """Whether two tensors have the same values, regardless of their data types."""
     import torch
 
     if first.dtype == second.dtype:

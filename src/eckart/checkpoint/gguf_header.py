@@ -1,8 +1,7 @@
-"""A GGUF header, read strictly and with bounded memory: metadata scalars and where each tensor lies.
+"""A strict reader of GGUF headers with bounded memory: metadata scalars and the location of each tensor.
 
-The `gguf` package's own reader maps the file, keeps an object for each token of the vocabulary and follows
-any count that a hostile file declares. This one reads the same bytes in order and stops at the first that
-cannot be.
+The reader of the `gguf` package maps the file, creates an object per token of the vocabulary and trusts any count that
+a malicious file declares. This one reads the same bytes in order and stops at the first invalid one.
 """
 
 import math
@@ -22,7 +21,7 @@ _VERSIONS = (2, 3)
 
 @dataclass(frozen=True)
 class ArrayLength:
-    """What is kept of an array in the metadata."""
+    """The length of an array in the metadata, whose values are not read."""
 
     count: int
 
@@ -52,7 +51,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
     """Metadata and tensor table of a GGUF file.
 
     Raises:
-        FileFormatError: the file is no GGUF file of version 2 or 3, is truncated, or contradicts itself.
+        FileFormatError: the file is not GGUF version 2 or 3, is truncated, or is inconsistent.
     """
     try:
         with path.open("rb") as file:
@@ -63,7 +62,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
 
 
 class _Reader:
-    """A position in a file, whose every step is checked against the file's size."""
+    """A file cursor that checks every step against the file's size."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self.file = file
@@ -82,7 +81,7 @@ class _Reader:
         for _ in range(field_count):
             key = self.text()
             if key in metadata:
-                self.refuse(f"metadata key {key!r} comes twice")
+                self.refuse(f"duplicate metadata key {key!r}")
             metadata[key] = self.value(self.scalar("I"))
         infos = [self.tensor_info() for _ in range(tensor_count)]
         alignment = metadata.get("general.alignment", 32)
@@ -98,10 +97,10 @@ class _Reader:
     def tensor_info(self) -> tuple[str, tuple[int, ...], int, int]:
         name, dimensions = self.text(), self.scalar("I")
         if dimensions > 4:
-            self.refuse(f"tensor {name!r} declares {dimensions} dimensions; GGUF has at most 4")
+            self.refuse(f"tensor {name!r} has {dimensions} dimensions; GGUF allows at most 4")
         shape = tuple(self.scalar("Q") for _ in range(dimensions))[::-1]
         if math.prod(shape) >= 2**62:
-            self.refuse(f"tensor {name!r} declares the impossible shape {shape}")
+            self.refuse(f"tensor {name!r} has the impossible shape {shape}")
         return name, shape, self.scalar("I"), self.scalar("Q")
 
     def value(self, kind: int) -> Any:
@@ -114,7 +113,7 @@ class _Reader:
         return self.scalar(_SCALARS[kind])
 
     def skip_array(self) -> ArrayLength:
-        """Pass over an array: no array is needed to read weights."""
+        """Skip an array: reading weights needs none."""
         kind, count = self.scalar("I"), self.scalar("Q")
         if kind == _STRING:
             for _ in range(count):
@@ -128,11 +127,11 @@ class _Reader:
     def text(self) -> str:
         length = self.scalar("Q")
         if length > _TEXT_LIMIT_BYTES:
-            self.refuse(f"a text of {length:,} bytes is declared")
+            self.refuse(f"a string of {length:,} bytes is declared")
         try:
             return self.bytes(length).decode()
         except UnicodeDecodeError:
-            self.refuse("a name or text is not UTF-8")
+            self.refuse("a string is not UTF-8")
 
     def scalar(self, code: str) -> Any:
         return struct.unpack(f"<{code}", self.bytes(struct.calcsize(f"<{code}")))[0]
@@ -143,7 +142,7 @@ class _Reader:
 
     def skip(self, count: int) -> None:
         self.take(count)
-        # Reading short texts through the buffer is many times faster than seeking past each of them.
+        # Reading short strings through the buffer is many times faster than seeking past each of them.
         if count < 4096:
             self.file.read(count)
         else:
@@ -151,7 +150,7 @@ class _Reader:
 
     def take(self, count: int) -> None:
         if count > self.left:
-            self.refuse("truncated, or its header declares more than the file holds")
+            self.refuse("truncated, or its header declares more than the file contains")
         self.left -= count
 
     def refuse(self, fault: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""GGUF metadata and tensor names as Hugging Face has them, for the dense models of the llama family."""
+"""Hugging Face config keys and tensor names of GGUF files, for dense models of the llama family."""
 
 import re
 from typing import Any
@@ -33,7 +33,7 @@ _CONFIG = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
 _TOKENS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "padding_token_id": "pad_token_id"}
-# llama.cpp's own tensor, which transformers computes from the config.
+# A tensor of llama.cpp only; transformers computes it from the config.
 _ROTARY_FACTORS = {"rope_freqs.weight": "model.rotary_emb.rope_freqs"}
 
 
@@ -50,10 +50,10 @@ def hf_name(name: str) -> str:
 
 
 def config_of(header: GgufHeader) -> dict[str, Any]:
-    """The keys of a config.json that the metadata states.
+    """The keys of config.json that are in the metadata.
 
     Raises:
-        FileFormatError: the architecture is not supported, or a size that reading needs is missing.
+        FileFormatError: the architecture is not supported, or a required size is missing.
     """
     architecture = header.metadata.get("general.architecture")
     if architecture not in _CLASSES:

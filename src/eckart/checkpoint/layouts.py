@@ -1,4 +1,4 @@
-"""What each tensor of a checkpoint is, from headers alone: a matrix, or left out, with the reason."""
+"""Which tensors of a checkpoint are matrices, from headers alone, and why the others are skipped."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,15 +26,15 @@ class MatrixView:
     """A 2-D matrix inside a tensor.
 
     Attributes:
-        name: what users see: the module path, with `[3]` behind it for one expert's slice.
+        name: the name shown to users: the module path, followed by `[3]` for the slice of one expert.
         module: the module path: the tensor's name without `.weight`.
         tensor: the tensor's name in the checkpoint.
         kind: `conv1d` is GPT-2's Conv1D; `parameter` is a bare 2-D parameter, which PEFT targets by
             `target_parameters` rather than as a module.
-        stored_shape: (rows, columns) as they lie in the file; a convolution is flattened to (out, in·k·k).
+        stored_shape: (rows, columns) as stored in the file; a convolution is flattened to (out, in·k·k).
         first_row: first row of the matrix in the tensor flattened to two dimensions; 0 except for experts.
-        transposed: whether the file holds (in, out).
-        tensor_shape: the tensor's own shape.
+        transposed: whether the file stores (in, out).
+        tensor_shape: the shape of the tensor.
         tied_modules: further modules that share the storage.
     """
 
@@ -64,7 +64,7 @@ class Layout:
 
 
 def layout(checkpoint: Checkpoint) -> Layout:
-    """Say of each tensor which matrices it holds, or why it is left out."""
+    """The matrices in each tensor, or the reason why it is skipped."""
     sharing: dict[str, list[str]] = {}
     for absent, stored in checkpoint.tied.items():
         sharing.setdefault(stored, []).append(module_of(absent))
@@ -82,19 +82,19 @@ def layout(checkpoint: Checkpoint) -> Layout:
 
 
 def module_of(tensor: str) -> str:
-    """The module path of a tensor's name: without `.weight`, if it ends so."""
+    """The module path of a tensor: its name without a trailing `.weight`."""
     return tensor.removesuffix(".weight")
 
 
 def is_buffer(info: TensorInfo) -> bool:
-    """Whether a tensor is computed rather than learned, so that a file may lack it."""
+    """Whether a tensor is computed rather than trained, so that a file may lack it."""
     leaf = info.name.rpartition(".")[2]
     # GPT-2 once saved its causal mask as a 4-D "bias".
     return leaf in _BUFFERS or (leaf == "bias" and len(info.shape) == 4)
 
 
 def conv1d_tensors(checkpoint: Checkpoint) -> set[str]:
-    """Tensors whose module is GPT-2's Conv1D, by their names: known also where a file holds codes of the weights."""
+    """Tensors whose module is GPT-2's Conv1D, recognized by name, so that it also works on quantized weights."""
     if not _has_conv1d(checkpoint):
         return set()
     return {
@@ -117,7 +117,7 @@ def _views(info: TensorInfo, kind: Kind, transposed: bool, tied: tuple[str, ...]
 
 
 def _reason_to_leave(info: TensorInfo, checkpoint: Checkpoint) -> str | None:
-    """The first rule that keeps a tensor from being a matrix, or None."""
+    """Why a tensor is not a matrix; None if it is one."""
     module, _, leaf = info.name.rpartition(".")
     known, dimensions = checkpoint.kinds.get(module), len(info.shape)
     is_norm = "norm" in module.lower() or "ln_" in module
@@ -132,13 +132,13 @@ def _reason_to_leave(info: TensorInfo, checkpoint: Checkpoint) -> str | None:
         (dimensions == 0, "scalar"),
         (dimensions == 1, "norm" if is_norm else "vector"),
         (is_depthwise, "depthwise convolution: each group has one input channel"),
-        (unknown, f"{dimensions}-D tensor of no known use"),
+        (unknown, f"{dimensions}-D tensor of unknown use"),
     )
     return next((reason for applies, reason in rules if applies), None)
 
 
 def _kind(info: TensorInfo, kinds: Mapping[str, str], *, has_conv1d: bool) -> Kind:
-    """The kind of a tensor that holds matrices; what a live module says goes before what names say."""
+    """The kind of a tensor that contains matrices; the type of a live module takes precedence over names."""
     module, _, leaf = info.name.rpartition(".")
     known = kinds.get(module)
     if len(info.shape) > 2:
@@ -170,7 +170,7 @@ def _is_expert(info: TensorInfo) -> bool:
 
 
 def _is_quantized(info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> bool:
-    """Whether the tensor is part of a quantized weight: values and scales that mean nothing alone."""
+    """Whether the tensor is part of a quantized weight: codes and scales that are meaningless alone."""
     module, _, leaf = info.name.rpartition(".")
     if leaf.endswith("bias"):
         return False
@@ -179,7 +179,7 @@ def _is_quantized(info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> bool:
 
 
 def model_types(config: Mapping[str, Any]) -> set[str]:
-    """The config's model type and those of the parts it is made of (text_config, decoder ...)."""
+    """The model type of a config and of its sub-configs (text_config, decoder ...)."""
     parts = [config, *(value for value in config.values() if isinstance(value, dict))]
     return {part["model_type"] for part in parts if isinstance(part.get("model_type"), str)}
 
@@ -194,7 +194,7 @@ def _has_conv1d(checkpoint: Checkpoint) -> bool:
 
 
 def _expert_is_transposed(info: TensorInfo, config: Mapping[str, Any]) -> bool:
-    """Whether experts are stored (expert, in, out): by the hidden size if it tells, else by model type."""
+    """Whether experts are stored (expert, in, out): by the hidden size if it is unambiguous, else by model type."""
     text = config.get("text_config")
     hidden = {config.get("hidden_size"), text.get("hidden_size") if isinstance(text, dict) else None}
     first, second = (size in hidden for size in info.shape[1:])
@@ -208,7 +208,7 @@ def counterpart(base: Checkpoint, view: MatrixView) -> MatrixView:
 
     Raises:
         KeyError: `base` has no such tensor.
-        ValueError: its shape is another.
+        ValueError: its shape differs.
     """
     tensor = base.tied.get(view.tensor, view.tensor)
     shape = base.tensors[tensor].shape

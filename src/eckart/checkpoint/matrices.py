@@ -1,4 +1,4 @@
-"""Matrices on disk as row slabs: a weight, or the difference of two, never whole in memory."""
+"""Matrices on disk as row slabs: a weight, or the difference of two, never entirely in memory."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ from eckart.linalg.slabs import compute_dtype, rows_per_slab
 class WeightMatrix:
     """One matrix of a checkpoint, in its stored orientation, as `RowSlabs`.
 
-    Slabs are float32 (float64 if stored so). A value that is not finite raises NotFiniteError.
+    Slabs are float32 (float64 if stored in float64). NaN and Inf raise NotFiniteError.
     """
 
     def __init__(self, checkpoint: Checkpoint, view: MatrixView, device: torch.device | str = "cpu") -> None:
@@ -31,7 +31,7 @@ class WeightMatrix:
                 slab,
                 f"{self.checkpoint.source}: {self.view.name}",
                 rows=lambda: stored_rows(self.checkpoint, self.view),
-                remedy=f"repair the checkpoint, or leave the matrix out with `exclude={self.view.module}`",
+                remedy=f"repair the checkpoint, or skip the matrix with `exclude={self.view.module}`",
             )
             yield slab
 
@@ -44,7 +44,7 @@ class DifferenceMatrix:
     """`tuned` minus `base` of one matrix, as `RowSlabs`; both are upcast before they are subtracted.
 
     Args:
-        view: from the layout of `tuned`; where `base` ties the tensor to another, that one is subtracted.
+        view: from the layout of `tuned`; if `base` ties the tensor to another, that one is subtracted.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ def stored_rows(checkpoint: Checkpoint, view: MatrixView) -> Iterator[Tensor]:
     rows, columns = view.stored_shape
     step = rows_per_slab(columns)
     if view.kind == "expert":
-        # An expert is one entry of the tensor's first dimension: read it once, hand it out in slabs.
+        # An expert is one entry of the tensor's first dimension: read it once and yield it in slabs.
         expert = view.first_row // rows
         yield from checkpoint.rows(view.tensor, expert, expert + 1).reshape(rows, columns).split(step)
         return
@@ -78,7 +78,7 @@ def stored_rows(checkpoint: Checkpoint, view: MatrixView) -> Iterator[Tensor]:
 
 
 def rows_of(checkpoint: Checkpoint, view: MatrixView) -> Iterator[Tensor]:
-    """Row blocks in the stored dtype, also of a scalar, in the main memory."""
+    """Row blocks in the stored dtype, on the CPU; also of a scalar."""
     if not view.tensor_shape:
         return iter([checkpoint.read(view.tensor).reshape(1, 1).cpu()])
     return (rows.cpu() for rows in stored_rows(checkpoint, view))

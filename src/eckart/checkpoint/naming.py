@@ -1,4 +1,4 @@
-"""What a name says: which patterns and presets it answers to."""
+"""Module names: which patterns and presets match them."""
 
 import difflib
 import re
@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from eckart.errors import MismatchError
 
-# Suffixes, by PEFT's rule: "q_proj" answers for "model.layers.3.self_attn.q_proj".
+# Suffixes, by PEFT's rule: "q_proj" matches "model.layers.3.self_attn.q_proj".
 _FUSED = ("qkv_proj", "query_key_value", "Wqkv", "c_attn", "qkv")
 _QUERY_VALUE = (
     *("q_proj", "v_proj", "query", "value", "q_lin", "v_lin", "q_attn", "to_q", "to_v"),
@@ -35,7 +35,7 @@ _OUTPUT_LAYERS = (
     "classifier",
     "cls.predictions.decoder",
 )
-# A mixture's router is no nn.Linear in transformers, so PEFT does not take it either.
+# The router of a mixture of experts is not an nn.Linear in transformers, so PEFT does not adapt it either.
 _ROUTERS = ("router", "mlp.gate", "block_sparse_moe.gate")
 _EMBEDDINGS = re.compile(
     r"embed_tokens|embed_positions|wte|wpe|shared|embed_in|tokens_embed|positions_embed|tok_embeddings"
@@ -49,12 +49,12 @@ def is_embedding(module: str) -> bool:
 
 
 def is_output_layer(module: str) -> bool:
-    """Whether a module makes the logits, which PEFT's all-linear leaves out."""
+    """Whether a module computes the logits, which PEFT's all-linear leaves out."""
     return _ends_with(module, _OUTPUT_LAYERS)
 
 
 def in_preset(preset: str, module: str) -> bool:
-    """Whether a preset takes a linear module of this name."""
+    """Whether a preset contains a linear module of this name."""
     if preset == "all-linear":
         return not is_output_layer(module) and not _ends_with(module, _ROUTERS)
     if preset == "attention-min":
@@ -71,9 +71,9 @@ def as_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def matches(pattern: str, module: str) -> bool:
-    """PEFT's rule: a plain dotted name is the whole name or its end; anything else is a regex for all of it.
+    """PEFT's matching rule: a plain dotted name is a suffix, anything else a regex.
 
-    A preset's name is the preset.
+    A suffix consists of complete dotted parts, a regex must match the full name, and a preset's name is the preset.
 
     Raises:
         MismatchError: the pattern is neither a name nor a regex.
@@ -90,7 +90,7 @@ def matches(pattern: str, module: str) -> bool:
 
 
 def nearest_names(name: str, names: Iterable[str], *, count: int = 3, cutoff: float = 0.6) -> list[str]:
-    """The names most similar to `name`, the nearest first: what a message suggests instead of an unknown one."""
+    """The names most similar to `name`, the nearest first, as suggestions for a message about an unknown name."""
     return difflib.get_close_matches(name, dict.fromkeys(names), n=count, cutoff=cutoff)
 
 

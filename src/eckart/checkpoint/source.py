@@ -1,4 +1,4 @@
-"""SOURCE text to files: a folder, a file, an installed distribution's files, or a name on the hub."""
+"""The files behind a SOURCE: a folder, a file, the files of an installed distribution, or a name on the hub."""
 
 import difflib
 import json
@@ -26,8 +26,8 @@ class SourceFiles:
     """The files behind a SOURCE.
 
     Attributes:
-        weights: .safetensors shards in the order of their names, or one .gguf file.
-        folder: where config and tokenizer files are looked for.
+        weights: .safetensors shards sorted by name, or one .gguf file.
+        folder: where config and tokenizer files are searched.
         weight_map: tensor name -> file name, from the index of a sharded checkpoint.
     """
 
@@ -42,10 +42,10 @@ class SourceFiles:
 
 
 def locate(source: str | Path) -> SourceFiles:
-    """Find the weight files of a SOURCE; nothing but file names and the shard index is read.
+    """Find the weight files of a SOURCE; only file names and the shard index are read.
 
     Raises:
-        SourceError: nothing is there, the choice is not unique, or only pickled weights are.
+        SourceError: there are no weights, more than one choice, or only pickled weights.
         FileFormatError: the shard index is malformed, points outside its folder or names missing files.
     """
     text = str(source)
@@ -61,7 +61,7 @@ def locate(source: str | Path) -> SourceFiles:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of bounded size.
+    """Read a JSON object from a file of bounded size.
 
     Raises:
         FileFormatError: the file is too large, not JSON, or not an object.
@@ -115,12 +115,12 @@ def _locate_folder(folder: Path) -> SourceFiles:
         return _files_in(folder, [found[0].name])
     if found:
         names = ", ".join(p.name for p in found[:8])
-        msg = f"{folder}: holds {len(found)} weight files and no index; give one of them as SOURCE: {names}"
+        msg = f"{folder}: contains {len(found)} weight files and no index; give one of them as SOURCE: {names}"
         raise SourceError(msg)
     pickled = sorted(p for p in folder.iterdir() if p.suffix in _PICKLED)
     if pickled:
         raise SourceError(_pickled(pickled[0]))
-    msg = f"{folder}: holds no .safetensors or .gguf weights; {SOURCE_MAY_BE}"
+    msg = f"{folder}: contains no .safetensors or .gguf weights; {SOURCE_MAY_BE}"
     raise SourceError(msg)
 
 
@@ -136,7 +136,7 @@ def _locate_shards(index: Path) -> SourceFiles:
 
 
 def _files_in(folder: Path, names: Sequence[str], weight_map: Mapping[str, str] | None = None) -> SourceFiles:
-    """Files of a folder, each of which must be there and in it."""
+    """Files of a folder, each of which must exist and be inside it."""
     faults = [fault for name in names if (fault := _file_fault(name, folder))]
     if faults:
         msg = f"{folder}: weight files that cannot be used"
@@ -152,7 +152,7 @@ def _file_fault(name: str, folder: Path) -> str | None:
         return f"{name!r} is not a .safetensors file"
     if not file.is_file():
         return f"{name} is missing"
-    # The hub cache's own links lead from a snapshot into the blobs beside it.
+    # The links of the hub cache lead from a snapshot into the blobs folder next to it.
     root = folder.resolve()
     if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
         root = root.parent.parent
@@ -162,7 +162,7 @@ def _file_fault(name: str, folder: Path) -> str | None:
 
 
 def _distribution_path(name: str) -> Path:
-    """The .gguf file or the model folder among an installed distribution's files; nothing is imported."""
+    """The .gguf file or model folder in an installed distribution; nothing is imported."""
     try:
         files = metadata.files(name) or []
     except (metadata.PackageNotFoundError, ValueError):
@@ -179,7 +179,7 @@ def _distribution_path(name: str) -> Path:
         return chosen[0]
     if chosen:
         listed = "\n".join(f"  - {path}" for path in chosen)
-        msg = f"pkg:{name}: holds several models; give one of these as SOURCE:\n{listed}"
+        msg = f"pkg:{name}: contains several models; give one of these as SOURCE:\n{listed}"
         raise SourceError(msg)
     msg = f"pkg:{name}: the distribution ships no .gguf or .safetensors weights"
     raise SourceError(msg)
@@ -202,24 +202,24 @@ def _download(text: str) -> Path:
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         near = _nearest(Path(repo))
-        msg = f"{text}: no such folder here, and the hub did not give it: {reason}{near}; {SOURCE_MAY_BE}"
+        msg = f"{text}: no such folder, and it could not be downloaded from the hub: {reason}{near}; {SOURCE_MAY_BE}"
         raise SourceError(msg) from None
     return Path(folder)
 
 
 def _pickled(path: Path) -> str:
     return (
-        f"{path}: pickled weights can run code when opened and are never read; convert them in a place "
-        "you trust, with transformers: AutoModel.from_pretrained(folder).save_pretrained(new_folder), or "
+        f"{path}: pickled weights can run code when opened and are never read; if you trust them, convert them "
+        "with transformers: AutoModel.from_pretrained(folder).save_pretrained(new_folder), or "
         "safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')"
     )
 
 
 def _nearest(path: Path) -> str:
-    """Names beside `path` that look like it, as the end of a message."""
+    """Similar names in the folder of `path`, as the end of a message."""
     try:
         names = [p.name for p in path.parent.iterdir()]
     except OSError:
         return ""
     near = difflib.get_close_matches(path.name, names, n=3)
-    return f" (near it: {', '.join(str(path.parent / name) for name in near)})" if near else ""
+    return f" (similar: {', '.join(str(path.parent / name) for name in near)})" if near else ""

@@ -1,7 +1,7 @@
-"""The regexes in a PEFT config, matched as PEFT matches them, but never for minutes.
+"""Matching the regexes in a PEFT config as PEFT does, but with bounded time.
 
-A regex from a stranger's file can be written to take exponential time. Which ones do is read off the text: the ways to
-match a name are at most the product of what each repeat, option and alternative leaves open, if no group is repeated.
+A regex from an untrusted file can take exponential time. The time is bounded from its text: if no group is repeated,
+the number of ways to match a name is at most the product of the choices at each repeat, option and alternative.
 """
 
 import math
@@ -11,20 +11,20 @@ from functools import lru_cache
 from typing import Any
 
 _MAX_KEY = 1000  # characters
-_MAX_WAYS = 100_000_000  # a second or so
+_MAX_WAYS = 100_000_000  # about a second
 
 
 def first_match(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
     """The value of the first key that PEFT would match with the module's name.
 
     Raises:
-        ValueError: a key is no regex, or one that could take minutes to match.
+        ValueError: a key is not a regex, or could take minutes to match.
     """
     return next((value for key, value in pattern.items() if _regex(key, module, r"(.*\.)?(").match(module)), default)
 
 
 def matches_whole(key: str, module: str) -> bool:
-    """Whether a regex matches the whole name of a module, as a text in `target_modules` must (errors as above)."""
+    """Whether a regex matches the full name of a module, as a string in `target_modules` must (errors as above)."""
     return _regex(key, module, "(").match(module) is not None
 
 
@@ -45,19 +45,19 @@ def _compiled(regex: str) -> re.Pattern[str]:
 
 
 def _ways(key: str, module: str) -> float:
-    """An upper limit of the ways in which the regex of a key can be tried on a name."""
+    """An upper bound on the number of ways in which the regex of a key can be tried on a name."""
     repeats, choices = _freedom(key)
-    # Logarithms first: the power itself may be a number of a thousand digits.
+    # Logarithms first: the power may have a thousand digits.
     exponent = repeats * math.log10(len(module) + 1) + math.log10(module.count(".") + 1)
     return choices * 10**exponent if exponent < 100 else math.inf
 
 
 @lru_cache(maxsize=65536)
 def _freedom(key: str) -> tuple[int, float]:
-    """How often a key repeats something, and how many ways its options and alternatives make."""
-    # Without escapes and character classes, whose signs mean themselves.
+    """The number of repeats in a key, and the number of choices from its options and alternatives."""
+    # Replace escapes and character classes, in which special characters are literal.
     text = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "x", key[: _MAX_KEY + 1], flags=re.DOTALL)
-    # Inline flags and comments change how the rest is read.
+    # Inline flags and comments change how the rest is parsed.
     if len(key) > _MAX_KEY or re.search(r"\)[*+{]|\(\?(?![:=!<])", text):
         return 0, math.inf
     repeats = len(re.findall(r"[*+{]", text))

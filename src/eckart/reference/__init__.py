@@ -1,4 +1,4 @@
-"""LoRA and DoRA from nothing, in NumPy: read these first, the tests hold the real layers to them."""
+"""LoRA and DoRA from scratch, in NumPy: read these first. The tests compare the real layers with them."""
 
 from eckart.reference.dora import DoRA
 from eckart.reference.kinds import Gather, one_hot, patches

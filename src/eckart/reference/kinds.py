@@ -1,4 +1,4 @@
-"""Every kind of layer as the linear one: what a convolution, an embedding or a Conv1D multiplies with a matrix.
+"""Every kind of layer as a linear one: the rows that a convolution, an embedding or a Conv1D multiplies by a matrix.
 
 | kind | matrix (out, in) | rows x |
 |---|---|---|
@@ -7,7 +7,7 @@
 | embedding, weight (vocabulary, dimension) | weight.T | one_hot(tokens) |
 | convolution, weight (out, channels, k, k) | weight.reshape(out, -1) | patches(shape, ...).take(images) |
 
-The factors are those of the matrix: of a convolution lora_A (rank, channels, k, k) is reshaped as its weight is.
+The factors are those of the matrix: lora_A (rank, channels, k, k) of a convolution is reshaped as its weight is.
 """
 
 from collections.abc import Sequence
@@ -20,28 +20,28 @@ from eckart.reference.lora import Array
 
 
 def one_hot(tokens: NDArray[np.integer], vocabulary: int) -> Array:
-    """A row for each token, shape `(n, vocabulary)`, with a one in its column: times a matrix, it looks a row up."""
+    """One row per token, shape `(n, vocabulary)`, with a one in its column: multiplied by a matrix it selects a row."""
     return np.eye(vocabulary)[tokens.ravel()]
 
 
 @dataclass(frozen=True)
 class Gather:
-    """Rows whose entries are entries of another array, or zero where a window hangs over its edge.
+    """Rows whose entries are entries of another array, or zero where a window extends beyond its edge.
 
     Attributes:
-        index: shape `(n, in)`; where in the flattened array each entry is; one past its end stands for zero.
-        shape: of the array.
+        index: shape `(n, in)`; position of each entry in the flattened array; one past its end stands for zero.
+        shape: shape of the array.
     """
 
     index: NDArray[np.intp]
     shape: tuple[int, ...]
 
     def take(self, array: NDArray) -> NDArray:
-        """The rows, shape `(n, in)`; of a keep mask too: to drop an input drops it in every window that sees it."""
+        """The rows, shape `(n, in)`. Applied to a keep mask, it drops an input in every window that contains it."""
         return np.append(array.ravel(), array.dtype.type(0))[self.index]
 
     def put(self, rows: Array) -> Array:
-        """The transpose of `take`, which a gradient takes back: whatever was read from an entry is added up in it."""
+        """The transpose of `take`, for gradients: everything read from an entry is summed in it."""
         size = int(np.prod(self.shape))
         total = np.zeros(size + 1)
         np.add.at(total, self.index, rows)
@@ -56,14 +56,14 @@ def patches(
     padding: int = 0,
     dilation: int = 1,
 ) -> Gather:
-    """The windows that a convolution sees, one a row, in the order of its outputs.
+    """The windows of a convolution, one per row, in the order of its outputs.
 
     Args:
-        shape: of the input, `(batch, channels, length)` or `(batch, channels, height, width)`.
+        shape: shape of the input, `(batch, channels, length)` or `(batch, channels, height, width)`.
         kernel: sides of the window, such as `(3, 3)`.
-        stride: from one window to the next.
+        stride: distance from one window to the next.
         padding: zeros around the input.
-        dilation: from one entry of a window to the next.
+        dilation: distance from one entry of a window to the next.
 
     Returns:
         `Gather` of `batch · positions` rows of `channels · k · k` entries.

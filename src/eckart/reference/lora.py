@@ -1,4 +1,4 @@
-"""LoRA from nothing: a frozen matrix, a thin path beside it that learns, and its gradients by hand.
+"""LoRA from scratch: a frozen matrix, a trained low-rank path in parallel, and its gradients by hand.
 
 h = W0·x + s·B·A·x + b. A sample is a row of x here, so this reads h = x·W0ᵀ + s·(x·Aᵀ)·Bᵀ + b. All arrays are float64.
 
@@ -15,7 +15,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Gradients:
-    """Gradients of a loss: of the input, and of every part of a layer that it has.
+    """Gradients of a loss with respect to the input and to each trained part of a layer.
 
     Attributes:
         x: shape `(n, in)`.
@@ -36,7 +36,7 @@ class Gradients:
 
 @dataclass
 class LoRA:
-    """A linear layer whose weight stays as it is while two thin factors beside it learn.
+    """A linear layer with a frozen weight and two trained low-rank factors.
 
     Attributes:
         weight: W0, shape `(out, in)`; frozen.
@@ -44,9 +44,9 @@ class LoRA:
         lora_B: shape `(out, rank)`.
         alpha: numerator of the scale s.
         rslora: s is α/√rank, as Kalajdzievski (2023) advises for high ranks, rather than α/rank.
-        bias: of the layer itself, shape `(out,)`.
-        lora_bias: of the factor B, shape `(out,)`: it is scaled as the product is.
-        dropout: share p of the inputs that the thin path loses in training.
+        bias: bias of the layer, shape `(out,)`.
+        lora_bias: bias of the factor B, shape `(out,)`; scaled like the product.
+        dropout: share p of its inputs that the low-rank path drops in training.
     """
 
     weight: Array
@@ -60,9 +60,9 @@ class LoRA:
 
     @classmethod
     def start(cls, weight: Array, *, rank: int, alpha: float, rng: np.random.Generator) -> "LoRA":
-        """A layer that begins as its base: B is zero, so the update is; A is small and random, so that B can learn.
+        """A layer that initially computes the same as its base: B is zero; A is small and random, so that B can learn.
 
-        Were both zero, neither would ever have a gradient. A is uniform in ±1/√in, which is Kaiming's with a = √5.
+        If both were zero, neither would ever get a gradient. A is uniform in ±1/√in: Kaiming initialization, a = √5.
         """
         rows, columns = weight.shape
         limit = columns**-0.5
@@ -70,20 +70,20 @@ class LoRA:
 
     @property
     def scaling(self) -> float:
-        """What the product B·A is multiplied with."""
+        """The factor s on the product B·A."""
         rank = len(self.lora_A)
         return self.alpha / (rank**0.5 if self.rslora else rank)
 
     def delta(self) -> Array:
-        """The update s·B·A as a whole matrix, shape `(out, in)`."""
+        """The update s·B·A as a dense matrix, shape `(out, in)`."""
         return self.scaling * self.lora_B @ self.lora_A
 
     def forward(self, x: Array, *, keep: NDArray[np.bool_] | None = None) -> Array:
-        """The outputs, shape `(n, out)`; only the thin path sees dropout.
+        """The outputs, shape `(n, out)`; dropout applies to the low-rank path only.
 
         Args:
             x: shape `(n, in)`.
-            keep: shape `(n, in)`; which inputs the thin path keeps in this step of training; None is evaluation.
+            keep: shape `(n, in)`; inputs that the low-rank path keeps in this training step; None in evaluation.
         """
         h = x @ self.weight.T + self.scaling * (self._dropped(x, keep) @ self.lora_A.T) @ self.lora_B.T
         if self.bias is not None:
@@ -93,11 +93,11 @@ class LoRA:
         return h
 
     def backward(self, x: Array, grad: Array, *, keep: NDArray[np.bool_] | None = None) -> Gradients:
-        """The gradients, by the chain rule; W0 has none, for it is frozen.
+        """The gradients, by the chain rule; W0 has none because it is frozen.
 
         Args:
-            x: shape `(n, in)`, what went into `forward`.
-            grad: shape `(n, out)`, the gradient of the loss with respect to what came out.
+            x: shape `(n, in)`, the input of `forward`.
+            grad: shape `(n, out)`, the gradient of the loss with respect to its output.
             keep: the same as in `forward`.
         """
         inputs = self._dropped(x, keep)
@@ -112,19 +112,19 @@ class LoRA:
         )
 
     def merge(self) -> Array:
-        """One weight that does the work of both, shape `(out, in)`: a merged layer costs nothing when it is used."""
+        """The merged weight, shape `(out, in)`: a merged layer has no overhead in inference."""
         return self.weight + self.delta()
 
     def merge_bias(self) -> Array:
-        """The bias that goes with the merged weight, shape `(out,)`."""
+        """The bias of the merged layer, shape `(out,)`."""
         zero = np.zeros(len(self.weight))
         own = zero if self.bias is None else self.bias
         return own if self.lora_bias is None else own + self.scaling * self.lora_bias
 
     def unmerge(self, merged: Array) -> Array:
-        """The base again, to rounding: (W0 + Δ) − Δ is rounded twice. Who wants the exact one back keeps it."""
+        """The base weight, restored to rounding: (W0 + Δ) − Δ is rounded twice. Only a saved copy is exact."""
         return merged - self.delta()
 
     def _dropped(self, x: Array, keep: NDArray[np.bool_] | None) -> Array:
-        """What dropout leaves of x, enlarged so that the mean stays; gradients pass it the same way back."""
+        """Inputs after dropout, rescaled so that the mean is unchanged; gradients use the same mask and scale."""
         return x if keep is None else x * keep / (1 - self.dropout)
