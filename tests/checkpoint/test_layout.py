@@ -131,7 +131,7 @@ def test_gpt2_without_a_config_is_known_by_its_shapes_and_nanogpt_is_not_mistake
         ("h.0.attn.bias", torch.ones(1, 1, 4, 4), None, "buffer"),
         ("counts.weight", torch.ones(4, 4, dtype=torch.int32), None, "int32, not floating point"),
         ("empty.weight", torch.ones(0, 4), None, "no elements"),
-        ("pos_embed", torch.ones(1, 4, 4), None, "3-D tensor of no known use"),
+        ("pos_embed", torch.ones(1, 4, 4), None, "3-D tensor of unknown use"),
         ("mixer.conv1d.weight", torch.ones(8, 1, 4), None, "depthwise convolution"),
         ("fc.weight", torch.ones(8, 1, dtype=torch.uint8), "fc.weight.absmax", "quantized storage"),
         ("fc.weight.absmax", torch.ones(8), None, "quantized storage"),

@@ -92,7 +92,7 @@ class Model:
         return table
 
     def misfits(self, adapter: AdapterOutline) -> list[str]:
-        """Faults of layers that the model has no module for, or one of another shape."""
+        """Faults of layers that the model has no module for, or one of a different shape."""
         faults = []
         for name, layer in adapter.items():
             view = self.views.get(name) or self.views.get(f"{self.component}.{name}")

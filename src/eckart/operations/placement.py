@@ -106,7 +106,7 @@ def find_places(base: Checkpoint, adapters: Sequence[AdapterOutline]) -> Places:
         adapters: outlines of the adapters.
 
     Raises:
-        MismatchError: keys that the base lacks or has in another shape; all at once, each with its reason.
+        MismatchError: keys that the base lacks or has with a different shape; all at once, each with its reason.
     """
     found = layout(base)
     views = {view.name: view for view in found.matrices}
@@ -216,7 +216,9 @@ def _common_cause(faults: Sequence[_Fault], adapter: AdapterOutline, base: Check
     if kinds == {"missing"}:
         names = f"none of its {len(layers)} modules is in this model (such as {first.key})"
         return f"it is for another architecture: {names}.{made_for}"
-    shapes = f"all of its {len(layers)} modules have another shape here (such as {first.key}: {first.text})"
+    shapes = (
+        f"all of its {len(layers)} modules have a different shape in this model (such as {first.key}: {first.text})"
+    )
     return f"it is for a model of another size: {shapes}.{made_for}"
 
 

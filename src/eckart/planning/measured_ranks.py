@@ -51,7 +51,7 @@ def measured_ranks(path: str | Path, adapter: AdapterCount, *, rank: int) -> Mea
     spectra = {m.name: m.spectrum for m in analysis.matrices if adapter.modules.get(m.name) == m.spectrum.shape}
     if missing := [name for name in adapter.modules if name not in spectra]:
         msg = f"{path} does not cover all adapted modules"
-        raise MismatchError.listing(msg, [f"{name}: missing, or of another shape" for name in missing])
+        raise MismatchError.listing(msg, [f"{name}: missing, or of a different shape" for name in missing])
     budget = rank * sum(map(sum, adapter.modules.values()))
     allocation = allocate(spectra, budget_params=budget)
     total = sum(spectrum.fro_norm**2 for spectrum in spectra.values())

@@ -180,7 +180,7 @@ def test_between_stops_a_thinned_spectrum_asks_for_enough_rank(page) -> None:
             assert rank is None or least <= rank <= most
 
 
-def test_kept_ranks_hold_those_of_every_stop() -> None:
+def test_selected_ranks_include_those_of_every_stop() -> None:
     spectrum = of_weights().matrices[0].spectrum
     found = set(_ranks_at_stops(spectrum))
     assert found == {spectrum.rank_for_energy(energy) for energy in ENERGIES} | {

@@ -49,7 +49,7 @@ def check_merge(
 
     Raises:
         SourceError, FileFormatError: a source cannot be read.
-        MismatchError: keys of the adapters that the base lacks or has in another shape; all at once.
+        MismatchError: keys of the adapters that the base lacks or has with a different shape; all at once.
         OptionError: weights that are not one per adapter, or a source of the wrong kind.
     """
     return plan_merge_check(base, adapters, merged, weights=weights, execution=execution).compare()
@@ -101,7 +101,7 @@ class MergeClaim:
         base, merged: the checkpoints.
         adapters, names, weights: what is claimed to be merged, and the user's names for it.
         parts: everything to check.
-        faults: tensors that one checkpoint lacks or has in another shape.
+        faults: tensors that one checkpoint lacks or has with a different shape.
         skipped: what cannot be checked, and why.
         execution: how the work is run.
     """

@@ -69,7 +69,7 @@ class MergeCheck(Result):
         weights: claimed weight of each.
         matrices: everything that the claim changes.
         altered: tensors, or matrices in them, that changed although the claim does not change them.
-        faults: tensors that one checkpoint lacks or has in another shape.
+        faults: tensors that one checkpoint lacks or has with a different shape.
         not_checked: what could not be checked, and why.
         unchanged: number of tensors or matrices that are unchanged, as claimed.
         seconds: wall time.

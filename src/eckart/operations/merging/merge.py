@@ -94,7 +94,7 @@ def merge(
         `MergeResult`: where it is, how many tensors changed, and what it does not contain.
 
     Raises:
-        MismatchError: keys of the adapters that the base lacks or has in another shape; all at once.
+        MismatchError: keys of the adapters that the base lacks or has with a different shape; all at once.
         OptionError: weights that are not one finite number per adapter, a base that is an adapter or the reverse.
         OutputError: the output exists or cannot be written.
         NotFiniteError: a changed tensor or an adapter contains NaN or Inf, or the result is outside its dtype's range.

@@ -1,4 +1,4 @@
-"""Many spectra as a few curves: the median over the matrices of one kind, and the band they lie in."""
+"""Many spectra as a few curves: median and band over the matrices of each module type."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from eckart.linalg import Spectrum
     from eckart.operations import Analysis, MatrixAnalysis
 
-MOST_KINDS = 10  # lines that a reader can still tell apart
-FEW_MATRICES = 6  # drawn one by one, under their own names
-SHORTEST = 8  # singular values that make a line
+MOST_KINDS = 10  # lines that a reader can still distinguish
+FEW_MATRICES = 6  # drawn individually, labelled by name
+SHORTEST = 8  # singular values needed for a line
 BAND = (0.1, 0.9)  # quantiles over the matrices of a kind
 
 
@@ -36,10 +36,10 @@ class Curve:
 
 
 def groups(analysis: "Analysis") -> dict[str, list["MatrixAnalysis"]]:
-    """What is drawn as one line: a module kind, or a single matrix where there are few.
+    """The matrices behind each line: those of a module type, or a single one if there are few.
 
-    Zero matrices are never drawn, nor those of a few rows beside larger ones. Of many kinds those with the most
-    parameters are kept.
+    Zero matrices are not drawn, and neither are matrices of a few rows if there are larger ones. If there are too many
+    types, those with the most parameters are drawn.
 
     Raises:
         ValueError: every matrix is zero.
@@ -75,11 +75,11 @@ def curve(label: str, matrices: list["MatrixAnalysis"], value: Callable[["Spectr
 
 
 def upper(number: int | float | Interval | None) -> float | None:
-    """The number, or the upper limit where it is only bounded."""
+    """The number, or its upper bound if it is an interval."""
     return None if number is None else float(number.upper if isinstance(number, Interval) else number)
 
 
 def middle(numbers: Sequence[int | float | Interval | None]) -> float | None:
-    """Median of the defined numbers, bounded ones at their upper limit; None where there are none."""
+    """Median of the defined numbers, intervals at their upper bound; None if there are none."""
     known = [value for value in map(upper, numbers) if value is not None]
     return median(known) if known else None

@@ -1,4 +1,4 @@
-"""The look of all figures: white paper, a light grid, colours that colour-blind readers tell apart."""
+"""The style of all figures: white background, a light grid, colours that colour-blind readers can distinguish."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +20,7 @@ WIDTH_INCHES, DPI = 10.0, 160
 
 
 def new_figure(*, height_inches: float = 4.6) -> "Figure":
-    """An empty figure that draws without a display and without pyplot's global state.
+    """An empty figure that needs no display and no global state of pyplot.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -41,7 +41,7 @@ def line_style(position: int) -> dict[str, Any]:
 
 
 def headline(figure: "Figure", finding: str, detail: str) -> None:
-    """The finding in bold above everything, and under it in grey what is shown."""
+    """The finding in bold at the top, and below it in grey what the figure shows."""
     height_points = 72 * figure.get_figheight()
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 48 / height_points))  # type: ignore[union-attr]
     figure.text(0.01, 1 - 8 / height_points, finding, fontsize=13, fontweight="bold", color=INK, ha="left", va="top")
@@ -49,7 +49,7 @@ def headline(figure: "Figure", finding: str, detail: str) -> None:
 
 
 def dress(axes: "Axes", *, x: str, y: str, title: str = "") -> None:
-    """Axis labels, a light grid behind the lines, and no frame on the sides that carry no scale."""
+    """Axis labels, a light grid behind the lines, and no frame on the sides without a scale."""
     axes.set_xlabel(x, color=INK)
     axes.set_ylabel(y, color=INK)
     if title:
@@ -62,7 +62,7 @@ def dress(axes: "Axes", *, x: str, y: str, title: str = "") -> None:
 
 
 def rank_axis(axes: "Axes", highest: int, *, spacing: Spacing) -> None:
-    """A rank axis from 1 to `highest`: even steps, or each step a doubling, as adapters' ranks are chosen."""
+    """A rank axis from 1 to `highest`: linear, or with ticks at powers of two, as ranks of adapters usually are."""
     if spacing == "linear":
         axes.set_xlim(0, highest)
         return

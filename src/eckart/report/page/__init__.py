@@ -1,4 +1,4 @@
-"""One HTML file that holds results and lets a reader work with them, without a network."""
+"""An interactive report of results in one HTML file that works offline."""
 
 import lazy_loader
 

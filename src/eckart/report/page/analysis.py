@@ -1,4 +1,4 @@
-"""An analysis as the page carries it: what it is of, every matrix with its place and numbers, and the commands."""
+"""The page's data of an analysis: its source, every matrix with its statistics, and the commands."""
 
 import shlex
 from typing import Any
@@ -18,9 +18,9 @@ def analysis_data(analysis: Analysis, title: str, numbers: Numbers, *, most: int
 
     Args:
         analysis: of weights, a difference or an adapter.
-        title: tells it from others on the page.
-        numbers: of the page.
-        most: singular values that the analysis may put there.
+        title: distinguishes it from others on the page.
+        numbers: the page's block of numbers.
+        most: maximum number of singular values to add to it.
     """
     thinning, targets = Thinning.of(analysis.matrices, most), Targets.of(analysis)
     where, kinds = analysis.places(), list(analysis.by_kind())
@@ -39,7 +39,7 @@ def analysis_data(analysis: Analysis, title: str, numbers: Numbers, *, most: int
         "kinds": kinds,
         "layers": sorted({place.layer for place in where.values()}, key=lambda layer: -1 if layer is None else layer),
         "matrices": matrices,
-        "thinned": {"matrices": len(thinned), "values": thinning.kept, "partial": len(unknown)},
+        "thinned": {"matrices": len(thinned), "values": thinning.most, "partial": len(unknown)},
         "skipped": [item.to_json() for item in analysis.skipped],
         "targets": targets.to_json(),
         "stops": {
@@ -69,12 +69,12 @@ def _matrix(
 
 
 def _highest_rank(analysis: Analysis, matrix: MatrixAnalysis) -> int:
-    """The highest rank that changes anything: of an adapter's layer, what its factors have."""
+    """The highest useful rank: for a layer of an adapter, the rank of its factors."""
     return len(matrix.spectrum.singular_values) if analysis.kind == "adapter" else min(matrix.shape)
 
 
 def _command(analysis: Analysis) -> list[str] | None:
-    """The words that the rank choice is added to, quoted for a shell; None where no command reads the source."""
+    """The command to which the choice of ranks is appended, quoted for a shell; None if no command reads the source."""
     places = [analysis.source] if analysis.base is None else [analysis.base, analysis.source]
     if analysis.kind == "weights" or any(place.startswith("<") for place in places):
         return None

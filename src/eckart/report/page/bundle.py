@@ -1,8 +1,7 @@
 """The parts of a page that are the same for every result: style, scripts, and plotly.js.
 
-The scripts are ES modules, so that editors and readers know what each takes from which. A page from disk cannot load
-modules, so they are put together here: in an order in which each one follows what it imports, with the import lines
-and the word `export` taken away.
+The scripts are ES modules, so that editors and readers can follow imports. A page opened from disk cannot load modules,
+so they are bundled here: each after the modules that it imports, without `import` lines and `export` keywords.
 """
 
 import re
@@ -22,11 +21,11 @@ def styles() -> str:
 
 
 def script(main: str = "main", *, then: str = "") -> str:
-    """A module and all that it imports, as one strict function that runs at once.
+    """A module and everything it imports, as one immediately invoked function in strict mode.
 
     Args:
         main: name of the module, without `.js`.
-        then: code that runs after it, for which `modules` holds what each one exports.
+        then: code that runs after it; in it `modules` contains the exports of each module.
     """
     order: list[str] = []
     _visit(main, order)
@@ -38,8 +37,8 @@ def script(main: str = "main", *, then: str = "") -> str:
 def plotly() -> str:
     """plotly.js, deflated, as base64.
 
-    Its basic bundle (lines, bars, error bars), as npm's `plotly.js-basic-dist-min` carries it: the whole library is
-    four times as large and takes a browser over a second to start.
+    This is its basic bundle (lines, bars, error bars) from npm's `plotly.js-basic-dist-min`: the full library is four
+    times as large and takes a browser over a second to load.
     """
     return packed((HERE / "vendor" / "plotly-basic.min.js").read_bytes())
 
@@ -53,7 +52,7 @@ def _visit(name: str, order: list[str]) -> None:
 
 
 def _as_function(name: str) -> str:
-    """A module as a function that runs at once and returns its exports."""
+    """A module as an immediately invoked function that returns its exports."""
     source = _source(name)
     exports = ", ".join(exported for _, exported in _EXPORT.findall(source))
     body = _EXPORT.sub(r"\1", _IMPORT.sub(r"const \1 = modules.\2;", source))

@@ -1,4 +1,4 @@
-"""Comparisons as the page carries them: two adapters or checkpoints, or a checked merge."""
+"""The page's data of comparisons: two adapters or checkpoints, or a merge check."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def comparison_data(title: str, comparison: dict[str, Any]) -> dict[str, Any]:
 
 
 def merge_check_data(title: str, check: dict[str, Any]) -> dict[str, Any]:
-    """The page's view of a `comparison.json` of a checked merge.
+    """The page's view of a `comparison.json` of a merge check.
 
     Raises:
         KeyError, TypeError: a field is missing, or has another type.
@@ -57,5 +57,5 @@ def merge_check_data(title: str, check: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shared(alignment: dict[str, Any] | None) -> dict[str, float] | None:
-    """φ of all leading directions, and its value by chance."""
+    """φ of all leading directions, and its value for random subspaces."""
     return alignment and {"phi": alignment["phi"][-1][-1], "chance": alignment["chance"][-1][-1]}

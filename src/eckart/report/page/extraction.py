@@ -1,4 +1,4 @@
-"""An extraction as the page carries it: its size and error, and each layer with its place."""
+"""The page's data of an extraction: its size and error, and each layer with its position in the model."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ def extraction_data(title: str, extraction: dict[str, Any]) -> dict[str, Any]:
     """The page's view of an `extract.json`.
 
     Raises:
-        KeyError, TypeError: a field is missing, or is something else.
+        KeyError, TypeError: a field is missing, or has another type.
     """
     layers = extraction["layers"]
     where = places(layer["name"] for layer in layers)

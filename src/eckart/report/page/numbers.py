@@ -1,4 +1,4 @@
-"""The numbers of a page, exact to the last bit: one block of float64 that entries point into."""
+"""The numbers of a page, exact to the last bit: one block of float64 values that entries refer to."""
 
 import base64
 import sys
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Numbers:
-    """Float64 values in the order in which they were added."""
+    """Float64 values in the order of their addition."""
 
     values: array = field(default_factory=lambda: array("d"))
 
@@ -18,7 +18,7 @@ class Numbers:
         """Append values.
 
         Returns:
-            where they start, and how many they are.
+            their start and their number.
         """
         start = len(self.values)
         self.values.extend(values)
@@ -33,5 +33,5 @@ class Numbers:
 
 
 def packed(content: bytes) -> str:
-    """Bytes as base64 of their deflated form, which the page's `unpacked` undoes."""
+    """Bytes deflated and base64-encoded; the page decodes them with `unpacked`."""
     return base64.b64encode(zlib.compress(content, 6)).decode("ascii")

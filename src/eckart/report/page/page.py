@@ -1,4 +1,4 @@
-"""Putting the page together: results as data, the parts that all pages share, one HTML file."""
+"""Rendering the page: results as data, together with styles and scripts, in one HTML file."""
 
 import base64
 import hashlib
@@ -22,7 +22,7 @@ FILE = "report.html"
 
 
 def page_html(results: Results) -> str:
-    """The page: self-contained, and forbidden by its own policy to load anything or to run any other script.
+    """The self-contained page, whose content security policy blocks network access and all other scripts.
 
     Raises:
         SourceError: there is nothing to show.
@@ -56,9 +56,9 @@ def write_page(results: Results, file: str | Path, *, force: bool = False) -> Pa
     """Write the page, atomically.
 
     Args:
-        results: what it shows.
-        file: to be written.
-        force: replace it where it exists.
+        results: the results to show.
+        file: the file to write.
+        force: replace an existing file.
 
     Raises:
         OutputError: the file exists and `force` is not given, or cannot be written.
@@ -72,10 +72,10 @@ def write_page(results: Results, file: str | Path, *, force: bool = False) -> Pa
 
 
 def page_data(results: Results, numbers: Numbers) -> dict[str, Any]:
-    """All results as one JSON object; long lists of numbers go into `numbers`.
+    """All results as one JSON object; long lists of numbers are added to `numbers`.
 
     Raises:
-        FileFormatError: a result lacks what the page shows.
+        FileFormatError: a result lacks a field that the page shows.
     """
     pairs = results.comparisons
     try:
@@ -89,12 +89,12 @@ def page_data(results: Results, numbers: Numbers) -> dict[str, Any]:
             "merges": [merge_check_data(title, each) for title, each in pairs.items() if each["kind"] == "merge"],
         }
     except (KeyError, TypeError, AttributeError) as broken:
-        msg = f"a result is damaged, or of another version ({type(broken).__name__}: {broken}); write it again"
+        msg = f"a result is damaged or of another version ({type(broken).__name__}: {broken}); write it again"
         raise FileFormatError(msg) from broken
 
 
 def as_script(data: Any) -> str:
-    """JSON that can stand in a script element: nothing in it ends the element or opens a comment."""
+    """JSON that is safe inside a script element: it contains no end tag and no comment."""
     text = json.dumps(data, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

@@ -1,4 +1,4 @@
-"""The results in folders, recognised by their file names and read with the libraries that wrote them."""
+"""Reading results from folders, recognized by their file names."""
 
 import json
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ MOST_BYTES = 512 * 2**20
 
 @dataclass
 class Results:
-    """The results on one page, each under the name of its folder.
+    """The results on one page, by the name of their folder.
 
     Attributes:
         analyses: spectra of weights, differences or adapters.
-        trainings: `train.json` and what was recorded of it; either may be missing.
-        sweeps: `sweep.json` of each.
-        extractions: `extract.json` of each.
-        comparisons: `comparison.json` of each.
+        trainings: `train.json` and the recorded dynamics; either may be missing.
+        sweeps: contents of `sweep.json`.
+        extractions: contents of `extract.json`.
+        comparisons: contents of `comparison.json`.
     """
 
     analyses: dict[str, Analysis] = field(default_factory=dict)
@@ -49,12 +49,12 @@ def read_results(folders: Sequence[str | Path], titles: Sequence[str] | None = N
     """The results in folders that `eckart analyze`, `extract`, `train`, `sweep` and `compare` wrote.
 
     Args:
-        folders: each with at least one result.
-        titles: their names on the page, all different; by default those of the folders.
+        folders: folders with at least one result each.
+        titles: their names on the page, all different; by default the names of the folders.
 
     Raises:
-        SourceError: a folder is missing or holds no result; all faults together.
-        FileFormatError: a file is damaged, or of another version.
+        SourceError: a folder is missing or contains no result; all faults together.
+        FileFormatError: a file is damaged or of another version.
     """
     results, faults = Results(), []
     for folder, label in zip(map(Path, folders), titles or _labels(folders), strict=True):
@@ -86,9 +86,9 @@ def _read(folder: Path, label: str, results: Results) -> bool:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """The object in a result file, whose format must be that of its name."""
+    """The JSON object in a result file; its format must match the file name."""
     if file.stat().st_size > MOST_BYTES:
-        msg = f"{file}: {file.stat().st_size:,} bytes are too many for a result"
+        msg = f"{file}: {file.stat().st_size:,} bytes are too large for a result"
         raise FileFormatError(msg)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -104,6 +104,6 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _labels(folders: Sequence[str | Path]) -> list[str]:
-    """A name for each folder: the last part of its path, or the whole path where that is ambiguous."""
+    """A name for each folder: the last part of its path, or the full path if that is ambiguous."""
     short = [Path(folder).resolve().name for folder in folders]
     return [name if short.count(name) == 1 else str(folder) for name, folder in zip(short, folders, strict=True)]

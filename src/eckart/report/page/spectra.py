@@ -1,7 +1,7 @@
-"""Spectra as the page carries them: whole where they fit, else thinned so that every rank the page names is exact.
+"""The page's data of spectra: complete if they fit, else thinned so that every rank shown on the page is exact.
 
-A thinned spectrum keeps its leading singular values, and beyond them the energy that remains at chosen ranks: those
-where a stop of the slider falls, and enough others for a curve.
+A thinned spectrum contains the leading singular values, and beyond them the remaining energy at selected ranks: those
+at the stops of the slider, and enough others for a curve.
 """
 
 from collections.abc import Sequence
@@ -16,57 +16,58 @@ from eckart.report.page.numbers import Numbers
 from eckart.report.page.stops import ENERGIES, ERRORS, sparse_ranks
 
 MOST_VALUES = 2**18  # singular values of one analysis: 2 MiB
-LEAST_KEPT = 16  # of each matrix
-CURVE_RATIO = 1.06  # between ranks kept for the curve alone
+LEAST_VALUES = 16  # of each matrix
+CURVE_RATIO = 1.06  # between ranks selected for the curve alone
 
 
 @dataclass(frozen=True)
 class Thinning:
-    """How many leading singular values of each matrix are kept.
+    """How many leading singular values of each matrix the page contains.
 
     Attributes:
-        kept: of a complete spectrum; None keeps all.
+        most: maximum per complete spectrum; None is all of them.
     """
 
-    kept: int | None
+    most: int | None
 
     @classmethod
     def of(cls, matrices: Sequence[MatrixAnalysis], most: int) -> "Thinning":
-        """As many as make no more than `most` in all; partial spectra are kept whole, for their limits need them."""
+        """As many as fit into `most` values in total; partial spectra are never thinned, for their bounds need all."""
         lengths = [len(matrix.spectrum.singular_values) for matrix in matrices]
         if sum(lengths) <= most:
             return cls(None)
-        lowest, highest = LEAST_KEPT, max(lengths)
-        while lowest < highest:  # the most values a matrix that still fit
+        lowest, highest = LEAST_VALUES, max(lengths)
+        while lowest < highest:  # bisection for the most values per matrix that fit
             middle = (lowest + highest + 1) // 2
             fits = sum(min(length, middle) for length in lengths) <= most
             lowest, highest = (middle, highest) if fits else (lowest, middle - 1)
         return cls(lowest)
 
     def length(self, spectrum: Spectrum) -> int:
-        """How many leading values of a spectrum are kept."""
-        found = len(spectrum.singular_values)
-        return found if self.kept is None or spectrum.tail is not None else min(found, self.kept)
+        """How many leading values of a spectrum the page contains."""
+        count = len(spectrum.singular_values)
+        return count if self.most is None or spectrum.tail is not None else min(count, self.most)
 
 
 def spectrum_data(spectrum: Spectrum, thinning: Thinning, numbers: Numbers) -> dict[str, Any]:
-    """A spectrum as the page's `Spectrum` reads it; `at` is where its values start in the block of numbers.
+    """A spectrum in the form that the page's `Spectrum` reads.
 
-    Keys beside `at` and `count`: `rest`, where the ranks kept beyond and the energies that remain there start, and
-    how many they are; `remains`, the energy beyond the last value; `tail` of a partial spectrum, with ‖W‖² as `total`
-    and the largest σ² that an unknown value may have as `largest`.
+    Keys: `at` and `count`, start and number of its values in the block of numbers; for a thinned spectrum `rest`, start
+    and number of the selected ranks, which the energies remaining at these ranks follow, and `remains`, the energy
+    beyond the last value; for a partial spectrum `tail`, with ‖W‖² as `total` and the largest possible σ² of a value
+    that was not computed as `largest`.
     """
     count = thinning.length(spectrum)
     at, _ = numbers.add(spectrum.singular_values[:count].tolist())
     data: dict[str, Any] = {"at": at, "count": count, "fro": spectrum.fro_norm}
     if spectrum.tail is not None:
         limits, _ = numbers.add(spectrum.tail.energy_upper.tolist())
-        # Squares are taken here: a browser's may differ from Python's in the last bit.
+        # Squared here, because a browser's square may differ from Python's in the last bit.
         squares = {"total": spectrum.fro_norm**2, "largest": spectrum.tail.norm**2}
         return data | {"tail": {"at": limits, "rounding": spectrum.tail.rounding, **squares}}
     if count < len(spectrum.singular_values):
         energies = spectrum.energy_above[0]
-        ranks = _kept_ranks(spectrum, count)
+        ranks = _selected_ranks(spectrum, count)
         rest, length = numbers.add(map(float, ranks))
         numbers.add(energies[ranks].tolist())
         data |= {"remains": float(energies[count]), "rest": [rest, length]}
@@ -74,23 +75,23 @@ def spectrum_data(spectrum: Spectrum, thinning: Thinning, numbers: Numbers) -> d
 
 
 def bounds(number: float | Interval | None) -> float | list[float] | None:
-    """A number for the page; one that is only bounded is the pair of its limits."""
+    """A number for the page; an interval as the pair of its bounds."""
     return [number.lower, number.upper] if isinstance(number, Interval) else number
 
 
-def _kept_ranks(spectrum: Spectrum, count: int) -> list[int]:
-    """Ranks above `count` whose remaining energy is kept, ascending, the last where nothing remains."""
+def _selected_ranks(spectrum: Spectrum, count: int) -> list[int]:
+    """Ranks above `count` whose remaining energy is on the page, ascending; at the last one nothing remains."""
     highest = spectrum.max_rank
-    found = {*sparse_ranks(highest), *_ranks_at_stops(spectrum)}
+    ranks = {*sparse_ranks(highest), *_ranks_at_stops(spectrum)}
     rank = float(count)
     while rank < highest:
         rank = max(rank + 1, rank * CURVE_RATIO)
-        found.add(min(round(rank), highest))
-    return sorted(rank for rank in found if rank > count)
+        ranks.add(min(round(rank), highest))
+    return sorted(rank for rank in ranks if rank > count)
 
 
 def _ranks_at_stops(spectrum: Spectrum) -> list[int]:
-    """What `rank_for_energy` and `rank_for_error` of a complete spectrum give at every stop, all found in one pass."""
+    """`rank_for_energy` and `rank_for_error` of a complete spectrum at every stop, in one pass."""
     tail = spectrum.energy_above[0]
     total = tail[0]
     if total == 0:

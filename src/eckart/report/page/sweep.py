@@ -1,4 +1,4 @@
-"""A sweep as the page carries it: the fields that it shows."""
+"""The page's data of a sweep."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ def sweep_data(title: str, sweep: dict[str, Any]) -> dict[str, Any]:
     """The page's view of a `sweep.json`.
 
     Raises:
-        KeyError, TypeError: a field is missing, or is something else.
+        KeyError, TypeError: a field is missing, or has another type.
     """
     spot = sweep["sweet_spot"]
     return {

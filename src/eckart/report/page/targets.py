@@ -14,11 +14,11 @@ NOT_TARGETED = "not targeted"
 
 @dataclass(frozen=True)
 class Targets:
-    """What can be chosen of an analysis.
+    """Target patterns and presets for the matrices of an analysis.
 
     Attributes:
-        patterns: of each module kind that an adapter can be extracted of, those that take it and nothing else.
-        presets: name of each preset that takes whole kinds of this analysis and nothing else, with those kinds.
+        patterns: for each module kind that can be extracted, the patterns that match it and nothing else.
+        presets: the kinds that each preset matches, for presets that match all matrices of these kinds and no others.
     """
 
     patterns: dict[str, list[str]]
@@ -26,7 +26,7 @@ class Targets:
 
     @classmethod
     def of(cls, analysis: Analysis) -> "Targets":
-        """The patterns, checked against every matrix that the analysis knows of."""
+        """The patterns, checked against every matrix in the analysis."""
         kinds = {kind: [matrix.name for matrix in matrices] for kind, matrices in analysis.by_kind().items()}
         chosen = {kind: names for kind, names in kinds.items() if all(map(_extractable, names))}
         known = [*(matrix.name for matrix in analysis.matrices)]
@@ -47,12 +47,12 @@ class Targets:
 
 
 def _extractable(name: str) -> bool:
-    """Whether a matrix of this name can become adapter factors: a module's weight, no embedding and no expert."""
+    """Whether a matrix of this name can be extracted: the weight of a module, but not an embedding or an expert."""
     return "[" not in name and not is_embedding(name) and (in_preset("all-linear", name) or is_output_layer(name))
 
 
 def _patterns(kind: str, names: Sequence[str], known: Iterable[str]) -> list[str]:
-    """The shortest patterns that take these names of all that are known: a suffix, a regex, or every name."""
+    """The shortest patterns that match exactly these names: a suffix, a regex, or a list of all names."""
     known = list(known)
     general = sorted({re.sub(r"\d+", r"\\d+", re.escape(name)) for name in names})
     for patterns in ([kind], general):

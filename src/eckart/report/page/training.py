@@ -1,4 +1,4 @@
-"""A training as the page carries it: its result and settings, its losses, and how every update grew."""
+"""The page's data of a training: its result and settings, its losses, and the growth of every update."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -41,10 +41,10 @@ def training_data(
     """The page's view of a training.
 
     Args:
-        title: tells it from others on the page.
-        result: `train.json`.
-        dynamics: what was recorded.
-        numbers: of the page.
+        title: distinguishes it from others on the page.
+        result: contents of `train.json`.
+        dynamics: the recorded dynamics.
+        numbers: the page's block of numbers.
 
     Raises:
         KeyError: `result` lacks a field.
@@ -65,7 +65,7 @@ def training_data(
 
 
 def _settings(run: dict[str, Any]) -> list[list[str]]:
-    """The settings that a reader asks for, as far as `train.json` has them: name and value of each."""
+    """Name and value of each setting shown on the page, if `train.json` has it."""
     values = {**(run.get("config") or {}), **(run.get("settings") or {}), **(run.get("options") or {})}
     return [[label, _setting_text(values[key])] for key, label in SETTINGS.items() if values.get(key) is not None]
 
@@ -79,7 +79,7 @@ def _setting_text(value: Any) -> str:
 
 
 def _recorded(dynamics: Dynamics, numbers: Numbers) -> dict[str, Any]:
-    """Every layer at the recorded steps; its spectra at as many of them as fit."""
+    """Every layer at the recorded steps, with spectra at as many of them as fit."""
     where = places(layer.name for layer in dynamics.layers)
     kinds = list(by_kind(dynamics.layers))
     frames = _frames(len(dynamics.steps), sum(layer.rank for layer in dynamics.layers))
@@ -102,7 +102,7 @@ def _recorded(dynamics: Dynamics, numbers: Numbers) -> dict[str, Any]:
 
 
 def _frames(steps: int, values: int) -> list[int]:
-    """Places of the recorded steps whose spectra are shown: all, or evenly chosen with the first and the last."""
+    """Indices of the recorded steps whose spectra are shown: all, or evenly spaced from the first to the last."""
     most = max(2, MOST_VALUES // max(values, 1))
     if steps <= most:
         return list(range(steps))
@@ -114,7 +114,7 @@ def _growth(column: Sequence[float | None]) -> list[float]:
 
 
 def _spectra(layer: LayerDynamics, frames: Sequence[int]) -> list[float]:
-    """Singular values of the frames, each as many as the adapter has rank: those left out there are rounding."""
+    """Singular values at the frames, padded with zeros to the adapter's rank: omitted ones were rounding."""
     values: list[float] = []
     for frame in frames:
         recorded = layer.singular_values[frame]

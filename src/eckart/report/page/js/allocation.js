@@ -1,10 +1,10 @@
-// One budget for many matrices: the rule of `eckart.linalg.allocate`, step by step, so that both choose alike.
+// One budget for many matrices: the algorithm of `eckart.linalg.allocate`, so that both choose the same ranks.
 
 /**
- * Single ranks of all matrices, those that keep most energy for their parameters first.
+ * Single ranks of all matrices, in descending order of energy per parameter.
  * @param {Spectrum[]} spectra
- * @param {number[]} costs parameters of one rank of each.
- * @returns {{owners: Uint32Array, densities: Float64Array}} in the order in which they are taken.
+ * @param {number[]} costs parameters of one rank of each matrix.
+ * @returns {{owners: Uint32Array, densities: Float64Array}} matrix index and energy per parameter of each rank.
  */
 export function inOrder(spectra, costs) {
   const length = spectra.reduce((sum, spectrum) => sum + spectrum.values.length, 0);
@@ -24,9 +24,9 @@ export function inOrder(spectra, costs) {
 }
 
 /**
- * Ranks that share a budget so that the energy kept is greatest.
- * @returns {{ranks: number[], params: number, gap: number, certain: boolean}} `gap` is energy that no other choice
- *   can gain over this one; not `certain` where a value that is not here might have been chosen.
+ * The ranks within a budget that capture the most energy.
+ * @returns {{ranks: number[], params: number, gap: number, certain: boolean}} no other choice captures more than `gap`
+ *   additional energy; `certain` is false if a singular value that is not on the page might have been chosen.
  */
 export function allocate(spectra, costs, items, budget) {
   const ranks = new Array(spectra.length).fill(0);
@@ -55,7 +55,7 @@ export function allocate(spectra, costs, items, budget) {
   return { ranks, params: budget - left, gap, certain: spectra.every(settled) && !exhausted };
 }
 
-/** The largest budget whose choice needs no value that the page does not carry. */
+/** The largest budget for which the page contains every singular value that the choice needs. */
 export function largestBudget(spectra, costs, items) {
   const taken = new Array(spectra.length).fill(0);
   let params = 0;
@@ -67,14 +67,14 @@ export function largestBudget(spectra, costs, items) {
   return params;
 }
 
-/** Energy by which the values of a partial spectrum may misjudge what a number of ranks keeps. */
+/** Largest error of a partial spectrum in the energy of its leading ranks. */
 function openEnergy(spectrum) {
   if (spectrum.tail === null) return 0;
   let most = -Infinity;
-  let kept = 0;
+  let energy = 0;
   spectrum.values.forEach((value, i) => {
-    kept += value * value;
-    most = Math.max(most, spectrum.tail.energy[i + 1] - kept);
+    energy += value * value;
+    most = Math.max(most, spectrum.tail.energy[i + 1] - energy);
   });
   return most + spectrum.tail.rounding;
 }

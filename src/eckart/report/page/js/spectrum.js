@@ -1,11 +1,11 @@
-// A spectrum in the browser: the same rules as `eckart.linalg.Spectrum`, in the same order of operations.
+// A spectrum in the browser, with the same arithmetic as `eckart.linalg.Spectrum`.
 //
-// Sums and comparisons follow the Python code step by step, so that IEEE arithmetic gives the same bits: a complete
-// spectrum is summed from its smallest value up, a partial one is subtracted from its exact norm.
+// Sums and comparisons use the same order of operations as the Python code, so that results are equal bit for bit: a
+// complete spectrum is summed from the smallest value up, a partial one is subtracted from the exact norm.
 
 export class Spectrum {
   /**
-   * @param {Object} data as Python's `spectrum_data` makes it.
+   * @param {Object} data the result of Python's `spectrum_data`.
    * @param {number[]} size [out_features, in_features].
    * @param {Float64Array} numbers the page's block.
    */
@@ -15,19 +15,19 @@ export class Spectrum {
     this.fro = data.fro;
     this.tail = data.tail
       ? { ...data.tail, energy: numbers.subarray(data.tail.at, data.tail.at + data.count + 1) } : null;
-    const [at, kept] = data.rest ?? [0, 0];
-    this.keptRanks = numbers.subarray(at, at + kept);
-    this.keptEnergies = numbers.subarray(at + kept, at + 2 * kept);
+    const [at, length] = data.rest ?? [0, 0];
+    this.keptRanks = numbers.subarray(at, at + length);
+    this.keptEnergies = numbers.subarray(at + length, at + 2 * length);
     this.known = this.tail ? this.headSums() : this.suffixSums(data.remains ?? 0);
     this.total = this.known[0];
   }
 
-  /** Whether values between the kept ones are not on the page. */
+  /** Whether the page contains only some of the singular values. */
   get thinned() {
     return this.keptRanks.length > 0;
   }
 
-  /** Squared error of the best approximation of rank r = 0…count, of a complete spectrum. */
+  /** Squared error of the best approximation of each rank r = 0…count, for a complete spectrum. */
   suffixSums(remains) {
     const sums = new Float64Array(this.values.length + 1);
     sums[this.values.length] = remains;
@@ -35,7 +35,7 @@ export class Spectrum {
     return sums;
   }
 
-  /** Upper limit of the squared error at rank r = 0…count, of a partial spectrum. */
+  /** Upper bound on the squared error at each rank r = 0…count, for a partial spectrum. */
   headSums() {
     const total = this.tail.total;
     const sums = new Float64Array(this.values.length + 1);
@@ -49,7 +49,7 @@ export class Spectrum {
     return sums.map((sum) => Math.max(sum, 0));
   }
 
-  /** Squared error of the best approximation of a rank, at most; of a thinned spectrum, at the kept rank below. */
+  /** Upper bound on the squared error of a rank; for a thinned spectrum, the error at the next lower rank on the page. */
   energyAbove(rank) {
     if (rank >= this.maxRank && !this.tail) return 0;
     const count = this.values.length;
@@ -63,7 +63,7 @@ export class Spectrum {
     return place < 0 ? this.known[count] : this.keptEnergies[place];
   }
 
-  /** The squared error that no approximation of a rank is below; that of `energyAbove` for a complete spectrum. */
+  /** Lower bound on the squared error of a rank; equal to `energyAbove` for a complete spectrum. */
   leastAbove(rank) {
     if (!this.tail) return this.energyAbove(rank);
     const count = this.values.length;
@@ -72,12 +72,12 @@ export class Spectrum {
     return Math.max(total - energy[count] - (rank - count) * largest, 0);
   }
 
-  /** Relative error ‖W − W_r‖ / ‖W‖ at a rank, at most. */
+  /** Upper bound on the relative error ‖W − W_r‖ / ‖W‖ at a rank. */
   error(rank) {
     return this.total > 0 ? Math.sqrt(this.energyAbove(rank) / this.total) : 0;
   }
 
-  /** Share of ‖W‖² that a rank keeps, at least. */
+  /** Lower bound on the share of ‖W‖² at a rank. */
   energy(rank) {
     return this.total > 0 ? (this.total - this.energyAbove(rank)) / this.total : 1;
   }
@@ -99,7 +99,7 @@ export class Spectrum {
     return [this.tail ? this.search((rank) => enough(this.leastAbove(rank))) : upper, upper];
   }
 
-  /** The first rank that the page knows of and that meets a condition. */
+  /** The first rank on the page that meets a condition. */
   search(meets) {
     for (let r = 0; r <= this.values.length; r += 1) if (meets(r)) return r;
     if (this.thinned) return this.keptRanks.find((rank) => meets(rank)) ?? this.maxRank;
@@ -108,7 +108,7 @@ export class Spectrum {
   }
 }
 
-/** Place of the last of ascending numbers that is at most `limit`, or −1. */
+/** Index of the last of ascending numbers that is at most `limit`, or −1. */
 function lastAtMost(numbers, limit) {
   let place = -1;
   while (place + 1 < numbers.length && numbers[place + 1] <= limit) place += 1;
