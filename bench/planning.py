@@ -1,8 +1,8 @@
 """Memory predicted by `eckart plan` and measured in a process, and the time of a prediction.
 
 Each setting trains in a separate process on the CPU. The memory of the interpreter and its libraries is measured there
-and added to the prediction, since no simulation can know it. The C library is told to return freed memory at once; by
-default it retains some of it, which two settings show. Takes minutes, so it runs only when named.
+and added to the prediction, since no simulation can know it. The C library is configured to return freed
+memory at once; by default it retains some of it, which two settings show. Takes minutes, so it runs only when named.
 """
 
 import json

@@ -218,8 +218,8 @@ def test_saved_tensors_and_renormalised_layers_mix_by_their_weights(tmp_path):
     found, weight = tensors_in(tmp_path / "out"), base["a.q_proj.weight"].double()
     assert torch.equal(found["norm.weight"], torch.full((5,), 1 + 0.5 * 2 - 0.25 * 2))
     moved = weight + dora.low_rank().dense()
-    renormalised = dora.magnitude[:, None] * moved / moved.norm(dim=1, keepdim=True)
-    exact = weight + 0.5 * (renormalised - weight) + 0.25 * second["a.q_proj"].low_rank().dense()
+    renormalized = dora.magnitude[:, None] * moved / moved.norm(dim=1, keepdim=True)
+    exact = weight + 0.5 * (renormalized - weight) + 0.25 * second["a.q_proj"].low_rank().dense()
     torch.testing.assert_close(found["a.q_proj.weight"].double(), exact, rtol=0, atol=1e-5)
 
 

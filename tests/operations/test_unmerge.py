@@ -133,7 +133,7 @@ def test_a_model_that_does_not_contain_the_adapter_is_refused_with_the_verdict_o
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_without_a_base_the_one_that_the_adapter_names_is_recognised_as_never_merged(copied, tmp_path):
+def test_without_a_base_the_one_that_the_adapter_names_is_recognized_as_never_merged(copied, tmp_path):
     save_file(base_of(torch.bfloat16), tmp_path / "base.safetensors")
     save_file(base_of(torch.bfloat16), tmp_path / "copy.safetensors")
     adapter = Adapter(SMALL[0].layers, base_model=str(tmp_path / "base.safetensors"))

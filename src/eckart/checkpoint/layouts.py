@@ -18,7 +18,7 @@ _TRANSPOSED_EXPERTS = {"gpt_oss", "llama4", "llama4_text", "qwen3_vl_moe", "qwen
 _EXPERT_MODULES = {"input_linear", "output_linear"}
 _BUFFERS = {"inv_freq", "rope_freqs", "masked_bias", "position_ids", "original_inv_freq"}
 _QUANTIZED = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", "SCB", "weight_format")
-_QUANTIZED_BESIDE = ("qweight", "qzeros", "weight_scale", "weight_scale_inv", "SCB")
+_QUANTIZED_COMPANIONS = ("qweight", "qzeros", "weight_scale", "weight_scale_inv", "SCB")
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,8 @@ def _is_quantized(info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> bool:
     module, _, leaf = info.name.rpartition(".")
     if leaf.endswith("bias"):
         return False
-    beside = [f"{info.name}.absmax", *(f"{module}.{part}" for part in _QUANTIZED_BESIDE)]
-    return leaf in _QUANTIZED or "quant_state" in info.name or any(name in tensors for name in beside)
+    companions = [f"{info.name}.absmax", *(f"{module}.{part}" for part in _QUANTIZED_COMPANIONS)]
+    return leaf in _QUANTIZED or "quant_state" in info.name or any(name in tensors for name in companions)
 
 
 def model_types(config: Mapping[str, Any]) -> set[str]:

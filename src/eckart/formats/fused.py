@@ -1,7 +1,7 @@
 """Layers that one format fuses and another separates: FLUX's query, key and value are one layer in kohya's files.
 
 Fusing stacks lora_A and builds a block-diagonal lora_B of rank Σrᵢ; separating takes rows of lora_B. Both are exact.
-A block-diagonal fused layer is recognised, so that each part gets back no more than its own rank.
+A block-diagonal fused layer is recognized, so that each part gets back no more than its own rank.
 """
 
 import math

@@ -149,7 +149,7 @@ def _outline(tensors: Mapping[str, TensorOutline], alpha: float | None) -> Layer
     rank, outputs = A.shape[0], B.shape[0]
     scale, change = tensors.get("dora_scale"), tensors.get("diff_b")
     if scale is not None and (scale.ndim < 2 or scale.shape[0] != outputs or scale.numel() != outputs):
-        # DoRA normalises outputs; the norms of inputs, which LyCORIS trains by default, are another method.
+        # DoRA normalizes outputs; the norms of inputs, which LyCORIS trains by default, are another method.
         msg = (
             f"dora_scale is {scale.shape}; only norms of outputs, ({outputs}, 1), are supported: LyCORIS trains norms "
             "of inputs unless wd_on_out is set, and no layer of PEFT or diffusers has them"

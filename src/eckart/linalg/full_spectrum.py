@@ -36,7 +36,7 @@ def spectrum(weight: Matrix) -> Spectrum:
     products = gram(matrix)
     total = float(products.trace())
     if not math.isfinite(total):
-        total = squared_norm(matrix)  # which tells values that are not finite from values too large to square
+        total = squared_norm(matrix)  # which distinguishes NaN and Inf from values too large to square
     if total == 0:
         return Spectrum(torch.zeros(min(matrix.shape), dtype=torch.float64), matrix.shape, 0.0, matrix.dtype)
     values = exact_values(matrix, eigenvalues(products))
@@ -65,7 +65,7 @@ def gram(matrix: RowSlabs) -> Tensor:
         matrix = InMemory(matrix.weight.T, stored=matrix.dtype)
     rows, columns = matrix.shape
     if rows >= columns:
-        # The first product is the sum: filling and adding would wake torch's threads, which then spin beside BLAS's.
+        # The first product is the sum: filling and adding would wake torch's threads, which then compete with BLAS's.
         total = None
         for block in _row_blocks(matrix):
             total = self_product(block) if total is None else total.add_(self_product(block))
@@ -96,7 +96,7 @@ def _from_qr(matrix: RowSlabs) -> Tensor:
 
 
 def _row_blocks(matrix: RowSlabs) -> Iterator[Tensor]:
-    """The rows of a matrix in float64 blocks of about `BLOCK_BYTES`, whatever its slabs."""
+    """The rows of a matrix in float64 blocks of about `BLOCK_BYTES`, independent of its slabs."""
     limit = max(1, BLOCK_BYTES // (8 * max(matrix.shape[1], 1)))
     held: list[Tensor] = []
     for slab in matrix.slabs():
@@ -110,5 +110,5 @@ def _row_blocks(matrix: RowSlabs) -> Iterator[Tensor]:
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    """Row blocks as one; a single one as it is."""
+    """Concatenate row blocks; a single one is returned unchanged."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,4 +1,4 @@
-"""What the commands do: each operation plans from headers, computes matrix by matrix, and writes its output whole."""
+"""The operations behind the commands: each plans from headers, computes matrix by matrix and writes atomically."""
 
 import lazy_loader
 

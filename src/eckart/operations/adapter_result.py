@@ -9,7 +9,7 @@ from eckart.adapter.adapter import Adapter
 from eckart.result import Result, Skipped
 
 Refine = Callable[[Adapter], Adapter]
-"""Changes a finished adapter before it is written; returns the same object where it changes nothing."""
+"""Changes a finished adapter before it is written; returns the same object if it changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class LayerRecord:
     Attributes:
         name: of the module.
         shape: `(out_features, in_features)`.
-        rank: of its factors; 0 where a budget gave the layer none.
+        rank: rank of its factors; 0 if the budget left none for the layer.
         error: ‖ΔW − BA‖_F / ‖ΔW‖_F, measured on the factors as written.
         error_lower_bound: no factors of that rank have a smaller error; fails with probability under 1e-6.
         fro_norm: ‖ΔW‖_F.
@@ -55,7 +55,7 @@ class AdapterResult(Result):
         output: where it was written, None if it was not.
         nbytes: size of the written files, or of the tensors.
         seconds: wall time.
-        guarantee: what is proved about the use of a budget, None without one.
+        guarantee: how much more energy another use of the budget could preserve; None without a budget.
         notes: warnings and advice that were also reported while it ran.
     """
 

@@ -60,8 +60,8 @@ class LayerTasks:
         shapes: shape of each layer's update, in the order of the result.
         facts: everything that the records depend on, as JSON.
         measure: measures the errors of an adapter whose factors a `Refine` changed; None where there is no `Refine`.
-        skipped: what is not in the adapter, apart from the layers whose record says so.
-        guarantee: what is proved about the use of a budget.
+        skipped: what is not in the adapter, apart from layers with an empty record.
+        guarantee: how much more energy another use of the budget could preserve.
         notes: warnings and advice that were already reported.
         copies: by layer, further modules that get its update because they share its weight.
     """
@@ -89,13 +89,13 @@ def layer_record(layer: AdapterLayer, *, error: float, error_lower_bound: float,
 def empty_record(
     reason: str, fro_norm: float, *, spare: AdapterLayer | None = None, skipped_name: str | None = None
 ) -> "Record":
-    """The record of a layer that gets no factors; one whose update is not zero counts as rank 0.
+    """The record of a layer without factors; if its update is not zero it counts as rank 0.
 
     Args:
-        reason: why it gets none.
-        fro_norm: of its update.
-        spare: for an expert whose update is zero, the layer that it gets if another expert of its parameter gets one.
-        skipped_name: name in the list of skipped items; the layer's own by default.
+        reason: why it has none.
+        fro_norm: norm of its update.
+        spare: for an expert whose update is zero, the layer to write if another expert of its parameter has one.
+        skipped_name: name in the list of skipped items; by default that of the layer.
     """
     from eckart.engine import Record
 
@@ -136,7 +136,7 @@ class AdapterWriter:
         force: bool,
         refine: Refine | None = None,
     ) -> "AdapterWriter":
-        """A writer for a plan, once its output and execution options are known to be possible.
+        """A writer for a plan, after checking its output and execution options.
 
         Raises:
             OutputError: the output cannot be written; with all faults.

@@ -1,4 +1,4 @@
-"""What the parts of an adapter cost, in bytes or parameters: budgets are checked and ranks are judged by it."""
+"""The size of each part of an adapter, in bytes or parameters, for checking budgets and warning about high ranks."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class Costs:
         return self.fixed + sum(cost * ranks[name] for name, cost in self.by_rank.items())
 
     def check(self, budget: Budget, needed: Collection[str]) -> None:
-        """Refuse a budget too small for what is fixed and the smallest ranks.
+        """Refuse a budget that is too small for the fixed parts and the smallest ranks.
 
         Args:
             budget: the limit.

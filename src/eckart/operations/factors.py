@@ -77,14 +77,14 @@ def error_of(matrix: RowSlabs, layer: AdapterLayer, view: MatrixView) -> float:
 
 
 def _rank_for(matrix: RowSlabs, choice: RankChoice, generator: torch.Generator) -> int:
-    """The rank that a choice gives a matrix that is not zero."""
+    """The rank of a nonzero matrix by a rank choice."""
     if choice.rank is not None:
         return min(choice.rank, *matrix.shape)
     return max(1, rank_by_rule(spectrum_for(matrix, rule_of(choice), generator=generator), choice))
 
 
 def _measured_error(matrix: RowSlabs, left: Tensor, right: Tensor) -> float:
-    """‖W − left·right‖_F of the factors as they are, in float32 products and float64 sums."""
+    """‖W − left·right‖_F of the factors as stored, with float32 products and float64 sums."""
     total, start = 0.0, 0
     for slab in matrix.slabs():
         for block in slab.split(max(1, 2**20 // slab.shape[1])):

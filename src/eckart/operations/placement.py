@@ -39,7 +39,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Places:
-    """Every change of a base.
+    """All changes of a base.
 
     Attributes:
         changes: tensor of the model -> name of the matrix in it -> what changes it. A tensor that is not a matrix has
@@ -58,7 +58,7 @@ class _Fault:
     Attributes:
         adapter: index of the adapter.
         key: the module or tensor.
-        kind: faults of one kind have one cause if an adapter has nothing else.
+        kind: if all faults of an adapter are of one kind, they have one common cause.
         text: the reason.
     """
 
@@ -206,7 +206,7 @@ def _misfit(
 
 
 def _common_cause(faults: Sequence[_Fault], adapter: AdapterOutline, base: Checkpoint) -> str | None:
-    """What is wrong if nothing of an adapter fits for one reason: it was made for another model."""
+    """The common cause if no part of an adapter fits: it was made for another model."""
     kinds = {fault.kind for fault in faults}
     layers = [fault for fault in faults if fault.key in adapter]
     if len(layers) < 3 or len(layers) < len(adapter) or len(kinds) != 1 or kinds == {"other"}:

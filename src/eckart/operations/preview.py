@@ -15,7 +15,7 @@ class Match:
         name: of the module.
         shape: of its weight or update.
         ranks: rank of the module's update in each input adapter, in their order; 0 where one has none.
-        rank: rank in the result, where headers decide it; None where the spectrum does, or there is no result adapter.
+        rank: rank in the result, if headers determine it; None if the spectrum does or the result is not an adapter.
     """
 
     name: str

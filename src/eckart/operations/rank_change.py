@@ -1,4 +1,4 @@
-"""One layer at another rank: truncated exactly, padded without changing its update, and measured as it is written."""
+"""One layer at another rank: truncated exactly, or padded without changing its update, with its error as written."""
 
 import math
 from dataclasses import replace
@@ -14,7 +14,7 @@ ROUNDING = 16 * torch.finfo(torch.float64).eps  # share of ‖B‖‖A‖ below 
 
 
 def rounding_floor(product: LowRank) -> float:
-    """Largest value that rounding may leave in a product of factors whose exact value is zero: a few ε₆₄·‖B‖‖A‖."""
+    """Largest value of a product of factors that rounding alone can explain: a few ε₆₄·‖B‖‖A‖."""
     return ROUNDING * float(product.lora_B.norm()) * float(product.lora_A.norm())
 
 
@@ -29,13 +29,13 @@ def product_spectrum(product: LowRank) -> Spectrum:
 def at_rank(
     layer: AdapterLayer, target: LowRank, rank: int, *, dtype: torch.dtype | None, generator: torch.Generator
 ) -> AdapterLayer:
-    """The layer with the best update of a rank: its own factors if it has that rank already, else padded or truncated.
+    """The layer with the best update of a rank: unchanged if it has that rank already, else padded or truncated.
 
     Args:
-        layer: gives module, scaling, bias and magnitude; its own factors multiply to `target`, up to rounding.
+        layer: provides module, scaling, bias and magnitude; its factors multiply to `target`, up to rounding.
         target: the update to approximate, as `low_rank` returns it, in float64.
-        rank: of the result; above the present one, or that of the update, it is padded.
-        dtype: of the factors; None keeps the present one.
+        rank: rank of the result; if higher than that of the layer or of the update, the factors are padded.
+        dtype: data type of the factors; None keeps that of the layer.
         generator: source of the padding.
     """
     if rank < layer.rank:
@@ -43,7 +43,7 @@ def at_rank(
         count = min(rank, int((S - rounding_floor(target) > 0).sum()))
         if count == 0:
             return zero_layer(cast(layer, dtype), rank, generator)
-        # `with_update` takes the scale from lora_B alone: half of it belongs to lora_A, for the sake of narrow dtypes.
+        # `with_update` scales lora_B alone; splitting the scale evenly keeps both factors in range of narrow dtypes.
         half = abs(layer.scaling) ** 0.5
         best = LowRank.from_svd(U[:, :count], S[:count], Vh[:count])
         layer = layer.with_update(LowRank(best.lora_B * half, best.lora_A / half), dtype=dtype)
@@ -51,7 +51,7 @@ def at_rank(
 
 
 def padded(layer: AdapterLayer, rank: int, generator: torch.Generator) -> AdapterLayer:
-    """The same update in factors of a higher rank that training can use; the layer itself at its present rank."""
+    """The same update with factors of a higher rank, from which training can continue; no change at the same rank."""
     if rank <= layer.rank:
         return layer
     more = zero_layer(layer, rank - layer.rank, generator)
@@ -60,7 +60,7 @@ def padded(layer: AdapterLayer, rank: int, generator: torch.Generator) -> Adapte
 
 
 def zero_layer(layer: AdapterLayer, rank: int, generator: torch.Generator) -> AdapterLayer:
-    """A zero update of that rank as PEFT initialises one: random lora_A, zero lora_B; vice versa for an embedding."""
+    """A zero update of that rank as PEFT initializes one: random lora_A, zero lora_B; vice versa for an embedding."""
     A, B = layer.lora_A, layer.lora_B
     new_A, new_B = A.new_zeros(rank, *A.shape[1:]), B.new_zeros(len(B), rank, *B.shape[2:])
     if layer.kind == "embedding":
@@ -72,7 +72,7 @@ def zero_layer(layer: AdapterLayer, rank: int, generator: torch.Generator) -> Ad
 
 
 def alpha_for(scaling: float, rank: int, *, rslora: bool) -> float:
-    """The alpha that gives a scaling at a rank, exactly wherever a float can."""
+    """The alpha for a scaling at a rank, exact where a float can represent it."""
     root = rank**0.5 if rslora else rank
     alpha = scaling * root
     near = (alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, -math.inf))
@@ -80,7 +80,7 @@ def alpha_for(scaling: float, rank: int, *, rslora: bool) -> float:
 
 
 def measured_error(target: LowRank, layer: AdapterLayer, norm: float) -> float:
-    """‖Δ − BA‖_F / ‖Δ‖_F of the factors as they are, from the stacked factors of the difference in float64."""
+    """‖Δ − BA‖_F / ‖Δ‖_F of the factors as stored, from the stacked factors of the difference in float64."""
     return (target - layer.low_rank()).fro_norm / norm if norm else 0.0
 
 
@@ -90,7 +90,7 @@ def least_error(spectrum: Spectrum, rank: int) -> float:
 
 
 def check_finite(name: str, layer: AdapterLayer) -> AdapterLayer:
-    """The layer itself.
+    """Return the layer unchanged if it is finite.
 
     Raises:
         NotFiniteError: it contains NaN or Inf.
@@ -103,7 +103,7 @@ def check_finite(name: str, layer: AdapterLayer) -> AdapterLayer:
 
 
 def check_range(name: str, layer: AdapterLayer) -> AdapterLayer:
-    """A computed layer itself.
+    """Return a computed layer unchanged if it fits its dtype.
 
     Raises:
         OptionError: its values are too large for its dtype.

@@ -51,7 +51,7 @@ class RankChoice:
     """Exactly one way to choose ranks.
 
     Attributes:
-        rank: the rank of every matrix; a matrix that cannot have it gets the highest it can.
+        rank: the rank of every matrix; where it is too high for one, the highest possible.
         energy: the smallest rank of each matrix that preserves this share of ‖ΔW‖_F².
         error: the smallest rank of each matrix whose relative Frobenius error is strictly below this.
         budget: a size that all matrices share so that the most energy is preserved.
@@ -71,7 +71,7 @@ class RankChoice:
         error: float | None = None,
         budget: str | int | Budget | None = None,
     ) -> "RankChoice | None":
-        """The choice that the arguments of an operation express; None if all of them are None.
+        """The rank choice from the arguments of an operation; None if all of them are None.
 
         Raises:
             OptionError: more than one is given, or a value is out of range.

@@ -1,7 +1,7 @@
 """The rank of every layer of a new adapter, from the spectra of the updates: by a rule for each, or within one budget.
 
-The experts of one parameter are written with one rank: the highest that one of them needs, or the share of a budget
-that all of them together earn.
+The experts of one parameter are written with the same rank: the highest that one of them needs, or their common share
+of a budget.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -29,7 +29,7 @@ class Ranks:
     Attributes:
         by_name: rank of each layer, 0 included.
         norms: ‖Δ‖_F of each update.
-        guarantee: what is proved about the use of a budget, None without one.
+        guarantee: how much more energy another use of the budget could preserve; None without a budget.
     """
 
     by_name: Mapping[str, int]
@@ -38,7 +38,7 @@ class Ranks:
 
 
 class TaskMaker(Protocol):
-    """Makes a task for each named layer out of a function of its name."""
+    """Creates a task for each named layer from a function of its name."""
 
     def __call__(self, names: Iterable[str], call: Callable[[str], T]) -> list[Task[T]]: ...  # noqa: D102
 
@@ -52,10 +52,10 @@ def ranks_from_spectra(
     needed: Collection[str],
     execution: Execution,
 ) -> Ranks:
-    """Compute the spectra of all updates, in parallel and as far as the choice needs them, and choose the ranks.
+    """Compute the spectra of all updates in parallel, as far as the choice needs them, and choose the ranks.
 
     Args:
-        tasks: makes the tasks.
+        tasks: creates the tasks.
         spectrum_of: the spectrum of an update by its name; complete if the second argument is True.
         choice: by energy, error or budget.
         costs: of the same layers.
@@ -116,20 +116,20 @@ def choose(
 
 
 def rule_of(choice: RankChoice) -> Rule:
-    """The function that reads the rank off a spectrum, for a choice by energy or error."""
+    """The function from a spectrum to a rank, for a choice by energy or error."""
     if choice.energy is not None:
         return lambda known: known.rank_for_energy(choice.energy or 1.0)
     return lambda known: known.rank_for_error(choice.error or 1.0)
 
 
 def rank_by_rule(known: Spectrum, choice: RankChoice) -> int:
-    """The rank that a choice by energy or error gives one matrix; 0 for a zero matrix."""
+    """The rank of one matrix for a choice by energy or error; 0 for a zero matrix."""
     found = rule_of(choice)(known)
     return found.upper if isinstance(found, RankBound) else found or 0
 
 
 def _together(spectra: list[Spectrum]) -> Spectrum:
-    """The energy that one more rank of several matrices of one shape preserves, as the spectrum of one."""
+    """A spectrum whose energies are those that each further rank of several matrices of one shape adds in total."""
     if len(spectra) == 1:
         return spectra[0]
     squares = torch.zeros(max(len(known.singular_values) for known in spectra), dtype=torch.float64)
@@ -139,7 +139,7 @@ def _together(spectra: list[Spectrum]) -> Spectrum:
 
 
 def _without_first(known: Spectrum) -> Spectrum:
-    """The spectrum after its first rank has been taken."""
+    """The spectrum without its leading singular value."""
     if known.tail is None:
         return replace(known, singular_values=known.singular_values[1:])
     limits = known.tail.energy_upper

@@ -1,7 +1,7 @@
 """The change of one matrix by adapters, computed rows at a time: base + Σ wᵢ·Δᵢ, in one dtype, not rounded here.
 
 A plain layer has Δ = scaling·BA; DoRA has Δ = m⊙(W+ΔW)/‖W+ΔW‖ − W with one norm per output (Liu et al. 2024); a
-completely saved tensor has Δ = saved − W. The last two subtract their share of the base; `keep` is what remains of it.
+completely saved tensor has Δ = saved − W. The last two subtract their share of the base; `keep` is the remaining one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +23,9 @@ class _Dora:
     """W' of one DoRA layer.
 
     Attributes:
-        weight: of the adapter.
-        left: with `right` the factors of the update, including the scale.
-        saved: the weight that the adapter saves and updates, as PEFT does with embeddings; None for the base's.
+        weight: weight of the adapter.
+        left, right: factors of the update, including the scale.
+        saved: the weight that the adapter saves and updates, as PEFT does with embeddings; None for that of the base.
         by_column: whether an output is a column.
         gains: factor of each output.
     """
@@ -58,7 +58,7 @@ class Update:
         keep: remaining share of the base.
         products: factors of all plain updates, including scales and weights; None without any.
         whole: tensors to add, each with its factor.
-        dora: layers that renormalise.
+        dora: layers that renormalize.
     """
 
     dtype: torch.dtype
@@ -110,10 +110,10 @@ def update_of(
     """Read the change of one matrix, upcast once.
 
     Args:
-        terms: what changes it.
+        terms: the terms that change it.
         adapters: adapters that the terms refer to.
-        weights: of the adapters.
-        dtype: to compute in.
+        weights: weights of the adapters.
+        dtype: data type to compute in.
         view: the matrix.
         slabs: rows of the base, for the norms of DoRA.
 

@@ -1,4 +1,4 @@
-"""Writes a result of several files: all of them completely, or none."""
+"""Writes a result of several files atomically: all of them or none."""
 
 import os
 from collections.abc import Iterable, Mapping

@@ -54,7 +54,7 @@ class MatrixAnalysis:
         return numbers | {f"rank_for_error_{error}": spectrum.rank_for_error(error) for error in ERRORS}
 
     def to_json(self) -> dict[str, Any]:
-        """The entry of `analysis.json`; a number that is only bounded is `{"lower": a, "upper": b}`.
+        """The entry of `analysis.json`; an interval is `{"lower": a, "upper": b}`.
 
         A partial spectrum adds `tail`, the certified limits that its bounds are derived from.
         """

@@ -1,4 +1,4 @@
-"""The place of a module in its model: its layer and its kind."""
+"""The position of a module in its model: its layer and its kind."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ _FORWARD = (
     *("embed", "wte", "wpe", "q_proj", "query", "k_proj", "key", "v_proj", "value", "o_proj", "out_proj"),
     *("gate_proj", "up_proj", "down_proj"),
 )
-_FLATTENED = re.compile(r"(?<=\d)_|_(?=\d+(?:_|$))")  # beside a number, where kohya's names have _ for every dot
+_FLATTENED = re.compile(r"(?<=\d)_|_(?=\d+(?:_|$))")  # next to a number, where kohya's names have _ for every dot
 _INDEX = re.compile(r"(?:^|(?<=\.))\d+(?=\.)")
 
 

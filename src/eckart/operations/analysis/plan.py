@@ -23,14 +23,14 @@ from eckart.result import Skipped
 
 @dataclass(frozen=True)
 class AnalysisPlan:
-    """An analysis that was checked from headers.
+    """An analysis, checked from headers.
 
     Attributes:
         kind, source, base: as in the `Analysis`.
         matches: the matrices to analyse.
         tasks: one per matrix, in the order of the files; each returns its entry of `analysis.json`.
         skipped: every other tensor, and why.
-        fingerprint: a digest of what the numbers depend on besides the matrix's name.
+        fingerprint: a digest of everything that the numbers depend on besides the name of the matrix.
         inputs: files and folders that are read, which no output may replace.
     """
 
@@ -57,7 +57,7 @@ def plan_analysis(
     exclude: str | Sequence[str],
     execution: Execution,
 ) -> AnalysisPlan:
-    """Open and check what is to be analysed; only as many bytes of tensors are read as show a difference.
+    """Open and check the inputs of an analysis; tensors are read only until a difference is found.
 
     Arguments and errors as of `analyze`.
     """
@@ -141,7 +141,7 @@ def _of_adapter(
 
 
 def _adapter_task(name: str, adapter: Adapter, layer: LayerOutline) -> Task[Record]:
-    """The exact spectrum of scaling · lora_B · lora_A, which is never multiplied out; `layer` is its outline."""
+    """The exact spectrum of scaling · lora_B · lora_A from the factors alone; `layer` is its outline."""
 
     def analyze() -> Record:
         update = adapter[name].low_rank()

@@ -66,8 +66,8 @@ class Analysis(Result):
     def rows(self) -> list[dict[str, Any]]:
         """The table of `analysis.csv`: one flat dictionary per matrix, all with the same keys.
 
-        A statistic that is only bounded leaves its own column empty and fills `<column>_lower` and
-        `<column>_upper`; those two columns exist only if some matrix needs them.
+        A statistic that is an interval leaves its own column empty and fills `<column>_lower` and
+        `<column>_upper`; these two columns exist only if a matrix needs them.
         """
         where = self.places()
         measured = [matrix.statistics() for matrix in self.matrices]

@@ -1,1 +1,1 @@
-"""Several adapters as one: exact sums, and what pruning makes of them."""
+"""Combining adapters into one: exact sums, and pruned ones."""

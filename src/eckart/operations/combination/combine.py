@@ -39,7 +39,7 @@ def combine(
     A sum is exact: factors are stacked, so ranks add up, and are truncated only to a chosen rank. An adapter of weight
     0 is skipped, and a single adapter of weight 1 is returned bit for bit. Updates that must be formed as matrices
     (pruned ones, and those of DoRA layers, Δ = W′ − W) are formed one at a time and factored again. Biases of layers,
-    and tensors saved in full as base + Σ wᵢ·(savedᵢ − base), are summed whatever the method.
+    and tensors saved in full as base + Σ wᵢ·(savedᵢ − base), are summed with every method.
 
     At most one of `rank`, `energy`, `error` and `budget` chooses the ranks. Without one a sum has the sum of the ranks
     (its own rank where that is more than a matrix can have), and an update formed as a matrix has the highest rank
@@ -56,7 +56,7 @@ def combine(
         error: the smallest rank of each layer whose relative Frobenius error is below this.
         budget: size of the adapter, as bytes (`"20MB"`) or parameters (`"5M"`, or an int), shared so that the most
             energy is preserved. Everything that is written counts.
-        base: the model, which DoRA layers and weighted tensors saved in full are differences from.
+        base: the model; needed for DoRA layers and for weighted tensors saved in full.
         output: where to write it, in the format of the adapters; finished layers are stored next to it until it is
             complete.
         dtype: of the factors, as a name or a torch dtype; by default the widest among the inputs.

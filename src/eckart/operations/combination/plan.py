@@ -41,14 +41,14 @@ class BaseTensor:
 
 @dataclass(frozen=True)
 class CombinePlan:
-    """A combination that headers show to be possible.
+    """A combination, checked from headers.
 
     Attributes:
         adapters: those whose weight is not zero, with common module names.
         weights: of the same adapters.
         mixture: how updates of one module are combined.
         choice: of the ranks; None keeps those of an exact sum.
-        base: the model, which DoRA layers and tensors saved in full are differences from.
+        base: the model; needed for DoRA layers and tensors saved in full.
         dtype: of the factors; None is the widest of the inputs.
         skipped: adapters of weight zero.
     """
@@ -135,7 +135,7 @@ class CombinePlan:
         return self.dtype or promote(*(factor.dtype for factor in factors))
 
     def costs(self, *, in_bytes: bool) -> Costs:
-        """What each rank of each layer costs, and everything else."""
+        """The cost of one rank of each layer, and of everything else."""
         by_rank, fixed = {}, 0
         for name in self.terms:
             first, *_ = layers = self.layers(name)
@@ -169,7 +169,7 @@ class CombinePlan:
         return Preview("combine", matches, self.skipped, read, self.written_bytes(), notes)
 
     def notes(self) -> list[str]:
-        """What a user should know about ranks before the work starts."""
+        """Notes about ranks, for the user to see before the work starts."""
         if self.choice is not None and self.choice.rank is None:
             return []
         note = break_even_note((shape, self.max_rank(name)) for name, shape in self.shapes.items())
@@ -203,7 +203,7 @@ class CombinePlan:
         return [folder, *(file for each in self.adapters for file in each.files)]
 
     def needed(self) -> set[str]:
-        """Layers that stay even where their update is zero, for their bias or magnitude."""
+        """Layers that are written even if their update is zero, for their bias or magnitude."""
         return {
             name
             for name in self.terms
@@ -250,8 +250,8 @@ class CombinePlan:
                 yield f"{name}: saved in full with the shapes {' and '.join(map(str, sorted(shapes)))}"
             elif weight != 1 and self.base is None:
                 yield (
-                    f"{name}: saved in full with weights that sum to {weight:g}, so the model's own tensor has a "
-                    "share in it; give the model as `base`"
+                    f"{name}: saved in full with weights that sum to {weight:g}, so the result depends on the "
+                    "model's tensor; give the model as `base`"
                 )
 
 

@@ -1,4 +1,4 @@
-"""Dense updates of one matrix combined: the sum of what pruning leaves of each, or of the entries that agree in sign.
+"""Combining dense updates of one matrix: the sum of the pruned updates, or the mean of entries that agree in sign.
 
 Each update is weighted first. PEFT's merging prunes lora_A and lora_B separately; here the update itself is pruned,
 since (A₁+A₂, B₁+B₂) is not a sum of updates.
@@ -15,7 +15,7 @@ Updates = Callable[[], Iterator[tuple[float, Tensor, torch.Generator]]]
 
 
 def combined_update(mixture: Mixture, updates: Updates) -> Tensor:
-    """One update out of several.
+    """Combine several updates into one.
 
     Args:
         mixture: the method.
@@ -35,7 +35,7 @@ def combined_update(mixture: Mixture, updates: Updates) -> Tensor:
 
 
 def trimmed(update: Tensor, density: float) -> Tensor:
-    """The update with all but its largest entries set to zero; entries that tie with the smallest of them remain."""
+    """The update with all but its largest entries set to zero; entries tied with the smallest of these remain."""
     count = max(1, int(density * update.numel()))
     if count == update.numel():
         return update

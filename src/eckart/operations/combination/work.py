@@ -47,7 +47,7 @@ class Combining:
     execution: Execution
 
     def ranks(self) -> Ranks:
-        """The rank of each layer; empty where the plan keeps those of an exact sum."""
+        """The rank of each layer; empty if the ranks are those of an exact sum."""
         choice = self.plan.choice
         if choice is None or choice.rank is not None:
             return Ranks(dict.fromkeys(self.plan.terms, choice.rank) if choice and choice.rank else {}, {})
@@ -227,7 +227,7 @@ def _sum(layers: Weighted) -> LowRank:
 def _stacked(layers: Weighted, dtype: torch.dtype | None) -> AdapterLayer:
     """The sum as one layer of stacked factors; a single layer of weight 1 unchanged.
 
-    The largest |weight·scaling| becomes its scaling, so that factors of equal scale stay bit for bit as they are.
+    The largest |weight·scaling| becomes its scaling, so that factors of equal scale are unchanged bit for bit.
     """
     first = layers[0][1]
     if len(layers) == 1 and layers[0][0] == 1:
@@ -252,7 +252,7 @@ def _unscaled(layer: AdapterLayer) -> AdapterLayer:
 
 
 def _formed(layer: AdapterLayer) -> Tensor:
-    """A plain layer's update as a matrix in float32, or float64 where it is stored so."""
+    """The update of a plain layer as a matrix in float32, or in float64 if it is stored in float64."""
     product = layer.low_rank()
     dtype = torch.promote_types(layer.lora_A.dtype, torch.float32)
     return LowRank(product.lora_B.to(dtype), product.lora_A.to(dtype)).dense()
@@ -267,7 +267,7 @@ def _promoted(tensors: Sequence[Tensor]) -> torch.dtype:
 
 
 def _needs_spare(name: str, norm: float) -> bool:
-    """Whether a zero update must be written if other experts of its parameter are."""
+    """Whether a zero update must be written because other experts of its parameter are."""
     return norm == 0 and parameter_of(name) != name
 
 

@@ -1,1 +1,1 @@
-"""Adapters and checkpoints side by side, and whether a merge is what it claims."""
+"""Comparing adapters and checkpoints, and checking a merge."""

@@ -27,7 +27,7 @@ from eckart.result import Skipped
 def compare_updates(
     name: str, a: LowRank, b: LowRank, *, directions: int, dtype: torch.dtype = torch.float64
 ) -> MatrixComparison:
-    """Compare two low-rank updates of one matrix by their singular vectors, however A and B are scaled.
+    """Compare two low-rank updates of one matrix by their singular vectors, independent of how A and B are scaled.
 
     Args:
         name: of the module.
@@ -51,7 +51,7 @@ def compare_updates(
 
 @dataclass(frozen=True)
 class AdapterPair:
-    """Two adapters that were checked to fit together.
+    """Two adapters of the same base, checked from headers.
 
     Attributes:
         adapters: A and B.
@@ -202,7 +202,7 @@ def _paired(
 
 
 def _not_factors(outline: AdapterOutline, taken: set[str]) -> list[Skipped]:
-    """What an adapter changes besides its low-rank updates, which are all that is compared."""
+    """Changes by an adapter that are not low-rank updates, and therefore not compared."""
     found = [Skipped(name, "saved completely, not as factors") for name in outline.modules_to_save]
     for name, layer in outline.items():
         if name in taken and layer.bias is not None:

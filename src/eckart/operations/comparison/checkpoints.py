@@ -31,7 +31,7 @@ from eckart.result import Skipped
 
 @dataclass(frozen=True)
 class CheckpointPair:
-    """Two checkpoints that were checked to have the same matrices.
+    """Two checkpoints with the same matrices, checked from headers.
 
     Attributes:
         a, b: the two.

@@ -40,7 +40,7 @@ def check_merge(
         base: the model that the adapters are for.
         adapters: one or several.
         merged: the model that is claimed to contain them.
-        weights: that they were merged with; default 1.
+        weights: the claimed weight of each; default 1.
         execution: workers, memory and progress.
 
     Returns:
@@ -85,7 +85,7 @@ def plan_merge_check(
 
 @dataclass(frozen=True)
 class ClaimedMatrix:
-    """One matrix, or a tensor that is not one, in both checkpoints; the claim does not change it if it has no terms."""
+    """One matrix, or another tensor, in both checkpoints; without terms the claim leaves it unchanged."""
 
     name: str
     base: MatrixView
@@ -95,7 +95,7 @@ class ClaimedMatrix:
 
 @dataclass(frozen=True)
 class MergeClaim:
-    """The claim that a checkpoint is a base with adapters that fit it.
+    """The claim that a checkpoint is a base with adapters merged into it, checked from headers.
 
     Attributes:
         base, merged: the checkpoints.

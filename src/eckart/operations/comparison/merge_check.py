@@ -99,7 +99,7 @@ class MergeCheck(Result):
 
     @property
     def verdict(self) -> Verdict:
-        """What the checkpoint is.
+        """The conclusion about the checkpoint.
 
         `equal` and `rounding` confirm the claim. `other weight`: it contains the update times `weight`. `not merged`:
         it is the base. `undecided`: rounding hides whether it contains the update. `differs`: no weight explains it, or

@@ -29,15 +29,15 @@ def measured(
     adapters: Sequence[Adapter],
     weights: Sequence[float],
 ) -> MergedMatrix:
-    """How one matrix of a merged checkpoint relates to what the claim makes of the base's.
+    """Compare one matrix of a merged checkpoint with the base's matrix plus the claimed update.
 
     Args:
         name: of the matrix.
         base: the checkpoint and its view of the matrix.
         merged: the same, of the merged one.
-        terms: what the claim adds.
-        adapters: that the terms refer to.
-        weights: of the adapters.
+        terms: the terms of the claimed update.
+        adapters: the adapters that the terms refer to.
+        weights: weights of the adapters.
     """
     upcast = lambda: (old.to(torch.float64) for old, _ in _rows(base, merged))  # noqa: E731
     update = update_of(terms, adapters, weights, dtype=torch.float64, view=base[1], slabs=upcast)

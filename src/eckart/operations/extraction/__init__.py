@@ -1,1 +1,1 @@
-"""A fine-tune as an adapter: what goes in, the factors of each matrix, and how well they fit."""
+"""Extracting an adapter from a fine-tune: which tensors it contains, the factors of each matrix, and their errors."""

@@ -41,13 +41,13 @@ def extract(
     Args:
         base: the model that was fine-tuned: SOURCE text, state dict or module.
         tuned: the fine-tuned model, with the same tensors.
-        rank: the rank of every matrix; a matrix that cannot have it gets the highest it can.
+        rank: the rank of every matrix, at most its shorter side.
         energy: the smallest rank of each matrix that preserves this share of ‖ΔW‖_F².
         error: the smallest rank of each matrix whose relative Frobenius error is below this.
         budget: size of the adapter, as bytes (`"20MB"`) or parameters (`"5M"`, or an int), shared so that the most
             energy is preserved. Biases and tensors saved in full count.
         target: patterns of the matrices to factor, by PEFT's rules, or presets; a string is one pattern.
-        exclude: patterns of matrices to leave alone; wins.
+        exclude: patterns of matrices to skip; takes precedence over `target`.
         modules_to_save: patterns of modules whose changed tensors are saved in full; `norm` is every normalization
             layer, and `bias` saves the changed biases of factored modules.
         output: folder to write, in PEFT's format; finished matrices are stored next to it until it is complete.

@@ -33,14 +33,14 @@ _TASK_TYPES = {
 
 @dataclass(frozen=True)
 class ExtractPlan:
-    """An extraction that headers show to be possible.
+    """An extraction, checked from headers.
 
     Attributes:
         base: the base model.
         tuned: the fine-tuned model.
-        choice: of the ranks.
-        parts: what becomes of every tensor.
-        dtype: of the factors.
+        choice: how the ranks are chosen.
+        parts: every tensor, by how it is processed.
+        dtype: data type of the factors.
         balanced: split √S to both factors; otherwise lora_B carries S and lora_A has orthonormal rows.
     """
 
@@ -70,7 +70,7 @@ class ExtractPlan:
         return {view.name: min(self.choice.rank, *view.stored_shape) for view in self.parts.matrices}
 
     def costs(self, saved: Collection[str], biases: Collection[str], *, in_bytes: bool) -> Costs:
-        """What each rank of each matrix costs, and what these tensors do.
+        """The cost of one rank of each matrix, and of these tensors.
 
         Args:
             saved: names of tensors saved in full.
@@ -105,7 +105,7 @@ class ExtractPlan:
         return Preview("extract", matches, self.parts.skipped, read, self.written_bytes(), self.notes(ranks))
 
     def notes(self, ranks: Mapping[str, int] | None) -> list[str]:
-        """What a user should know about ranks before the work starts."""
+        """Notes about ranks, for the user to see before the work starts."""
         if ranks is None:
             return ["The spectra decide the ranks."]
         note = break_even_note((view.shape, ranks[view.name]) for view in self.parts.matrices)

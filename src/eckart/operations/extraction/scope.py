@@ -17,10 +17,10 @@ class Scope:
     """The patterns that select tensors.
 
     Attributes:
-        target: of matrices to factor, by PEFT's rules; presets allowed.
-        exclude: of matrices to leave alone; wins.
-        modules_to_save: of modules whose changed tensors are saved in full; `norm` is every normalization layer, and
-            `bias` saves the changed biases of factored modules with their factors.
+        target: patterns of matrices to factor, by PEFT's rules; presets allowed.
+        exclude: patterns of matrices to skip; takes precedence over `target`.
+        modules_to_save: patterns of modules whose changed tensors are saved in full; `norm` is every normalization
+            layer, and `bias` saves the changed biases of factored modules with their factors.
     """
 
     target: Sequence[str]

@@ -59,7 +59,7 @@ class Extraction:
         return matrices_by_name(self.plan)
 
     def ranks(self) -> Ranks | None:
-        """Ranks within a budget; None where each matrix decides its own while it is in memory."""
+        """Ranks within a budget; None if the rank of each matrix is chosen when it is factored."""
         budget, unfactored = self.plan.choice.budget, self.unfactored
         if budget is None:
             return None
@@ -91,7 +91,7 @@ class Extraction:
         return made
 
     def measure(self, adapter: Adapter, layers: Sequence[LayerRecord]) -> list[LayerRecord]:
-        """The records of layers with the errors of an adapter whose factors were changed since."""
+        """The records of layers with errors measured again, after the factors of the adapter were changed."""
         views = [self.views[layer.name] for layer in layers if layer.name in adapter and layer.fro_norm]
         tasks = [
             self._task(view, lambda v=view: error_of(self._difference(v), adapter[v.name], v), complete=False)

@@ -1,1 +1,1 @@
-"""Adapters baked into a base and taken out again, streamed."""
+"""Merging adapters into a base and removing them again, streamed."""

@@ -1,4 +1,4 @@
-"""Whether a model contains the adapters to be removed, and how much of the restored one equals what it was."""
+"""Whether a model contains the adapters to be removed, and how much of the base is restored exactly."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,10 +32,10 @@ def require_merged(
 
     Args:
         plan: of the unmerge.
-        base: what they were merged into. Without it, the base that an adapter names is compared if it is available
-            here; that decides only whether nothing was merged.
-        adapters: to remove.
-        weights: that they were merged with.
+        base: the model that they were merged into. Without it, the base that an adapter names is used if it is
+            available locally, but only to detect that nothing was merged.
+        adapters: the adapters to remove.
+        weights: the weights that they were merged with.
         execution: workers, memory and progress.
 
     Raises:

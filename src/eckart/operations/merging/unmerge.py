@@ -85,7 +85,7 @@ def plan_unmerge(
         raise OptionError(msg)
     lost = _lost(plan)
     if lost and base is None:
-        msg = "only the base restores what DoRA renormalised or the adapter replaced: give it as `base`"
+        msg = "only the base restores what DoRA renormalized or the adapter replaced: give it as `base`"
         raise MismatchError.listing(msg, [tensor.name for tensor in lost])
     plan = replace(plan, weights=tuple(-weight for weight in plan.weights), command="unmerge")
     return plan if base is None else _from_base(plan, lost, open_model(base))
@@ -102,17 +102,17 @@ def unmerge(
     execution: Execution = DEFAULT_EXECUTION,
     force: bool = False,
 ) -> UnmergeResult:
-    """Write `merged` with adapters removed: within one rounding of what they were merged into.
+    """Write `merged` with adapters removed: equal to the base up to one rounding.
 
     With a base, the model is first checked to contain the adapters, as `check_merge` does. Without one, only a model
-    that equals the base named by an adapter is recognised as never merged.
+    that equals the base named by an adapter is recognized as never merged.
 
     Args:
         merged: SOURCE text, state dict or module that the adapters were merged into.
         adapters: one or several, in memory or their SOURCEs.
         output: folder to write; finished tensors are stored next to it until it is complete.
-        base: what they were merged into, if available: checked against, compared with, and read for tensors that DoRA
-            renormalised or an adapter replaced.
+        base: the model that they were merged into, if available; used to check `merged`, to measure the result, and
+            to restore tensors that DoRA renormalized or an adapter replaced.
         weights: factor that each adapter was merged with; default 1.
         dtype: dtype of all floating-point tensors, by name or as torch dtype; None keeps that of `merged`.
         execution: workers, memory, progress, resume.

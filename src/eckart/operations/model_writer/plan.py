@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from eckart.operations.placement import Term
     from eckart.result import Skipped
 
-_STEMS = ("model", "diffusion_pytorch_model")  # of file names that libraries look for, and that are therefore kept
+_STEMS = ("model", "diffusion_pytorch_model")  # of file names that libraries search for, and that are therefore reused
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class OutputTensor:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """A model folder that can be written: every input was checked from headers.
+    """A model folder to write, with every input checked from headers.
 
     Attributes:
         command: `merge`, `unmerge` or `quantize`.

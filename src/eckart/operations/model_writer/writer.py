@@ -27,7 +27,7 @@ from eckart.operations.model_writer.rounding_cost import RoundingCost
 from eckart.operations.weight_update import Update, update_of
 
 MODEL = "model"
-LEAST_ROWS = 64  # of a block: with fewer, a product with a wide factor spends its time on reading the factor
+LEAST_ROWS = 64  # of a block: with fewer, a product with a wide factor spends its time reading the factor
 MEASURED = 8  # rounding is measured on one block of this many
 _STAGES = {"merge": "Merging", "unmerge": "Unmerging", "quantize": "Quantizing"}
 

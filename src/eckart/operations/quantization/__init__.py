@@ -1,1 +1,1 @@
-"""A model's linear layers in four bits."""
+"""Quantizing the linear layers of a model to four bits."""

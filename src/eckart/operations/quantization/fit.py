@@ -1,4 +1,4 @@
-"""Which layers transformers loads in 4 bits, and the config that makes it do so."""
+"""Which layers transformers loads in 4 bits, and the config for it."""
 
 import re
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _CLASS_HEADS = ("classifier", "score")
 
 
 def check_model(base: Checkpoint, found: Layout) -> None:
-    """Refuse a model that would not load in 4 bits, whatever its layers.
+    """Refuse a model that transformers would not load in 4 bits at all.
 
     Raises:
         MismatchError: it is already quantized, has no config, or transformers leaves the layers of its type dense.

@@ -1,4 +1,4 @@
-"""What a resize will change and write, checked from headers."""
+"""Plans a resize from headers: which layers change, and what is written."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ResizePlan:
-    """A resize that headers show to be possible.
+    """A resize, checked from headers.
 
     Attributes:
-        adapter: to be resized.
-        choice: of the ranks.
-        names: layers that get another rank; the others stay as they are.
-        dtype: of the resized factors; None keeps that of each layer.
+        adapter: the adapter to resize.
+        choice: how the ranks are chosen.
+        names: layers to resize; the others are unchanged.
+        dtype: data type of the resized factors; None keeps that of each layer.
     """
 
     adapter: Adapter
@@ -63,7 +63,7 @@ class ResizePlan:
         return Preview("resize", matches, skipped, self.outline.nbytes, self.written_bytes(), notes)
 
     def notes(self) -> list[str]:
-        """What a user should know about a given rank before the work starts."""
+        """Notes about a given rank, for the user to see before the work starts."""
         rank = self.choice.rank
         note = (
             break_even_note((shape, rank) for shape in shapes_of(self.outline, self.names).values()) if rank else None
@@ -77,11 +77,11 @@ class ResizePlan:
         return min(most, budget.amount) if budget and budget.in_bytes else most
 
     def costs(self, *, in_bytes: bool) -> Costs:
-        """What each rank of the layers to be resized costs, and everything else."""
+        """The cost of one rank of each layer to resize, and of everything else."""
         return Costs.of_adapter(self.outline, self.names, self.dtype, in_bytes=in_bytes)
 
     def needed(self) -> set[str]:
-        """Layers that stay even where their update is zero, for their bias or magnitude."""
+        """Layers that are written even if their update is zero, for their bias or magnitude."""
         layers = {name: self.outline[name] for name in self.names}
         return {name for name, layer in layers.items() if layer.bias is not None or layer.magnitude is not None}
 

@@ -33,8 +33,8 @@ def resize(
 ) -> "AdapterResult":
     """The best adapter of another rank, layer by layer: QR of the factors and an r×r SVD in float64, never the product.
 
-    Exactly one of `rank`, `energy`, `error` and `budget` chooses the ranks. A higher rank leaves the update as it is:
-    lora_B gets columns of zeros and lora_A random rows as PEFT initialises them, so that training can continue. A layer
+    Exactly one of `rank`, `energy`, `error` and `budget` chooses the ranks. A higher rank leaves the update unchanged:
+    lora_B gets columns of zeros and lora_A random rows as PEFT initializes them, so that training can continue. A layer
     that has the requested rank keeps its factors bit for bit. Scaling, biases, DoRA's magnitudes and tensors saved in
     full are unchanged; for DoRA the error is that of the direction's update.
 
@@ -49,8 +49,8 @@ def resize(
         budget: size of the adapter, as bytes (`"20MB"`) or parameters (`"5M"`, or an int), shared so that the most
             energy is preserved. Everything that is written counts.
         target: patterns of the layers to resize, by PEFT's rules, or presets; a string is one pattern. All layers by
-            default. The others stay as they are.
-        exclude: patterns of layers to leave as they are; wins.
+            default. The others are unchanged.
+        exclude: patterns of layers to leave unchanged; takes precedence over `target`.
         output: where to write it, in the format of the input; finished layers are stored next to it until it is
             complete.
         dtype: of the resized factors, as a name or a torch dtype; None keeps that of each layer.

@@ -55,7 +55,7 @@ class Resizing:
         return [task(name) for name in names]
 
     def record(self, name: str, ranks: Ranks) -> Record:
-        """The record of one layer at its new rank, or as it is if it was not chosen."""
+        """The record of one layer at its new rank, or unchanged if it was not selected."""
         layer = check_finite(name, self.plan.adapter[name])
         chosen = name in ranks.by_name
         return resized(
@@ -67,7 +67,7 @@ class Resizing:
         )
 
     def measure(self, adapter: Adapter, layers: Sequence[LayerRecord]) -> list[LayerRecord]:
-        """The records of layers with the errors of an adapter whose factors were changed since."""
+        """The records of layers with errors measured again, after the factors of the adapter were changed."""
         source = self.plan.adapter
         return [
             replace(layer, error=measured_error(source[layer.name].low_rank(), adapter[layer.name], layer.fro_norm))

@@ -96,7 +96,7 @@ def overlap_map(comparison: Comparison) -> "Figure":
             axes.set_title(title, loc="left", fontsize=10, color=style.INK)
             axes.set_xlabel("leading j of B", color=style.INK)
             axes.set_ylabel("leading i of A", color=style.INK)
-    detail = f"{_names(comparison)}: from singular vectors, whatever the scaling of the factors"
+    detail = f"{_names(comparison)}: from singular vectors, independent of the scaling of the factors"
     style.headline(figure, f"Shared leading directions: {', '.join(shares)}", detail)
     return figure
 

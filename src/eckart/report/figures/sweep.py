@@ -15,9 +15,9 @@ FILE = "sweep.png"
 
 
 def sweep_figure(sweep: "Sweep") -> "Figure":
-    """Mean losses with standard errors over the number of parameters, a line a target; dots are single seeds.
+    """Mean losses with standard errors over the number of parameters, one line per target; dots are single seeds.
 
-    The band holds what lies within the noise of the best: one run's standard deviation between seeds.
+    The band covers losses within the noise of the best: one run's standard deviation between seeds.
 
     Raises:
         ValueError: no setting was trained with every seed.

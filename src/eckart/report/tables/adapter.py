@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarised
+from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarized
 from eckart.report.tables.lines import skipped_lines, unbroken
 from eckart.report.words import bytes_text, count_text, number_text, seconds_text
 
@@ -31,7 +31,7 @@ def adapter_table(
         Column("least possible", lambda layer: layer.error_lower_bound, "share"),
     ]
     where = f"Adapter in {result.output}" if result.output else "Adapter"
-    notes = [SUMMARY] if is_summarised(result.layers) else []
+    notes = [SUMMARY] if is_summarized(result.layers) else []
     notes.append(
         f"Relative error over all layers: {_percent(result.error)}; the least possible at these ranks: "
         f"{_percent(result.error_lower_bound)}."

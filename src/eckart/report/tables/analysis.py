@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from eckart.report.findings import name
-from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarised
+from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarized
 from eckart.report.tables.lines import skipped_lines, unbroken
 from eckart.report.words import bytes_text, count_text, seconds_text
 
@@ -27,7 +27,7 @@ def analysis_table(analysis: "Analysis") -> RenderableType:
     ]
     if analysis.kind == "delta" and any(matrix.noise for matrix in analysis.matrices):
         columns.append(Column("above\nnoise", lambda matrix: matrix.noise.signal_rank if matrix.noise else None))
-    notes = [SUMMARY] if is_summarised(analysis.matrices) else []
+    notes = [SUMMARY] if is_summarized(analysis.matrices) else []
     if not analysis.is_complete:
         notes.append("A range for one matrix, and ≤, are certified limits; `full` computes every singular value.")
     if analysis.kind == "delta":

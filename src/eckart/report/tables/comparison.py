@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from eckart.linalg import Interval
-from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarised
+from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarized
 from eckart.report.tables.lines import skipped_lines, unbroken
 from eckart.report.words import number_text, seconds_text
 
@@ -49,7 +49,7 @@ def comparison_table(comparison: "Comparison") -> RenderableType:
         *(counts if any(matrix.intruders for matrix in comparison.matrices) else [ratio]),
     ]
     matrices = comparison.matrices
-    notes = [SUMMARY] if is_summarised(matrices) else []
+    notes = [SUMMARY] if is_summarized(matrices) else []
     notes.append(
         f"Over all matrices: cosine {number_text(comparison.cosine)}, ‖A‖ {comparison.norm_a:.4g}, "
         f"‖B‖ {comparison.norm_b:.4g}, ‖A − B‖ {comparison.norm_difference:.4g}."
@@ -79,7 +79,7 @@ def merge_check_table(check: "MergeCheck") -> RenderableType:
         Column("relative error\nof the update", lambda m: m.error, "size"),
         Column("fitting\nweight", lambda m: m.weight and _middle(m.weight), "size"),
     ]
-    notes = [SUMMARY] if is_summarised(check.matrices) else []
+    notes = [SUMMARY] if is_summarized(check.matrices) else []
     verdicts = [matrix.verdict for matrix in check.matrices]
     notes.append(
         f"{len(verdicts)} changed matrices: {verdicts.count('equal')} equal bit for bit, "

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarised
+from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarized
 from eckart.report.tables.lines import skipped_lines, unbroken
 from eckart.report.words import bytes_text
 
@@ -22,7 +22,7 @@ def conversion_table(result: "ConvertResult") -> RenderableType:
     columns: list[Column[ConvertedLayer]] = [Column("rank", lambda layer: layer.rank)]
     layers = result.layers
     where = f" in {result.output}" if result.output else ""
-    notes = [SUMMARY] if is_summarised(layers) else []
+    notes = [SUMMARY] if is_summarized(layers) else []
     renamed: list[Text] = []
     if result.renamed:
         old, new = result.renamed[0]

@@ -14,7 +14,7 @@ from eckart.operations.analysis.places import Named, by_kind
 from eckart.report.words import Number, number_text, percent_text, shape_text
 
 SUMMARY = "Median over the layers of each module kind (lowest–highest)."
-FEW = 16  # matrices listed one by one; more are summarised by their kind
+FEW = 16  # matrices listed one by one; more are summarized by their kind
 WIDTH = 80
 
 
@@ -58,26 +58,26 @@ class Grid(Generic[M]):
     def _variants(self) -> Iterator[Table]:
         """From the fullest to the narrowest."""
         yield self._table(len(self.columns))
-        if is_summarised(self.matrices):
+        if is_summarized(self.matrices):
             yield self._table(len(self.columns), ranges=False)
         for count in range(len(self.columns), 0, -1):
             yield self._table(count, ranges=False, shape=False)
 
     def _table(self, count: int, *, ranges: bool = True, shape: bool = True) -> Table:
         """The table with the first `count` columns of numbers."""
-        summarised, columns = is_summarised(self.matrices), self.columns[:count]
+        summarized, columns = is_summarized(self.matrices), self.columns[:count]
         table = Table(box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False, header_style="bold")
-        table.add_column("module" if summarised else "matrix", no_wrap=True, overflow="ignore")
-        if summarised:
+        table.add_column("module" if summarized else "matrix", no_wrap=True, overflow="ignore")
+        if summarized:
             table.add_column("n", justify="right", no_wrap=True)
         if shape:
             table.add_column("shape", no_wrap=True)
         for column in columns:
             table.add_column(column.heading, justify="right", no_wrap=True)
-        rows = by_kind(self.matrices) if summarised else {matrix.name: [matrix] for matrix in self.matrices}
+        rows = by_kind(self.matrices) if summarized else {matrix.name: [matrix] for matrix in self.matrices}
         for label, members in rows.items():
             shapes = {shape_text(matrix.shape) for matrix in members}
-            cells = [str(len(members))] if summarised else []
+            cells = [str(len(members))] if summarized else []
             cells += [shapes.pop() if len(shapes) == 1 else "several"] if shape else []
             cells += [
                 _cell([column.read(matrix) for matrix in members], column.form, ranges=ranges) for column in columns
@@ -91,7 +91,7 @@ def grid(matrices: Sequence[M], columns: Sequence[Column[M]]) -> Grid[M]:
     return Grid(matrices, columns)
 
 
-def is_summarised(matrices: Sequence[Named]) -> bool:
+def is_summarized(matrices: Sequence[Named]) -> bool:
     """Whether the table shows kinds rather than matrices."""
     return len(matrices) > FEW
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarised
+from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarized
 from eckart.report.tables.lines import skipped_lines
 from eckart.report.words import bytes_text
 
@@ -28,7 +28,7 @@ def preview_table(preview: "Preview") -> RenderableType:
     ]
     if any(match.rank is not None for match in preview.matches):
         columns.append(Column("new rank", lambda match: match.rank))
-    notes = [SUMMARY] if is_summarised(preview.matches) else []
+    notes = [SUMMARY] if is_summarized(preview.matches) else []
     notes.append(
         f"{len(preview.matches)} modules match; {bytes_text(preview.read_bytes)} would be read and "
         f"{bytes_text(preview.written_bytes)} written."

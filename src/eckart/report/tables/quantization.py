@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarised
+from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarized
 from eckart.report.tables.lines import skipped_lines, unbroken
 from eckart.report.words import bytes_text, count_text, seconds_text
 
@@ -20,7 +20,7 @@ def quantize_table(result: "QuantizeResult") -> RenderableType:
         a rich renderable of at most 80 columns.
     """
     columns: list[Column[QuantizedLayer]] = [Column("relative error", lambda layer: layer.error, "share")]
-    notes = [SUMMARY] if is_summarised(result.layers) else []
+    notes = [SUMMARY] if is_summarized(result.layers) else []
     notes += [
         f"Relative error over all layers: {result.error:.2%}.",
         f"{count_text(result.quantized_params)} of {count_text(result.params)} parameters in NF4, "

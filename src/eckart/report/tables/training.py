@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarised
+from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarized
 from eckart.report.tables.lines import unbroken
 from eckart.report.words import bytes_text, count_text, seconds_text
 
@@ -27,7 +27,7 @@ def training_table(result: "TrainResult") -> RenderableType:
     ]
     if result.dynamics is not None:
         parts.append(updates_grid(result.dynamics.layers))
-        notes += [SUMMARY] if is_summarised(result.dynamics.layers) else []
+        notes += [SUMMARY] if is_summarized(result.dynamics.layers) else []
     before, after = result.heldout_loss_before, result.heldout_loss_after
     notes.append(
         f"Loss on {result.heldout_tokens:,} held-out tokens: {before:.4f} before, {after:.4f} after "

@@ -1,4 +1,4 @@
-// What the page carries beside its text: JSON as it is, and numbers and plotly.js deflated, as base64.
+// The data embedded in the page: JSON as text; numbers and plotly.js deflated and base64-encoded.
 
 /** The content of a script element that holds JSON. */
 export const json = (id) => JSON.parse(document.getElementById(id).textContent);

@@ -20,7 +20,7 @@ function plotly() {
   return library;
 }
 
-/** Okabe and Ito's colours, which colour-blind readers tell apart, in the shades that the theme has of them. */
+/** Okabe and Ito's palette, which colour-blind readers can distinguish, in the shades of the theme. */
 export const series = (place) => color(`--series-${place % 7}`);
 export const DASHES = ["solid", "dash", "dot", "dashdot"];
 

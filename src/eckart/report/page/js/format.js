@@ -14,7 +14,7 @@ export function digits(number, most = 3) {
   return String(Number(number.toPrecision(most)));
 }
 
-/** A share in percent, with enough digits to tell 99.9 from 100; a tiny one, which rounding decides, as a limit. */
+/** A share in percent, with enough digits to distinguish 99.9 from 100; one at the level of rounding as a bound. */
 export function percent(share, most = 3) {
   if (share === null || share === undefined || Number.isNaN(share)) return "–";
   if (share !== 0 && Math.abs(share) < 1e-5) return "< 0.001%";

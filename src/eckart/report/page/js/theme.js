@@ -1,4 +1,4 @@
-// Light, dark, or as the system has it; charts are told when it changes.
+// Light, dark, or the system's theme; charts are notified of changes.
 
 const listeners = new Set();
 const system = window.matchMedia("(prefers-color-scheme: dark)");
