@@ -33,7 +33,7 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
     return write(tmp_path / "one", "a.q_proj", "b.q_proj"), write(tmp_path / "two", "b.q_proj", "c.q_proj", seed=1)
 
 
-def test_a_weighted_sum_is_written_and_told(two, tmp_path):
+def test_a_weighted_sum_is_written_and_reported(two, tmp_path):
     ended = eckart("combine", *two, "-o", tmp_path / "out", "--weights", "-0.5,2")
     assert ended.exit_code == 0, ended.stderr
     assert "3 layers" in ended.stdout
@@ -55,7 +55,7 @@ def test_json_holds_the_fields_scripts_rely_on(two, tmp_path):
     assert result["bytes"] == sum(file.stat().st_size for file in out.iterdir())
 
 
-def test_a_dry_run_tells_the_ranks_and_writes_nothing(two, tmp_path):
+def test_a_dry_run_shows_the_ranks_and_writes_nothing(two, tmp_path):
     options = ("-o", tmp_path / "out", "--dry-run")
     assert "3 modules match" in eckart("combine", *two, *options).stdout
     preview = json.loads(eckart("combine", *two, *options, "--json").stdout)

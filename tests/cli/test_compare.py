@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_two_adapters_make_a_table_of_80_columns_beside_chance(folder: Path, fits_80_columns) -> None:
+def test_two_adapters_make_a_table_of_80_columns_with_chance(folder: Path, fits_80_columns) -> None:
     ended = eckart("compare", folder / "a", folder / "b")
     assert ended.exit_code == 0, ended.stderr
     assert "chance" in ended.stdout

@@ -28,7 +28,7 @@ def kohya(tmp_path):
     return tmp_path / "style.safetensors"
 
 
-def test_the_table_tells_the_new_names(kohya, tmp_path, fits_80_columns):
+def test_the_table_shows_the_new_names(kohya, tmp_path, fits_80_columns):
     ended = eckart("convert", kohya, "-o", tmp_path / "out", "--to", "diffusers")
     assert ended.exit_code == 0, ended.stderr
     for part in ("from kohya to diffusers", "1 names changed", "rank", "8×6"):

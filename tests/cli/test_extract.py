@@ -38,7 +38,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     return write_pair(tmp_path, SHAPES)
 
 
-def test_the_table_tells_ranks_errors_and_what_was_skipped(pair, tmp_path, fits_80_columns):
+def test_the_table_shows_ranks_errors_and_what_was_skipped(pair, tmp_path, fits_80_columns):
     ended = eckart("extract", *pair, "-o", tmp_path / "out", "--rank", 4)
     assert ended.exit_code == 0, ended.stderr
     for part in ("relative error", "least possible", "q_proj", "norm"):

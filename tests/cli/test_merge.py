@@ -29,7 +29,7 @@ def places(tmp_path):
     return tmp_path / "base", tmp_path / "adapter", tmp_path / "out"
 
 
-def test_the_table_tells_where_the_model_is_and_what_changed(places, fits_80_columns):
+def test_the_table_shows_where_the_model_is_and_what_changed(places, fits_80_columns):
     base, adapter, output = places
     ended = eckart("merge", base, adapter, "-o", output)
     assert ended.exit_code == 0, ended.stderr

@@ -23,7 +23,7 @@ def test_a_plan_shows_every_method_and_advice_in_80_columns_and_draws_bars(tiny_
 
 
 @pytest.mark.parametrize(("memory", "status"), [("8GB", 0), ("500.1MB", 3)])
-def test_the_exit_status_tells_whether_it_fits(tiny_folder, memory, status):
+def test_the_exit_status_shows_whether_it_fits(tiny_folder, memory, status):
     ended = eckart(tiny_folder("llama"), "--method", "lora", "--memory", memory, "--max-length", 16, "--json")
     assert ended.exit_code == status
     told = json.loads(ended.stdout)
@@ -40,7 +40,7 @@ def test_a_count_of_parameters_needs_no_model():
     assert "70 B parameters" in ended.stdout
 
 
-def test_a_real_step_is_measured_beside_its_prediction(tiny_folder):
+def test_a_real_step_is_measured_and_compared_with_its_prediction(tiny_folder):
     ended = eckart(tiny_folder("gpt2"), "--method", "lora", "--dtype", "float32", "--max-length", 32, "--measure")
     assert ended.exit_code == 0, ended.stderr
     assert "predicted" in ended.stdout

@@ -26,7 +26,7 @@ def model(tmp_path):
     return tmp_path / "model"
 
 
-def test_the_table_tells_error_size_and_what_stayed(model, tmp_path, fits_80_columns):
+def test_the_table_shows_error_size_and_unchanged_layers(model, tmp_path, fits_80_columns):
     ended = eckart(model, "-o", tmp_path / "out", "--target", "mlp", "--target", "q_proj")
     assert ended.exit_code == 0, ended.stderr
     said = " ".join(ended.stdout.split())

@@ -30,7 +30,7 @@ def adapter(tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def test_the_table_tells_ranks_errors_and_size(adapter, tmp_path, fits_80_columns):
+def test_the_table_shows_ranks_errors_and_size(adapter, tmp_path, fits_80_columns):
     ended = eckart("resize", adapter, "-o", tmp_path / "out", "--rank", 2)
     assert ended.exit_code == 0, ended.stderr
     for part in ("Adapter in", "relative error", "least possible", "q_proj", "18 layers"):

@@ -28,7 +28,7 @@ def test_a_second_call_keeps_both_models(tiny_llama, full, tmp_path):
     assert weights.stat() == before
 
 
-def test_a_call_stopped_after_the_base_goes_on_from_it(tiny_llama, full, tmp_path):
+def test_a_call_stopped_after_the_base_resumes_from_it(tiny_llama, full, tmp_path):
     class Stopped(NoProgress):
         def update(self, amount, detail=""):
             raise KeyboardInterrupt

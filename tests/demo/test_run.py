@@ -88,7 +88,7 @@ def test_the_merged_model_answers_like_base_and_adapter_and_unlike_the_base(told
     assert story.match.same_token > 0.95
 
 
-def test_every_stage_is_told_from_its_beginning_to_its_end(told):
+def test_every_stage_is_reported_from_its_beginning_to_its_end(told):
     stages = told[1].names
     assert stages[:3] == ["Reading the model", "Held-out loss before training", "Training"]
     assert stages[-1] == "Measuring: merged"
@@ -116,7 +116,7 @@ def test_a_second_run_keeps_the_adapter_and_finds_the_same_numbers(told, tiny_ll
     assert second.to_json() | {"seconds": 0} == first.to_json() | {"seconds": 0}
 
 
-def test_a_run_stopped_while_it_trained_goes_on_to_the_same_numbers(told, tiny_llama, settings, tmp_path):
+def test_a_run_stopped_in_training_resumes_to_the_same_numbers(told, tiny_llama, settings, tmp_path):
     class Stopped(Stages):
         def update(self, amount, detail=""):
             super().update(amount, detail)
@@ -163,7 +163,7 @@ def test_a_rank_is_smallest_although_a_higher_one_is_worse(told):
         smallest_rank(adapter, keep=0.9, base_loss=2.0, adapter_loss=2.0, loss=loss)
 
 
-def test_agreement_tells_answers_that_differ(told):
+def test_agreement_detects_answers_that_differ(told):
     story, _ = told
     model, ids = load_model(story.base), torch.arange(3, 60)
     base = log_probabilities(model, ids)

@@ -228,7 +228,7 @@ def kept_run(output, tasks, progress, fingerprint="one", **options):
         return run_resumable(tasks, stage="test", execution=execution, journal=journal)
 
 
-def test_a_run_that_failed_goes_on_with_what_was_not_done(output):
+def test_a_failed_run_resumes_with_the_unfinished_tasks(output):
     done, notes = [], Notes()
     tasks = tasks_of(done)
     tasks[2] = Task("layer.2", 1, 0, lambda: 1 / 0)  # the smallest comes last
@@ -245,7 +245,7 @@ def test_a_run_that_failed_goes_on_with_what_was_not_done(output):
     assert not output.with_name("adapter.partial").exists()
 
 
-def test_a_run_with_other_options_tells_that_it_starts_over(output):
+def test_a_run_with_other_options_reports_that_it_starts_over(output):
     interrupted(output)
     notes, done = Notes(), []
     kept_run(output, tasks_of(done), notes, "another")

@@ -188,7 +188,7 @@ def test_a_single_worker_has_all_the_threads():
         torch.set_num_threads(before)
 
 
-def test_progress_is_told_from_one_thread_in_order():
+def test_progress_is_reported_from_one_thread_in_order():
     told = Told()
     results([Task(f"t{i}", 10 + i, 1, lambda: None) for i in range(5)], workers=3, progress=told)
     first, *middle, last = told.calls

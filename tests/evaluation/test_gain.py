@@ -157,7 +157,7 @@ def test_names_from_files_that_leave_out_the_models_prefix_are_found():
         torch.testing.assert_close(measured, model(input_ids=ids).logits, rtol=1e-13, atol=1e-13)
 
 
-def test_everything_that_does_not_fit_is_told_at_once(tiny_llama):
+def test_all_misfits_are_reported_at_once(tiny_llama):
     model = load_model(tiny_llama)
     wrong = Adapter(
         {

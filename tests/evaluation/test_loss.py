@@ -106,7 +106,7 @@ def test_a_folder_without_a_language_model_is_refused_in_our_words(tmp_path, min
         load_model(minilm)
 
 
-def test_missing_transformers_is_told_by_the_name_of_its_extra(monkeypatch, tiny_llama):
+def test_missing_transformers_is_reported_with_its_extra(monkeypatch, tiny_llama):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingExtraError, match=r"'train' extra: pip install '"):
         load_model(tiny_llama)

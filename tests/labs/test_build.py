@@ -93,7 +93,7 @@ def test_a_narrow_page_does_not_scroll_sideways(page):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_the_rank_slider_tells_the_error_and_the_numbers_that_python_computes(page):
+def test_the_rank_slider_shows_the_error_and_the_numbers_that_python_computes(page):
     frame = page.frame_locator("iframe[title=ranks]")
     S = np.linalg.svd(np.random.default_rng(0).standard_normal((6, 5)), compute_uv=False)
     for rank in (1, 3, 4):

@@ -98,7 +98,7 @@ def test_the_limit_is_within_a_hundredth_of_the_best_error_on_a_slowly_falling_s
     # Of i^-2 what is left is near the rounding of float32 products: 6 % on one processor's library, 8 % on another's.
     [("i^-1/4", 1e-3), ("i^-1/2", 1e-4), ("i^-1", 1e-3), ("i^-2", 0.1), ("spikes and noise", 0.02)],
 )
-def test_the_limits_of_the_best_error_lie_close_together(kind, gap):
+def test_the_bounds_on_the_best_error_are_close_together(kind, gap):
     weight = planted(SPECTRA[kind](500), (500, 700), seed=3).to(torch.float32)
     lower, upper = partial_spectrum(weight, rank=24, generator=seeded()).energy_above
     assert float((lower[24] / upper[24]).sqrt()) > 1 - gap

@@ -51,7 +51,7 @@ def test_tail_sums_that_count_from_one_are_off_by_one():
 
 @pytest.mark.parametrize(("power", "error"), [(1.0, 0.5), (1.0, 0.1), (1.5, 0.1), (1.5, 0.04)])
 @pytest.mark.parametrize("shape", [(1100, 1200), (1200, 1100)], ids=str)
-def test_a_rank_small_beside_a_large_matrix_is_proved_without_the_whole_spectrum(error, shape, power, monkeypatch):
+def test_a_rank_small_compared_with_the_matrix_is_certified_without_the_full_spectrum(error, shape, power, monkeypatch):
     # A diagonal matrix: a Gaussian start meets it as it meets any other of its singular values.
     values = one_to(1100) ** -power
     weight = torch.zeros(shape)

@@ -92,7 +92,7 @@ def test_the_error_reported_at_a_rank_needs_one_more_and_the_energy_reported_doe
         assert known.rank_for_energy(float(known.cumulative_energy()[rank - 1])) == rank
 
 
-def test_a_tiny_tail_keeps_its_digits_beside_a_large_head():
+def test_a_tiny_tail_keeps_its_digits_next_to_a_large_head():
     values = [1e6, *[0.01] * 200]  # at rank r the error is 1e-8·√(201 − r)
     known = spectrum_of(values)
     for target in (1.4e-7, 1e-7, 5e-8, 1.5e-8):

@@ -26,7 +26,7 @@ def test_a_batch_has_the_svd_of_each_product(name):
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e6])
-def test_what_cancels_lies_below_the_rounding_floor_and_what_does_not_lies_above(scale):
+def test_what_cancels_is_below_the_rounding_floor_and_what_does_not_is_above(scale):
     generator = seeded()
     B, A = torch.randn(3, 60, 8, generator=generator), torch.randn(3, 8, 40, generator=generator)
     moved = B * (1 + 1e-6 * torch.arange(3.0)[:, None, None])  # by nothing, one millionth, two

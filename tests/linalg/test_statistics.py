@@ -32,7 +32,7 @@ def test_statistics_are_what_their_definitions_say(values):
 
 
 @given(POSITIVE)
-def test_every_effective_size_lies_between_one_and_the_number_of_values(values):
+def test_every_effective_size_is_between_one_and_the_number_of_values(values):
     known = spectrum_of(values)
     for size in (known.stable_rank, known.participation_ratio, known.effective_rank):
         assert 1 - 1e-12 <= size <= len(values) * (1 + 1e-12)

@@ -276,7 +276,7 @@ def test_dropout_masks_any_shape_and_repeats_with_the_seed(shape):
     assert torch.equal(*masks)
 
 
-def test_factors_are_float32_beside_narrow_weights_and_float64_beside_wide_ones():
+def test_factors_are_float32_with_narrow_weights_and_float64_with_wide_ones():
     for dtype, wanted in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64,) * 2):
         model = adapted("linear", "dora", dtype=dtype)
         factors = model.layer.adapters["default"]

@@ -96,7 +96,7 @@ def test_what_merge_writes_is_what_it_claims(dtype, tmp_path: Path):
 
 @pytest.mark.parametrize("weight", [0.5, 2.0, -1.0, 0.9])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_wrong_scale_is_told(dtype, weight):
+def test_a_wrong_scale_is_reported(dtype, weight):
     base, given = base_weights(DTYPES[dtype]), adapter()
     check = check_merge(base, given, merged_by_hand(base, given, weight=weight))
     assert check.verdict == "other weight"
@@ -106,7 +106,7 @@ def test_a_wrong_scale_is_told(dtype, weight):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_base_that_nothing_was_merged_into_is_told(dtype):
+def test_a_base_that_nothing_was_merged_into_is_reported(dtype):
     base = base_weights(DTYPES[dtype])
     check = check_merge(base, adapter(), base)
     assert check.verdict == "not merged"
@@ -114,7 +114,7 @@ def test_a_base_that_nothing_was_merged_into_is_told(dtype):
 
 
 @pytest.mark.parametrize("claimed", [1.0, 0.8, 0.0])
-def test_an_update_of_the_size_of_the_rounding_is_still_told_from_none(claimed):
+def test_an_update_of_the_size_of_the_rounding_is_still_distinguished_from_none(claimed):
     """Most entries of this bfloat16 merge are the base's own: the update is half a unit in their last place."""
     base = base_weights(torch.bfloat16)
     given = adapter()

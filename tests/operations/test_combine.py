@@ -197,7 +197,7 @@ def test_ranks_are_chosen_from_the_spectra_of_the_combination(choice, mixture):
 
 
 @pytest.mark.parametrize("mixture", [SUM, MAGNITUDE])
-def test_an_expert_that_cancels_is_zero_beside_the_others_and_gone_without_them(tmp_path, mixture):
+def test_an_expert_that_cancels_is_zero_with_the_others_and_absent_without_them(tmp_path, mixture):
     shapes = {"gate_up_proj": (48, 18), "down_proj": (18, 24)}
     names = [(f"mlp.experts.{part}[{e}]", shape) for part, shape in shapes.items() for e in range(3)]
     first = Adapter({name: drawn("expert", seed=i, shape=shape) for i, (name, shape) in enumerate(names)})
@@ -280,7 +280,7 @@ def test_dare_is_repeatable_and_its_masks_differ_between_adapters_modules_and_se
 
 @pytest.mark.parametrize("kind", ["linear", "conv1d", "embedding", "conv", "expert"])
 @pytest.mark.parametrize("mixture", [TIES, DARE, MAGNITUDE])
-def test_a_pruned_combination_is_the_best_of_the_highest_rank_and_tells_its_error(kind, mixture):
+def test_a_pruned_combination_is_the_best_of_the_highest_rank_and_reports_its_error(kind, mixture):
     layers = drawn(kind, 6), drawn(kind, 3, 1)
     whole = update_of(*layers, **mixture, rank=100)
     found = combined(*layers, **mixture)
@@ -422,10 +422,10 @@ def test_formats_mix_under_the_names_of_the_peft_adapters():
         assert (found["layers.0.q"].low_rank() - expected).fro_norm <= 1e-6 * expected.fro_norm
 
 
-def test_names_that_no_adapter_tells_are_told_by_the_base():
+def test_names_that_no_adapter_has_come_from_the_base():
     one, other = Adapter({"layers.0.q": drawn()}), Adapter({"layers.1.q": drawn(seed=1)})
     there = convert(other, "kohya").adapter
-    with pytest.raises(MismatchError, match=r"--base MODEL does(.|\n)*lora_te_layers_1_q"):
+    with pytest.raises(MismatchError, match=r"give the model as `base`(.|\n)*lora_te_layers_1_q"):
         combine([one, there])
     shape = drawn().lora_B.shape[0], drawn().lora_A.shape[1]
     base = {f"layers.{index}.q.weight": torch.zeros(shape) for index in range(2)}
@@ -491,7 +491,7 @@ def test_inputs_are_never_replaced_and_outputs_only_when_forced(tmp_path):
             combine([tmp_path / "a", tmp_path / "b"], output=tmp_path / output, force=force)
 
 
-def test_an_interrupted_combination_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_an_interrupted_combination_resumes_where_it_stopped(tmp_path, monkeypatch):
     adapters = [Adapter({f"m.{i}": drawn(seed=i + 10 * j) for i in range(4)}) for j in range(2)]
     expected, done = combine(adapters, rank=5).adapter, []
     original = combining_module.Combining._sum_record
@@ -531,7 +531,7 @@ def test_an_interrupted_combination_starts_over_where_anything_else_is_asked(tmp
     assert all(same(found[name], expected[name]) for name in expected)
 
 
-def test_a_preview_tells_from_headers_what_would_be_done():
+def test_a_preview_shows_from_headers_what_would_be_done():
     first, second = Adapter({"a": drawn(), "b": drawn(seed=1)}), Adapter({"b": drawn(rank=3), "c": drawn(rank=9)})
     preview = plan_combine([first, second]).preview()
     assert {match.name: match.ranks for match in preview.matches} == {"a": (6, 0), "b": (6, 3), "c": (0, 9)}

@@ -101,7 +101,7 @@ RELATIVES = {
 
 
 @pytest.mark.parametrize("name", RELATIVES)
-def test_an_adapter_beside_a_relative_of_its_own(name):
+def test_an_adapter_compared_with_a_variant_of_itself(name):
     relative, cosine, distance = RELATIVES[name]
     a = random_adapter(1)
     found = compare(a, changed(a, relative))
@@ -187,7 +187,7 @@ def test_modules_are_chosen_by_patterns():
     assert {item.reason for item in found.skipped} == {"not targeted"}
 
 
-def test_what_lies_beside_the_factors_is_named():
+def test_what_an_adapter_has_besides_factors_is_named():
     a = random_adapter(1)
     layer = a["model.layers.0.q_proj"]
     dressed = replace(layer, bias=torch.ones(48), magnitude=torch.ones(48))

@@ -312,7 +312,7 @@ def test_an_adapter_of_one_component_fits_its_base_in_every_format(tmp_path):
         convert(there, to, base=tmp_path / "base.safetensors")
 
 
-def test_a_pipeline_as_the_base_tells_its_names_without_diffusers(tmp_path, monkeypatch):
+def test_a_pipeline_as_the_base_provides_its_names_without_diffusers(tmp_path, monkeypatch):
     shapes = {
         "unet.down_blocks.0.attentions.0.proj_in": (8, 8, 1, 1),
         "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q": (6, 4),

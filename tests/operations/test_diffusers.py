@@ -162,7 +162,7 @@ def test_an_anchored_pattern_holds_for_the_name_in_the_file(tmp_path):
     assert one.scaling == 2
 
 
-def test_alphas_beside_the_factors_are_read(tmp_path):
+def test_alphas_next_to_the_factors_are_read(tmp_path):
     (one,) = load_adapter(write(tmp_path, factors(alpha=torch.tensor(6.0)))).values()
     assert one.scaling == 2
 

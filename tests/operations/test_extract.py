@@ -288,7 +288,7 @@ class Notes:
         pass
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(llama_pair, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_where_it_stopped(llama_pair, tmp_path, monkeypatch):
     base, tuned, out = llama_pair / "base", llama_pair / "tuned", tmp_path / "out"
     whole = extract(base, tuned, rank=4)
     real, calls = work_module.factor, []

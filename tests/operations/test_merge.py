@@ -166,7 +166,7 @@ def test_an_adapter_on_one_of_two_tied_layers_changes_only_that_one(make, target
 
 
 @pytest.mark.parametrize("weight", [1, 0.5])
-def test_an_embedding_that_dora_renormalises_is_the_one_that_peft_saved_beside_it(weight, tmp_path):
+def test_an_embedding_that_dora_renormalizes_is_the_one_that_peft_saved_with_it(weight, tmp_path):
     base = llama()
     model = adapted(base, tmp_path / "adapter", r=3, target_modules=["embed_tokens"], use_dora=True)
     adapter = load_adapter(tmp_path / "adapter")
@@ -209,7 +209,7 @@ def test_a_weighted_sum_is_rounded_once(dtype, tmp_path):
     assert ((found.double() - exact).abs() <= slack + 1e-14).all()
 
 
-def test_saved_tensors_and_renormalised_layers_mix_by_their_weights(tmp_path):
+def test_saved_tensors_and_renormalized_layers_mix_by_their_weights(tmp_path):
     base = {"a.q_proj.weight": torch.randn(6, 5, generator=generator()), "norm.weight": torch.ones(5)}
     dora = layer(6, 5, magnitude=torch.rand(6, generator=generator(3)) + 0.5)
     first = Adapter({"a.q_proj": dora}, {"norm.weight": torch.full((5,), 3.0)})
@@ -407,7 +407,7 @@ def test_a_narrower_dtype_that_cannot_hold_the_base_is_refused(tmp_path):
         merge(BASE | {"big.bias": torch.full((3,), 1e6)}, Adapter({Q: layer(8, 6)}), tmp_path / "out", dtype=torch.half)
 
 
-def test_a_weight_of_zero_changes_nothing_and_is_told(tmp_path):
+def test_a_weight_of_zero_changes_nothing_and_is_reported(tmp_path):
     result = merge(BASE, Adapter({Q: layer(8, 6)}), tmp_path / "out", weights=[0])
     assert result.changed == 0
     assert ("adapter 1", "its weight is zero") in [(item.name, item.reason) for item in result.skipped]
@@ -444,7 +444,7 @@ merge(sys.argv[1], sys.argv[2], sys.argv[3], execution=Execution(workers=2))
 """
 
 
-def test_a_killed_merge_goes_on_where_it_was(tmp_path):
+def test_an_interrupted_merge_resumes_where_it_stopped(tmp_path):
     base = llama()
     save(base, tmp_path / "base")
     adapted(base, tmp_path / "adapter", r=2, target_modules=ATTENTION)
@@ -519,7 +519,7 @@ def test_an_output_that_exists_is_replaced_only_by_force_and_inputs_never(tmp_pa
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_what_rounding_to_the_stored_dtype_costs_is_told_beside_the_update(dtype, tmp_path):
+def test_the_rounding_to_the_stored_dtype_is_reported_relative_to_the_update(dtype, tmp_path):
     weight = torch.randn(40, 30, generator=generator()).to(dtype)
     added = layer(40, 30, alpha=0.01)
     result = merge({"a.weight": weight, "b.weight": weight.float()}, Adapter({"a": added}), tmp_path / "merged")

@@ -106,7 +106,7 @@ def test_peft_computes_what_our_updates_add_and_gets_its_files_back(kind, parame
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
-def test_shapes_are_known_without_reading_and_the_parameters_of_a_layer_are_told_apart(tmp_path):
+def test_shapes_are_known_without_reading_and_the_parameters_of_a_layer_are_distinguished(tmp_path):
     peft_folder("mixtral", tmp_path / "a", BOTH)
     outline = load_adapter(tmp_path / "a").outline()
     up, down = (outline[f"model.layers.1.mlp.experts.{parameter}[3]"] for parameter in BOTH)
@@ -199,7 +199,7 @@ def square(config, tensors):
         ),
     ],
 )
-def test_experts_that_cannot_be_told_are_refused_by_name(change, said, tmp_path):
+def test_experts_that_cannot_be_identified_are_refused_by_name(change, said, tmp_path):
     peft_folder("mixtral", tmp_path / "a", BOTH)
     file, weights = tmp_path / "a/adapter_config.json", tmp_path / "a/adapter_model.safetensors"
     config, tensors = json.loads(file.read_text()), load_file(weights)

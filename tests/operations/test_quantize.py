@@ -135,7 +135,7 @@ def test_smollm2_takes_little_more_than_half_a_byte_a_parameter(smollm2, tmp_pat
     ],
     ids=["output layer and queries", "no MLP", "one layer left out"],
 )
-def test_layers_that_stay_dense_are_told_to_transformers(options, dense, tmp_path):
+def test_layers_that_stay_dense_are_in_the_config_for_transformers(options, dense, tmp_path):
     llama().save_pretrained(tmp_path / "dense")
     result = quantize(tmp_path / "dense", tmp_path / "out", **options)
     model = loaded(tmp_path / "out")
@@ -158,7 +158,7 @@ def test_a_merge_into_a_quantized_conv1d_is_quantized_in_its_orientation(tmp_pat
     torch.testing.assert_close(loaded(tmp_path / "plain").get_parameter(f"{name}.weight").data, exact.T)
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_where_it_stopped(tmp_path, monkeypatch):
     from eckart.operations.model_writer import writer
 
     llama().save_pretrained(tmp_path / "dense")
@@ -227,7 +227,7 @@ def test_a_quantized_model_an_existing_output_and_a_model_without_config_are_ref
     quantize(tmp_path / "dense", tmp_path / "nf4")
     with pytest.raises(MismatchError, match="already quantized"):
         quantize(tmp_path / "nf4", tmp_path / "again")
-    with pytest.raises(OutputError, match="--force"):
+    with pytest.raises(OutputError, match="use `force` to replace it"):
         quantize(tmp_path / "dense", tmp_path / "nf4")
     with pytest.raises(EckartError, match=r"no config\.json"):
         quantize(model.state_dict(), tmp_path / "again")

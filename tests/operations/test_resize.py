@@ -285,7 +285,7 @@ def test_what_cannot_be_done_is_refused(tmp_path, change, options, error, said):
 def test_an_output_that_exists_or_is_the_input_is_refused(tmp_path):
     Adapter({"q": drawn()}).save(tmp_path / "a")
     Adapter({"q": drawn()}).save(tmp_path / "b")
-    with pytest.raises(OutputError, match="--force"):
+    with pytest.raises(OutputError, match="use `force` to replace it"):
         resize(tmp_path / "a", rank=2, output=tmp_path / "b")
     with pytest.raises(OutputError, match="inputs are never changed"):
         resize(tmp_path / "a", rank=2, output=tmp_path / "a", force=True)
@@ -293,7 +293,7 @@ def test_an_output_that_exists_or_is_the_input_is_refused(tmp_path):
     assert load_adapter(tmp_path / "b")["q"].rank == 2
 
 
-def test_an_interrupted_resize_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_an_interrupted_resize_resumes_where_it_stopped(tmp_path, monkeypatch):
     adapter = Adapter({f"m.{i}": drawn(seed=i) for i in range(4)})
     adapter.save(tmp_path / "a")
     expected, done = resize(adapter, rank=3).adapter, []

@@ -70,7 +70,7 @@ def test_the_share_that_merges_back_is_counted_by_merging_back(tmp_path):
     ],
     ids=["dora", "saved", "conv1d dora"],
 )
-def test_what_was_renormalised_or_replaced_comes_from_the_base_or_is_refused(make, options, named, tmp_path):
+def test_what_was_renormalized_or_replaced_comes_from_the_base_or_is_refused(make, options, named, tmp_path):
     base = save(make(), tmp_path / "base")
     adapted(make(), tmp_path / "adapter", r=2, **options)
     merge(base, tmp_path / "adapter", tmp_path / "merged")

@@ -86,7 +86,7 @@ def test_the_largest_that_fits_is_found_for_straight_and_for_curved_growth(limit
 
 @pytest.mark.parametrize("method", ["full", "lora", "dora", "qlora"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
-def test_two_depths_of_equal_layers_tell_the_whole_model(method, checkpointing):
+def test_two_depths_of_equal_layers_predict_the_full_model(method, checkpointing):
     setting = PlanSetting(method=method, length=128, gradient_checkpointing=checkpointing)
     depths = shallow_depths(Outline(DEEP))
     assert depths == (2, 3)
@@ -97,7 +97,7 @@ def test_two_depths_of_equal_layers_tell_the_whole_model(method, checkpointing):
     assert (told.trainable_params, told.total_params) == (whole.trainable_params, whole.total_params)
 
 
-def test_layers_that_differ_are_told_by_a_period_of_them_or_not_at_all():
+def test_layers_that_differ_are_predicted_from_a_period_of_them_or_not_at_all():
     kinds = ["sliding_attention", "full_attention"]
     small = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "head_dim": 8}
     even = Gemma2Config(**small, num_key_value_heads=2, num_hidden_layers=12, layer_types=kinds * 6)
@@ -242,7 +242,7 @@ def test_a_bare_number_of_parameters_is_estimated():
     assert any("closed-form" in note for note in made.notes)
 
 
-def test_few_layers_that_do_not_tell_the_whole_model_are_trusted_no_more(monkeypatch):
+def test_few_layers_that_do_not_predict_the_full_model_are_no_longer_used(monkeypatch):
     def wrong(*given: object) -> object:
         told = extrapolate(*given)
         return replace(told, peak_bytes=2 * told.peak_bytes)

@@ -26,7 +26,7 @@ def test_what_cannot_be_trained_is_refused(options, said):
         PlanSetting(**options)
 
 
-def test_all_faults_are_told_at_once():
+def test_all_faults_are_reported_at_once():
     with pytest.raises(OptionError, match=r"(?s)batch_size.*length.*method"):
         PlanSetting(batch_size=-1, length=0, method="none")
 

@@ -138,7 +138,7 @@ def test_activations_grow_with_the_batch_and_weights_do_not():
     assert one["weights"] == two["weights"]
 
 
-def test_the_peak_is_told_by_module_and_phase():
+def test_the_peak_names_its_module_and_phase():
     wide = LLAMA | {"vocab_size": 50_000}
     assert simulate(wide, setting(method="full", batch_size=8)).where == "loss, backward"
     few_tokens = setting(method="full", batch_size=1, length=2, optimizer="adamw8bit")

@@ -72,7 +72,7 @@ def test_the_map_holds_the_cosine_of_each_layer_and_kind(comparison: Comparison)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["q_proj", "down_proj"]
 
 
-def test_overlap_stands_beside_chance(comparison: Comparison) -> None:
+def test_overlap_is_compared_with_chance(comparison: Comparison) -> None:
     figure = overlap_map(comparison)
     figure.canvas.draw()
     phi, chance = (np.asarray(figure.axes[place].images[0].get_array()) for place in (0, 1))

@@ -99,7 +99,7 @@ def test_the_loss_is_drawn_step_by_step_and_as_a_mean_with_held_out_marks(dynami
     assert figure.axes[2].get_yscale() == "log"
 
 
-def test_a_run_without_held_out_losses_tells_the_training_loss(dynamics):
+def test_a_run_without_held_out_losses_shows_the_training_loss(dynamics):
     for row in dynamics.log.values():
         row.pop("heldout_loss", None)
     assert loss_figure(dynamics).texts[0].get_text() == "Training loss went from 2.925 to 2.025"

@@ -41,7 +41,7 @@ def merged(**options) -> MergeResult:
         ),
     ],
 )
-def test_a_merge_tells_its_cost(result, said, unsaid):
+def test_a_merge_reports_its_cost(result, said, unsaid):
     assert said in text(merge_table(result))
     assert unsaid not in text(merge_table(result))
 

@@ -213,7 +213,7 @@ def test_a_malformed_record_is_refused_with_its_line_and_reason(line, reason, tm
     assert f"d.jsonl {reason}" in str(refusal.value)
 
 
-def test_all_faults_are_told_the_first_dozen_in_full(tmp_path, tokenizer):
+def test_all_faults_are_reported_the_first_dozen_in_full(tmp_path, tokenizer):
     path = tmp_path / "d.jsonl"
     path.write_text("\n".join(["{"] * 20 + ['{"text": "the rank"}'] * 20))
     with pytest.raises(FileFormatError) as refusal:
@@ -222,7 +222,7 @@ def test_all_faults_are_told_the_first_dozen_in_full(tmp_path, tokenizer):
     assert "and 8 more" in str(refusal.value)
 
 
-def test_what_the_chat_template_refuses_is_told_with_its_place(tmp_path, tokenizer):
+def test_what_the_chat_template_refuses_is_reported_with_its_position(tmp_path, tokenizer):
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(FileFormatError, match=r"line 1: the chat template rejects it \(roles must alternate\)"):
         load_data(write_lines(tmp_path / "d.jsonl", [TALK]), tokenizer, options=SHORT)

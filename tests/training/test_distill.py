@@ -108,7 +108,7 @@ def test_training_lowers_the_kl_on_text_it_has_not_seen_and_moves_lora_A_and_lor
     assert all(parameter.grad is None for parameter in student.parameters())
 
 
-def test_what_is_told_is_what_the_losses_and_kl_of_the_held_out_sequences_are(student, tuned, sequences):
+def test_reported_losses_and_kl_are_those_of_the_held_out_sequences(student, tuned, sequences):
     teacher = load_model(tuned)
     result = distill(student, teacher, sequences, SETTINGS)
     held_out = sequences[-math.ceil(0.15 * len(sequences)) :]
@@ -213,7 +213,7 @@ def test_an_interrupted_training_leaves_the_factors_as_they_were(student, tuned,
     assert same(before, adapter_of(student))
 
 
-def test_progress_is_told_every_step(student, tuned, sequences):
+def test_progress_is_reported_every_step(student, tuned, sequences):
     reports = Reports()
     result = distill(student, load_model(tuned), sequences, SETTINGS, progress=reports)
     assert reports.stages == [("Distilling", SETTINGS.steps, "steps")]
@@ -416,7 +416,7 @@ def test_a_text_that_is_too_short_is_refused_before_any_model_is_read(tiny):
         Distillation(tiny, "no/such/model", words(1500))
 
 
-def test_a_distillation_that_is_stopped_leaves_no_adapter_and_the_next_goes_on_from_the_factors(tiny, tuned, tmp_path):
+def test_an_interrupted_distillation_leaves_no_adapter_and_the_next_resumes_from_the_factors(tiny, tuned, tmp_path):
     def stop():
         raise KeyboardInterrupt
 

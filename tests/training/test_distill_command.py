@@ -41,7 +41,7 @@ def command(place: Path, name: str, output: Path, *options: object) -> Result:
 
 
 @pytest.mark.parametrize("name", ["extract", "resize"])
-def test_json_tells_what_a_distillation_did_and_stderr_its_steps(place, tmp_path, name):
+def test_json_contains_the_result_of_a_distillation_and_stderr_its_steps(place, tmp_path, name):
     options = ("--distill", place / "text.txt", "--steps", 20, "--json")
     ended = command(place, name, tmp_path / "out", *options)
     assert ended.exit_code == 0, ended.stderr
@@ -57,7 +57,7 @@ def test_json_tells_what_a_distillation_did_and_stderr_its_steps(place, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_the_table_tells_kl_and_gain_before_and_after(place, tmp_path):
+def test_the_table_shows_kl_and_gain_before_and_after(place, tmp_path):
     ended = command(place, "extract", tmp_path / "out", "--distill", place / "text.txt", "--eval", place / "text.txt")
     assert "Distilled for 40 steps." in ended.stdout
     for part in ("KL to the teacher", "→", "gain recovered", "Gain recovered"):

@@ -216,7 +216,7 @@ def test_a_saved_record_reads_back_to_seven_digits(tmp_path):
         recorder.save(tmp_path)
 
 
-def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path):
+def test_a_resumed_run_continues_as_if_it_had_not_stopped(tmp_path):
     whole, stopped = adapted(), adapted()
     unbroken, before = (DynamicsRecorder(model, directions=DIRECTIONS) for model in (whole, stopped))
     for step in range(6):

@@ -70,7 +70,7 @@ def test_the_rate_rises_then_falls_linearly_and_never_reaches_zero():
     assert rates == pytest.approx([1 / 4, 2 / 4, 3 / 4, 1, 6 / 7, 5 / 7, 4 / 7, 3 / 7, 2 / 7, 1 / 7])
 
 
-def test_progress_is_told_every_step(model, sequences):
+def test_progress_is_reported_every_step(model, sequences):
     reports = Reports()
     result = finetune(model, sequences, FinetuneSettings(steps=3), progress=reports)
     assert reports.stages == [("Fine-tuning", 3, "steps")]

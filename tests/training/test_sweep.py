@@ -123,7 +123,7 @@ def test_one_seed_claims_no_spread(run):
     assert result.sweet_spot.probability is None
 
 
-def test_a_sweep_that_was_stopped_goes_on_with_the_cells_that_are_missing(run):
+def test_an_interrupted_sweep_resumes_with_the_missing_cells(run):
     first = Trainings()
 
     def stopped(job, progress):
@@ -245,7 +245,7 @@ def test_two_sweeps_do_not_work_in_one_folder(run):
         run(second)
 
 
-def test_cells_that_cannot_be_trained_are_all_told_before_the_first_one(run, tmp_path):
+def test_cells_that_cannot_be_trained_are_all_reported_before_the_first_one(run, tmp_path):
     grid = SweepGrid(ranks=(2, 64), targets=("attention", "qproj", "[z"))
     trainings = Trainings()
     with pytest.raises(MismatchError) as refusal:

@@ -241,7 +241,7 @@ def test_a_live_model_is_left_as_it_was_but_for_its_adapter(tiny, text):
 
 
 @pytest.mark.parametrize(("options", "start"), [({"quantize": "nf4"}, "zero"), ({}, "loftq")])
-def test_a_base_in_four_bits_learns_and_stops_and_goes_on(options, start, tiny, text, tmp_path):
+def test_a_base_in_four_bits_learns_stops_and_resumes(options, start, tiny, text, tmp_path):
     settings = TrainSettings(steps=6, batch_size=4, learning_rate=2e-2, save_every=2, **options)
     given = {"config": LoRAConfig(rank=4, init=start), "settings": settings, "options": OPTIONS}
     whole = train(tiny, text, **given)
@@ -396,7 +396,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(tiny, text):
     assert all(not layer.lora_B.any() for layer in adapter_of(model).values())
 
 
-def test_memory_that_is_too_small_is_told_with_the_settings_to_lower(tiny, text):
+def test_memory_that_is_too_small_is_reported_with_the_settings_to_lower(tiny, text):
     def run_out():
         raise torch.OutOfMemoryError
 
@@ -438,7 +438,7 @@ def test_without_a_length_sequences_are_as_long_as_the_model_can_see(tiny, text)
     assert result.run["options"]["max_length"] == 64
 
 
-def test_an_absurd_scale_is_told_with_its_number(tiny, text):
+def test_an_absurd_scale_is_reported_with_its_value(tiny, text):
     progress = Reports()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -458,7 +458,7 @@ def test_an_absurd_scale_is_told_with_its_number(tiny, text):
 def test_an_output_that_exists_is_replaced_only_when_asked(unbroken, tiny, text, tmp_path):
     (tmp_path / "out").mkdir()
     options = {"config": CONFIG, "settings": TrainSettings(steps=1), "options": OPTIONS, "dynamics": False}
-    with pytest.raises(OutputError, match="--force replaces it"):
+    with pytest.raises(OutputError, match="use `force` to replace it"):
         train(tiny, text, **options, output=tmp_path / "out")
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "notes.txt").write_text("mine")

@@ -88,7 +88,7 @@ def test_the_loss_is_the_models_own_by_the_cheapest_way_that_is_right(model, opt
         torch.testing.assert_close(gradients[way][name], gradient, atol=1e-6, rtol=1e-4)
 
 
-def test_nothing_is_told_to_anyone(make, tiny, monkeypatch):
+def test_no_telemetry_is_sent(make, tiny, monkeypatch):
     from trl.trainer import base_trainer
 
     told = []

@@ -115,7 +115,7 @@ def to_modules(adapter: Adapter, model: Model | None) -> Renaming:
     if rest and (model is None or model.is_pipeline):
         table |= parts_of(rest)
     unknown = "no such layer in Stable Diffusion or FLUX; give its model as `base`"
-    where = f"{model.source} has no module of this name" if model else unknown
+    where = f"no module of this name in {model.source}" if model else unknown
     faults += [f"{name}: {where}" for name in rest if name not in table]
     moves: list[Move] = []
     skipped = []

@@ -34,7 +34,7 @@ def killed_after(count: int, output: Path) -> None:
         analyze(WEIGHTS, output=output, execution=Execution(progress=Killed(count), workers=1))
 
 
-def test_a_killed_run_goes_on_and_gives_the_same_numbers(tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_and_gives_the_same_numbers(tmp_path: Path) -> None:
     killed_after(4, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     again = Killed()
@@ -63,7 +63,7 @@ def test_a_run_that_is_not_the_same_starts_over(change: str, tmp_path: Path) -> 
 def test_an_output_that_exists_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     progress = Killed()
-    with pytest.raises(OutputError, match="--force"):
+    with pytest.raises(OutputError, match="use `force` to replace it"):
         analyze(WEIGHTS, output=tmp_path / "out", execution=Execution(progress=progress))
     assert progress.done == []
 

@@ -1,5 +1,6 @@
 """What a reader sees at first sight: nothing overlaps, nothing refuses silently, nothing is cut without a word."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -246,13 +247,12 @@ def test_a_step_without_any_update_says_so(page: Page) -> None:
 
 
 def test_comparisons_are_shown_from_their_folders(opened: Callable[..., Page], tmp_path: Path) -> None:
-    from eckart.report import save_comparison
-
     compared = compare(adapter(1), adapter(2))
-    save_comparison(compared, tmp_path / "two")
     matrix = MergedMatrix(f"layers.0.{EVIL}", (4, 4), equal=True, ulps=0.5, error=1e-8, lowest=0.999, highest=1.001)
     check = MergeCheck("merged", "base", ["lora"], [1.0], [matrix], ["norm"], [], [], 3, 0.1)
-    save_comparison(check, tmp_path / "check")
+    for name, result in ("two", compared), ("check", check):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "comparison.json").write_text(json.dumps(result.to_json()))
     results = read_results([tmp_path / "two", tmp_path / "check"])
     results.analyses["update"] = update()
     page = opened(write_page(results, tmp_path / "report.html"))
