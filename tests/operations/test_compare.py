@@ -13,8 +13,8 @@ from eckart.adapter import Adapter, AdapterLayer
 from eckart.errors import MismatchError, OptionError
 from eckart.linalg import LowRank
 from eckart.operations import convert
-from eckart.operations.comparison.adapters import compare_updates
 from eckart.operations.comparison.compare import compare, plan_comparison
+from eckart.operations.comparison.measures import compare_updates
 from eckart.operations.comparison.result import Comparison
 
 SHAPES = {"q_proj": (48, 32), "v_proj": (16, 32)}

@@ -3,6 +3,7 @@ from .allocation import allocate as allocate
 from .certificate import certify as certify
 from .certificate import partial_spectrum as partial_spectrum
 from .full_spectrum import spectrum as spectrum
+from .interval import Interval as Interval
 from .krylov import PartialSVD as PartialSVD
 from .krylov import partial_svd as partial_svd
 from .low_rank import LowRank as LowRank
@@ -18,7 +19,6 @@ from .slabs import InMemory as InMemory
 from .slabs import Matrix as Matrix
 from .slabs import RowSlabs as RowSlabs
 from .slabs import as_slabs as as_slabs
-from .spectra import Interval as Interval
 from .spectra import RankBound as RankBound
 from .spectra import Spectrum as Spectrum
 from .spectra import Tail as Tail

@@ -16,10 +16,10 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from eckart.errors import OptionError
+from eckart.linalg.block_sizes import RESIDENT_BYTES
 from eckart.linalg.slabs import InMemory, Matrix, RowSlabs, as_slabs, compute_dtype, materialize, squared_norm
 from eckart.linalg.symmetric import eigensystem
 
-RESIDENT_BYTES = 512 * 2**20  # a matrix up to this many bytes is loaded into memory rather than read in each pass
 STEPS = 5  # blocks in the basis; with blocks of half the rank, 2.5 basis vectors per requested singular value
 CERTIFIED_STEPS = 8  # where a certificate follows: each further step divides its uncertainty by two or three
 GROUPS = 8

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from eckart.errors import NotFiniteError, OptionError
-
-SLAB_BYTES = 8 * 2**20  # float32 bytes of one slab: large enough for GEMM, small compared with any memory limit
-NORM_CHUNK = 2**18  # values squared in float64 at a time: few enough to stay in cache
+from eckart.linalg.block_sizes import NORM_CHUNK, SLAB_BYTES
 
 
 @runtime_checkable

@@ -14,19 +14,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from eckart.errors import OptionError
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Bounds on a number, both inclusive."""
-
-    lower: float
-    upper: float
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether the bounds are equal."""
-        return self.lower == self.upper
+from eckart.linalg.interval import Interval
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def analyze(
         OutputError: `output` exists, or cannot be written.
     """
     began = time.monotonic()
-    execution.torch_device()
+    execution.check()
     plan = plan_analysis(source, base, full=full, target=target, exclude=exclude, execution=execution)
     folder = None if output is None else Path(output)
     if folder is not None:

@@ -1,14 +1,15 @@
 """The analysis of one matrix, and its entry in `analysis.json`."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from eckart.linalg import Interval
 
-from eckart.linalg import Interval, Spectrum
-from eckart.linalg.noise import NoiseEstimate
-from eckart.linalg.spectra import Tail
+if TYPE_CHECKING:
+    from eckart.linalg import NoiseEstimate, Spectrum
 
 ENERGIES = (0.9, 0.95, 0.99)
 ERRORS = (0.1, 0.01)
@@ -73,12 +74,16 @@ class MatrixAnalysis:
         return entry
 
     @staticmethod
-    def from_json(entry: dict[str, Any]) -> "MatrixAnalysis":
+    def from_json(entry: dict[str, Any]) -> MatrixAnalysis:
         """The matrix of an entry written by `to_json`; its statistics are recomputed from the singular values.
 
         Raises:
             KeyError, TypeError, ValueError: the entry is malformed.
         """
+        import torch
+
+        from eckart.linalg import NoiseEstimate, Spectrum, Tail
+
         tail = entry.get("tail")
         rows, columns = entry["shape"]
         dtype = getattr(torch, entry["dtype"], None)

@@ -1,17 +1,22 @@
 """The work on one matrix: its spectrum, and the noise in it."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-
-from eckart.checkpoint import Checkpoint, DifferenceMatrix, MatrixView, WeightMatrix
+from eckart.checkpoint import Checkpoint, MatrixView
 from eckart.checkpoint.layouts import counterpart
 from eckart.engine import Execution, Record, Task
-from eckart.linalg import NoiseEstimate, RowSlabs, Spectrum, bulk_noise, difference_noise, partial_spectrum, spectrum
-from eckart.linalg.krylov import RESIDENT_BYTES, resident
-from eckart.linalg.slabs import SLAB_BYTES
+from eckart.linalg.block_sizes import RESIDENT_BYTES, SLAB_BYTES
 from eckart.operations.analysis.matrix import MatrixAnalysis
+
+if TYPE_CHECKING:
+    import torch
+
+    from eckart.checkpoint import WeightMatrix
+    from eckart.linalg import NoiseEstimate, RowSlabs, Spectrum
 
 FULL_SIDE = 4096  # a complete spectrum takes seconds up to this short side, minutes at twice that
 PARTIAL_RANK = 256  # leading singular values of a larger matrix
@@ -45,6 +50,10 @@ class MatrixWork:
 
     def analyze(self) -> MatrixAnalysis:
         """Read the matrix and compute its spectrum; the same bytes give the same numbers in any order of work."""
+        from eckart.checkpoint import DifferenceMatrix, WeightMatrix
+        from eckart.linalg import partial_spectrum, spectrum
+        from eckart.linalg.krylov import resident
+
         device, generator = self.execution.torch_device(), self.execution.generator(self.view.name)
         weight = WeightMatrix(self.tuned, self.view, device)
         matrix: RowSlabs = weight
@@ -60,6 +69,8 @@ class MatrixWork:
         self, matrix: RowSlabs, values: Spectrum, weight: WeightMatrix, generator: torch.Generator
     ) -> NoiseEstimate | None:
         """None if a weight was quantized: its rounding is not that of a floating-point grid."""
+        from eckart.linalg import bulk_noise, difference_noise
+
         if self.tuned.tensors[self.view.tensor].quantization:
             return None
         if self.base is None:

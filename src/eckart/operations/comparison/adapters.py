@@ -1,52 +1,28 @@
 """Compares two adapters by their factors: norms, cosine, angles and overlap of every update."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.outline import AdapterOutline
-from eckart.checkpoint import Checkpoint, MatrixView, WeightMatrix
+from eckart.checkpoint import Checkpoint, MatrixView
 from eckart.engine import Execution, Task, run_tasks
 from eckart.errors import MismatchError
 from eckart.formats.common_names import to_common_names
-from eckart.linalg import LowRank
-from eckart.linalg.slabs import compute_dtype
-from eckart.operations.comparison.result import Comparison, MatrixComparison, Unpaired, align, cosine, directions_of
-from eckart.operations.comparison.updated import UpdatedMatrix, intruders_of
+from eckart.operations.comparison.result import Comparison, MatrixComparison, Unpaired
 from eckart.operations.placement import Term, find_places
 from eckart.operations.preview import Match, Preview
 from eckart.operations.select_layers import select_layers
-from eckart.operations.weight_update import Update, update_of
 from eckart.result import Skipped
 
-
-def compare_updates(
-    name: str, a: LowRank, b: LowRank, *, directions: int, dtype: torch.dtype = torch.float64
-) -> MatrixComparison:
-    """Compare two low-rank updates of one matrix by their singular vectors, independent of how A and B are scaled.
-
-    Args:
-        name: of the module.
-        a: shape `(out, in)`.
-        b: same shape.
-        directions: number of leading directions whose overlap is computed.
-        dtype: dtype that the factors were stored in: it decides which directions are rounding.
-    """
-    (UA, SA, VA), (UB, SB, VB) = a.svd(), b.svd()
-    norm_a, norm_b = float(torch.linalg.vector_norm(SA)), float(torch.linalg.vector_norm(SB))
-    inner = SA @ ((UA.T @ UB) * (VA @ VB.T)) @ SB
-    # Balanced factors first: stacked ones of very different lengths would lose the digits of the shorter.
-    difference = (LowRank.from_svd(UA, SA, VA) - LowRank.from_svd(UB, SB, VB)).fro_norm
-    i, j = directions_of(SA, a.shape, dtype), directions_of(SB, b.shape, dtype)
-    return MatrixComparison(
-        *(name, a.shape, norm_a, norm_b, difference, cosine(float(inner), norm_a, norm_b), (i, j)),
-        outputs=align(UA[:, :i], UB[:, :j], directions=directions),
-        inputs=align(VA[:i].T, VB[:j].T, directions=directions),
-    )
+if TYPE_CHECKING:
+    from eckart.checkpoint import WeightMatrix
+    from eckart.operations.weight_update import Update
 
 
 @dataclass(frozen=True)
@@ -84,7 +60,7 @@ class AdapterPair:
         directions: int,
         patterns: tuple[Sequence[str], Sequence[str]],
         execution: Execution,
-    ) -> "AdapterPair":
+    ) -> AdapterPair:
         """Plan the comparison of two adapters from headers.
 
         Raises:
@@ -157,6 +133,12 @@ class AdapterPair:
         return Unpaired(name, side, adapter[name].low_rank().fro_norm)
 
     def _compare_one(self, name: str) -> MatrixComparison:
+        import torch
+
+        from eckart.checkpoint import WeightMatrix
+        from eckart.operations.comparison.measures import compare_updates
+        from eckart.operations.comparison.updated import UpdatedMatrix, intruders_of
+
         layers = [adapter[name] for adapter in self.adapters]
         a, b = (layer.low_rank() for layer in layers)
         dtype = torch.float64 if all(layer.lora_A.dtype == torch.float64 for layer in layers) else torch.float32
@@ -170,6 +152,9 @@ class AdapterPair:
 
     def _update(self, name: str, side: int, weight: WeightMatrix) -> Update:
         """The update of a matrix of the base by one side, including DoRA's norms."""
+        from eckart.linalg.slabs import compute_dtype
+        from eckart.operations.weight_update import update_of
+
         terms, dtype = [Term(side, name, "update")], compute_dtype(weight)
         return update_of(terms, self.adapters, (1.0, 1.0), dtype=dtype, view=weight.view, slabs=weight.slabs)
 

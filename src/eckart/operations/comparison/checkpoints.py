@@ -1,32 +1,25 @@
 """Compares two checkpoints, or their updates of one base: streamed, with their leading singular directions."""
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from eckart.checkpoint import (
-    Checkpoint,
-    DifferenceMatrix,
-    MatrixView,
-    WeightMatrix,
-    compare_layouts,
-    layout,
-    select,
-)
+from eckart.checkpoint import Checkpoint, MatrixView, compare_layouts, layout, select
 from eckart.checkpoint.layouts import counterpart
 from eckart.engine import Execution, Task, run_tasks
 from eckart.errors import MismatchError
-from eckart.linalg import RowSlabs, truncated_svd
-from eckart.linalg.krylov import RESIDENT_BYTES
-from eckart.linalg.slabs import NORM_CHUNK, SLAB_BYTES
-from eckart.operations.comparison.result import Comparison, MatrixComparison, align, cosine, directions_of
-from eckart.operations.comparison.updated import intruders_of
+from eckart.linalg.block_sizes import RESIDENT_BYTES, SLAB_BYTES
+from eckart.operations.comparison.result import Comparison, MatrixComparison
 from eckart.operations.preview import Match, Preview
 from eckart.result import Skipped
+
+if TYPE_CHECKING:
+    from eckart.linalg import RowSlabs
 
 
 @dataclass(frozen=True)
@@ -60,7 +53,7 @@ class CheckpointPair:
         directions: int,
         patterns: tuple[Sequence[str], Sequence[str]],
         execution: Execution,
-    ) -> "CheckpointPair":
+    ) -> CheckpointPair:
         """Plan the comparison of two checkpoints from headers.
 
         Raises:
@@ -118,41 +111,18 @@ class CheckpointPair:
         return Task(view.name, self._nbytes(view), memory, lambda: self._compare_one(view))
 
     def _compare_one(self, view: MatrixView) -> MatrixComparison:
-        """Norms and inner product in one pass, then the leading directions of one side after the other."""
+        from eckart.checkpoint import DifferenceMatrix, WeightMatrix
+        from eckart.operations.comparison.measures import compare_matrices
+        from eckart.operations.comparison.updated import intruders_of
+
         device = self.execution.torch_device()
         sides = [WeightMatrix(side, counterpart(side, view), device) for side in (self.a, self.b)]
         matrices: list[RowSlabs] = [*sides]
         if self.base is not None:
             matrices = [DifferenceMatrix(side, self.base, counterpart(side, view), device) for side in (self.a, self.b)]
-        norm_a, norm_b, difference, inner = _products(*matrices)
-        left, right = [], []
-        for matrix, norm in zip(matrices, (norm_a, norm_b), strict=True):
-            rank = min(self.directions, *matrix.shape)
-            svd = truncated_svd(matrix, rank=rank, generator=self.execution.generator(view.name))
-            count = directions_of(svd.S, matrix.shape, matrix.dtype) if norm > 0 else 0
-            left.append(svd.U[:, :count])
-            right.append(svd.Vh[:count].T)
-        along = [align(*bases, directions=self.directions) for bases in (left, right)]
-        outputs, inputs = reversed(along) if view.transposed else along
-        compared = MatrixComparison(
-            *(view.name, view.shape, norm_a, norm_b, difference, cosine(inner, norm_a, norm_b)),
-            *((left[0].shape[1], left[1].shape[1]), outputs, inputs),
-        )
+        compared = compare_matrices(*matrices, view=view, directions=self.directions, execution=self.execution)
         if self.base is None:
             return compared
         return intruders_of(
             compared, WeightMatrix(self.base, counterpart(self.base, view), device), sides, self.execution
         )
-
-
-def _products(a: RowSlabs, b: RowSlabs) -> tuple[float, float, float, float]:
-    """‖A‖, ‖B‖, ‖A − B‖ and ⟨A, B⟩, subtracted first and summed in float64, in one pass over both."""
-    sums = torch.zeros(4, dtype=torch.float64)
-    for first, second in zip(a.slabs(), b.slabs(), strict=True):
-        for x, y in zip(first.reshape(-1).split(NORM_CHUNK), second.reshape(-1).split(NORM_CHUNK), strict=True):
-            x, y = x.to(torch.float64), y.to(torch.float64)  # noqa: PLW2901
-            z = x - y
-            sums += torch.stack([x @ x, y @ y, z @ z, x @ y]).cpu()
-    squares, inner = sums[:3].tolist(), float(sums[3])
-    norm_a, norm_b, difference = (square**0.5 for square in squares)
-    return norm_a, norm_b, difference, inner

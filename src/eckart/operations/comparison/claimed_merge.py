@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from eckart.checkpoint.layouts import as_view, is_buffer
 from eckart.engine import Execution, Task, run_tasks
 from eckart.formats.sources import Source, name_of, open_adapter, open_model
+from eckart.linalg.block_sizes import SLAB_BYTES
 from eckart.operations.comparison.merge_check import MergeCheck, MergedMatrix
 from eckart.operations.placement import Places, Term, find_places, fitted
 from eckart.operations.preview import Match, Preview
@@ -138,8 +139,6 @@ class MergeClaim:
 
     def compare(self) -> MergeCheck:
         """Read both checkpoints once and decide whether the claim is true."""
-        from eckart.linalg.slabs import SLAB_BYTES
-
         began = time.monotonic()
         tasks = [
             Task(part.name, self._nbytes(part), 24 * SLAB_BYTES, lambda part=part: self._check(part))

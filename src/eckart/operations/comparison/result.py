@@ -1,20 +1,22 @@
 """The result of a comparison: norms, cosine, angles and overlap of each pair of matrices, and of all together."""
 
+from __future__ import annotations
+
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-
-from eckart.linalg import Overlap, overlap, principal_angles
-from eckart.linalg.intruder import Intruders
 from eckart.result import Result, Skipped
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from eckart.linalg import Overlap
+    from eckart.linalg.intruder import Intruders
 
 Kind = Literal["adapters", "checkpoints", "updates"]
 DIRECTIONS = 16  # leading directions whose overlap is computed
-
-Triplets = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class Comparison(Result):
         a, b = self.norm_a, self.norm_b
         if not (a > 0 and b > 0):
             return None
-        return _clamped(sum((m.cosine or 0.0) * (m.norm_a / a) * (m.norm_b / b) for m in self.matrices))
+        return clamped(sum((m.cosine or 0.0) * (m.norm_a / a) * (m.norm_b / b) for m in self.matrices))
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per matrix that both have."""
@@ -188,36 +190,12 @@ class Comparison(Result):
         }
 
 
-def cosine(inner: float, norm_a: float, norm_b: float) -> float | None:
-    """The cosine of two matrices; None if one is zero."""
-    return _clamped(inner / norm_a / norm_b) if norm_a > 0 and norm_b > 0 else None
-
-
-def directions_of(S: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> int:
-    """Number of singular values above max(shape)·ε·σ₁, as in `Spectrum.numerical_rank`: the others are rounding.
-
-    Args:
-        S: descending.
-        shape: of the matrix.
-        dtype: dtype that its values were stored in.
-    """
-    eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
-    return int((max(shape) * eps * S[0] < S).sum()) if len(S) else 0
-
-
-def align(first: Tensor, second: Tensor, *, directions: int) -> Alignment | None:
-    """Angles between the spans of two orthonormal bases, and the overlap of their leading columns."""
-    if not (first.shape[1] and second.shape[1]):
-        return None
-    first, second = first.cpu(), second.cpu()
-    return Alignment(principal_angles(first, second), overlap(first[:, :directions], second[:, :directions]))
-
-
 def _together(norms: Iterable[float]) -> float:
-    return float(torch.linalg.vector_norm(torch.tensor(list(norms), dtype=torch.float64)))
+    return math.hypot(*norms)
 
 
-def _clamped(value: float) -> float:
+def clamped(value: float) -> float:
+    """A cosine that rounding may have put outside −1 to 1."""
     return max(-1.0, min(1.0, value))
 
 

@@ -14,9 +14,8 @@ from eckart.checkpoint.compare import changed
 from eckart.engine import Execution, Record, Task, run_tasks
 from eckart.errors import MismatchError
 from eckart.linalg import Spectrum, spectrum
+from eckart.linalg.block_sizes import RESIDENT_BYTES, SLAB_BYTES
 from eckart.linalg.finite import require_finite
-from eckart.linalg.krylov import RESIDENT_BYTES
-from eckart.linalg.slabs import SLAB_BYTES
 from eckart.operations.adapter_result import LayerRecord
 from eckart.operations.adapter_writer import LayerTasks, empty_record, layer_record
 from eckart.operations.extraction.plan import ExtractPlan, matrices_by_name

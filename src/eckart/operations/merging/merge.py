@@ -102,6 +102,7 @@ def merge(
     began = time.monotonic()
     execution.check()
     plan = plan_merge(base, adapters, weights=weights, dtype=dtype)
+    plan.check_output(Path(output), force=force)
     # Imported here: a refusal needs no torch.
     from eckart.operations.model_writer.rounding_cost import errors_of
     from eckart.operations.model_writer.writer import ModelWriter

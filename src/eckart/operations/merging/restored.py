@@ -14,7 +14,7 @@ from eckart.checkpoint.matrices import rows_of
 from eckart.engine import Execution, Task, run_tasks
 from eckart.errors import EckartError, MismatchError
 from eckart.formats.sources import open_model
-from eckart.linalg.slabs import SLAB_BYTES
+from eckart.linalg.block_sizes import SLAB_BYTES
 from eckart.operations.comparison.claimed_merge import plan_merge_check
 from eckart.operations.merging.plan import Adapters
 from eckart.operations.model_writer.plan import ModelPlan, OutputTensor

@@ -131,11 +131,12 @@ def unmerge(
     began = time.monotonic()
     execution.check()
     plan = plan_unmerge(merged, adapters, base=base, weights=weights, dtype=dtype)
+    original = None if base is None else open_model(base)
+    plan.check_output(Path(output), force=force)
     # Imported here: a refusal from headers needs no torch.
     from eckart.operations.merging.restored import compare_restored, require_merged
     from eckart.operations.model_writer.writer import ModelWriter
 
-    original = None if base is None else open_model(base)
     require_merged(plan, original, adapters, weights, execution)
     ModelWriter(plan).write(Path(output), execution, force=force)
     again = plan_merge(output, adapters, weights=weights)

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from eckart.checkpoint import TensorSpec
+from eckart.checkpoint import TensorSpec, check_output
 from eckart.checkpoint.writer import plan_shards
 from eckart.engine.fingerprint import fingerprint
 from eckart.operations.preview import Match, Preview
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from eckart.adapter.adapter import Adapter
     from eckart.checkpoint import Checkpoint, DType, MatrixView, TensorInfo
     from eckart.checkpoint.nf4_scheme import Nf4Scheme
@@ -118,6 +120,15 @@ class ModelPlan:
         """Bytes of the output's tensors."""
         return sum(spec.nbytes for specs in self.shards.values() for spec in specs)
 
+    def check_output(self, output: Path, *, force: bool) -> None:
+        """Refuse an output that cannot be written, before anything is computed.
+
+        Raises:
+            OutputError: it exists and `force` is not given, its folder is missing, or the disk is too small.
+        """
+        needed = self.nbytes - _allocated(partial_folder(output))
+        check_output(output, needed, force=force, inputs=[self.base.folder])
+
     def preview(self) -> Preview:
         """What would be changed, read and written."""
         read = sum(info.nbytes for info in self.base.tensors.values())
@@ -135,6 +146,18 @@ class ModelPlan:
             "tensors": [[it.name, str(it.dtype), str(it.scheme), sorted(it.terms)] for it in self.tensors],
         }
         return fingerprint(facts)
+
+
+def partial_folder(output: Path) -> Path:
+    """Where the files of an output are until all of them are written."""
+    return output.with_name(f"{output.name}.partial") / "model"
+
+
+def _allocated(folder: Path) -> int:
+    """Bytes on the disk that an interrupted run has filled."""
+    statuses = [file.stat() for file in folder.glob("*.safetensors")]
+    # Windows does not count blocks.
+    return sum(status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size for status in statuses)
 
 
 def untied(base: Checkpoint, tensors: Iterable[OutputTensor]) -> list[str]:

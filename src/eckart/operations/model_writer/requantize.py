@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eckart.checkpoint.nf4_scheme import Nf4Scheme
 from eckart.linalg import nf4
-from eckart.linalg.slabs import NORM_CHUNK
+from eckart.linalg.block_sizes import NORM_CHUNK
 
 
 class Requantized:

@@ -19,14 +19,13 @@ from eckart.checkpoint.output import publish, refusing_full_disk
 from eckart.checkpoint.writer import TensorFiles, open_files, write_index
 from eckart.engine import Execution, Journal, Record, Task, open_journal, run_resumable
 from eckart.errors import NotFiniteError
+from eckart.linalg.block_sizes import NORM_CHUNK, SLAB_BYTES
 from eckart.linalg.finite import count_non_finite
-from eckart.linalg.slabs import NORM_CHUNK, SLAB_BYTES
-from eckart.operations.model_writer.plan import ModelPlan, OutputTensor
+from eckart.operations.model_writer.plan import ModelPlan, OutputTensor, partial_folder
 from eckart.operations.model_writer.requantize import Requantized
 from eckart.operations.model_writer.rounding_cost import RoundingCost
 from eckart.operations.weight_update import Update, update_of
 
-MODEL = "model"
 LEAST_ROWS = 64  # of a block: with fewer, a product with a wide factor spends its time reading the factor
 MEASURED = 8  # rounding is measured on one block of this many
 _STAGES = {"merge": "Merging", "unmerge": "Unmerging", "quantize": "Quantizing"}
@@ -68,8 +67,7 @@ class ModelWriter:
             OutputError: it exists, or cannot be written.
             NotFiniteError: a changed matrix contains NaN or Inf, or a value that its dtype cannot represent.
         """
-        plan, folder = self.plan, output.with_name(f"{output.name}.partial") / MODEL
-        check_output(output, plan.nbytes - _allocated(folder), force=force, inputs=[plan.base.folder])
+        plan, folder = self.plan, partial_folder(output)
         remedy = "free some space and run the same command again: it resumes where it stopped"
         with (
             open_journal(output, f"{plan.fingerprint()} {_boot()}".strip(), execution) as journal,
@@ -179,10 +177,3 @@ def _boot() -> str:
     """An identifier of this boot: a restart of the machine may have lost values that were not on the disk yet."""
     file = Path("/proc/sys/kernel/random/boot_id")
     return file.read_text() if file.exists() else ""
-
-
-def _allocated(folder: Path) -> int:
-    """Bytes on the disk that an interrupted run has filled."""
-    statuses = [file.stat() for file in folder.glob("*.safetensors")]
-    # Windows does not count blocks.
-    return sum(status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size for status in statuses)

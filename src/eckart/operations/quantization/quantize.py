@@ -145,6 +145,7 @@ def quantize(
     began = time.monotonic()
     execution.check()
     plan = plan_quantize(source, target=target, exclude=exclude, block_size=block_size, double=double, dtype=dtype)
+    plan.check_output(Path(output), force=force)
     from eckart.operations.model_writer.writer import ModelWriter  # here: a refusal needs no torch
 
     facts = ModelWriter(plan).write(Path(output), execution, force=force)
