@@ -95,6 +95,8 @@ def tied():
     ("target", "message"),
     [
         ("q_prj", "nearest: q_proj"),
+        ("atention", "nearest: attention, "),
+        ("al-linear", "nearest: all-linear"),
         ("self_atn.v_proj", r"nearest: self_attn.v_proj"),
         ("mlp", "'mlp' matches nothing"),
         (r"layers\.0\..*", "matches nothing"),

@@ -105,5 +105,13 @@ def nearest_modules(name: str, modules: Collection[str], *, count: int = 3) -> l
     return [ends[end] for end in nearest_names(name, ends, count=count, cutoff=0.4)]
 
 
+def nearest_patterns(pattern: str, modules: Iterable[str]) -> list[str]:
+    """Patterns like one that matches nothing: presets, and ends of modules' names of as many dotted parts as it has."""
+    parts = pattern.count(".") + 1
+    ends = (".".join(module.split(".")[-parts:]) for module in modules)
+    patterns = [each for each in dict.fromkeys([*ends, *PRESETS]) if each != pattern]
+    return nearest_names(pattern, patterns, cutoff=0.4) or patterns[:3]
+
+
 def _ends_with(module: str, names: Iterable[str]) -> bool:
     return any(module == name or module.endswith(f".{name}") for name in names)

@@ -1,10 +1,9 @@
 """Which matrices a command works on: PEFT's target rules and presets, over a layout."""
 
-import difflib
 from collections.abc import Iterable, Sequence
 
 from eckart.checkpoint.layouts import Layout, MatrixView, module_of
-from eckart.checkpoint.naming import PRESETS, as_patterns, matches
+from eckart.checkpoint.naming import PRESETS, as_patterns, matches, nearest_patterns
 from eckart.errors import MismatchError
 
 
@@ -59,8 +58,8 @@ def _fault(pattern: str, layout: Layout, others: Sequence[str]) -> str | None:
     for module, reason in reasons.items():
         if matches(pattern, module):
             return f"{pattern!r}: {module} {reason}"
-    near = _nearest(pattern, [view.module for view in layout.matrices])
-    return f"{pattern!r} matches nothing; nearest: {', '.join(near) or 'none'}"
+    near = nearest_patterns(pattern, (view.module for view in layout.matrices))
+    return f"{pattern!r} matches nothing; nearest: {', '.join(near)}"
 
 
 def _reasons(layout: Layout) -> dict[str, str]:
@@ -71,10 +70,3 @@ def _reasons(layout: Layout) -> dict[str, str]:
         for module in view.tied_modules
     }
     return tied | {module_of(item.name): f"is left out: {item.reason}" for item in layout.skipped}
-
-
-def _nearest(pattern: str, modules: Sequence[str]) -> list[str]:
-    """Names like the pattern: dotted ends of the modules of as many parts as it has."""
-    parts = pattern.count(".") + 1
-    ends = dict.fromkeys(".".join(module.split(".")[-parts:]) for module in modules)
-    return difflib.get_close_matches(pattern, ends, n=3, cutoff=0.4) or list(ends)[:3]

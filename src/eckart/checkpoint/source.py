@@ -1,6 +1,5 @@
 """The files behind a SOURCE: a folder, a file, the files of an installed distribution, or a name on the hub."""
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from eckart.checkpoint.naming import nearest_names
 from eckart.errors import FileFormatError, SourceError
 
 SOURCE_MAY_BE = (
@@ -167,7 +167,7 @@ def _distribution_path(name: str) -> Path:
         files = metadata.files(name) or []
     except (metadata.PackageNotFoundError, ValueError):
         installed = {dist.metadata["Name"] or "" for dist in metadata.distributions()}
-        near = difflib.get_close_matches(name, installed, n=3)
+        near = nearest_names(name, installed)
         hint = f"; installed: {', '.join(near)}" if near else f"; pip install {name} first" if name else ""
         msg = f"pkg:{name}: no installed distribution of that name{hint}"
         raise SourceError(msg) from None
@@ -221,5 +221,5 @@ def _nearest(path: Path) -> str:
         names = [p.name for p in path.parent.iterdir()]
     except OSError:
         return ""
-    near = difflib.get_close_matches(path.name, names, n=3)
+    near = nearest_names(path.name, names)
     return f" (similar: {', '.join(str(path.parent / name) for name in near)})" if near else ""

@@ -1,11 +1,11 @@
 """Which module of a live model each layer of an adapter belongs to, and everything that does not fit."""
 
-import difflib
 from collections.abc import Mapping
 
 from torch import nn
 
 from eckart.adapter import Adapter, AdapterLayer
+from eckart.checkpoint.naming import nearest_names
 from eckart.nn.targets import Target, base_modules, fault_of, paths_of, sizes_of, wrapper_of
 
 DOES_NOT_FIT = "the adapter does not fit the model"
@@ -47,7 +47,7 @@ def match_layers(model: nn.Module, adapter: Adapter) -> tuple[dict[str, Target],
 
 def no_such_module(path: str, modules: Mapping[str, nn.Module]) -> str:
     """The fault of a name that the model does not have."""
-    nearest = difflib.get_close_matches(path, modules, n=1)
+    nearest = nearest_names(path, modules, count=1)
     return "the model has no such module" + (f"; the nearest is {nearest[0]}" if nearest else "")
 
 

@@ -1,6 +1,5 @@
 """Which modules of a live model a configuration targets, and which of them cannot be adapted."""
 
-import difflib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from torch import nn
 
 from eckart.adapter.outline import LayerKind
 from eckart.checkpoint import matches
-from eckart.checkpoint.naming import PRESETS
+from eckart.checkpoint.naming import PRESETS, nearest_patterns
 from eckart.errors import MismatchError
 from eckart.nn.adapted import AdaptedModule
 from eckart.nn.config import LoRAConfig
@@ -130,10 +129,7 @@ def _pattern_fault(pattern: str, modules: Mapping[str, nn.Module]) -> str | None
 
 def _nearest(pattern: str, modules: Mapping[str, nn.Module]) -> str:
     """The names nearest to the pattern among presets and the ends of paths of modules that can be adapted."""
-    parts = pattern.count(".") + 1
-    adaptable = [path for path, module in modules.items() if wrapper_of(module)]
-    ends = dict.fromkeys([*(".".join(path.split(".")[-parts:]) for path in adaptable), *PRESETS])
-    return ", ".join(difflib.get_close_matches(pattern, ends, n=3, cutoff=0.4) or list(ends)[:3]) or "none"
+    return ", ".join(nearest_patterns(pattern, (path for path, module in modules.items() if wrapper_of(module))))
 
 
 def fault_of(model: nn.Module, path: str, module: nn.Module) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from math import prod
 from typing import TYPE_CHECKING, Literal
 
 from eckart.checkpoint import Checkpoint, MatrixView, layout
+from eckart.checkpoint.naming import nearest_names
 from eckart.errors import MismatchError
 from eckart.formats.expert_modules import with_expert_modules
 from eckart.formats.renaming import rename_for_base
@@ -199,7 +199,7 @@ def _misfit(
             near = []
             if fault.kind == "missing" and len(lines) < SHOWN:
                 names = tensors if fault.text.endswith("tensor") else modules
-                near = difflib.get_close_matches(fault.key, names.names, n=1)
+                near = nearest_names(fault.key, names.names, count=1)
             lines.append(f"{label}{fault.key}: {fault.text}" + (f"; the nearest is {near[0]}" if near else ""))
     msg = f"the adapter does not fit {base.source}"
     return MismatchError.listing(msg, lines)

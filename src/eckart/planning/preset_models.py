@@ -1,11 +1,12 @@
 """Configs of well-known models, shipped with eckart so that a plan needs neither network access nor a licence."""
 
-import difflib
 import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
+
+from eckart.checkpoint.naming import nearest_names
 
 
 @dataclass(frozen=True)
@@ -40,4 +41,4 @@ def find_preset(name: str) -> Preset | None:
 
 def nearest_presets(name: str, count: int = 3) -> list[str]:
     """The presets with the most similar names; of a hub name, the part after the slash is compared."""
-    return difflib.get_close_matches(name.lower().rpartition("/")[2], presets(), n=count, cutoff=0.5)
+    return nearest_names(name.lower().rpartition("/")[2], presets(), count=count, cutoff=0.5)
