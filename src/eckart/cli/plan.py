@@ -144,6 +144,7 @@ def plan(
     from eckart.cli.output import note, show, show_json
     from eckart.cli.progress import StderrProgress
 
+    _check(model, memory, data_size, rank)
     drawing = Drawing(figure, figures=str(figure), page=False)
     checked, progress = None, StderrProgress()
     with _simulations(progress), _warnings_as_notes():
@@ -174,6 +175,22 @@ def plan(
         show(report.plan_table(plan, checked))
     if plan.fits is False:
         raise typer.Exit(DOES_NOT_FIT)
+
+
+def _check(model: str, memory: str | None, data_size: str | None, rank: int | None) -> None:
+    """Refuse what is wrong by itself before a simulation's imports, which take seconds."""
+    from eckart.nn import LoRAConfig
+    from eckart.planning import guide
+    from eckart.planning import memory as memories
+    from eckart.planning.subject import check_name
+
+    check_name(model)
+    if memory is not None:
+        memories.Memory.parse(memory)
+    if data_size is not None:
+        guide.DataSize.parse(data_size)
+    if rank is not None:
+        LoRAConfig(rank=rank)
 
 
 @contextmanager

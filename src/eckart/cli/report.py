@@ -31,10 +31,13 @@ def report(
     """  # noqa: D301
     from eckart.cli.drawing import open_in_browser
     from eckart.cli.output import note
-    from eckart.report.page import read_results, write_page
+    from eckart.report.page import read_results
     from eckart.report.words import bytes_text
 
-    file = write_page(read_results(folders), output, force=force)
+    results = read_results(folders)
+    from eckart.report.page import write_page  # imports torch
+
+    file = write_page(results, output, force=force)
     names = ", ".join(folder.resolve().name for folder in folders)
     note(f"Report of {names} in {file} ({bytes_text(file.stat().st_size)})")
     if open_page:

@@ -179,46 +179,51 @@ def train(
     922 k of 135 M parameters trained (0.68%), 8 steps in 7.1 s, peak memory 1.64 GB
     """  # noqa: D301
     from eckart import report, training
+    from eckart.checkpoint import check_output
     from eckart.cli.drawing import Drawing
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
     from eckart.engine import NoProgress
     from eckart.nn import LoRAConfig
 
+    config = LoRAConfig(
+        rank=rank,
+        alpha=alpha,
+        dropout=dropout,
+        target=target or LoRAConfig().target,
+        exclude=exclude or (),
+        bias=bias,
+        method=method,
+        init=init,
+        rslora=rslora,
+    )
+    settings = training.TrainSettings(
+        steps=steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        learning_rate=learning_rate,
+        lora_plus_ratio=lora_plus,
+        schedule=schedule,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        gradient_checkpointing=gradient_checkpointing,
+        quantize=quantize,
+        save_every=save_every,
+    )
+    if training.is_writer():
+        check_output(output, force=force)
     drawing = Drawing(output if training.is_writer() else None, open_page=open_page and training.is_writer())
     progress = StderrProgress() if training.is_writer() else NoProgress()
     try:
         result = training.train(
             model,
             data,
-            config=LoRAConfig(
-                rank=rank,
-                alpha=alpha,
-                dropout=dropout,
-                target=target or LoRAConfig().target,
-                exclude=exclude or (),
-                bias=bias,
-                method=method,
-                init=init,
-                rslora=rslora,
-            ),
-            settings=training.TrainSettings(
-                steps=steps,
-                epochs=epochs,
-                batch_size=batch_size,
-                accumulate=accumulate,
-                learning_rate=learning_rate,
-                lora_plus_ratio=lora_plus,
-                schedule=schedule,
-                warmup=warmup,
-                weight_decay=weight_decay,
-                seed=seed,
-                dtype=dtype,
-                device=device,
-                gradient_checkpointing=gradient_checkpointing,
-                quantize=quantize,
-                save_every=save_every,
-            ),
+            config=config,
+            settings=settings,
             options=training.DataOptions(max_length, answers_only=loss_on == "answers", packing=packing, seed=seed),
             held_out=eval_data,
             output=output,

@@ -47,10 +47,9 @@ def subject_of(model: "str | Path | Mapping[str, Any] | PretrainedConfig") -> Su
     if not isinstance(model, str | Path):
         config = read_architecture(model)
         return Subject(config.model_type or "model", None, config)
+    check_name(model)
     text = str(model).strip()
-    if not text:
-        raise _unknown(repr(text), why="no model is named")
-    exists = Path(text).expanduser().exists() or text.startswith("pkg:")
+    exists = _exists(text)
     preset = None if exists else find_preset(text)
     if preset is not None:
         return Subject(preset.name, preset.hub, read_architecture(preset.config))
@@ -61,11 +60,6 @@ def subject_of(model: "str | Path | Mapping[str, Any] | PretrainedConfig") -> Su
             msg = f"{text}: the number of parameters must be at least 1, such as 8B or 135M"
             raise SourceError(msg)
         return Subject(f"a model of {text}", None, params=params)
-    if not exists and not _HUB.fullmatch(text):
-        raise _unknown(text, why="no preset, file or folder of that name")
-    if exists and Path(text).expanduser().is_dir() and (Path(text).expanduser() / "adapter_config.json").is_file():
-        msg = f"{text} is an adapter; give its base model instead"
-        raise SourceError(msg)
     try:
         return Subject(text, text, read_architecture(text))
     except MissingExtraError:
@@ -74,6 +68,27 @@ def subject_of(model: "str | Path | Mapping[str, Any] | PretrainedConfig") -> Su
         if exists:
             raise
         raise _unknown(text, why=str(error).splitlines()[0][:160]) from error
+
+
+def check_name(model: str | Path) -> None:
+    """Refuse a model that is no file or folder, preset, number of parameters or possible name on the hub.
+
+    Raises:
+        SourceError: it is none of these, or an adapter.
+    """
+    text = str(model).strip()
+    if not text:
+        raise _unknown(repr(text), why="no model is named")
+    if not _exists(text):
+        if find_preset(text) is None and not _COUNT.fullmatch(text) and not _HUB.fullmatch(text):
+            raise _unknown(text, why="no preset, file or folder of that name")
+    elif (Path(text).expanduser() / "adapter_config.json").is_file():
+        msg = f"{text} is an adapter; give its base model instead"
+        raise SourceError(msg)
+
+
+def _exists(text: str) -> bool:
+    return text.startswith("pkg:") or Path(text).expanduser().exists()
 
 
 def _unknown(text: str, *, why: str) -> SourceError:

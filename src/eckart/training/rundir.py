@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from eckart.checkpoint.output import check_output
 from eckart.errors import MismatchError, OutputError
 
@@ -29,6 +27,8 @@ def processes() -> int:
 
 def destroy_process_group() -> None:
     """Release what processes that train together share, at the end of a program; nothing where there is only one."""
+    import torch.distributed as dist
+
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 

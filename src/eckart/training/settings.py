@@ -1,13 +1,16 @@
 """How an adapter is trained: the settings, and what is wrong with them."""
 
+from __future__ import annotations
+
 import math
 import os
 from dataclasses import dataclass
-from typing import Literal, get_args
-
-import torch
+from typing import TYPE_CHECKING, Literal, get_args
 
 from eckart.errors import OptionError
+
+if TYPE_CHECKING:
+    import torch
 
 Schedule = Literal["linear", "cosine", "constant"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -85,7 +88,7 @@ class TrainSettings:
             faults.append(
                 f"`device` must be auto, cpu or cuda, got {self.device!r}; select a GPU by CUDA_VISIBLE_DEVICES"
             )
-        elif self.device == "cuda" and not torch.cuda.is_available():
+        elif self.device == "cuda" and not _has_cuda():
             faults.append("`device=cuda`: there is no CUDA device")
         if faults:
             msg = "invalid training settings"
@@ -94,6 +97,8 @@ class TrainSettings:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype that `dtype` means on this machine."""
+        import torch
+
         if self.dtype == "auto":
             has_bfloat16 = self.torch_device.type == "cuda" and torch.cuda.is_bf16_supported()
             return torch.bfloat16 if has_bfloat16 else torch.float32
@@ -102,6 +107,8 @@ class TrainSettings:
     @property
     def torch_device(self) -> torch.device:
         """The device of this process; of several GPUs the one that torchrun assigned."""
+        import torch
+
         if self.device == "cpu" or not torch.cuda.is_available():
             return torch.device("cpu")
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -120,3 +127,9 @@ class TrainSettings:
             advice.append("`quantize=nf4`")
         advice.append(f"`max_length={max_length // 2}` (now {max_length})")
         return ", ".join(advice)
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

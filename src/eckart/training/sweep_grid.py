@@ -5,9 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eckart.errors import MismatchError, OptionError
-from eckart.evaluation.outline import outline_model
 from eckart.nn import LoRAConfig
-from eckart.nn.targets import find_targets
 
 SHOWN = 3  # faults per cell
 
@@ -81,6 +79,9 @@ def patterns(target: str) -> tuple[str, ...]:
 
 def check_cells(model: str | Path, grid: SweepGrid, config: LoRAConfig) -> None:
     """Refuse adapters that do not fit the model, with all faults."""
+    from eckart.evaluation.outline import outline_model  # these import torch
+    from eckart.nn.targets import find_targets
+
     outline, faults = outline_model(model), []
     for target in grid.targets:
         for rank in grid.ranks:
