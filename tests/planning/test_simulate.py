@@ -184,7 +184,7 @@ def test_nothing_is_asked_of_the_network_or_a_device(monkeypatch):
 def test_what_runs_otherwise_than_asked_is_noted():
     took = simulate(MODELS["gemma2 (capped logits)"] | {"quantization_config": {"quant_method": "fp8"}}, setting())
     assert any("no SDPA" in note for note in took.notes)
-    assert any("quantization is left out" in note for note in took.notes)
+    assert any("quantization is ignored" in note for note in took.notes)
     assert any("experts" in note for note in simulate(MODELS["mixtral (experts)"], setting()).notes)
     assert simulate(LLAMA, setting()).notes == ()
 
@@ -196,7 +196,7 @@ def test_code_that_needs_values_is_refused_in_words(monkeypatch):
         return x * x.sum().item()
 
     monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", looks)
-    with pytest.raises(SimulationError, match=r"type llama cannot be run on tensors without data"):
+    with pytest.raises(SimulationError, match=r"type llama cannot run on tensors without data"):
         simulate(LLAMA, setting())
 
 
