@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eckart.adapter import TensorOutline
+import eckart
+from eckart.adapter import AdapterLayer, TensorOutline
 from eckart.errors import FileFormatError, NotFiniteError, SourceError
 from eckart.formats import load_adapter
 from eckart.formats.peft_config import KNOWN_FIELDS, unknown_fields
@@ -121,3 +122,13 @@ def test_patterns_that_people_write_are_matched_as_peft_matches_them(key):
 def test_a_regex_that_could_take_minutes_is_not_tried(key):
     with pytest.raises(ValueError, match=r"minutes|not a regex"):
         first_match({key: 1}, "model.layers.0." + "a" * 60, 0)
+
+
+def test_a_config_names_a_local_model_by_its_absolute_path_and_a_hub_model_by_its_name(tmp_path, monkeypatch):
+    (tmp_path / "org/base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    layer = AdapterLayer(torch.ones(1, 4), torch.ones(4, 1), 1)
+    for model, named in (("org/base", str(tmp_path / "org/base")), ("org/other", "org/other"), (None, None)):
+        eckart.Adapter({"q": layer}, base_model=model).save(tmp_path / "out", force=True)
+        config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+        assert config.get("base_model_name_or_path") == named

@@ -4,6 +4,7 @@ Rank and alpha apply to all modules unless `rank_pattern` or `alpha_pattern` ove
 every name is escaped and anchored when it is written. Source: PEFT's `tuners/lora/config.py`.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -125,7 +126,7 @@ def config_of(adapter: AdapterOutline) -> dict[str, Any]:
     config = {
         **adapter.config,
         "peft_type": "LORA",
-        "base_model_name_or_path": adapter.base_model,
+        "base_model_name_or_path": _hub_name_or_absolute_path(adapter.base_model),
         "task_type": adapter.task_type,
         "inference_mode": True,
         "r": rank,
@@ -173,3 +174,9 @@ def _pattern(values: Mapping[str, Any], common: Any) -> dict[str, Any]:
 def _plain(number: float) -> float | int:
     """An integer without its decimal point, as PEFT writes alpha."""
     return int(number) if number == int(number) else number
+
+
+def _hub_name_or_absolute_path(model: str | None) -> str | None:
+    """The name of a model as a config states it: the relative path of a folder would read as a hub name."""
+    path = Path(model).expanduser() if model else None
+    return os.path.abspath(path) if path and path.exists() else model  # noqa: PTH100 - also takes out `..`

@@ -1,6 +1,5 @@
 """What an extraction will factor, save and write, checked from headers."""
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -56,7 +55,7 @@ class ExtractPlan:
     @property
     def frame(self) -> Adapter:
         """The adapter without its layers and tensors saved in full."""
-        return Adapter({}, {}, _base_model(self.base), _task_type(self.base))
+        return Adapter({}, {}, self.base.source, _task_type(self.base))
 
     @property
     def inputs(self) -> list[Path | None]:
@@ -152,12 +151,6 @@ def _stored(checkpoint: Checkpoint, tensor: str) -> int:
     """Bytes of a tensor that may be tied to another."""
     info = checkpoint.tensors.get(checkpoint.tied.get(tensor, tensor))
     return info.nbytes if info else 0
-
-
-def _base_model(base: Checkpoint) -> str:
-    """The base's hub name, or its absolute path: a relative one reads as a hub name."""
-    path = Path(base.source).expanduser()
-    return os.path.abspath(path) if path.exists() else base.source  # noqa: PTH100 - also takes out `..`
 
 
 def _task_type(base: Checkpoint) -> str | None:
