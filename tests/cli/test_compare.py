@@ -92,7 +92,7 @@ def test_a_claimed_merge_gets_a_verdict_and_status_0(case, folder: Path) -> None
 def test_a_checkpoint_and_an_adapter_alone_are_refused_with_what_to_do(folder: Path) -> None:
     ended = eckart("compare", folder / "with-a.safetensors", folder / "a")
     assert ended.exit_code == 1
-    assert "--base BASE" in ended.stderr
+    assert "as --base" in ended.stderr
 
 
 def test_a_dry_run_writes_nothing(folder: Path) -> None:

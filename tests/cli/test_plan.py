@@ -16,7 +16,7 @@ def test_a_plan_shows_every_method_and_advice_in_80_columns_and_draws_bars(tiny_
     figure = tmp_path / "bars.png"
     ended = eckart(tiny_folder("llama"), "--memory", "8GB", "--max-length", 32, "--figure", figure)
     assert ended.exit_code == 0, ended.stderr
-    for part in ("full", "lora", "dora", "qlora", "activa-", "Advice for 8GB", "eckart train", "kept free"):
+    for part in ("full", "lora", "dora", "qlora", "activa-", "Advice for 8GB", "eckart train", "reserved"):
         assert part in ended.stdout
     assert fits_80_columns(ended.stdout)
     assert figure.read_bytes().startswith(b"\x89PNG")
@@ -36,7 +36,7 @@ def test_the_exit_status_shows_whether_it_fits(tiny_folder, memory, status):
 def test_a_count_of_parameters_needs_no_model():
     ended = eckart("70B", "--method", "full", "--memory", "128GB")
     assert ended.exit_code == 3
-    assert "closed form" in ended.stdout
+    assert "closed-form" in ended.stdout
     assert "70 B parameters" in ended.stdout
 
 
