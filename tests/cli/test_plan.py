@@ -52,7 +52,7 @@ def test_a_real_step_is_measured_and_compared_with_its_prediction(tiny_folder):
     [
         (["lama-3-8b"], "llama-3-8b"),
         (["8B", "--memory", "much"], "24GiB"),
-        (["8B", "--batch-size", "0"], "batch_size"),
+        (["8B", "--batch-size", "0"], "--batch-size must be an integer of at least 1"),
         (["8B", "--measure"], "cannot be measured"),
         (["8B", "--figure", "bars.txt"], ".png"),
         (["8B", "--analysis", "nowhere"], "--analysis"),
@@ -68,4 +68,4 @@ def test_what_cannot_be_is_refused_in_words(arguments, said):
 def test_sequences_longer_than_the_model_sees_are_warned_of_on_stderr(tiny_folder):
     ended = eckart(tiny_folder("llama"), "--method", "lora", "--max-length", 128)
     assert ended.exit_code == 0
-    assert "the model sees 64 tokens" in ended.stderr
+    assert "exceeds the model's context of 64 tokens" in ended.stderr

@@ -64,7 +64,7 @@ def test_folders_without_a_result_are_named_all_together(analysed: Path, tmp_pat
         ("train.json", '{"format": "eckart-train/9"}', "expected 'eckart-train/1'"),
         ("extract.json", '{"format": "eckart-extract/2", "layers": [{}]}', "damaged"),
         ("sweep.json", '{"format": "eckart-sweep/1", "sweet_spot": 7, "about": {"model": 1}}', "damaged"),
-        ("dynamics.json", "{}", "no record"),
+        ("dynamics.json", "{}", "not a record of a training"),
         ("analysis.json", "{}", "not an analysis"),
     ],
 )

@@ -122,7 +122,7 @@ def test_a_script_that_still_says_resume_is_understood(model, text, tmp_path):
         (("--max-length", 10**6), 1, "tokens only"),
         (("--eval-data", "nothing.txt"), 1, "nothing.txt: no such file or folder"),
         (("--init", "best"), 2, "'best' is not one of 'zero', 'pissa', 'olora', 'eva', 'loftq', 'lora-ga'"),
-        (("--quantize", "int8"), 2, "'int8' is not 'nf4'"),
+        (("--quantize", "int8"), 2, "'int8' is not one of 'nf4'"),
         (("--loss-on", "prompts"), 2, "'prompts' is not one of 'answers', 'all'"),
         (("--method", "qlora"), 2, "'qlora' is not one of 'lora', 'dora'"),
         (("--schedule", "steps"), 2, "'steps' is not one of 'linear', 'cosine', 'constant'"),

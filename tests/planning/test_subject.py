@@ -43,9 +43,9 @@ def test_a_folder_goes_before_a_preset_of_its_name(tmp_path, monkeypatch):
     [
         ("lama-3-8b", "llama-3-8b"),
         ("lama-3-8b", "pkg:DISTRIBUTION"),
-        ("0B", "has parameters"),
+        ("0B", "the number of parameters must be at least 1"),
         ("pkg:no-such-package", "no installed distribution"),
-        ("", "MODEL is a preset"),
+        ("", "expected a preset"),
     ],
 )
 def test_an_unknown_model_is_answered_with_what_was_meant_or_may_be(text, said):
@@ -59,7 +59,7 @@ def test_an_unknown_model_is_answered_with_what_was_meant_or_may_be(text, said):
         ({"config.json": {"hidden_size": 64}}, "model_type"),
         ({"config.json": {"model_type": "no-such-model"}}, "no-such-model"),
         ({"adapter_config.json": {"r": 8}}, "is an adapter"),
-        ({}, "holds no"),
+        ({}, "contains no .safetensors or .gguf weights"),
     ],
 )
 def test_a_folder_without_an_architecture_is_refused(tmp_path, files, said):
