@@ -2,7 +2,6 @@
 
 import functools
 import shlex
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from playwright.sync_api import Browser, sync_playwright
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
@@ -100,15 +98,3 @@ def shell(quick_demo, monkeypatch) -> Callable[[str], tuple[int, str, str]]:
         return done.exit_code, done.stdout, done.stderr
 
     return run
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """The system's Chromium."""
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.fail("this test needs a browser: apt-get install chromium")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()

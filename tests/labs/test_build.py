@@ -1,14 +1,12 @@
 """The built page: solutions folded, no network, and pictures whose sliders tell what Python computes."""
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import sync_playwright
 
 LABS = Path(__file__).parents[2] / "labs"
 BUILD = (
@@ -58,20 +56,16 @@ def page_file(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(page_file):
+def page(browser, page_file):
     """The page in the system's Chromium, from disk, offline; the console must stay silent."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.fail("this test needs a browser: apt-get install chromium")
     said = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        opened = browser.new_context(offline=True, viewport={"width": 390, "height": 900}).new_page()
-        opened.on("console", lambda message: said.append(message.text))
-        opened.on("pageerror", lambda error: said.append(str(error)))
-        opened.goto(page_file.as_uri())
-        yield opened
-        browser.close()
+    context = browser.new_context(offline=True, viewport={"width": 390, "height": 900})
+    opened = context.new_page()
+    opened.on("console", lambda message: said.append(message.text))
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.goto(page_file.as_uri())
+    yield opened
+    context.close()
     assert said == []
 
 
