@@ -145,7 +145,7 @@ def test_a_peft_adapter_is_not_written_to_the_name_of_a_file(llama_pair, tmp_pat
 
 def test_an_adapter_in_place_of_a_fine_tune_is_named_as_such(llama_pair, tmp_path):
     extract(llama_pair / "base", llama_pair / "tuned", rank=1, output=tmp_path / "out")
-    with pytest.raises(MismatchError, match="out is an adapter, not a fine-tuned model"):
+    with pytest.raises(OptionError, match="out is an adapter, not a fine-tuned model"):
         extract(llama_pair / "base", tmp_path / "out", rank=1)
 
 

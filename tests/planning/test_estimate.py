@@ -52,7 +52,7 @@ def test_what_cannot_be_is_refused(arguments):
 @pytest.mark.parametrize("name", ["llama-2-7b", "llama-3-8b", "llama-2-13b", "llama-3-70b"])
 def test_a_usual_model_of_the_same_size_has_the_proportions_of_llama(name):
     outline = Outline(presets()[name].config)
-    guessed, real = Proportions.usual(outline.total_params), Proportions.of(outline)
+    guessed, real = Proportions.usual(outline.total_params), Proportions.from_outline(outline)
     assert guessed.hidden == pytest.approx(real.hidden, rel=0.15)
     assert guessed.layers == pytest.approx(real.layers, rel=0.25)
     assert guessed.linear_params == pytest.approx(real.linear_params, rel=0.15)
@@ -64,5 +64,5 @@ def test_the_closed_form_of_a_step_is_within_a_quarter_of_its_simulation(method,
     outline = Outline(presets()["smollm2-360m"].config)
     setting = PlanSetting(method=method, length=512, batch_size=2, gradient_checkpointing=checkpointing)
     simulated = simulate(outline.config, setting)
-    parts = estimate_setting(Proportions.of(outline), setting, trained_params=simulated.trainable_params)
+    parts = estimate_setting(Proportions.from_outline(outline), setting, trained_params=simulated.trainable_params)
     assert sum(parts.values()) == pytest.approx(simulated.peak_bytes, rel=0.25)

@@ -10,15 +10,15 @@ from eckart.planning.setting import PlanSetting
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"batch_size": 0}, "batch_size must be a whole number from 1, got 0"),
-        ({"length": 1}, "length must be a whole number from 2, got 1"),
-        ({"batch_size": 2.0}, "batch_size must be a whole number"),
-        ({"method": "lra"}, "method must be one of full, lora, dora, qlora, got 'lra'"),
-        ({"dtype": "int8"}, "dtype must be one of float32, float16, bfloat16"),
-        ({"optimizer": "sgd"}, "optimizer must be one of adamw, adamw8bit"),
-        ({"attention": "flash"}, "attention must be one of sdpa, eager"),
-        ({"lora": LoRAConfig(method="dora")}, "method must be dora"),
-        ({"lora": LoRAConfig(init="loftq")}, "method must be qlora"),
+        ({"batch_size": 0}, "`batch_size` must be an integer of at least 1, got 0"),
+        ({"length": 1}, "`max_length` must be an integer of at least 2, got 1"),
+        ({"batch_size": 2.0}, "`batch_size` must be an integer"),
+        ({"method": "lra"}, "`method` must be one of full, lora, dora, qlora, got 'lra'"),
+        ({"dtype": "int8"}, "`dtype` must be one of float32, float16, bfloat16"),
+        ({"optimizer": "sgd"}, "`optimizer` must be one of adamw, adamw8bit"),
+        ({"attention": "flash"}, "`attention` must be one of sdpa, eager"),
+        ({"lora": LoRAConfig(method="dora")}, "`method` must be dora"),
+        ({"lora": LoRAConfig(init="loftq")}, "`method` must be qlora"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(options, said):

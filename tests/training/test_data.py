@@ -215,7 +215,7 @@ def test_a_malformed_record_is_refused_with_its_line_and_reason(line, reason, tm
 
 def test_all_faults_are_reported_the_first_dozen_in_full(tmp_path, tokenizer):
     path = tmp_path / "d.jsonl"
-    path.write_text("\n".join(["{"] * 20 + ['{"text": "the rank"}'] * 20))
+    path.write_text("\n".join([f'{{"{"a" * i}": }}' for i in range(20)] + ['{"text": "the rank"}'] * 20))
     with pytest.raises(FileFormatError) as refusal:
         load_data(path, tokenizer, options=SHORT)
     assert str(refusal.value).count("not JSON") == 12

@@ -285,7 +285,7 @@ def test_an_extraction_is_distilled_before_it_is_written_and_its_errors_are_thos
 
 
 def test_what_the_text_does_not_bear_out_leaves_the_files_of_a_plain_extraction(tiny, tuned, tmp_path):
-    distillation = Distillation(tiny, tuned, TEXT, replace(SETTINGS, learning_rate=30.0))
+    distillation = Distillation(tiny, tuned, TEXT, replace(SETTINGS, learning_rate=3e4))
     plain = extract(tiny, tuned, rank=1, output=tmp_path / "plain")
     result = extract(tiny, tuned, rank=1, output=tmp_path / "out", refine=distillation)
     assert distillation.result is not None

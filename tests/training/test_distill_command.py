@@ -51,7 +51,7 @@ def test_json_contains_the_result_of_a_distillation_and_stderr_its_steps(place, 
     assert told["steps"] == 20
     assert told["kl_after"] < told["kl_before"]
     assert told["gain_recovered_after"] > told["gain_recovered_before"]
-    assert "Distilling: 20 of 20, KL" in ended.stderr
+    assert "Distilling: 20 of 20 steps, KL" in ended.stderr
     assert {layer.rank for layer in load_adapter(tmp_path / "out").values()} == {1}
     assert all(layer["error"] > layer["error_lower_bound"] for layer in result["layers"])
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -62,7 +62,9 @@ def test_the_table_shows_kl_and_gain_before_and_after(place, tmp_path):
     assert "Distilled for 40 steps." in ended.stdout
     for part in ("KL to the teacher", "→", "gain recovered", "Gain recovered"):
         assert part in ended.stdout
-    assert all(len(line) <= 80 for line in ended.stdout.splitlines())
+    lines = [line for line in ended.stdout.splitlines() if str(tmp_path) not in line]  # paths are never wrapped
+    assert lines
+    assert all(len(line) <= 80 for line in lines)
 
 
 def test_without_it_json_says_that_there_was_none(place, tmp_path):
@@ -73,12 +75,12 @@ def test_without_it_json_says_that_there_was_none(place, tmp_path):
     ("options", "code", "said"),
     [
         (["extract", "--distill", "nowhere.txt"], 1, "--distill nowhere.txt"),
-        (["extract", "--distill", "short.txt"], 1, "it needs 1,707"),
+        (["extract", "--distill", "short.txt"], 1, "needs 1,707"),
         (["extract", "--steps", 10], 1, "--distill"),
         (["extract", "--distill", "text.txt", "--steps", 0], 2, "--steps"),
         (["extract", "--distill", "text.txt", "--unbalanced"], 1, "--unbalanced"),
         (["resize", "--distill", "text.txt", "--base", "nowhere"], 1, "nowhere"),
-        (["resize", "--distill", "short.txt"], 1, "it needs 1,707"),
+        (["resize", "--distill", "short.txt"], 1, "needs 1,707"),
         (["resize", "--base", "base"], 1, "--distill"),
         (["resize", "--steps", 10], 1, "--distill"),
     ],

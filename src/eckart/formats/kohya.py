@@ -105,8 +105,8 @@ def check_name(path: Path) -> None:
 def refusals(adapter: AdapterOutline) -> list[str]:
     """The parts of an adapter that the format cannot store, each with the reason."""
     reasons: dict[LayerKind, str] = {
-        "embedding": "readers support only updates of linear layers and convolutions",
-        "expert": "readers do not support updates of single experts",
+        "embedding": "an embedding, and readers support only updates of linear layers and convolutions",
+        "expert": "an expert, and readers do not support updates of single experts",
         "conv1d": "readers assume that a Conv1D's weight is (out, in) and would add its update transposed",
     }
     return refused_kinds(adapter, reasons)
