@@ -374,9 +374,9 @@ def test_what_kohya_cannot_express_is_listed_in_one_message(tmp_path):
     }
     there = Adapter(layers, modules_to_save={"model.norm.weight": torch.ones(8)})
     said = [
-        "embed_tokens: readers support",
+        "embed_tokens: an embedding, and readers support",
         "up_proj: it has a trained",
-        "[1]: readers",
+        "[1]: an expert, and readers",
         "norm.weight: a tensor saved in full",
     ]
     refused(there, "kohya", said, output=tmp_path / "a.safetensors")
