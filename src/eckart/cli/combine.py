@@ -70,6 +70,8 @@ def combine(
      q_proj      30  576×576      4  41.5% (32.4–46.9%)  41.5% (32.4–46.9%)
      k_proj      30  192×576      4  38.5% (27.5–43.4%)  38.5% (27.5–43.4%)
     …
+    All layers together: relative error 35.44%; no adapter of these ranks has
+    less than 35.44%.
     """  # noqa: D301
     from eckart import report
     from eckart.cli.output import present

@@ -45,6 +45,7 @@ def compare(
      q_proj      30  576×576   0.625    0.804  0.0278   0.706  0.0278    0.986
      k_proj      30  192×576    0.62    0.833  0.0833   0.666  0.0278    0.975
     …
+    All together: cosine 0.724, ‖A‖ 1.609, ‖B‖ 1.514, ‖A − B‖ 1.164.
     $ eckart compare merged adapter-small --base base
     Verdict: merged is base + adapter-small, within the rounding of a merge.
     …

@@ -51,7 +51,8 @@ def merge(
     $ eckart merge base adapter -o merged-adapter
     Model in merged-adapter
     210 of 272 tensors changed, 269 MB, 0.87 s
-    …
+    Rounding to the stored dtype makes an error of 56.9% of the update, as any merge
+    into it does; --dtype float32 makes none.
 
     \b
     $ eckart quantize base -o base-nf4 --double

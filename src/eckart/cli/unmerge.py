@@ -36,7 +36,7 @@ def unmerge(
     210 of 272 tensors changed, 269 MB, 1.4 s
     Merging again gives 99.99% of the changed entries back bit for bit.
     99.61% equal the base bit for bit; the largest difference from it is 1 × a unit
-    …
+    in the last place.
     """  # noqa: D301
     from eckart import report
     from eckart.cli.output import present
