@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from eckart.checkpoint import open_checkpoint
-from eckart.errors import FileFormatError
+from eckart.checkpoint.inputs import InputFiles, files_digest
+from eckart.checkpoint.stamp import Stamp
+from eckart.errors import FileFormatError, SourceError
 
 
 @pytest.fixture
@@ -84,22 +86,61 @@ def test_a_tensor_in_two_shards_is_refused(sharded) -> None:
         open_checkpoint(sharded)
 
 
-@pytest.mark.parametrize("change", ["shorter", "touched", "gone"])
+def replaced(file: Path, content: bytes) -> None:
+    """Replace a file by another one of the same size and modification time."""
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    other = file.with_name("other")
+    other.write_bytes(content)
+    os.utime(other, ns=times)
+    other.replace(file)
+
+
+def rewritten(file: Path, content: bytes) -> None:
+    """Write other content into a file and set its modification time back."""
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    file.write_bytes(content)
+    os.utime(file, ns=times)
+
+
+CHANGES = {
+    "shorter": lambda file: os.truncate(file, file.stat().st_size - 100),
+    "touched": lambda file: os.utime(file, ns=(0, 0)),
+    "gone": Path.unlink,
+    "replaced": lambda file: replaced(file, save({"a": torch.zeros(64, 64)})),
+    "rewritten": lambda file: rewritten(file, save({"a": torch.zeros(64, 64)})),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_file_that_changes_after_it_was_opened_is_not_read(change, tmp_path) -> None:
     file = tmp_path / "model.safetensors"
     save_file({"a": torch.ones(64, 64)}, file)
     checkpoint = open_checkpoint(file)
-    before = checkpoint.fingerprint()
-    if change == "shorter":
-        os.truncate(file, file.stat().st_size - 100)
-    elif change == "touched":
-        os.utime(file, ns=(0, 0))
-    else:
-        file.unlink()
+    before, inputs = checkpoint.fingerprint(), InputFiles(checkpoint.files)
+    inputs.check_unchanged()
+    CHANGES[change](file)
     with pytest.raises(FileFormatError, match=r"changed while|cannot be read"):
         checkpoint.read("a")
+    with pytest.raises(SourceError, match=r"inputs changed .*\n  - .*model.safetensors: written, replaced or removed"):
+        inputs.check_unchanged()
     if change != "gone":
         assert checkpoint.fingerprint() != before
+
+
+@pytest.mark.parametrize("position", [0, 20_000, -1], ids=["head", "header", "tail"])
+def test_the_fingerprint_covers_header_and_ends_where_the_file_system_shows_no_change(
+    position, tmp_path, monkeypatch
+) -> None:
+    names = [f"a tensor with a name as long as those of {index:4} experts" for index in range(500)]
+    file = tmp_path / "model.safetensors"
+    save_file({name: torch.ones(64) for name in names}, file)
+    monkeypatch.setattr("eckart.checkpoint.inputs.Stamp.of", lambda _: Stamp(file.stat().st_size, 1, 2, 3))
+    before = files_digest([file])
+    assert files_digest([file]) == before
+    content = bytearray(file.read_bytes())
+    content[position] ^= 1
+    file.write_bytes(content)
+    assert files_digest([file]) != before
 
 
 def test_a_read_that_ends_early_is_refused(tmp_path, monkeypatch) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from eckart.adapter.deferred import Deferred
 from eckart.adapter.outline import AdapterBase, AdapterFormat, AdapterOutline, Layer, LayerOutline, TensorOutline
+from eckart.checkpoint.inputs import files_digest
 from eckart.errors import OutputError
 
 if TYPE_CHECKING:
@@ -130,16 +131,14 @@ class Adapter(AdapterBase[AdapterLayer, "Tensor"]):
         """A hex digest that changes when a value of the adapter changes; for files, when one of them does."""
         import torch
 
+        if self.files:
+            return files_digest(self.files)
         digest = hashlib.sha256()
-        for file in self.files:
-            status = file.stat()
-            digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-        if not self.files:
-            for name, layer in self.items():
-                digest.update(f"{name}\0{layer.scaling}\0{layer.kind}\0".encode())
-            for tensor in self.tensors():
-                digest.update(f"{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        for name, layer in self.items():
+            digest.update(f"{name}\0{layer.scaling}\0{layer.kind}\0".encode())
+        for tensor in self.tensors():
+            digest.update(f"{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def save(self, path: str | Path, *, force: bool = False) -> None:

@@ -40,6 +40,7 @@ class Checkpoint(Protocol):
         tied: name that the files lack -> name of the stored tensor that it shares.
         kinds: module kinds of a live `nn.Module`; {} for files, which contain only names.
         folder: folder of the config and tokenizer files, if there is one.
+        files: the files that are read: weights and config.
     """
 
     source: str
@@ -48,6 +49,7 @@ class Checkpoint(Protocol):
     tied: Mapping[str, str]
     kinds: Mapping[str, str]
     folder: Path | None
+    files: tuple[Path, ...]
 
     def read(self, name: str) -> "Tensor":
         """The complete tensor in the dtype that `tensors` states: the stored one, or what it is dequantized to."""

@@ -4,7 +4,6 @@ Only architectures whose tensors equal what transformers loads from the same fil
 Dequantization is the `gguf` package's; a quantization block never crosses a row, so rows can be read alone.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from eckart.checkpoint import dtypes
 from eckart.checkpoint.checkpoint import TensorInfo, check_rows, tied_weights
 from eckart.checkpoint.gguf_header import GgufTensor, read_gguf_header
 from eckart.checkpoint.gguf_names import config_of, hf_name
+from eckart.checkpoint.inputs import files_digest
 from eckart.checkpoint.reader import read_into, read_range
 from eckart.errors import FileFormatError, MissingExtraError
 
@@ -65,6 +65,7 @@ class GgufCheckpoint:
         self._header = header = read_gguf_header(path)
         self.source = source
         self.folder: Path | None = path.parent
+        self.files: tuple[Path, ...] = (path,)
         self.kinds: Mapping[str, str] = {}
         self.config = config_of(header)
         faults = [fault for tensor in header.tensors if (fault := self._tensor_fault(tensor))]
@@ -86,7 +87,7 @@ class GgufCheckpoint:
         """The stored bytes of a tensor: blocks if it is quantized."""
         tensor, header = self._stored[name], self._header
         buffer = bytearray(self._nbytes(tensor))
-        read_into(memoryview(buffer), header.path, tensor.offset, size=header.size, mtime_ns=header.mtime_ns)
+        read_into(memoryview(buffer), header.path, tensor.offset, stamp=header.stamp)
         return bytes(buffer)
 
     def rows(self, name: str, start: int, stop: int) -> "Tensor":
@@ -105,10 +106,8 @@ class GgufCheckpoint:
         return ordered[start - first * head_rows : stop - first * head_rows]
 
     def fingerprint(self) -> str:
-        """Digest of the file's name, size and modification time, as they are now, and its tensor table."""
-        path, status = self._header.path, self._header.path.stat()
-        text = f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\0{self._header.tensors}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Digest of the file as it is now."""
+        return files_digest(self.files)
 
     def _stored_rows(self, name: str, start: int, stop: int) -> "Tensor":
         """Entries of the first dimension in the file's own order."""
@@ -143,7 +142,7 @@ class GgufCheckpoint:
 
     def _range(self, offset: int, nbytes: int) -> "Tensor":
         header = self._header
-        return read_range(header.path, offset, nbytes, size=header.size, mtime_ns=header.mtime_ns)
+        return read_range(header.path, offset, nbytes, stamp=header.stamp)
 
     def _tensor_fault(self, tensor: GgufTensor) -> str | None:
         what, name = f"tensor {tensor.name!r}", hf_name(tensor.name)
@@ -157,7 +156,7 @@ class GgufCheckpoint:
         heads = self._rotary_heads(name)
         if heads and (not tensor.shape or tensor.shape[0] % (2 * heads)):
             return f"{what}: shape {tensor.shape} does not divide into {heads} heads"
-        if tensor.offset + self._nbytes(tensor) > self._header.size:
+        if tensor.offset + self._nbytes(tensor) > self._header.stamp.size:
             return f"{what} extends beyond the end of the file: it is truncated"
         return None
 

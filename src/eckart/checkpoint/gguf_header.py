@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from eckart.checkpoint.stamp import Stamp
 from eckart.errors import FileFormatError
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -38,13 +39,12 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """A header's metadata, arrays as `ArrayLength`, its tensors, and the file's identity when it was read."""
+    """A header's metadata, arrays as `ArrayLength`, its tensors, and the stamp of the file when it was read."""
 
     path: Path
     metadata: dict[str, Any]
     tensors: tuple[GgufTensor, ...]
-    size: int
-    mtime_ns: int
+    stamp: Stamp
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
@@ -67,8 +67,8 @@ class _Reader:
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self.file = file
         self.path = path
-        self.status = os.fstat(file.fileno())
-        self.left = self.status.st_size
+        self.stamp = Stamp.of(file.fileno())
+        self.left = self.stamp.size
 
     def header(self) -> GgufHeader:
         if self.bytes(4) != b"GGUF":
@@ -87,12 +87,12 @@ class _Reader:
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
             self.refuse(f"general.alignment {alignment!r} is not a power of two")
-        end = self.status.st_size - self.left
+        end = self.stamp.size - self.left
         start = -(-end // alignment) * alignment
         tensors = tuple(GgufTensor(name, shape, kind, start + offset) for name, shape, kind, offset in infos)
         if len({tensor.name for tensor in tensors}) < len(tensors):
             self.refuse("two tensors have the same name")
-        return GgufHeader(self.path, metadata, tensors, self.status.st_size, self.status.st_mtime_ns)
+        return GgufHeader(self.path, metadata, tensors, self.stamp)
 
     def tensor_info(self) -> tuple[str, tuple[int, ...], int, int]:
         name, dimensions = self.text(), self.scalar("I")

@@ -6,13 +6,13 @@ the data without holes.
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from eckart.checkpoint import dtypes
 from eckart.checkpoint.dtypes import DType
+from eckart.checkpoint.stamp import Stamp
 
 HEADER_LIMIT_BYTES = 100_000_000
 DTYPES = {
@@ -47,14 +47,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """A valid header: its tensors in file order, its text, and the file's identity when it was read."""
+    """A valid header: its tensors in file order, its texts, and the stamp of the file when it was read."""
 
     path: Path
     entries: tuple[Entry, ...]
     metadata: dict[str, str]
-    text: bytes
-    size: int
-    mtime_ns: int
+    stamp: Stamp
 
 
 class _FaultError(Exception):
@@ -69,14 +67,14 @@ def read_header(path: Path) -> tuple[Header | None, list[str]]:
     """The header of a .safetensors file, or the faults that make it unusable, each naming the file."""
     try:
         with path.open("rb") as file:
-            status = os.fstat(file.fileno())
+            stamp = Stamp.of(file.fileno())
             length = int.from_bytes(file.read(8), "little")
-            if status.st_size < 8:
+            if stamp.size < 8:
                 _refuse("truncated: shorter than the 8 bytes of the header length")
-            if not 2 <= length <= min(HEADER_LIMIT_BYTES, status.st_size - 8):
+            if not 2 <= length <= min(HEADER_LIMIT_BYTES, stamp.size - 8):
                 _refuse(
                     f"not a safetensors file, or truncated: it declares a header of {length:,} bytes "
-                    f"in a file of {status.st_size:,}"
+                    f"in a file of {stamp.size:,}"
                 )
             text = file.read(length)
         table = _parse_json(text)
@@ -94,10 +92,10 @@ def read_header(path: Path) -> tuple[Header | None, list[str]]:
         except _FaultError as fault:
             faults.append(f"tensor {name!r}: {fault}")
     entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
-    faults = faults or _layout_faults(entries, start, status.st_size)
+    faults = faults or _layout_faults(entries, start, stamp.size)
     if faults:
         return None, [f"{path}: {fault}" for fault in faults]
-    return Header(path, tuple(entries), metadata, text, status.st_size, status.st_mtime_ns), []
+    return Header(path, tuple(entries), metadata, stamp), []
 
 
 def _parse_json(text: bytes) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class MemoryCheckpoint:
             raise SourceError(msg)
         self.source = "<state dict>" if module is None else f"<{type(module).__name__}>"
         self.folder: Path | None = None
+        self.files: tuple[Path, ...] = ()
         self.config: dict[str, Any] = _config(module)
         self.kinds: Mapping[str, str] = _kinds(module)
         tied: dict[str, str] = {}

@@ -30,7 +30,8 @@ class Nf4Checkpoint:
     """
 
     def __init__(self, stored: Checkpoint) -> None:
-        self.source, self.config, self.kinds, self.folder = stored.source, stored.config, stored.kinds, stored.folder
+        self.source, self.config, self.kinds = stored.source, stored.config, stored.kinds
+        self.folder, self.files = stored.folder, stored.files
         self.stored = stored
         self.schemes: Mapping[str, Nf4Scheme] = read_schemes(stored)
         self._transposed = conv1d_tensors(stored) & self.schemes.keys()

@@ -1,7 +1,5 @@
 """Safetensors checkpoints: headers are checked once, data is read by position into new memory."""
 
-import hashlib
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from eckart.checkpoint.checkpoint import TensorInfo, check_rows, tied_weights
 from eckart.checkpoint.header import Header, read_header
+from eckart.checkpoint.inputs import files_digest
 from eckart.checkpoint.source import SourceFiles, read_config
+from eckart.checkpoint.stamp import Stamp
 from eckart.errors import FileFormatError
 
 if TYPE_CHECKING:
@@ -36,9 +36,10 @@ class SafetensorsCheckpoint:
             raise FileFormatError.listing(msg, faults)
         self.source = source
         self.folder: Path | None = files.folder
+        config = files.folder / "config.json"
+        self.files: tuple[Path, ...] = (*files.weights, *([config] if config.is_file() else []))
         self.config: dict[str, Any] = read_config(files.folder)
         self.kinds: Mapping[str, str] = {}
-        self._headers = headers
         self._entries = {entry.name: (header, entry) for header in headers for entry in header.entries}
         self.tensors: Mapping[str, TensorInfo] = {
             name: TensorInfo(name, entry.shape, entry.dtype, entry.nbytes, header.path)
@@ -55,7 +56,7 @@ class SafetensorsCheckpoint:
         """The stored bytes of a tensor."""
         header, entry = self._entries[name]
         buffer = bytearray(entry.nbytes)
-        read_into(memoryview(buffer), header.path, entry.offset, size=header.size, mtime_ns=header.mtime_ns)
+        read_into(memoryview(buffer), header.path, entry.offset, stamp=header.stamp)
         return bytes(buffer)
 
     def rows(self, name: str, start: int, stop: int) -> "Tensor":
@@ -68,13 +69,8 @@ class SafetensorsCheckpoint:
         return data.view(entry.dtype.torch).reshape(shape)
 
     def fingerprint(self) -> str:
-        """Digest of every file's name, header, size and modification time, as they are now."""
-        digest = hashlib.sha256()
-        for header in self._headers:
-            status = header.path.stat()
-            digest.update(f"{header.path.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-            digest.update(header.text)
-        return digest.hexdigest()
+        """Digest of the files as they are now."""
+        return files_digest(self.files)
 
 
 def _index_faults(headers: list[Header], files: SourceFiles) -> list[str]:
@@ -89,20 +85,20 @@ def _index_faults(headers: list[Header], files: SourceFiles) -> list[str]:
     return faults
 
 
-def read_range(path: Path, offset: int, nbytes: int, *, size: int, mtime_ns: int) -> "Tensor":
+def read_range(path: Path, offset: int, nbytes: int, *, stamp: Stamp) -> "Tensor":
     """Bytes of a file as a new uint8 tensor, never a memory map: memory use is what is being read.
 
     Raises:
-        FileFormatError: the file is no longer the one whose header was read (`size`, `mtime_ns`).
+        FileFormatError: the file is no longer the one whose header was read (`stamp`).
     """
     import torch
 
     buffer = torch.empty(nbytes, dtype=torch.uint8)
-    read_into(memoryview(buffer.numpy().data), path, offset, size=size, mtime_ns=mtime_ns)
+    read_into(memoryview(buffer.numpy().data), path, offset, stamp=stamp)
     return buffer
 
 
-def read_into(buffer: memoryview, path: Path, offset: int, *, size: int, mtime_ns: int) -> None:
+def read_into(buffer: memoryview, path: Path, offset: int, *, stamp: Stamp) -> None:
     """Fill `buffer` with the bytes of a file from `offset` on (errors as `read_range`).
 
     Every call opens the file, so threads share no position in it.
@@ -110,8 +106,7 @@ def read_into(buffer: memoryview, path: Path, offset: int, *, size: int, mtime_n
     done = 0
     try:
         with path.open("rb", buffering=0) as file:
-            status = os.fstat(file.fileno())
-            unchanged = (status.st_size, status.st_mtime_ns) == (size, mtime_ns)
+            unchanged = Stamp.of(file.fileno()) == stamp
             file.seek(offset)
             # One call returns at most 2 GiB.
             while unchanged and done < len(buffer):
@@ -127,4 +122,4 @@ def read_into(buffer: memoryview, path: Path, offset: int, *, size: int, mtime_n
 
 
 def _read(header: Header, offset: int, nbytes: int) -> "Tensor":
-    return read_range(header.path, offset, nbytes, size=header.size, mtime_ns=header.mtime_ns)
+    return read_range(header.path, offset, nbytes, stamp=header.stamp)

@@ -41,8 +41,8 @@ class AdapterPlan(Protocol):
         ...
 
     @property
-    def inputs(self) -> Sequence[Path | None]:
-        """Files and folders that are read."""
+    def inputs(self) -> Sequence[Path]:
+        """Files that are read."""
         ...
 
     def written_bytes(self) -> int:

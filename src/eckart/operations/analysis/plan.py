@@ -31,7 +31,7 @@ class AnalysisPlan:
         tasks: one per matrix, in the order of the files; each returns its entry of `analysis.json`.
         skipped: every other tensor, and why.
         fingerprint: a digest of everything that the numbers depend on besides the name of the matrix.
-        inputs: files and folders that are read, which no output may replace.
+        inputs: files that are read, which no output may replace.
     """
 
     kind: Kind
@@ -41,7 +41,7 @@ class AnalysisPlan:
     tasks: list[Task[Record]]
     skipped: list[Skipped]
     fingerprint: str
-    inputs: list[Path | None]
+    inputs: list[Path]
 
     def preview(self) -> Preview:
         """What would be read."""
@@ -111,7 +111,7 @@ def _of_checkpoints(
         tasks=[MatrixWork(tuned, base, view, full, execution).task() for view in views],
         skipped=skipped,
         fingerprint=_digest([each.fingerprint() for each in inputs], full, execution.seed),
-        inputs=[each.folder for each in inputs],
+        inputs=[file for each in inputs for file in each.files],
     )
 
 

@@ -197,10 +197,9 @@ class CombinePlan:
         )
 
     @property
-    def inputs(self) -> Sequence[Path | None]:
-        """Files and folders that are read."""
-        folder = self.base.folder if self.base else None
-        return [folder, *(file for each in self.adapters for file in each.files)]
+    def inputs(self) -> list[Path]:
+        """Files that are read."""
+        return [*(self.base.files if self.base else ()), *(file for each in self.adapters for file in each.files)]
 
     def needed(self) -> set[str]:
         """Layers that are written even if their update is zero, for their bias or magnitude."""

@@ -81,10 +81,10 @@ class AdapterPair:
         return cls(adapters, names, base, places, shared, alone, skipped, directions, execution)
 
     @property
-    def inputs(self) -> list[Path | None]:
+    def inputs(self) -> list[Path]:
         """Files that are read, which no output may replace."""
         files = [file for adapter in self.adapters for file in adapter.files]
-        return [*files, self.base.folder if self.base else None]
+        return [*files, *(self.base.files if self.base else ())]
 
     def preview(self) -> Preview:
         """What would be read and compared, from headers."""

@@ -72,9 +72,9 @@ class CheckpointPair:
         return cls(a, b, base, views, [*found.skipped, *unchosen], directions, execution)
 
     @property
-    def inputs(self) -> list[Path | None]:
-        """Folders that are read, which no output may replace."""
-        return [side.folder for side in self._sides()]
+    def inputs(self) -> list[Path]:
+        """Files that are read, which no output may replace."""
+        return [file for side in self._sides() for file in side.files]
 
     def preview(self) -> Preview:
         """What would be read and compared, from headers."""

@@ -118,10 +118,10 @@ class MergeClaim:
     execution: Execution
 
     @property
-    def inputs(self) -> list[Path | None]:
+    def inputs(self) -> list[Path]:
         """Files that are read, which no output may replace."""
         files = [file for adapter in self.adapters for file in adapter.files]
-        return [*files, self.base.folder, self.merged.folder]
+        return [*files, *self.base.files, *self.merged.files]
 
     def preview(self) -> Preview:
         """What would be read and checked, from headers."""

@@ -58,9 +58,9 @@ class ExtractPlan:
         return Adapter({}, {}, self.base.source, _task_type(self.base))
 
     @property
-    def inputs(self) -> list[Path | None]:
-        """Folders that are read."""
-        return [self.base.folder, self.tuned.folder]
+    def inputs(self) -> list[Path]:
+        """Files that are read."""
+        return [*self.base.files, *self.tuned.files]
 
     def planned_ranks(self) -> dict[str, int] | None:
         """The rank of each matrix; None where the spectra decide it."""

@@ -88,7 +88,10 @@ def plan_unmerge(
         msg = "only the base restores what DoRA renormalized or the adapter replaced: give it as `base`"
         raise MismatchError.listing(msg, [tensor.name for tensor in lost])
     plan = replace(plan, weights=tuple(-weight for weight in plan.weights), command="unmerge")
-    return plan if base is None else _from_base(plan, lost, open_model(base))
+    if base is None:
+        return plan
+    original = open_model(base)
+    return replace(_from_base(plan, lost, original), compared=original.files)
 
 
 def unmerge(

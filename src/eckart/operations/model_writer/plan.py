@@ -72,6 +72,7 @@ class ModelPlan:
         config: config.json of the output; {} to copy the base's, if it has one.
         adapters: adapters whose updates are added.
         weights: factor of each adapter.
+        compared: files of another model that the result depends on.
     """
 
     command: str
@@ -82,6 +83,7 @@ class ModelPlan:
     config: Mapping[str, Any]
     adapters: tuple[Adapter, ...] = ()
     weights: tuple[float, ...] = ()
+    compared: tuple[Path, ...] = ()
 
     @property
     def changed(self) -> list[OutputTensor]:
@@ -102,6 +104,11 @@ class ModelPlan:
     def count(self) -> int:
         """Number of tensors in the output; a quantized weight counts as one."""
         return len(self.base.tensors) + len(self.untied)
+
+    @property
+    def inputs(self) -> list[Path]:
+        """Files that are read."""
+        return [*self.base.files, *self.compared, *(file for adapter in self.adapters for file in adapter.files)]
 
     @cached_property
     def shards(self) -> dict[str, list[TensorSpec]]:
@@ -127,7 +134,7 @@ class ModelPlan:
             OutputError: it exists and `force` is not given, its folder is missing, or the disk is too small.
         """
         needed = self.nbytes - _allocated(partial_folder(output))
-        check_output(output, needed, force=force, inputs=[self.base.folder])
+        check_output(output, needed, force=force, inputs=self.inputs)
 
     def preview(self) -> Preview:
         """What would be changed, read and written."""
