@@ -5,16 +5,17 @@ import itertools
 import pytest
 import torch
 
-from eckart.checkpoint.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, DType, promote
+from eckart.checkpoint.dtypes import BFLOAT16, COPIED, FLOAT16, FLOAT32, FLOAT64, DType, promote
 from eckart.checkpoint.header import DTYPES
 from eckart.errors import OptionError
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES.values(), DType.of(torch.complex64)], ids=str)
+@pytest.mark.parametrize("dtype", [each for each in DTYPES.values() if hasattr(torch, each.name)], ids=str)
 def test_a_data_type_is_torchs_of_the_same_name(dtype) -> None:
     assert DType.of(dtype.torch) == DType.of(dtype) == dtype
     assert str(dtype.torch) == f"torch.{dtype}"
-    assert (dtype.itemsize, dtype.is_floating_point) == (dtype.torch.itemsize, dtype.torch.is_floating_point)
+    floating = dtype.torch.is_floating_point and dtype not in COPIED
+    assert (dtype.itemsize, dtype.is_floating_point) == (dtype.torch.itemsize, floating)
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float32", "float8_e4m3fn", "bool"])

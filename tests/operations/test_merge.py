@@ -407,6 +407,42 @@ def test_a_narrower_dtype_that_cannot_hold_the_base_is_refused(tmp_path):
         merge(BASE | {"big.bias": torch.full((3,), 1e6)}, Adapter({Q: layer(8, 6)}), tmp_path / "out", dtype=torch.half)
 
 
+ODD = {
+    "F8_E8M0": torch.arange(8, dtype=torch.uint8).view(torch.float8_e8m0fnu),
+    "F4": torch.arange(8, dtype=torch.uint8).view(2, 4).view(torch.float4_e2m1fn_x2),
+    "C64": torch.randn(3, 2, dtype=torch.complex64),
+    "F8_E4M3FNUZ": torch.randn(3, 2).to(torch.float8_e4m3fnuz),
+}
+
+
+@pytest.mark.parametrize("code", ODD)
+def test_a_tensor_that_is_not_changed_is_copied_bit_for_bit_in_every_stored_dtype(code, tmp_path):
+    (tmp_path / "base").mkdir()
+    save_file(BASE | {"odd": ODD[code]}, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    merge(tmp_path / "base", Adapter({Q: layer(8, 6)}), tmp_path / "out")
+    odd = load_file(tmp_path / "out" / "model.safetensors")["odd"]
+    assert (odd.dtype, odd.shape) == (ODD[code].dtype, ODD[code].shape)
+    assert torch.equal(odd.view(torch.uint8), ODD[code].view(torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz])
+def test_weights_in_eight_bit_floats_are_merged_widened_and_refused_beyond_their_range(dtype, tmp_path):
+    weight = torch.randn(8, 6, generator=generator()).to(dtype)
+    base, change = {f"{Q}.weight": weight, "v.weight": weight}, layer(8, 6)
+    merge(base, Adapter({Q: change}), tmp_path / "wide", dtype="bfloat16")
+    wide = load_file(tmp_path / "wide" / "model.safetensors")
+    exact = weight.double() + change.scaling * change.lora_B.double() @ change.lora_A.double()
+    torch.testing.assert_close(wide[f"{Q}.weight"].double(), exact, rtol=2**-8, atol=2**-8)
+    assert torch.equal(wide["v.weight"].float(), weight.float())
+    merge(base, Adapter({Q: change}), tmp_path / "same")
+    assert load_file(tmp_path / "same" / "model.safetensors")[f"{Q}.weight"].dtype == dtype
+    with pytest.raises(NotFiniteError, match=f"more than {str(dtype)[6:]} holds"):
+        merge(base, Adapter({Q: replace(change, alpha=1e7)}), tmp_path / "beyond")
+    not_a_number = base | {f"{Q}.weight": torch.full((8, 6), float("nan")).to(dtype)}
+    with pytest.raises(NotFiniteError, match="48 values that are NaN"):
+        merge(not_a_number, Adapter({Q: change}), tmp_path / "nan")
+
+
 def test_a_weight_of_zero_changes_nothing_and_is_reported(tmp_path):
     result = merge(BASE, Adapter({Q: layer(8, 6)}), tmp_path / "out", weights=[0])
     assert result.changed == 0

@@ -31,8 +31,8 @@ class DType:
 
     Attributes:
         name: such as `bfloat16`.
-        itemsize: bytes of one value.
-        is_floating_point: whether values are real floating-point numbers.
+        itemsize: bytes of one value; of a packed type, of one group of values.
+        is_floating_point: whether values are real floating-point numbers that mean something alone.
     """
 
     name: str
@@ -41,10 +41,10 @@ class DType:
 
     @property
     def torch(self) -> "torch.dtype":
-        """The same data type in torch, which is imported here."""
+        """The same data type in torch, which is imported here; uint8 for one that this torch does not have."""
         import torch
 
-        return getattr(torch, self.name)
+        return getattr(torch, self.name, torch.uint8)
 
     @classmethod
     def of(cls, dtype: "DType | torch.dtype | str") -> "DType":
@@ -99,6 +99,14 @@ FLOAT16 = DType("float16", 2, is_floating_point=True)
 BFLOAT16 = DType("bfloat16", 2, is_floating_point=True)
 FLOAT8_E4M3FN = DType("float8_e4m3fn", 1, is_floating_point=True)
 FLOAT8_E5M2 = DType("float8_e5m2", 1, is_floating_point=True)
+FLOAT8_E4M3FNUZ = DType("float8_e4m3fnuz", 1, is_floating_point=True)
+FLOAT8_E5M2FNUZ = DType("float8_e5m2fnuz", 1, is_floating_point=True)
+# Stored and copied only: scales, codes that need scales, and complex numbers.
+FLOAT8_E8M0FNU = DType("float8_e8m0fnu", 1, is_floating_point=False)
+FLOAT4_E2M1FN_X2 = DType("float4_e2m1fn_x2", 1, is_floating_point=False)
+FLOAT6_E2M3 = DType("float6_e2m3", 1, is_floating_point=False)
+FLOAT6_E3M2 = DType("float6_e3m2", 1, is_floating_point=False)
+COMPLEX64 = DType("complex64", 8, is_floating_point=False)
 INT64 = DType("int64", 8, is_floating_point=False)
 INT32 = DType("int32", 4, is_floating_point=False)
 INT16 = DType("int16", 2, is_floating_point=False)
@@ -108,9 +116,11 @@ UINT32 = DType("uint32", 4, is_floating_point=False)
 UINT16 = DType("uint16", 2, is_floating_point=False)
 UINT8 = DType("uint8", 1, is_floating_point=False)
 BOOL = DType("bool", 1, is_floating_point=False)
-_FLOATING = (FLOAT64, FLOAT32, FLOAT16, BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2)
+_FLOAT8 = (FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT8_E4M3FNUZ, FLOAT8_E5M2FNUZ)
+_FLOATING = (FLOAT64, FLOAT32, FLOAT16, BFLOAT16, *_FLOAT8)
 _OTHER = (INT64, INT32, INT16, INT8, UINT64, UINT32, UINT16, UINT8, BOOL)
-_NAMED = {dtype.name: dtype for dtype in (*_FLOATING, *_OTHER)}
+COPIED = (FLOAT8_E8M0FNU, FLOAT4_E2M1FN_X2, FLOAT6_E2M3, FLOAT6_E3M2, COMPLEX64)
+_NAMED = {dtype.name: dtype for dtype in (*_FLOATING, *_OTHER, *COPIED)}
 
 
 def promote(*dtypes: DType) -> DType:

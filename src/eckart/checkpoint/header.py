@@ -22,6 +22,13 @@ DTYPES = {
     "BF16": dtypes.BFLOAT16,
     "F8_E4M3": dtypes.FLOAT8_E4M3FN,
     "F8_E5M2": dtypes.FLOAT8_E5M2,
+    "F8_E4M3FNUZ": dtypes.FLOAT8_E4M3FNUZ,
+    "F8_E5M2FNUZ": dtypes.FLOAT8_E5M2FNUZ,
+    "F8_E8M0": dtypes.FLOAT8_E8M0FNU,
+    "F6_E2M3": dtypes.FLOAT6_E2M3,
+    "F6_E3M2": dtypes.FLOAT6_E3M2,
+    "F4": dtypes.FLOAT4_E2M1FN_X2,
+    "C64": dtypes.COMPLEX64,
     "I64": dtypes.INT64,
     "I32": dtypes.INT32,
     "I16": dtypes.INT16,
@@ -32,11 +39,12 @@ DTYPES = {
     "U8": dtypes.UINT8,
     "BOOL": dtypes.BOOL,
 }
+PACKED = {"F4": (2, 1), "F6_E2M3": (4, 3), "F6_E3M2": (4, 3)}  # so many values in so many bytes
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a header; `offset` counts from the start of the file."""
+    """One tensor of a header; `offset` counts from the start of the file, the last size of a packed type bytes."""
 
     name: str
     dtype: DType
@@ -82,7 +90,7 @@ def read_header(path: Path) -> tuple[Header | None, list[str]]:
         return None, [f"{path}: cannot be read ({error.strerror})"]
     except _FaultError as fault:
         return None, [f"{path}: {fault}"]
-    metadata = table.pop("__metadata__", {})
+    metadata = table.pop("__metadata__", None) or {}  # MLX writes null
     start, faults, entries = 8 + length, [], []
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         faults.append("__metadata__ is not an object of texts")
@@ -133,6 +141,11 @@ def _entry(name: str, fields: Any, start: int) -> Entry:
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int and n >= 0 for n in offsets):
         _refuse(f"data_offsets {offsets!r} is not a begin and an end")
     begin, end = offsets
+    if fields["dtype"] in PACKED and shape:
+        values, size = PACKED[fields["dtype"]]
+        if shape[-1] % values:
+            _refuse(f"rows of {shape[-1]} do not fill whole bytes of {fields['dtype']}")
+        shape = [*shape[:-1], shape[-1] // values * size]
     nbytes = math.prod(shape) * dtype.itemsize
     if end - begin != nbytes:
         _refuse(f"data_offsets hold {end - begin:,} bytes, shape {shape} in {fields['dtype']} needs {nbytes:,}")

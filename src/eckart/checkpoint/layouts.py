@@ -6,6 +6,7 @@ from math import prod
 from typing import Any, Literal
 
 from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
+from eckart.checkpoint.dtypes import COPIED
 from eckart.checkpoint.naming import is_embedding
 from eckart.result import Skipped
 
@@ -126,6 +127,7 @@ def _reason_to_leave(info: TensorInfo, checkpoint: Checkpoint) -> str | None:
     rules = (
         (_is_quantized(info, checkpoint.tensors), "quantized storage: dequantize the checkpoint first"),
         (is_buffer(info), "buffer"),
+        (info.dtype in COPIED, f"{info.dtype}: codes, scales or complex numbers, which are only copied"),
         (not info.dtype.is_floating_point, f"{info.dtype}, not floating point"),
         (0 in info.shape, "no elements"),
         (leaf.endswith("bias"), "bias"),

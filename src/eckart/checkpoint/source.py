@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from eckart.checkpoint import pickled
 from eckart.checkpoint.naming import nearest_names
 from eckart.errors import FileFormatError, SourceError
 
@@ -15,7 +16,6 @@ SOURCE_MAY_BE = (
     "a SOURCE is a folder in Hugging Face layout, a .safetensors or .gguf file, "
     "a hub name org/name[@revision], or pkg:DISTRIBUTION"
 )
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _STEMS = ("model", "diffusion_pytorch_model", "adapter_model", "pytorch_lora_weights")
 _JSON_LIMIT_BYTES = 64 * 2**20
@@ -95,8 +95,8 @@ def _locate_path(path: Path) -> SourceFiles:
         return _locate_folder(path)
     if path.suffix in (".safetensors", ".gguf") and path.is_file():
         return SourceFiles((path,), path.parent)
-    if path.suffix in _PICKLED:
-        raise SourceError(_pickled(path))
+    if path.suffix in pickled.SUFFIXES:
+        raise SourceError(pickled.pickled_fault(path))
     if path.name.endswith(".safetensors.index.json"):
         return _locate_shards(path)
     msg = f"{path}: neither a .safetensors nor a .gguf file; {SOURCE_MAY_BE}"
@@ -117,9 +117,9 @@ def _locate_folder(folder: Path) -> SourceFiles:
         names = ", ".join(p.name for p in found[:8])
         msg = f"{folder}: contains {len(found)} weight files and no index; give one of them as SOURCE: {names}"
         raise SourceError(msg)
-    pickled = sorted(p for p in folder.iterdir() if p.suffix in _PICKLED)
-    if pickled:
-        raise SourceError(_pickled(pickled[0]))
+    unsafe = sorted(p for p in folder.iterdir() if p.suffix in pickled.SUFFIXES)
+    if unsafe:
+        raise SourceError(pickled.pickled_fault(unsafe[0]))
     msg = f"{folder}: contains no .safetensors or .gguf weights; {SOURCE_MAY_BE}"
     raise SourceError(msg)
 
@@ -205,14 +205,6 @@ def _download(text: str) -> Path:
         msg = f"{text}: no such folder, and it could not be downloaded from the hub: {reason}{near}; {SOURCE_MAY_BE}"
         raise SourceError(msg) from None
     return Path(folder)
-
-
-def _pickled(path: Path) -> str:
-    return (
-        f"{path}: pickled weights can run code when opened and are never read; if you trust them, convert them "
-        "with transformers: AutoModel.from_pretrained(folder).save_pretrained(new_folder), or "
-        "safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')"
-    )
 
 
 def _nearest(path: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eckart.checkpoint.dtypes import DType
-from eckart.checkpoint.header import DTYPES
+from eckart.checkpoint.header import DTYPES, PACKED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -199,7 +199,12 @@ def _header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> tuple[b
     begins, begin = {}, 0
     for spec in sorted(specs, key=lambda spec: -spec.dtype.itemsize):
         begins[spec.name], end = begin, begin + spec.nbytes
-        table[spec.name] = {"dtype": _CODES[spec.dtype], "shape": spec.shape, "data_offsets": [begin, end]}
+        code = _CODES[spec.dtype]
+        shape = list(spec.shape)
+        if code in PACKED and shape:
+            values, size = PACKED[code]
+            shape[-1] = shape[-1] // size * values
+        table[spec.name] = {"dtype": code, "shape": shape, "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

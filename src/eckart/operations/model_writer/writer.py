@@ -150,8 +150,9 @@ def _updated(
 def _converted(tensor: OutputTensor, stored: Tensor) -> Tensor:
     """Rows without an update, in the dtype to write."""
     rows = stored.to(tensor.dtype.torch)
-    if rows.dtype != stored.dtype and not torch.equal(torch.isfinite(rows), torch.isfinite(stored)):
-        msg = f"{tensor.name}: {float(stored.abs().max()):.4g} is outside the range of {tensor.dtype}"
+    if rows.dtype != stored.dtype and count_non_finite([rows]) > count_non_finite([stored]):
+        largest = float(stored.double().nan_to_num(0, 0, 0).abs().max())
+        msg = f"{tensor.name}: {largest:.4g} is outside the range of {tensor.dtype}"
         raise NotFiniteError(msg)
     return rows
 
