@@ -13,10 +13,10 @@ from eckart.errors import MismatchError, OptionError
 from eckart.nn import LoRAConfig
 from eckart.operations import analyze
 from eckart.planning import PlanSetting, plan, simulate, simulation
-from eckart.planning import forecast as forecasts
-from eckart.planning.advise import largest
+from eckart.planning import forecaster as forecasts
 from eckart.planning.architecture import Outline
-from eckart.planning.guide import DataSize
+from eckart.planning.guide import parse_data_size
+from eckart.planning.largest import largest
 from eckart.planning.memory import RESERVED_BYTES, Memory, smallest_card
 from eckart.planning.shallow import at_depth, extrapolate, shallow_depths
 from eckart.planning.simulation import SimulationError
@@ -65,13 +65,13 @@ def test_the_smallest_card_is_one_that_is_sold():
     [("5000", 5000), ("20k", 20_000), ("2k examples", 2000), ("3M tokens", 12_000), ("9 tokens", 1)],
 )
 def test_data_sizes_are_examples_or_tokens(text, examples):
-    assert DataSize.parse(text).examples == examples
+    assert parse_data_size(text) == examples
 
 
 @pytest.mark.parametrize("text", ["", "many", "-4", "0"])
 def test_a_data_size_that_is_nonsense_is_refused(text):
     with pytest.raises(OptionError, match="`data_size`"):
-        DataSize.parse(text)
+        parse_data_size(text)
 
 
 @pytest.mark.parametrize("limit", [9, 10, 30, 31, 999, 5050, 10**6])
@@ -186,8 +186,9 @@ def test_every_piece_of_advice_has_a_source_and_the_next_step_a_price():
     sources = {reason.what: reason.source for reason in advice.reasons}
     assert sources["rank"] == "given"
     assert sources["batch"] == sources["method"] == "simulation"
-    doubled = next(step for step in advice.next_steps if step.what == "rank 8")
-    assert doubled.more_bytes == doubled.peak_bytes - advice.forecast.peak_bytes > 0
+    doubled = next(step for step in advice.to_json()["next_steps"] if step["what"] == "rank 8")
+    assert doubled["peak_bytes"] == advice.next_steps["rank 8"].peak_bytes
+    assert doubled["more_bytes"] == doubled["peak_bytes"] - advice.forecast.peak_bytes > 0
 
 
 @pytest.fixture
@@ -304,7 +305,7 @@ def test_a_lower_rank_is_advised_because_the_higher_one_does_not_fit():
     why = {reason.what: (reason.value, reason.why) for reason in made.advice.reasons}
     assert why["rank"] == ("8", "16 does not fit")
     assert why["target"] == ("all-linear", "all linear layers learn most")
-    twice = next(step for step in made.advice.next_steps if step.what == "rank 16")
+    twice = made.advice.next_steps["rank 16"]
     assert twice.peak_bytes > made.memory.usable_bytes
 
 
@@ -315,7 +316,8 @@ def test_fewer_modules_are_advised_only_where_no_more_fit_at_any_rank():
     assert why["target"][1] == "more modules do not fit"
     if why["rank"][0] == "8":
         assert why["rank"][1] == "16 does not fit"
-        assert all(step.peak_bytes > made.memory.usable_bytes for step in made.advice.next_steps if "rank" in step.what)
+        more_rank = [step for what, step in made.advice.next_steps.items() if "rank" in what]
+        assert all(step.peak_bytes > made.memory.usable_bytes for step in more_rank)
     else:
         assert why["rank"] == ("16", "16 serves most tasks; 4 to 8 for a quick try, 32 to 64 for a complex one")
 

@@ -9,8 +9,7 @@ from eckart.errors import MismatchError, SourceError
 from eckart.nn import LoRAConfig, inject, processor, quantize_model
 from eckart.planning.account import account
 from eckart.planning.architecture import build_model, read_architecture
-from eckart.planning.dataless import DATALESS, dataless
-from eckart.planning.measured_step import REAL
+from eckart.planning.dataless import dataless, dataless_step
 from eckart.planning.memory import PARTS
 from eckart.planning.setting import PlanSetting
 from eckart.planning.simulation import SimulationError, simulate
@@ -26,8 +25,8 @@ def setting(**options) -> PlanSetting:
     return PlanSetting(**{"batch_size": 2, "length": 32, "lora": RANK_4} | options)
 
 
-def ready_step(config, plan: PlanSetting, making=REAL) -> TrainingStep:
-    step = TrainingStep(build_model(read_architecture(config), plan), plan, making)
+def ready_step(config, plan: PlanSetting, making=TrainingStep) -> TrainingStep:
+    step = making(build_model(read_architecture(config), plan), plan)
     step.warm()
     return step
 
@@ -62,7 +61,7 @@ CASES = [("llama", way) for way in WAYS] + [(model, way) for model in MODELS for
 def test_bytes_and_their_uses_are_those_of_a_real_step(model, way):
     plan = setting(**WAYS[way])
     with dataless():
-        simulated = account(ready_step(MODELS[model], plan, DATALESS))
+        simulated = account(ready_step(MODELS[model], plan, dataless_step))
     assert simulated == account(ready_step(MODELS[model], plan))
 
 

@@ -6,9 +6,8 @@ from transformers import AutoModelForCausalLM
 
 from eckart.nn import LoRAConfig, inject, quantize_model
 from eckart.planning.architecture import build_model, read_architecture
-from eckart.planning.dataless import DATALESS, dataless
+from eckart.planning.dataless import dataless, dataless_step
 from eckart.planning.setting import PlanSetting
-from eckart.planning.step import TrainingStep
 from eckart.training import DataOptions, TrainSettings, load_data
 from eckart.training.loss_path import FUSED_TILE
 from eckart.training.trainer_setup import make_trainer
@@ -49,7 +48,7 @@ def test_plan_and_train_take_the_same_path_to_the_loss(name, target, method, *, 
     config = LoRAConfig(rank=2, target=target)
     setting = PlanSetting(method=method, lora=config, dtype="float32", length=16)
     with dataless():
-        planned = TrainingStep(build_model(architecture, setting), setting, DATALESS).loss_path
+        planned = dataless_step(build_model(architecture, setting), setting).loss_path
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(read_architecture(MODELS[name])).float()
     if method == "qlora":

@@ -188,7 +188,7 @@ def _check(model: str, memory: str | None, data_size: str | None, rank: int | No
     if memory is not None:
         memories.Memory.parse(memory)
     if data_size is not None:
-        guide.DataSize.parse(data_size)
+        guide.parse_data_size(data_size)
     if rank is not None:
         LoRAConfig(rank=rank)
 

@@ -1,7 +1,6 @@
 """Peak memory of a training step, by what the tensors that are alive then are used for."""
 
 from bisect import bisect_right
-from dataclasses import dataclass
 
 from eckart.nn import adapted_modules
 from eckart.planning.memory import PARTS, Part
@@ -13,40 +12,19 @@ LOGITS, INPUTS, TEMPORARY = "logits and loss", "inputs", "temporary"
 FORWARD, BACKWARD, UPDATE = "forward", "backward", "optimizer step"
 
 
-@dataclass(frozen=True)
-class Account:
-    """Memory of a step at its peak.
-
-    Attributes:
-        peak_bytes: bytes of all tensors.
-        parts: the peak by part.
-        details: the part `other` by use.
-        where: the running module, and the phase.
-    """
-
-    peak_bytes: int
-    parts: dict[Part, int]
-    details: dict[str, int]
-    where: str
-
-
-@dataclass(frozen=True)
-class _Moment:
-    """The phase and the running module when a storage was allocated, and whether that module computed outputs."""
-
-    phase: str
-    place: str
-    computes: bool
-
-
-def account(step: TrainingStep, *, granularity: int = 1) -> Account:
-    """Run a step once, on tensors with or without data.
+def account(step: TrainingStep, *, granularity: int = 1) -> tuple[dict[Part, int], dict[str, int], str]:
+    """Memory at the peak of a step, which is run once, on tensors with or without data.
 
     Args:
         step: the step; its optimizer must have its states.
         granularity: bytes of a storage are rounded up to a multiple of this.
+
+    Returns:
+        bytes by part; those of the part `other` by use; the running module and the phase.
     """
-    return _Accountant(step, granularity).run()
+    accountant = _Accountant(step, granularity)
+    accountant.run()
+    return accountant.peak()
 
 
 class _Accountant:
@@ -56,7 +34,7 @@ class _Accountant:
         self.log = StorageLog(granularity=granularity, origin=self._moment)
         self.ends: list[int] = []  # of passes that compute outputs; what outlives them is saved for the gradients
 
-    def run(self) -> Account:
+    def run(self) -> None:
         step, log = self.step, self.log
         with self.tracker, log:
             self._label_permanent()
@@ -67,7 +45,6 @@ class _Accountant:
             log.label([p.grad for p in step.trained if p.grad is not None], ("gradients", None))
             self.phase = UPDATE
             step.update()
-        return self._account()
 
     def _label_permanent(self) -> None:
         model, log = self.step.model, self.log
@@ -81,12 +58,13 @@ class _Accountant:
             log.label([value for value in states.values() if hasattr(value, "untyped_storage")], ("optimizer", None))
         log.label([self.step.ids], ("other", INPUTS))
 
-    def _moment(self) -> _Moment:
+    def _moment(self) -> tuple[str, str, bool]:
+        """The phase, the running module, and whether that module computes outputs."""
         inside = self.tracker.is_inside
         is_place = inside or self.phase == BACKWARD
-        return _Moment(self.phase, self.tracker.here() if is_place else OUTSIDE, inside)
+        return self.phase, self.tracker.here() if is_place else OUTSIDE, inside
 
-    def _account(self) -> Account:
+    def peak(self) -> tuple[dict[Part, int], dict[str, int], str]:
         log = self.log
         parts: dict[Part, int] = dict.fromkeys(PARTS, 0)
         details: dict[str, int] = dict.fromkeys((LOGITS, INPUTS, TEMPORARY), 0)
@@ -98,21 +76,20 @@ class _Accountant:
             if detail is not None:
                 details[detail] += life.nbytes
         assert last is not None
-        return Account(log.peak_bytes, parts, details, self._where(last.origin))
+        return parts, details, self._where(*last.origin[:2])
 
-    def _where(self, moment: _Moment) -> str:
-        if moment.phase == UPDATE:
+    def _where(self, phase: str, path: str) -> str:
+        if phase == UPDATE:
             return UPDATE
-        place = moment.place or "model"
-        return f"{place if self._is_body(moment.place) else OUTSIDE}, {moment.phase}"
+        return f"{path or 'model' if self._is_body(path) else OUTSIDE}, {phase}"
 
     def _use(self, life: Life) -> tuple[Part, str | None]:
-        origin: _Moment = life.origin
         if life.use is not None:
             return life.use
-        if origin.phase != UPDATE and not self._is_body(origin.place):
+        phase, path, computes = life.origin
+        if phase != UPDATE and not self._is_body(path):
             return "other", LOGITS
-        if origin.computes:
+        if computes:
             place = bisect_right(self.ends, life.start)
             if place < len(self.ends) and life.is_alive(self.ends[place]):
                 return "activations", None

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from unittest.mock import patch
 
 import torch
@@ -15,7 +15,11 @@ from eckart.nn import processor
 from eckart.nn.frozen import frozen_weight
 from eckart.nn.quantize import quantizable
 from eckart.nn.quantized import Nf4Linear
-from eckart.planning.step import Builders
+from eckart.planning.setting import PlanSetting
+from eckart.planning.step import TrainingStep
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _BLOCK = 64  # of `quantize_model`
 _CHUNK = 2**19  # values that the CPU dequantizes at a time
@@ -130,7 +134,9 @@ class _GroupedProduct(torch.autograd.Function):
         return *empty, None
 
 
-DATALESS = Builders(quantize_dataless, DatalessAdamW8bit)
+def dataless_step(model: "PreTrainedModel", setting: PlanSetting) -> TrainingStep:
+    """A training step of a model without data."""
+    return TrainingStep(model, setting, quantize=quantize_dataless, adamw8bit=DatalessAdamW8bit)
 
 
 @contextmanager

@@ -12,27 +12,19 @@ _TEXT = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<scale>[kmb]?)\s*(?P<unit>exam
 _SCALES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 
-@dataclass(frozen=True)
-class DataSize:
-    """Size of the training data in examples; 250 tokens count as one."""
+def parse_data_size(text: str) -> int:
+    """Number of examples of a size such as `5000`, `20k examples` or `3M tokens`; 250 tokens count as one example.
 
-    examples: int
-    text: str
-
-    @classmethod
-    def parse(cls, text: str) -> "DataSize":
-        """A size such as `5000`, `20k examples` or `3M tokens`.
-
-        Raises:
-            OptionError: the text is not a size.
-        """
-        match = _TEXT.fullmatch(text.strip())
-        count = float(match["number"]) * _SCALES[match["scale"].lower()] if match else 0
-        if match is None or count < 1:
-            msg = f"`data_size` must be examples such as 5000 or 20k, or tokens such as '3M tokens', got {text!r}"
-            raise OptionError(msg)
-        in_tokens = (match["unit"] or "").lower() == "tokens"
-        return cls(max(round(count / TOKENS_PER_EXAMPLE), 1) if in_tokens else round(count), text.strip())
+    Raises:
+        OptionError: the text is not a size.
+    """
+    match = _TEXT.fullmatch(text.strip())
+    count = float(match["number"]) * _SCALES[match["scale"].lower()] if match else 0
+    if match is None or count < 1:
+        msg = f"`data_size` must be examples such as 5000 or 20k, or tokens such as '3M tokens', got {text!r}"
+        raise OptionError(msg)
+    in_tokens = (match["unit"] or "").lower() == "tokens"
+    return max(round(count / TOKENS_PER_EXAMPLE), 1) if in_tokens else round(count)
 
 
 @dataclass(frozen=True)
@@ -49,8 +41,8 @@ _USUAL = Rule(16, 0.05, "16 serves most tasks; 4 to 8 for a quick try, 32 to 64 
 _LARGE = Rule(32, 0.0, f"{LARGE_EXAMPLES:,} examples or more: 32 to 64 can learn more; 128 and more rarely pay")
 
 
-def rule_for(data: DataSize | None) -> Rule:
-    """The rule for a size of data; None is a usual size."""
-    if data is None or SMALL_EXAMPLES <= data.examples < LARGE_EXAMPLES:
+def rule_for(examples: int | None) -> Rule:
+    """The rule for a number of examples; None is a usual one."""
+    if examples is None or SMALL_EXAMPLES <= examples < LARGE_EXAMPLES:
         return _USUAL
-    return _SMALL if data.examples < SMALL_EXAMPLES else _LARGE
+    return _SMALL if examples < SMALL_EXAMPLES else _LARGE

@@ -9,9 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from eckart.engine.machine import available_bytes
 from eckart.errors import EckartError, OptionError
 from eckart.planning.architecture import read_architecture
-from eckart.planning.setting import PlanSetting
+from eckart.planning.memory import RESERVED_BYTES
+from eckart.planning.setting import Method, PlanSetting
+from eckart.planning.simulation import simulate
+from eckart.planning.subject import subject_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -23,29 +27,59 @@ _HEAPS = {"usual": {}, "tight": {"MALLOC_MMAP_THRESHOLD_": str(2**16)}}
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """Resident memory of a process that trained on the CPU, as the system counts it.
+class PredictionCheck:
+    """A prediction for this machine's CPU compared with a real step.
 
     Attributes:
-        process_bytes: peak, libraries included.
-        baseline_bytes: before: interpreter, libraries, and what those set up in a short step of the same model, which
-            was then freed.
-        seconds: time of the second step.
+        method: the training method.
+        predicted_bytes: peak memory by simulation.
+        measured_bytes: peak memory of model and step in a real process.
+        seconds: time of the step.
     """
 
-    process_bytes: int
-    baseline_bytes: int
+    method: Method
+    predicted_bytes: int
+    measured_bytes: int
     seconds: float
 
     @property
-    def peak_bytes(self) -> int:
-        """Memory of model and step, to be compared with `Simulation.peak_bytes`."""
-        return self.process_bytes - self.baseline_bytes
+    def error(self) -> float:
+        """Relative error of the prediction."""
+        return self.predicted_bytes / self.measured_bytes - 1
+
+    def to_json(self) -> dict[str, Any]:
+        """The same for scripts."""
+        return {**vars(self), "error": self.error}
+
+
+def check_prediction(
+    model: "str | Path | Mapping[str, Any] | PretrainedConfig", setting: PlanSetting
+) -> PredictionCheck:
+    """Run a real training step with random weights on this machine's CPU, and compare its memory with a simulation.
+
+    Args:
+        model: as `plan` takes it, but not a number of parameters.
+        setting: the setting to check.
+
+    Raises:
+        OptionError: there is no config, or this machine's memory is too small.
+        EckartError: the step failed.
+    """
+    subject = subject_of(model)
+    if subject.config is None:
+        msg = f"{subject.name} cannot be measured; give a model whose config is known"
+        raise OptionError(msg)
+    predicted = simulate(subject.config, setting, device="cpu").peak_bytes
+    free = available_bytes()
+    if predicted + RESERVED_BYTES > free:
+        msg = f"`measure` needs {predicted / 1e9:.1f} GB of memory on this machine, and {free / 1e9:.1f} GB are free"
+        raise OptionError(msg)
+    return PredictionCheck(setting.method, predicted, *measure(subject.config, setting))
 
 
 def measure(
     config: "str | Path | Mapping[str, Any] | PretrainedConfig", setting: PlanSetting, *, heap: Heap = "tight"
-) -> Measurement:
+) -> tuple[int, float]:
     """Train a model of this architecture, with random weights, for some steps on this machine's CPU.
 
     Args:
@@ -53,6 +87,11 @@ def measure(
         setting: how to train, and the size of a step.
         heap: with `tight`, glibc returns each block as soon as it is freed, so only tensors are measured. With
             `usual`, the C library retains some freed memory for later tensors, as it does by default.
+
+    Returns:
+        peak memory of model and step in bytes, comparable with a simulation, and the seconds of the second step. The
+        memory is the process's peak less what it took before: interpreter, libraries, and what those set up in a short
+        step of the same model, which was then freed.
 
     Raises:
         OptionError: this system cannot reset the peak memory of a process: it is not Linux.
@@ -69,4 +108,5 @@ def measure(
         last = (done.stderr.strip().splitlines() or ["it was killed, perhaps for lack of memory"])[-1]
         msg = f"the measured step ended with status {done.returncode}: {last}"
         raise EckartError(msg)
-    return Measurement(**json.loads(done.stdout.splitlines()[-1]))
+    measured = json.loads(done.stdout.splitlines()[-1])
+    return measured["process_bytes"] - measured["baseline_bytes"], measured["seconds"]

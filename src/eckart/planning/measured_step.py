@@ -8,15 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
 from eckart.engine.machine import c_library_function
-from eckart.errors import MissingExtraError
-from eckart.nn import LoRAConfig, quantize_model
+from eckart.nn import LoRAConfig
 from eckart.planning.architecture import build_model, read_architecture
 from eckart.planning.setting import PlanSetting
-from eckart.planning.step import Builders, TrainingStep
+from eckart.planning.step import TrainingStep
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -31,7 +27,7 @@ def main() -> None:
     config = read_architecture(task["config"])
     _short_step(config, setting)
     baseline = _resident("VmRSS")
-    step = TrainingStep(build_model(config, setting), setting, REAL)
+    step = TrainingStep(build_model(config, setting), setting)
     step.run()  # after which the optimizer has its states
     _return_freed_memory()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
@@ -51,17 +47,8 @@ def read_setting(fields: dict[str, Any]) -> PlanSetting:
 def _short_step(config: "PretrainedConfig", setting: PlanSetting) -> None:
     """Let libraries do their one-time setup: threads, buffers, compiled kernels, code."""
     short = replace(setting, batch_size=1, length=min(_SHORT, setting.length))
-    TrainingStep(build_model(config, short), short, REAL).run()
+    TrainingStep(build_model(config, short), short).run()
     _return_freed_memory()
-
-
-def _adamw8bit(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    try:
-        from bitsandbytes.optim.adamw import AdamW8bit
-    except ImportError as error:
-        msg = "measuring AdamW in 8 bits needs bitsandbytes: pip install bitsandbytes"
-        raise MissingExtraError(msg) from error
-    return AdamW8bit(parameters, weight_decay=0.0)
 
 
 def _return_freed_memory() -> None:
@@ -77,8 +64,6 @@ def _resident(field: str) -> int:
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
-
-REAL = Builders(quantize_model, _adamw8bit)
 
 if __name__ == "__main__":
     main()

@@ -1,83 +1,31 @@
 """Plan a fine-tune: its memory by method, whether it fits, and what to train with."""
 
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 from eckart.engine import Progress
-from eckart.engine.machine import available_bytes
 from eckart.errors import MismatchError, OptionError
 from eckart.nn.config import LoRAConfig
-from eckart.planning.advise import Advice, Request, advise, leanest, ranks_of, with_measured
+from eckart.planning.advice import Advice
+from eckart.planning.advise import advise, with_measured_ranks
 from eckart.planning.architecture import Outline
-from eckart.planning.forecast import Forecast, Forecaster
-from eckart.planning.guide import DataSize, rule_for
-from eckart.planning.measure import measure
-from eckart.planning.measured_ranks import measured_ranks
-from eckart.planning.memory import RESERVED_BYTES, Memory, Part
-from eckart.planning.setting import Attention, BaseDtype, Method, Optimizer, PlanSetting
-from eckart.planning.simulation import simulate
+from eckart.planning.candidates import leanest
+from eckart.planning.forecast import Forecast
+from eckart.planning.forecaster import Forecaster
+from eckart.planning.guide import parse_data_size
+from eckart.planning.memory import Memory, Part
+from eckart.planning.request import Options, Request, request_of
+from eckart.planning.setting import Method, PlanSetting
 from eckart.planning.subject import subject_of
 from eckart.result import Result
-from eckart.training.data import DEFAULT_LENGTH
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 FORMAT = "eckart-plan/1"
 TARGETS = ("attention-min", "attention", "mlp", "all-linear")
-
-
-class Options(TypedDict, total=False):
-    """How to train, apart from the method.
-
-    Attributes:
-        rank: rank of the adapter; alpha is twice that. Default: by the size of the data.
-        target: modules to adapt, as `LoRAConfig` takes them. Default: all linear layers.
-        batch_size: sequences per step. Default: 1.
-        max_length: tokens per sequence. Default: 1024, or the model's context length if that is shorter.
-        dtype: data type of the base and the activations. Default: bfloat16.
-        optimizer: `adamw` or `adamw8bit`.
-        gradient_checkpointing: recompute activations rather than save them.
-        attention: `sdpa` if the model's code supports it, or `eager`.
-    """
-
-    rank: int | None
-    target: Sequence[str] | None
-    batch_size: int
-    max_length: int | None
-    dtype: BaseDtype
-    optimizer: Optimizer
-    gradient_checkpointing: bool
-    attention: Attention | None
-
-
-@dataclass(frozen=True)
-class PredictionCheck:
-    """A prediction for this machine's CPU compared with a real step.
-
-    Attributes:
-        method: the training method.
-        predicted_bytes: peak memory by simulation.
-        measured_bytes: peak memory of model and step in a real process.
-        seconds: time of the step.
-    """
-
-    method: Method
-    predicted_bytes: int
-    measured_bytes: int
-    seconds: float
-
-    @property
-    def error(self) -> float:
-        """Relative error of the prediction."""
-        return self.predicted_bytes / self.measured_bytes - 1
-
-    def to_json(self) -> dict[str, Any]:
-        """The same for scripts."""
-        return {**vars(self), "error": self.error}
 
 
 @dataclass(frozen=True, repr=False)
@@ -205,9 +153,9 @@ def plan(
         msg = f"`method` must be one of {', '.join(get_args(Method))}, got {method!r}"
         raise OptionError(msg)
     room = None if memory is None else Memory.parse(memory)
-    data = None if data_size is None else DataSize.parse(data_size)
+    examples = None if data_size is None else parse_data_size(data_size)
     forecaster = Forecaster(subject_of(model), progress)
-    return _plan(forecaster, _request(forecaster.outline, method, room, data, options), analysis)
+    return _plan(forecaster, request_of(forecaster.outline, method, room, examples, options), analysis)
 
 
 def _plan(forecaster: Forecaster, request: Request, analysis: str | Path | None) -> PlanResult:
@@ -217,7 +165,7 @@ def _plan(forecaster: Forecaster, request: Request, analysis: str | Path | None)
         forecaster.quick(request.using(method))
     advice = advise(forecaster, request)
     if advice is not None and analysis is not None:
-        advice = _measured(forecaster, advice, analysis)
+        advice = with_measured_ranks(forecaster, advice, analysis)
     if is_given:
         chosen = forecaster.confirm(request.using(request.setting.method))
         forecasts = (chosen,)
@@ -249,35 +197,6 @@ def _fits(request: Request, chosen: Forecast, advice: Advice | None) -> bool | N
     return advice is not None and not (is_shorter and "max_length" in request.named)
 
 
-def _request(
-    outline: Outline | None, method: Method | None, memory: Memory | None, data: DataSize | None, options: Options
-) -> Request:
-    """The requested options, and for the others what suits the model and the data."""
-    positions = outline.positions if outline else None
-    length = options.get("max_length")
-    if length is not None and positions is not None and length > positions:
-        warnings.warn(f"`max_length` {length:,} exceeds the model's context of {positions:,} tokens", stacklevel=4)
-    attention, supported = options.get("attention"), outline.attention if outline else "sdpa"
-    if attention == "sdpa" and supported == "eager":
-        msg = "`attention=sdpa`: this model's code supports only eager"
-        raise OptionError(msg)
-    rule, rank, target = rule_for(data), options.get("rank"), options.get("target")
-    rank = rule.rank if rank is None else rank
-    lora = LoRAConfig(rank=rank, alpha=2.0 * rank, dropout=rule.dropout, target=target or LoRAConfig().target)
-    setting = PlanSetting(
-        method=method or "lora",
-        lora=lora,
-        dtype=options.get("dtype", "bfloat16"),
-        optimizer=options.get("optimizer", "adamw"),
-        batch_size=options.get("batch_size", 1),
-        length=min(DEFAULT_LENGTH, positions or DEFAULT_LENGTH) if length is None else length,
-        gradient_checkpointing=options.get("gradient_checkpointing", False),
-        attention=attention or supported,
-    )
-    given = {"method": method, **options, "batch_size": setting.batch_size > 1}
-    return Request(setting, frozenset(name for name, value in given.items() if value), memory, data)
-
-
 def _counts(outline: Outline) -> dict[str, int]:
     counts = {}
     for target in TARGETS:
@@ -286,17 +205,6 @@ def _counts(outline: Outline) -> dict[str, int]:
         except MismatchError:  # a model without such layers
             continue
     return counts
-
-
-def _measured(forecaster: Forecaster, advice: Advice, analysis: str | Path) -> Advice:
-    """The advice with ranks from an analysis, and the forecast for these."""
-    lora = advice.setting.lora
-    if lora is None or forecaster.outline is None:
-        msg = "`analysis` gives ranks to the adapter of a model whose config is known; this plan has none"
-        raise OptionError(msg)
-    measured = measured_ranks(analysis, forecaster.outline.adapter(lora), rank=lora.rank)
-    forecast = forecaster.full(replace(advice.setting, lora=ranks_of(lora, measured.ranks)))
-    return with_measured(replace(advice, forecast=replace(forecast, setting=advice.setting)), measured)
 
 
 def _notes(forecaster: Forecaster, setting: PlanSetting) -> list[str]:
@@ -314,29 +222,3 @@ def _notes(forecaster: Forecaster, setting: PlanSetting) -> list[str]:
     if outline.attention == "eager" and setting.attention == "eager":
         notes.append("The model's code supports only eager attention, which stores the full attention matrix.")
     return notes
-
-
-def check_prediction(
-    model: "str | Path | Mapping[str, Any] | PretrainedConfig", setting: PlanSetting
-) -> PredictionCheck:
-    """Run a real training step with random weights on this machine's CPU, and compare its memory with a simulation.
-
-    Args:
-        model: as `plan` takes it, but not a number of parameters.
-        setting: the setting to check.
-
-    Raises:
-        OptionError: there is no config, or this machine's memory is too small.
-        EckartError: the step failed.
-    """
-    subject = subject_of(model)
-    if subject.config is None:
-        msg = f"{subject.name} cannot be measured; give a model whose config is known"
-        raise OptionError(msg)
-    predicted = simulate(subject.config, setting, device="cpu").peak_bytes
-    free = available_bytes()
-    if predicted + RESERVED_BYTES > free:
-        msg = f"`measure` needs {predicted / 1e9:.1f} GB of memory on this machine, and {free / 1e9:.1f} GB are free"
-        raise OptionError(msg)
-    measured = measure(subject.config, setting)
-    return PredictionCheck(setting.method, predicted, measured.peak_bytes, measured.seconds)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from eckart.planning.forecast import Forecast
 from eckart.planning.memory import PARTS, Part
-from eckart.planning.simulation import Simulation
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -45,7 +45,7 @@ def at_depth(config: "PretrainedConfig", layers: int) -> "PretrainedConfig":
     return shallow
 
 
-def extrapolate(first: Simulation, second: Simulation, depths: tuple[int, int], layers: int) -> Simulation | None:
+def extrapolate(first: Forecast, second: Forecast, depths: tuple[int, int], layers: int) -> Forecast | None:
     """The memory of the full model; None if the peaks of the shallow ones are at different places."""
     if _place(first) != _place(second):
         return None
@@ -55,10 +55,12 @@ def extrapolate(first: Simulation, second: Simulation, depths: tuple[int, int], 
         return round(two + deeper * (two - one))
 
     parts: dict[Part, int] = {part: line(first.parts[part], second.parts[part]) for part in PARTS}
-    return Simulation(
+    return Forecast(
+        setting=second.setting,
         peak_bytes=sum(parts.values()),
         parts=parts,
         where=_place(second),
+        layers=depths,
         trainable_params=line(first.trainable_params, second.trainable_params),
         total_params=line(first.total_params, second.total_params),
         seconds=first.seconds + second.seconds,
@@ -70,6 +72,6 @@ def _shapes(layer: nn.Module) -> tuple[object, ...]:
     return tuple((name, tuple(parameter.shape)) for name, parameter in layer.named_parameters())
 
 
-def _place(simulation: Simulation) -> str:
+def _place(forecast: Forecast) -> str:
     """The place of the peak, without the number of the layer."""
-    return re.sub(r"\.\d+(?=\.|,|$)", "", simulation.where)
+    return re.sub(r"\.\d+(?=\.|,|$)", "", forecast.where)

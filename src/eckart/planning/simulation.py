@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,8 +11,8 @@ from eckart.errors import EckartError
 from eckart.evaluation.model import quiet_transformers
 from eckart.planning.account import account
 from eckart.planning.architecture import build_model, read_architecture
-from eckart.planning.dataless import DATALESS, as_on_cuda, dataless
-from eckart.planning.memory import Part
+from eckart.planning.dataless import as_on_cuda, dataless, dataless_step
+from eckart.planning.forecast import Forecast
 from eckart.planning.setting import PlanSetting
 from eckart.planning.step import TrainingStep
 
@@ -27,39 +26,12 @@ class SimulationError(EckartError):
     """The model's code cannot run on tensors without data, so only a closed-form estimate is possible."""
 
 
-@dataclass(frozen=True)
-class Simulation:
-    """The memory of one training step at its peak.
-
-    Attributes:
-        peak_bytes: most bytes of tensors alive at once, the sum of `parts`.
-        parts: the peak by `PARTS`: the base's weights and buffers; factors and magnitudes; gradients of the trained
-            parameters; the optimizer's states; what the forward pass saves for the backward pass; everything else
-            (inputs, logits and their gradient, working memory).
-        where: module and phase at the peak: `model.layers.3.mlp, backward`.
-        trainable_params: number of trained parameters.
-        total_params: parameters of the model, adapters included.
-        seconds: time that the simulation took.
-        details: the part `other`, divided into `logits and loss`, `temporary` and `inputs`.
-        notes: how the simulated step differs from the requested one, in words.
-    """
-
-    peak_bytes: int
-    parts: Mapping[Part, int]
-    where: str
-    trainable_params: int
-    total_params: int
-    seconds: float
-    details: Mapping[str, int] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
 def simulate(
     config: "str | Path | Mapping[str, Any] | PretrainedConfig",
     setting: PlanSetting,
     *,
     device: Literal["cpu", "cuda"] = "cuda",
-) -> Simulation:
+) -> Forecast:
     """Peak memory of one training step, from the model's config alone: no weights, no device, no values.
 
     The model's own code, eckart's layers and loss, and AdamW run forward, backward and through an update, as in the
@@ -80,10 +52,10 @@ def simulate(
     architecture = read_architecture(config)
     try:
         with quiet_transformers(), _quiet_torch(), dataless():
-            step = TrainingStep(build_model(architecture, setting), setting, DATALESS)
+            step = dataless_step(build_model(architecture, setting), setting)
             step.warm()
             with as_on_cuda() if device == "cuda" else nullcontext():
-                highest = account(step, granularity=_GRANULARITY[device])
+                parts, details, where = account(step, granularity=_GRANULARITY[device])
     except Exception as error:
         if not _comes_from_model(error):
             raise
@@ -91,14 +63,15 @@ def simulate(
         what = f"{type(error).__name__}: {first_line}"
         msg = f"a model of type {architecture.model_type} cannot run on tensors without data ({what})"
         raise SimulationError(msg) from error
-    return Simulation(
-        peak_bytes=highest.peak_bytes,
-        parts=highest.parts,
-        where=highest.where,
+    return Forecast(
+        setting=setting,
+        peak_bytes=sum(parts.values()),
+        parts=parts,
+        where=where,
         trainable_params=sum(parameter.numel() for parameter in step.trained),
         total_params=step.total_params,
         seconds=time.perf_counter() - began,
-        details=highest.details,
+        details=details,
         notes=tuple(_notes(architecture, step)),
     )
 

@@ -1,7 +1,6 @@
 """One training step as `eckart train` runs it, on tensors with data or without."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from eckart.errors import MissingExtraError
 from eckart.evaluation.model import EXTRA
-from eckart.nn import LoRAConfig, adapted_modules, inject
+from eckart.nn import LoRAConfig, adapted_modules, inject, quantize_model
 from eckart.nn.head_loss import HeadLoss
 from eckart.planning.setting import PlanSetting
 from eckart.training import TrainSettings
@@ -19,19 +18,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 StepLoss = LossPath | Literal["own", "hidden"]
-
-
-@dataclass(frozen=True)
-class Builders:
-    """What is built differently on tensors with and without data.
-
-    Attributes:
-        quantize: quantizes the linear layers of a model to NF4.
-        adamw8bit: creates an optimizer with 8-bit states for parameters.
-    """
-
-    quantize: Callable[[nn.Module], object]
-    adamw8bit: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 class TrainingStep:
@@ -44,14 +30,27 @@ class TrainingStep:
         body: path of the module before the head; "" is the entire model.
         trained: parameters that require a gradient.
         total_params: parameters of the model and its adapter, including quantized ones.
+
+    Args:
+        model: the model, which is changed.
+        setting: how to train, and the size of the step.
+        quantize: quantizes the linear layers of a model to NF4.
+        adamw8bit: creates an optimizer with 8-bit states; default: that of bitsandbytes.
     """
 
-    def __init__(self, model: "PreTrainedModel", setting: PlanSetting, builders: Builders) -> None:
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        setting: PlanSetting,
+        *,
+        quantize: Callable[[nn.Module], object] = quantize_model,
+        adamw8bit: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+    ) -> None:
         self.model, self.setting = model, setting
         self.total_params = sum(parameter.numel() for parameter in model.parameters())
         if setting.adapter is not None:
             if setting.method == "qlora":
-                builders.quantize(model)
+                quantize(model)
             inject(model, setting.adapter)
             _add_start(model, setting.adapter)
             self.total_params += sum(
@@ -66,7 +65,7 @@ class TrainingStep:
         if setting.optimizer == "adamw":
             self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(self.trained, weight_decay=0.0, fused=True)
         else:
-            self.optimizer = builders.adamw8bit(self.trained)
+            self.optimizer = (adamw8bit or _adamw8bit)(self.trained)
         self.ids = torch.zeros(setting.batch_size, setting.length, dtype=torch.long)
 
     def run(self) -> None:
@@ -110,6 +109,15 @@ class TrainingStep:
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+
+def _adamw8bit(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    try:
+        from bitsandbytes.optim.adamw import AdamW8bit
+    except ImportError as error:
+        msg = "measuring AdamW in 8 bits needs bitsandbytes: pip install bitsandbytes"
+        raise MissingExtraError(msg) from error
+    return AdamW8bit(parameters, weight_decay=0.0)
 
 
 def _add_start(model: nn.Module, config: LoRAConfig) -> None:

@@ -13,9 +13,10 @@ from eckart.planning.memory import PARTS, RESERVED_BYTES, smallest_card
 from eckart.report.words import bytes_text, count_text, seconds_text
 
 if TYPE_CHECKING:
-    from eckart.planning.advise import Advice
+    from eckart.planning.advice import Advice
     from eckart.planning.forecast import Forecast
-    from eckart.planning.planner import PlanResult, PredictionCheck
+    from eckart.planning.measure import PredictionCheck
+    from eckart.planning.planner import PlanResult
 
 _HEADINGS = {
     "weights": "weights",
@@ -92,9 +93,10 @@ def _advice(plan: "PlanResult") -> list[RenderableType]:
         steps = _table("one step up", "peak", "more")
         if plan.memory:
             steps.add_column("fits", justify="right")
-        for step in advice.next_steps:
-            fits = [] if plan.memory is None else ["yes" if step.peak_bytes <= plan.memory.usable_bytes else "no"]
-            steps.add_row(step.what, bytes_text(step.peak_bytes), _more(step.more_bytes), *fits)
+        for what, step in advice.next_steps.items():
+            more = _more(step.peak_bytes - advice.forecast.peak_bytes)
+            fits = ["yes" if plan.has_room_for(step) else "no"] if plan.memory else []
+            steps.add_row(what, bytes_text(step.peak_bytes), more, *fits)
         parts.append(steps)
     command = _command(plan, advice)
     return [*parts, *([Text(command), Text("")] if command else [])]
