@@ -14,17 +14,17 @@ from eckart.training import FinetuneSettings
 
 
 def test_both_models_are_bfloat16_and_carry_the_tokenizer(tiny_llama, full, tmp_path):
-    pair = make_pair(tmp_path, full, model=tiny_llama)
-    assert len(pair.losses) == 12
-    for folder in (pair.base, pair.tuned):
+    assert len(make_pair(tmp_path, full, model=tiny_llama).losses) == 12
+    for folder in (tmp_path / "base", tmp_path / "tuned"):
         assert {info.dtype.torch for info in open_checkpoint(folder).tensors.values()} == {torch.bfloat16}
         assert load_tokenizer(folder)("the")["input_ids"]
 
 
 def test_a_second_call_keeps_both_models(tiny_llama, full, tmp_path):
-    weights = make_pair(tmp_path, full, model=tiny_llama).tuned / "model.safetensors"
+    make_pair(tmp_path, full, model=tiny_llama)
+    weights = tmp_path / "tuned" / "model.safetensors"
     before = weights.stat()
-    assert make_pair(tmp_path, full, model=tiny_llama).losses == []
+    assert make_pair(tmp_path, full, model=tiny_llama) is None
     assert weights.stat() == before
 
 
@@ -62,10 +62,10 @@ def test_a_folder_that_is_no_model_is_not_replaced_even_when_forced(tiny_llama, 
 
 def test_the_packaged_model_becomes_a_base_in_bfloat16_and_training_moves_it(tmp_path):
     training = FinetuneSettings(steps=1, batch_size=1, learning_rate=1e-3, compute_dtype="float32", warmup_steps=0)
-    pair = make_pair(tmp_path, training)
-    packaged, base, tuned = open_checkpoint(package.MODEL), open_checkpoint(pair.base), open_checkpoint(pair.tuned)
+    result = make_pair(tmp_path, training)
+    packaged, base, tuned = map(open_checkpoint, (package.MODEL, tmp_path / "base", tmp_path / "tuned"))
     assert set(base.tensors) == set(tuned.tensors) == set(packaged.tensors)
     for name in base.tensors:
         assert torch.equal(base.read(name), packaged.read(name).to(torch.bfloat16)), name
     assert all(not torch.equal(base.read(name), tuned.read(name)) for name in base.tensors if "_proj" in name)
-    assert 1.5 < pair.losses[0] < 4.5
+    assert 1.5 < result.losses[0] < 4.5

@@ -12,10 +12,13 @@ from eckart.evaluation import GainReport
 from eckart.linalg import Interval, RankBound
 from eckart.operations import Analysis, analyze, extract
 from eckart.report import adapter_table, analysis_table
+from eckart.report.tables.lines import Paragraph
+from eckart.report.tables.training import updates_grid
 from eckart.report.words import bytes_text, count_text, number_text, seconds_text
 from eckart.result import Skipped
 from eckart.training import DistillResult
 from eckart.training.divergence import Agreement
+from eckart.training.trajectory import LayerDynamics
 
 
 def printed(table: RenderableType) -> list[str]:
@@ -206,6 +209,23 @@ def test_an_error_of_rounding_alone_is_a_limit_not_a_number(pair) -> None:
     assert "e-1" not in text
     assert "< 0.001%" in text
     assert "over all layers: < 0.01%; the least possible at these ranks: 0.00%" in " ".join(text.split())
+
+
+def test_a_range_whose_ends_read_the_same_is_shown_once() -> None:
+    layers = [LayerDynamics(f"layers.{i}.q", (8, 8), 2, 1.0, relative_norm=[i * 1e-9]) for i in range(1, 20)]
+    text = printed_narrow(updates_grid(layers))
+    assert text.count("< 0.001%") == 1
+    layers[0].relative_norm = [0.5]
+    assert "< 0.001% (< 0.001–50%)" in printed_narrow(updates_grid(layers))
+
+
+@pytest.mark.parametrize(("width", "lines"), [(80, 1), (57, 2), (54, 2), (20, 3)])
+def test_prose_is_wrapped_once_and_a_number_keeps_its_unit(width: int, lines: int) -> None:
+    text = io.StringIO()
+    prose = "30 steps in 2 min of 137 M parameters, peak memory 2.96 GB"
+    Console(file=text, width=width, color_system=None).print(Paragraph(prose))
+    assert len(text.getvalue().splitlines()) == lines
+    assert all(words in text.getvalue() for words in ("2 min", "137 M", "2.96 GB"))
 
 
 def test_a_skipped_norm_has_its_remedy_once(pair) -> None:

@@ -4,7 +4,6 @@ from .learning import DemoSettings as DemoSettings
 from .learning import quick_settings as quick_settings
 from .package import install_model_package as install_model_package
 from .package import model_package_present as model_package_present
-from .pair import FinetunedPair as FinetunedPair
 from .pair import make_pair as make_pair
 from .pair import quick_fine_tune as quick_fine_tune
 from .run import DemoResult as DemoResult

@@ -1,7 +1,7 @@
 """The demo on one real model: train an adapter, see what it learned, reduce it to the rank it needs, merge it."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,15 @@ from eckart.adapter import Adapter
 from eckart.demo.base import make_base
 from eckart.demo.learning import ADAPTER, DemoSettings, Learned, learn, write_texts
 from eckart.demo.package import MODEL, require_demo
-from eckart.demo.pair import make_pair
+from eckart.demo.pair import TUNED, make_pair
 from eckart.demo.predictions import PredictionMatch, compare_predictions, log_probabilities
-from eckart.demo.smallest import Tried, smallest_rank
+from eckart.demo.smallest import gain_kept, smallest_rank
 from eckart.engine.progress import NoProgress, Progress
 from eckart.errors import OutputError
 from eckart.evaluation import load_model, load_tokenizer, text_loss
 from eckart.formats import load_adapter
 from eckart.nn import adapter_applied
-from eckart.operations import MergeResult, merge, resize
+from eckart.operations import AdapterResult, MergeResult, merge, resize
 from eckart.result import Result
 from eckart.training import FinetuneSettings
 
@@ -38,7 +38,7 @@ class DemoResult(Result):
         base_loss: loss without the adapter.
         adapter_loss: loss with it.
         tokens: number of tokens that the losses are measured on.
-        tried: the adapter at rank 1, 2, …; the last one keeps enough of the gain, and is written.
+        tried: the adapter at rank 1, 2, … and its loss; the last one keeps enough of the gain, and is written.
         merged: the model with that one merged in.
         merged_loss: loss of the merged model.
         match: how similar its predictions are to those of the base with the adapter.
@@ -52,7 +52,7 @@ class DemoResult(Result):
     base_loss: float
     adapter_loss: float
     tokens: int
-    tried: list[Tried]
+    tried: list[tuple[AdapterResult, float]]
     merged: MergeResult
     merged_loss: float
     match: PredictionMatch
@@ -61,15 +61,19 @@ class DemoResult(Result):
     tuned: Path | None = None
 
     @property
-    def small(self) -> Tried:
+    def small(self) -> AdapterResult:
         """The adapter of the smallest rank that keeps enough of the gain."""
-        return self.tried[-1]
+        return self.tried[-1][0]
+
+    def gain_kept(self, loss: float) -> float:
+        """The share of the trained adapter's gain that a loss keeps."""
+        return gain_kept(loss, base_loss=self.base_loss, adapter_loss=self.adapter_loss)
 
     def rows(self) -> list[dict[str, Any]]:
         """The ranks that were tried."""
         return [
-            {"rank": tried.rank, "error": tried.resized.error, "loss": tried.loss, "gain_kept": tried.kept}
-            for tried in self.tried
+            {"rank": rank, "error": resized.error, "loss": loss, "gain_kept": self.gain_kept(loss)}
+            for rank, (resized, loss) in enumerate(self.tried, 1)
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -84,7 +88,7 @@ class DemoResult(Result):
             "base_loss": self.base_loss,
             "adapter_loss": self.adapter_loss,
             "ranks": self.rows(),
-            "small_adapter": str(self.small.resized.output),
+            "small_adapter": str(self.small.output),
             "merged": str(self.merged.output),
             "tuned": None if self.tuned is None else str(self.tuned),
             "merged_loss": self.merged_loss,
@@ -141,15 +145,16 @@ def run_demo(
         adapter, keep=settings.keep, base_loss=base_loss, adapter_loss=adapter_loss, loss=measure.loss
     )
     # All that follows takes seconds and is written again in any case, so that it is never older than the adapter.
-    written = resize(adapter, rank=tried[-1].rank, output=small, force=True)
-    tried[-1] = replace(tried[-1], resized=written)
+    written = resize(adapter, rank=len(tried), output=small, force=True)
+    tried[-1] = written, tried[-1][1]
     progress.start("Merging", 1, "steps")
     merged = merge(str(base), [written.adapter], merged_folder, force=True)
     progress.finish()
     plain, with_adapter = measure.predictions(), measure.predictions(written.adapter)
     measure.load(merged_folder)
     merged_loss, match = measure.loss("merged"), compare_predictions(with_adapter, measure.predictions())
-    tuned = make_pair(folder, fine_tune, model=model, force=force, progress=progress).tuned if fine_tune else None
+    if fine_tune is not None:
+        make_pair(folder, fine_tune, model=model, force=force, progress=progress)
     return DemoResult(
         base=base,
         learned=learned,
@@ -162,7 +167,7 @@ def run_demo(
         match=match,
         base_match=compare_predictions(with_adapter, plain),
         seconds=time.monotonic() - start,
-        tuned=tuned,
+        tuned=None if fine_tune is None else folder / TUNED,
     )
 
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eckart.report.tables.grid import SUMMARY
+from eckart.report.tables.lines import Paragraph
 from eckart.report.tables.training import updates_grid
 from eckart.report.words import bytes_text, count_text, seconds_text
 
@@ -23,7 +24,7 @@ def demo_table(result: "DemoResult") -> RenderableType:
         Text(f"What the adapter of rank {rank} learned", style="bold"),
         updates_grid(result.learned.dynamics.layers),
         Text(SUMMARY),
-        Text(
+        Paragraph(
             f"{count_text(numbers['trainable_params'])} of {count_text(numbers['total_params'])} parameters trained "
             f"({share:.2%}), {numbers['steps']} steps in {seconds_text(numbers['seconds'])}, "
             f"peak memory {bytes_text(numbers['peak_bytes'])}"
@@ -31,7 +32,9 @@ def demo_table(result: "DemoResult") -> RenderableType:
         Text(),
         Text("The rank it needs", style="bold"),
         _losses(result, rank),
-        *map(Text, _explanation(result)),
+        *map(Paragraph, _explanation(result)),
+        Text(),
+        *map(Text, _files(result)),
     )
 
 
@@ -44,11 +47,11 @@ def _losses(result: "DemoResult", rank: int) -> Table:
     table.add_row("base", model, "", f"{result.base_loss:.4f}", "0%")
     size = bytes_text((result.learned.folder / "adapter_model.safetensors").stat().st_size)
     table.add_row(f"base + adapter, rank {rank}", size, "0%", f"{result.adapter_loss:.4f}", "100%")
-    for tried in result.tried:
-        label, size = f"base + resized, rank {tried.rank}", bytes_text(tried.resized.nbytes)
-        table.add_row(label, size, f"{tried.resized.error:.0%}", f"{tried.loss:.4f}", f"{tried.kept:.1%}")
-    kept = (result.base_loss - result.merged_loss) / (result.base_loss - result.adapter_loss)
-    table.add_row(f"merged, rank {result.small.rank}", model, "", f"{result.merged_loss:.4f}", f"{kept:.1%}")
+    for smaller, (resized, loss) in enumerate(result.tried, 1):
+        label, size = f"base + resized, rank {smaller}", bytes_text(resized.nbytes)
+        table.add_row(label, size, f"{resized.error:.0%}", f"{loss:.4f}", f"{result.gain_kept(loss):.1%}")
+    kept = result.gain_kept(result.merged_loss)
+    table.add_row(f"merged, rank {len(result.tried)}", model, "", f"{result.merged_loss:.4f}", f"{kept:.1%}")
     return table
 
 
@@ -56,13 +59,17 @@ def _explanation(result: "DemoResult") -> list[str]:
     same, base = result.match, result.base_match
     return [
         f"Held-out loss: on {result.tokens:,} tokens of Python's reference, not used for training.",
-        "Gain kept: share of the trained adapter's gain that is left; the last rank tried is",
-        "the smallest that keeps enough, since every lower rank was measured too.",
-        "The merged model predicts the same next token as base + adapter at",
-        f"{same.same_token:.1%} of {same.positions} positions, KL {same.divergence:.1e} nats (the base alone:",
-        f"{base.same_token:.1%}, {base.divergence:.1e}); the difference is rounding to the stored bfloat16.",
-        "",
-        f"Adapters  {result.learned.folder}, {result.small.resized.output}",
+        "Gain kept: share of the trained adapter's gain that is left; the last rank tried is the smallest that keeps "
+        "enough, since every lower rank was measured too.",
+        f"The merged model predicts the same next token as base + adapter at {same.same_token:.1%} of "
+        f"{same.positions} positions, KL {same.divergence:.1e} nats (the base alone: {base.same_token:.1%}, "
+        f"{base.divergence:.1e}); the difference is rounding to the stored bfloat16.",
+    ]
+
+
+def _files(result: "DemoResult") -> list[str]:
+    return [
+        f"Adapters  {result.learned.folder}, {result.small.output}",
         f"Models    {result.base}, {result.merged.output}{f', {result.tuned}' if result.tuned else ''}",
         f"Page      {result.learned.page}",
         f"Figures   {result.learned.folder} ({', '.join(path.name for path in result.learned.figures)})",

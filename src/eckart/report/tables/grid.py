@@ -104,9 +104,10 @@ def _cell(numbers: Sequence[Number], form: str, ranges: bool) -> str:
     lower = [number.lower if isinstance(number, Interval) else number for number in defined]
     upper = [number.upper if isinstance(number, Interval) else number for number in defined]
     middle = ("≤" if lower != upper else "") + _text(median(upper), form)
-    if form == "size" or not ranges or min(lower) == max(upper):
+    lowest, highest = _text(min(lower), form), _text(max(upper), form)
+    if form == "size" or not ranges or lowest == highest:
         return middle
-    return f"{middle} ({_text(min(lower), form).removesuffix('%')}–{_text(max(upper), form)})"
+    return f"{middle} ({lowest.removesuffix('%')}–{highest})"
 
 
 def _text(number: Number, form: str) -> str:

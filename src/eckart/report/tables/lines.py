@@ -1,15 +1,35 @@
 """Lines of text above and under a table."""
 
+import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 if TYPE_CHECKING:
     from eckart.result import Skipped
 
 SHOWN_REASONS = 4
+WIDTH = 80
+_NO_BREAK = "\u00a0"
+_BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:[kMGT]?B|[kM]|s|min|h)\b)")
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Prose, wrapped at 80 columns or the console's width; a number and its unit stay on one line."""
+
+    text: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The lines."""
+        text = _BEFORE_UNIT.sub(_NO_BREAK, self.text)
+        lines = textwrap.wrap(text, min(options.max_width, WIDTH), break_on_hyphens=False)
+        yield Text("\n".join(lines).replace(_NO_BREAK, " "))
 
 
 def unbroken(text: str, style: str = "") -> Text:

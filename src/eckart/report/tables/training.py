@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
 from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarized
-from eckart.report.tables.lines import unbroken
+from eckart.report.tables.lines import Paragraph, unbroken
 from eckart.report.words import bytes_text, count_text, seconds_text
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def training_table(result: "TrainResult") -> RenderableType:
         f"{count_text(result.trainable_params)} of {count_text(result.total_params)} parameters trained ({share:.2%}), "
         f"{result.steps} steps in {seconds_text(result.seconds)}, peak memory {bytes_text(result.peak_bytes)}"
     )
-    return Group(*parts, *map(Text, notes))
+    return Group(*parts, *map(Paragraph, notes))
 
 
 def updates_grid(layers: Sequence["LayerDynamics"]) -> RenderableType:
