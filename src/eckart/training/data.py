@@ -14,7 +14,7 @@ import numpy as np
 
 from eckart.errors import EckartError, FileFormatError, OptionError
 from eckart.training.examples import IGNORED, Encoder, content_fault, form_of
-from eckart.training.records import MAX_FAULTS, Source, find_files, read_records, require_datasets
+from eckart.training.records import MAX_FAULTS, Source, find_files, has_records, read_records, require_datasets
 from eckart.training.texts import held_out_bytes, windows
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def _complete(
 
 def _text_files(source: Source) -> tuple[Path, ...]:
     files = find_files(source) if isinstance(source, (str, Path)) else None
-    return files.paths if files is not None and files.are_texts else ()
+    return files if files and not has_records(files[0]) else ()
 
 
 def _windows(

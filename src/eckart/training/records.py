@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,36 +19,33 @@ Source = str | Path | Iterable[Mapping[str, Any]]
 """A file, a folder, a hub name, or the records themselves."""
 
 
-@dataclass(frozen=True)
-class Files:
-    """The files of a path: either all texts or all records."""
-
-    paths: tuple[Path, ...]
-    are_texts: bool
-
-
-def find_files(source: str | Path) -> Files | None:
-    """The files of a path on disk; None if it does not exist and may be the name of a dataset on the hub.
+def find_files(source: str | Path) -> tuple[Path, ...] | None:
+    """The files of a path on disk, all texts or all records; None if it may be the name of a dataset on the hub.
 
     Raises:
         SourceError: there is no such path, the folder is empty, or it mixes texts and records.
     """
     path = Path(source)
     if path.is_file():
-        return Files((path,), path.suffix.lower() not in RECORD_SUFFIXES)
+        return (path,)
     if not path.is_dir():
         if re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", str(source)) and "/" in str(source):
             return None
         msg = f"{source}: no such file or folder, and not the name of a dataset on the hub (org/name)"
         raise SourceError(msg)
     paths = sorted(each for each in path.rglob("*") if each.is_file() and not _is_hidden(each.relative_to(path)))
-    records = tuple(each for each in paths if each.suffix.lower() in RECORD_SUFFIXES)
+    records = [each for each in paths if has_records(each)]
     if not paths or 0 < len(records) < len(paths):
         other = next((each.name for each in paths if each not in records), "")
         content = f"records ({records[0].name}) and other files ({other})" if paths else "no files"
         msg = f"{source}: the folder contains {content}; expected texts, or {', '.join(RECORD_SUFFIXES)} files"
         raise SourceError(msg)
-    return Files(tuple(paths), are_texts=not records)
+    return tuple(paths)
+
+
+def has_records(path: Path) -> bool:
+    """Whether a file contains records, by its suffix; any other is a text."""
+    return path.suffix.lower() in RECORD_SUFFIXES
 
 
 def read_records(source: Source, faults: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -69,7 +65,7 @@ def read_records(source: Source, faults: list[str]) -> Iterator[tuple[str, Mappi
     if files is None:
         yield from ((f"{source} row {number}", row) for number, row in enumerate(_hub_rows(str(source)), 1))
         return
-    for path in files.paths:
+    for path in files:
         reader = _parquet if path.suffix.lower() == ".parquet" else _json if _is_array(path) else _json_lines
         yield from reader(path, faults)
 
