@@ -19,6 +19,7 @@ from eckart.nn.injection import adapted_modules
 from eckart.nn.row_norm import row_norms, squared_row_norms
 
 _SLAB_ENTRIES = 2**20  # worked on at a time, in float64
+_Error = tuple[Tensor | None, Tensor, Tensor]  # distances of bit patterns, places of entries too far off, and these
 _BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
 
@@ -67,28 +68,19 @@ def unmerge_weights(model: nn.Module) -> list[str]:
 
 
 @dataclass
-class _Slab:
-    """The error of undoing a merge in some rows: distances of bit patterns, and entries too far off for one byte."""
-
-    distances: Tensor | None
-    places: Tensor
-    entries: Tensor
-
-
-@dataclass
 class _Undo:
     """What restores one base weight.
 
     Attributes:
         scales: DoRA's scale of the rows for each merged adapter, float64; ones for plain LoRA.
-        slabs: the errors, in the order of the rows.
+        slabs: the errors of undoing the merge, in the order of the rows.
         checksum: checksum of the bit patterns of the original weight.
         weight: the original parameter if other modules share it; the merged one is then a copy.
         bias: the original bias.
     """
 
     scales: list[Tensor]
-    slabs: list[_Slab]
+    slabs: list[_Error]
     checksum: int
     weight: nn.Parameter | None
     bias: nn.Parameter | None
@@ -135,12 +127,13 @@ def _unmerge(path: str, module: AdaptedModule) -> None:
     undo = cast("_Undo", module.undo)
     restored = module.weight.detach().clone()
     rows = module.as_rows(restored)
-    for weight, (gain, shift), slab in zip(_split(rows), _changes(module, undo.scales), undo.slabs, strict=True):
+    for weight, (gain, shift), error in zip(_split(rows), _changes(module, undo.scales), undo.slabs, strict=True):
+        distances, places, entries = error
         bits = _bits(((weight.double() - shift) / gain).to(weight.dtype))
-        if slab.distances is not None:
-            bits = bits + slab.distances
+        if distances is not None:
+            bits = bits + distances
         values = bits.view(weight.dtype)
-        values.view(-1)[slab.places] = slab.entries
+        values.view(-1)[places] = entries
         weight.copy_(values)
     if _checksum(rows) != undo.checksum:
         msg = f"{path}: the adapters were changed since they were merged, so the base cannot be restored"
@@ -187,13 +180,13 @@ def _bits(values: Tensor) -> Tensor:
     return values.contiguous().view(_BITS[values.dtype.itemsize])
 
 
-def _error(weight: Tensor, restored: Tensor) -> _Slab:
-    """The error of a restored weight."""
+def _error(weight: Tensor, restored: Tensor) -> _Error:
+    """The error of a restored weight: a byte per entry, None if all are zero, and the entries that need more."""
     distances = _bits(weight).long() - _bits(restored).long()
     far = ((distances < -127) | (distances > 127)).view(-1).nonzero().view(-1)  # no abs: −2⁶³ has none
     entries = weight.contiguous().view(-1)[far].clone()
     distances.view(-1)[far] = 0
-    return _Slab(distances.to(torch.int8) if bool(distances.any()) else None, far, entries)
+    return distances.to(torch.int8) if bool(distances.any()) else None, far, entries
 
 
 def _checksum(rows: Tensor) -> int:
