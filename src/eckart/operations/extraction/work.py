@@ -1,7 +1,7 @@
 """The tensor work of an extraction: compare the checkpoints, choose ranks, factor each difference."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -30,27 +30,22 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Unfactored:
-    """The tensors of a fine-tune that are not factored.
+class Extraction:
+    """A plan being executed.
 
     Attributes:
+        plan: the plan.
+        execution: how the work is run.
         saved: changed tensors to save in full, by name.
         biases: change of the bias of each factored module that changed, by module.
-        skipped: every other tensor, with the reason.
+        skipped: every other tensor that is not factored, with the reason.
     """
-
-    saved: dict[str, Tensor]
-    biases: dict[str, Tensor]
-    skipped: list[Skipped]
-
-
-@dataclass(frozen=True)
-class Extraction:
-    """A plan being executed."""
 
     plan: ExtractPlan
     execution: Execution
-    unfactored: Unfactored
+    saved: dict[str, Tensor] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
 
     @cached_property
     def views(self) -> dict[str, MatrixView]:
@@ -59,12 +54,12 @@ class Extraction:
 
     def ranks(self) -> Ranks | None:
         """Ranks within a budget; None if the rank of each matrix is chosen when it is factored."""
-        budget, unfactored = self.plan.choice.budget, self.unfactored
+        budget = self.plan.choice.budget
         if budget is None:
             return None
-        biases = [f"{module}.bias" for module in unfactored.biases]
-        costs = self.plan.costs(unfactored.saved, biases, in_bytes=budget.in_bytes)
-        needed = [name for name, view in self.views.items() if view.module in unfactored.biases]
+        biases = [f"{module}.bias" for module in self.biases]
+        costs = self.plan.costs(self.saved, biases, in_bytes=budget.in_bytes)
+        needed = [name for name, view in self.views.items() if view.module in self.biases]
         costs.check(budget, needed)
         return ranks_from_spectra(
             self.spectrum_tasks, self._spectrum, self.plan.choice, costs=costs, needed=needed, execution=self.execution
@@ -106,7 +101,7 @@ class Extraction:
 
     def _record(self, view: MatrixView, choice: RankChoice) -> Record:
         plan, generator = self.plan, self.execution.generator(view.name)
-        bias, dtype = self.unfactored.biases.get(view.module), plan.dtype.torch
+        bias, dtype = self.biases.get(view.module), plan.dtype.torch
         result = factor(self._difference(view), choice, generator, dtype=dtype, balanced=plan.balanced)
         if result.tensors:
             layer = layer_of(view, result.tensors["left"], result.tensors["right"], bias=bias)
@@ -147,30 +142,29 @@ def extraction_tasks(plan: ExtractPlan, execution: Execution) -> LayerTasks:
         NotFiniteError: a tensor contains NaN or Inf.
     """
     check_difference(plan)
-    unfactored = read_unfactored(plan)
-    work = Extraction(plan, execution, unfactored)
+    work = read_unfactored(plan, execution)
     ranks = work.ranks()
     early = plan.planned_ranks() or (ranks.by_name if ranks else None)
-    notes = [*_skipped_notes(unfactored.skipped), *(plan.notes(early) if early else ())]
+    notes = [*_skipped_notes(work.skipped), *(plan.notes(early) if early else ())]
     for note in notes:
         execution.progress.note(note)
     by_budget = plan.choice.budget is not None
     facts = {
         "inputs": [plan.base.fingerprint(), plan.tuned.fingerprint()],
         "choice": asdict(plan.choice),
-        "sharing": [list(work.views), list(unfactored.saved)] if by_budget else [],
-        "biases": list(unfactored.biases),
+        "sharing": [list(work.views), list(work.saved)] if by_budget else [],
+        "biases": list(work.biases),
         "dtype": str(plan.dtype),
         "balanced": plan.balanced,
         "seed": execution.seed,
     }
     return LayerTasks(
-        replace(plan.frame, modules_to_save=unfactored.saved),
+        replace(plan.frame, modules_to_save=work.saved),
         work.tasks(ranks),
         {name: view.shape for name, view in work.views.items()},
         facts,
         work.measure,
-        skipped=unfactored.skipped,
+        skipped=work.skipped,
         guarantee=ranks.guarantee if ranks else None,
         notes=tuple(notes),
         copies={name: view.tied_modules for name, view in work.views.items()},
@@ -192,14 +186,14 @@ def check_difference(plan: ExtractPlan) -> None:
         raise MismatchError(msg)
 
 
-def read_unfactored(plan: ExtractPlan) -> Unfactored:
-    """Read the tensors that are saved next to the factors, and find out which of the others changed.
+def read_unfactored(plan: ExtractPlan, execution: Execution) -> Extraction:
+    """Begin an extraction: read the tensors to save next to the factors, and find out which of the others changed.
 
     Raises:
         NotFiniteError: a tensor to save contains NaN or Inf.
     """
     base, tuned, parts = plan.base, plan.tuned, plan.parts
-    result = Unfactored({}, {}, [])
+    result = Extraction(plan, execution)
     for name in parts.saved:
         if changed(base, tuned, name):
             result.saved[name] = tensor = tuned.read(name)
