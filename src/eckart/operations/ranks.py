@@ -6,7 +6,6 @@ of a budget.
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
 
 import torch
 
@@ -18,7 +17,6 @@ from eckart.operations.costs import Costs
 from eckart.operations.rank_choice import RankChoice
 from eckart.operations.select_layers import parameter_of
 
-T = TypeVar("T")
 PARTIAL_RANK = 256  # singular values of a large matrix that a budget considers before it needs all of them
 
 
@@ -37,14 +35,8 @@ class Ranks:
     guarantee: str | None = None
 
 
-class TaskMaker(Protocol):
-    """Creates a task for each named layer from a function of its name."""
-
-    def __call__(self, names: Iterable[str], call: Callable[[str], T]) -> list[Task[T]]: ...  # noqa: D102
-
-
 def ranks_from_spectra(
-    tasks: TaskMaker,
+    tasks: Callable[[Iterable[str], Callable[[str], Spectrum]], list[Task[Spectrum]]],
     spectrum_of: Callable[[str, bool], Spectrum],
     choice: RankChoice,
     *,
@@ -55,7 +47,7 @@ def ranks_from_spectra(
     """Compute the spectra of all updates in parallel, as far as the choice needs them, and choose the ranks.
 
     Args:
-        tasks: creates the tasks.
+        tasks: creates a task for each named layer from a function of its name.
         spectrum_of: the spectrum of an update by its name; complete if the second argument is True.
         choice: by energy, error or budget.
         costs: of the same layers.

@@ -31,15 +31,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class BaseTensor:
-    """The tensor of the base that an adapter's layer or saved tensor belongs to; its view is None if not a matrix."""
-
-    term: "Term"
-    tensor: str
-    view: MatrixView | None
-
-
-@dataclass(frozen=True)
 class CombinePlan:
     """A combination, checked from headers.
 
@@ -81,15 +72,18 @@ class CombinePlan:
         return {n: tuple(i for i, each in enumerate(self.outlines) if n in each.modules_to_save) for n in names}
 
     @cached_property
-    def placed(self) -> dict[tuple[int, str], BaseTensor]:
-        """The base's tensor for every key of each adapter, by index and key; empty without a base."""
+    def placed(self) -> "dict[tuple[int, str], tuple[Term, str, MatrixView | None]]":
+        """Where every key of each adapter belongs, by index and key; empty without a base.
+
+        A value is the term, the tensor of the base, and its view, None if it is not a matrix.
+        """
         if self.base is None:
             return {}
         from eckart.operations.placement import find_places
 
         places = find_places(self.base, self.outlines)
         return {
-            (term.adapter, term.key): BaseTensor(term, tensor, places.views.get(matrix))
+            (term.adapter, term.key): (term, tensor, places.views.get(matrix))
             for tensor, matrices in places.changes.items()
             for matrix, terms in matrices.items()
             for term in terms

@@ -151,22 +151,22 @@ class Combining:
 
     def _dora_update(self, i: int, name: str) -> Tensor:
         """W′ − W of a DoRA layer of the i-th adapter, subtracted in float64."""
-        plan, placed = self.plan, self.plan.placed[i, name]
+        plan, (term, _, view) = self.plan, self.plan.placed[i, name]
         assert plan.base is not None
-        assert placed.view is not None
-        weight = WeightMatrix(plan.base, placed.view)
+        assert view is not None
+        weight = WeightMatrix(plan.base, view)
 
         def slabs() -> Iterator[Tensor]:
             return (slab.double() for slab in weight.slabs())
 
         ones = [1.0] * len(plan.adapters)
-        update = update_of([placed.term], plan.adapters, ones, dtype=torch.float64, view=placed.view, slabs=slabs)
+        update = update_of([term], plan.adapters, ones, dtype=torch.float64, view=view, slabs=slabs)
         start, blocks = 0, []
         for slab in slabs():
             blocks.append((update.change(slab, start) - slab).float())
             start += len(slab)
         matrix = torch.cat(blocks)
-        return matrix.T if placed.view.transposed else matrix
+        return matrix.T if view.transposed else matrix
 
 
 def combination_tasks(plan: CombinePlan, execution: Execution) -> LayerTasks:
@@ -206,7 +206,7 @@ def saved_tensors(plan: CombinePlan) -> Deferred[Tensor, TensorOutline]:
             return tensors[0]
         total = sum(tensor.double() * weight for tensor, weight in zip(tensors, weights, strict=True))
         if fsum(weights) != 1 and plan.base is not None:
-            tensor = plan.placed[terms[0], name].tensor
+            _, tensor, _ = plan.placed[terms[0], name]
             stored = plan.base.tied.get(tensor, tensor)
             total += (1 - fsum(weights)) * plan.base.read(stored).double()
         return torch.as_tensor(total).to(_promoted(tensors))

@@ -1,7 +1,7 @@
 """Whether a model contains the adapters to be removed, and how much of the base is restored exactly."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -88,36 +88,31 @@ def _is_equal(base: Checkpoint, tensor: OutputTensor) -> bool:
     return info is not None and info.shape == tensor.info.shape and not changed(base, tensor.base, tensor.source)
 
 
-@dataclass
-class RestoredCounts:
-    """Entries, those that merge back, those that equal the base, and the largest distance from it in ulps."""
-
-    entries: int = 0
-    again: int = 0
-    equal: int = 0
-    ulps: float = 0.0
-
-
 def compare_restored(
     again: ModelPlan, merged: Checkpoint, base: Checkpoint | None, execution: Execution
-) -> RestoredCounts:
-    """Read the restored model back and compare it, merged again, with the merged one, and with the base if given."""
+) -> tuple[float, float | None, float | None]:
+    """Read the restored model back and compare it, merged again, with the merged one, and with the base if given.
+
+    Returns:
+        `bit_equal`, `base_equal` and `max_ulps` of `UnmergeResult`.
+    """
     tasks = [
         Task(tensor.name, tensor.info.nbytes, 8 * SLAB_BYTES, partial(_compare, again, tensor, merged, base))
         for tensor in again.changed
     ]
-    total = RestoredCounts()
-    for _, counts in run_tasks(tasks, stage="Comparing", execution=execution):
-        total.entries += counts.entries
-        total.again += counts.again
-        total.equal += counts.equal
-        total.ulps = max(total.ulps, counts.ulps)
-    return total
+    total, again_equal, base_equal, most_ulps = 0, 0, 0, 0.0
+    for _, (entries, again_count, base_count, ulps) in run_tasks(tasks, stage="Comparing", execution=execution):
+        total, again_equal, base_equal = total + entries, again_equal + again_count, base_equal + base_count
+        most_ulps = max(most_ulps, ulps)
+    share = again_equal / (total or 1)
+    return (share, None, None) if base is None else (share, base_equal / (total or 1), most_ulps)
 
 
-def _compare(again: ModelPlan, tensor: OutputTensor, merged: Checkpoint, base: Checkpoint | None) -> RestoredCounts:
-    """The counts of one tensor."""
-    counts = RestoredCounts()
+def _compare(
+    again: ModelPlan, tensor: OutputTensor, merged: Checkpoint, base: Checkpoint | None
+) -> tuple[int, int, int, float]:
+    """Of one tensor: entries, those that merge back, those that equal the base, and the largest distance from it."""
+    entries, again_equal, base_equal, ulps = 0, 0, 0, 0.0
     for view in tensor.views:
         if view.name not in tensor.terms:
             continue
@@ -126,14 +121,14 @@ def _compare(again: ModelPlan, tensor: OutputTensor, merged: Checkpoint, base: C
         slabs = zip(stored_rows_of(tensor, view), *others, strict=True)
         for restored, was, original in (parts for slab in slabs for parts in zip(*map(in_cache, slab), strict=True)):
             remade = update.apply(restored.to(update.dtype), row)
-            counts.entries += restored.numel()
-            counts.again += int((remade.to(was.dtype) == was).sum())
+            entries += restored.numel()
+            again_equal += int((remade.to(was.dtype) == was).sum())
             if base is not None:
                 differ = restored != original
-                counts.equal += restored.numel() - int(differ.sum())
-                counts.ulps = max(counts.ulps, _ulps(restored[differ], original[differ], was[differ]))
+                base_equal += restored.numel() - int(differ.sum())
+                ulps = max(ulps, _ulps(restored[differ], original[differ], was[differ]))
             row += len(restored)
-    return counts
+    return entries, again_equal, base_equal, ulps
 
 
 def _rows_in(checkpoint: Checkpoint, tensor: OutputTensor, view: MatrixView) -> Iterator[Tensor]:

@@ -143,15 +143,15 @@ def unmerge(
     require_merged(plan, original, adapters, weights, execution)
     ModelWriter(plan).write(Path(output), execution, force=force)
     again = plan_merge(output, adapters, weights=weights)
-    counts = compare_restored(again, plan.base, original, execution)
+    bit_equal, base_equal, max_ulps = compare_restored(again, plan.base, original, execution)
     return UnmergeResult(
         Path(output),
         plan.count,
         len(plan.changed),
         plan.nbytes,
-        counts.again / (counts.entries or 1),
-        None if original is None else counts.equal / (counts.entries or 1),
-        None if original is None else counts.ulps,
+        bit_equal,
+        base_equal,
+        max_ulps,
         plan.skipped,
         time.monotonic() - began,
     )
