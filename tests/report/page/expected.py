@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from eckart.linalg import RankBound, Spectrum, allocate
 from eckart.operations import Analysis
 from eckart.operations.rank_choice import HEADER_BYTES, Budget
-from eckart.report.page.targets import Targets
+from eckart.report.page.targets import targets_of
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Chosen:
 def choosable(analysis: Analysis) -> list[str]:
     """Kinds that the page lets a reader take."""
     kinds = list(analysis.by_kind())
-    return kinds if analysis.kind == "adapter" else [kind for kind in kinds if kind in Targets.of(analysis).patterns]
+    return kinds if analysis.kind == "adapter" else [kind for kind in kinds if kind in targets_of(analysis)["patterns"]]
 
 
 def expected(analysis: Analysis, mode: str, value: float | str, kinds: list[str], item_bytes: int = 4) -> Chosen:

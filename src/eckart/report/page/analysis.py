@@ -6,9 +6,9 @@ from typing import Any
 from eckart.operations import Analysis, MatrixAnalysis, Place
 from eckart.report import findings
 from eckart.report.page.numbers import Numbers
-from eckart.report.page.spectra import MOST_VALUES, Thinning, bounds, spectrum_data
+from eckart.report.page.spectra import MOST_VALUES, bounds, spectrum_data, values_that_fit
 from eckart.report.page.stops import ENERGIES, ERRORS, rank_stops
-from eckart.report.page.targets import Targets
+from eckart.report.page.targets import targets_of
 
 STATISTICS = ("spectral_norm", "stable_rank", "effective_rank", "participation_ratio", "numerical_rank")
 
@@ -22,9 +22,9 @@ def analysis_data(analysis: Analysis, title: str, numbers: Numbers, *, most: int
         numbers: the page's block of numbers.
         most: maximum number of singular values to add to it.
     """
-    thinning, targets = Thinning.of(analysis.matrices, most), Targets.of(analysis)
+    values, targets = values_that_fit(analysis.matrices, most), targets_of(analysis)
     where, kinds = analysis.places(), list(analysis.by_kind())
-    matrices = [_matrix(matrix, where[matrix.name], kinds, thinning, numbers) for matrix in analysis.matrices]
+    matrices = [_matrix(matrix, where[matrix.name], kinds, values, numbers) for matrix in analysis.matrices]
     thinned = [entry for entry in matrices if "rest" in entry["spectrum"]]
     unknown = [entry for entry in matrices if "tail" in entry["spectrum"]]
     dense = [entry["spectrum"]["count"] for entry in (*thinned, *unknown)]
@@ -39,20 +39,20 @@ def analysis_data(analysis: Analysis, title: str, numbers: Numbers, *, most: int
         "kinds": kinds,
         "layers": sorted({place.layer for place in where.values()}, key=lambda layer: -1 if layer is None else layer),
         "matrices": matrices,
-        "thinned": {"matrices": len(thinned), "values": thinning.most, "partial": len(unknown)},
+        "thinned": {"matrices": len(thinned), "values": values, "partial": len(unknown)},
         "skipped": [item.to_json() for item in analysis.skipped],
-        "targets": targets.to_json(),
+        "targets": targets,
         "stops": {
             "rank": rank_stops(min(dense, default=highest), highest),
             "energy": list(ENERGIES),
             "error": list(ERRORS),
         },
-        "command": _command(analysis) if analysis.kind == "adapter" or targets.patterns else None,
+        "command": _command(analysis) if analysis.kind == "adapter" or targets["patterns"] else None,
     }
 
 
 def _matrix(
-    matrix: MatrixAnalysis, place: Place, kinds: list[str], thinning: Thinning, numbers: Numbers
+    matrix: MatrixAnalysis, place: Place, kinds: list[str], values: int | None, numbers: Numbers
 ) -> dict[str, Any]:
     """One matrix."""
     statistics, noise = matrix.statistics(), matrix.noise
@@ -62,7 +62,7 @@ def _matrix(
         "layer": place.layer,
         "shape": list(matrix.shape),
         "dtype": matrix.dtype,
-        "spectrum": spectrum_data(matrix.spectrum, thinning, numbers),
+        "spectrum": spectrum_data(matrix.spectrum, values, numbers),
         **{name: bounds(statistics[name]) for name in STATISTICS},
         "noise": noise and {"edge": noise.edge, "signal_rank": noise.signal_rank, "regime": noise.regime},
     }

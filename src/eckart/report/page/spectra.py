@@ -5,7 +5,6 @@ at the stops of the slider, and enough others for a curve.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,44 +19,33 @@ LEAST_VALUES = 16  # of each matrix
 CURVE_RATIO = 1.06  # between ranks selected for the curve alone
 
 
-@dataclass(frozen=True)
-class Thinning:
-    """How many leading singular values of each matrix the page contains.
+def values_that_fit(matrices: Sequence[MatrixAnalysis], most: int) -> int | None:
+    """How many leading values of each complete spectrum fit into `most` in total; None if all do.
 
-    Attributes:
-        most: maximum per complete spectrum; None is all of them.
+    Partial spectra are never thinned, for their bounds need all values.
     """
-
-    most: int | None
-
-    @classmethod
-    def of(cls, matrices: Sequence[MatrixAnalysis], most: int) -> "Thinning":
-        """As many as fit into `most` values in total; partial spectra are never thinned, for their bounds need all."""
-        lengths = [len(matrix.spectrum.singular_values) for matrix in matrices]
-        if sum(lengths) <= most:
-            return cls(None)
-        lowest, highest = LEAST_VALUES, max(lengths)
-        while lowest < highest:  # bisection for the most values per matrix that fit
-            middle = (lowest + highest + 1) // 2
-            fits = sum(min(length, middle) for length in lengths) <= most
-            lowest, highest = (middle, highest) if fits else (lowest, middle - 1)
-        return cls(lowest)
-
-    def length(self, spectrum: Spectrum) -> int:
-        """How many leading values of a spectrum the page contains."""
-        count = len(spectrum.singular_values)
-        return count if self.most is None or spectrum.tail is not None else min(count, self.most)
+    lengths = [len(matrix.spectrum.singular_values) for matrix in matrices]
+    if sum(lengths) <= most:
+        return None
+    lowest, highest = LEAST_VALUES, max(lengths)
+    while lowest < highest:  # bisection for the most values per matrix that fit
+        middle = (lowest + highest + 1) // 2
+        fits = sum(min(length, middle) for length in lengths) <= most
+        lowest, highest = (middle, highest) if fits else (lowest, middle - 1)
+    return lowest
 
 
-def spectrum_data(spectrum: Spectrum, thinning: Thinning, numbers: Numbers) -> dict[str, Any]:
-    """A spectrum in the form that the page's `Spectrum` reads.
+def spectrum_data(spectrum: Spectrum, thinned: int | None, numbers: Numbers) -> dict[str, Any]:
+    """A spectrum in the form that the page's `Spectrum` reads, with at most `thinned` values if it is complete.
 
     Keys: `at` and `count`, start and number of its values in the block of numbers; for a thinned spectrum `rest`, start
     and number of the selected ranks, which the energies remaining at these ranks follow, and `remains`, the energy
     beyond the last value; for a partial spectrum `tail`, with ‖W‖² as `total` and the largest possible σ² of a value
     that was not computed as `largest`.
     """
-    count = thinning.length(spectrum)
+    count = len(spectrum.singular_values)
+    if thinned is not None and spectrum.tail is None:
+        count = min(count, thinned)
     at, _ = numbers.add(spectrum.singular_values[:count].tolist())
     data: dict[str, Any] = {"at": at, "count": count, "fro": spectrum.fro_norm}
     if spectrum.tail is not None:

@@ -2,8 +2,6 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from eckart.checkpoint.naming import in_preset, is_embedding, is_output_layer, matches
 from eckart.operations import Analysis
@@ -12,38 +10,26 @@ PRESETS = ("all-linear", "attention", "attention-min", "mlp")
 NOT_TARGETED = "not targeted"
 
 
-@dataclass(frozen=True)
-class Targets:
-    """Target patterns and presets for the matrices of an analysis.
+def targets_of(analysis: Analysis) -> dict[str, dict[str, list[str]]]:
+    """Target patterns and presets for the matrices of an analysis, checked against every one of them.
 
-    Attributes:
-        patterns: for each module kind that can be extracted, the patterns that match it and nothing else.
-        presets: the kinds that each preset matches, for presets that match all matrices of these kinds and no others.
+    Returns:
+        `patterns`: for each module kind that can be extracted, the patterns that match it and nothing else; `presets`:
+        the kinds that each preset matches, for presets that match all matrices of these kinds and no others.
     """
-
-    patterns: dict[str, list[str]]
-    presets: dict[str, list[str]]
-
-    @classmethod
-    def of(cls, analysis: Analysis) -> "Targets":
-        """The patterns, checked against every matrix in the analysis."""
-        kinds = {kind: [matrix.name for matrix in matrices] for kind, matrices in analysis.by_kind().items()}
-        chosen = {kind: names for kind, names in kinds.items() if all(map(_extractable, names))}
-        known = [*(matrix.name for matrix in analysis.matrices)]
-        known += [item.name for item in analysis.skipped if item.reason == NOT_TARGETED]
-        linear = [name for name in known if _extractable(name)]
-        patterns = {kind: _patterns(kind, names, known) for kind, names in chosen.items()}
-        presets = {}
-        for preset in PRESETS:
-            taken = {name for name in linear if in_preset(preset, name)}
-            whole = [kind for kind, names in chosen.items() if taken.issuperset(names)]
-            if whole and sum(len(chosen[kind]) for kind in whole) == len(taken):
-                presets[preset] = whole
-        return cls(patterns, presets)
-
-    def to_json(self) -> dict[str, Any]:
-        """For the page."""
-        return {"patterns": self.patterns, "presets": self.presets}
+    kinds = {kind: [matrix.name for matrix in matrices] for kind, matrices in analysis.by_kind().items()}
+    chosen = {kind: names for kind, names in kinds.items() if all(map(_extractable, names))}
+    known = [*(matrix.name for matrix in analysis.matrices)]
+    known += [item.name for item in analysis.skipped if item.reason == NOT_TARGETED]
+    linear = [name for name in known if _extractable(name)]
+    patterns = {kind: _patterns(kind, names, known) for kind, names in chosen.items()}
+    presets = {}
+    for preset in PRESETS:
+        taken = {name for name in linear if in_preset(preset, name)}
+        whole = [kind for kind, names in chosen.items() if taken.issuperset(names)]
+        if whole and sum(len(chosen[kind]) for kind in whole) == len(taken):
+            presets[preset] = whole
+    return {"patterns": patterns, "presets": presets}
 
 
 def _extractable(name: str) -> bool:
