@@ -6,7 +6,7 @@ A block-diagonal fused layer is recognized, so that each part gets back no more 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 
 import torch
@@ -15,19 +15,14 @@ from torch import Tensor
 from eckart.adapter.adapter import AdapterLayer
 from eckart.formats.pipeline_names import Part, Rows
 
+Runs = tuple[tuple[int, int], ...]  # of outputs: the first, and the one after the last
 _SAME = 1e-14  # relative: alpha over rank, and back, is not the same to the last bit
 
 
-@dataclass(frozen=True)
-class Cut:
-    """The share of one module in a fused layer: runs of outputs, and the columns of lora_B that are not zero there."""
+def cuts_of(layer: AdapterLayer, parts: Sequence[Part]) -> list[tuple[Runs, tuple[int, ...]]]:
+    """The share of each part in a fused layer: runs of outputs, and the columns of lora_B that are not zero there.
 
-    runs: tuple[tuple[int, int], ...]
-    columns: tuple[int, ...]
-
-
-def cuts_of(layer: AdapterLayer, parts: Sequence[Part]) -> list[Cut]:
-    """How a fused layer splits into its parts; a part that it does not change has no columns.
+    A part that the layer does not change has no columns.
 
     Raises:
         ValueError: its outputs cannot be divided this way.
@@ -43,20 +38,20 @@ def cuts_of(layer: AdapterLayer, parts: Sequence[Part]) -> list[Cut]:
     if layer.magnitude is not None or layer.bias is not None:
         # DoRA rescales a module, or its bias changes, even where its update is zero: no part may be dropped.
         used = [columns if bool(columns.any()) else torch.arange(rank) == 0 for columns in used]
-    return [Cut(rows, tuple(columns.nonzero().flatten().tolist())) for rows, columns in zip(runs, used, strict=True)]
+    return [(rows, tuple(columns.nonzero().flatten().tolist())) for rows, columns in zip(runs, used, strict=True)]
 
 
-def cut_out(layer: AdapterLayer, cut: Cut) -> AdapterLayer:
-    """One part of a fused layer."""
-    columns = torch.tensor(cut.columns, device=layer.lora_A.device)
+def cut_out(layer: AdapterLayer, runs: Runs, columns: tuple[int, ...]) -> AdapterLayer:
+    """One part of a fused layer; see `cuts_of`."""
+    chosen = torch.tensor(columns, device=layer.lora_A.device)
     return replace(
         layer,
-        lora_A=layer.lora_A[columns],
-        lora_B=_rows(layer.lora_B, cut.runs)[:, columns],
-        alpha=layer.scaling * len(cut.columns),
+        lora_A=layer.lora_A[chosen],
+        lora_B=_rows(layer.lora_B, runs)[:, chosen],
+        alpha=layer.scaling * len(columns),
         rslora=False,
-        bias=None if layer.bias is None else _rows(layer.bias, cut.runs),
-        magnitude=None if layer.magnitude is None else _rows(layer.magnitude, cut.runs),
+        bias=None if layer.bias is None else _rows(layer.bias, runs),
+        magnitude=None if layer.magnitude is None else _rows(layer.magnitude, runs),
     )
 
 
@@ -100,7 +95,7 @@ def fuse(layers: Sequence[AdapterLayer | None], parts: Sequence[Part]) -> Adapte
     return AdapterLayer(A, B, scale * rank, magnitude=magnitude)
 
 
-def _runs(rows: Rows, outputs: int) -> tuple[tuple[int, int], ...]:
+def _runs(rows: Rows, outputs: int) -> Runs:
     """Shares of the outputs as row numbers; ValueError if they are not integers."""
     ends = [(begin * outputs, end * outputs) for begin, end in rows]
     if any(end.denominator > 1 for pair in ends for end in pair):

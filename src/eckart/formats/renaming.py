@@ -21,7 +21,7 @@ from eckart.formats.pipeline_names import Part, Table, is_whole, kohya_names, pa
 from eckart.result import Skipped
 
 if TYPE_CHECKING:
-    from eckart.formats.fused import Cut
+    from eckart.formats.fused import Runs
 
 AnyLayer = TypeVar("AnyLayer", bound=Layer[Any])
 
@@ -132,9 +132,10 @@ def to_modules(adapter: Adapter, model: Model | None) -> Renaming:
             except ValueError as fault:
                 faults.append(f"{name}: {fault}")
                 continue
-            for part, cut in zip(table[name], cuts, strict=True):
-                if cut.columns:
-                    moves.append(Move(part.module, (name,), partial(_cut, cut=cut), partial(_cut_outline, cut=cut)))
+            for part, (runs, columns) in zip(table[name], cuts, strict=True):
+                if columns:
+                    options: dict[str, Any] = {"runs": runs, "columns": columns}
+                    moves.append(Move(part.module, (name,), partial(_cut, **options), partial(_cut_outline, **options)))
                 else:
                     skipped.append(Skipped(part.module, "its part of the fused layer is zero"))
     faults += _twice([(move.new, move.old[0]) for move in moves])
@@ -200,14 +201,14 @@ def _shaped(layer: AnyLayer, view: MatrixView | None = None) -> AnyLayer:
     return layer
 
 
-def _cut(layer: AdapterLayer, cut: "Cut") -> AdapterLayer:
+def _cut(layer: AdapterLayer, runs: "Runs", columns: tuple[int, ...]) -> AdapterLayer:
     from eckart.formats.fused import cut_out
 
-    return cut_out(layer, cut)
+    return cut_out(layer, runs, columns)
 
 
-def _cut_outline(layer: LayerOutline, cut: "Cut") -> LayerOutline:
-    return _cut(_on_meta(layer), cut).outline()
+def _cut_outline(layer: LayerOutline, runs: "Runs", columns: tuple[int, ...]) -> LayerOutline:
+    return _cut(_on_meta(layer), runs, columns).outline()
 
 
 def _joined(*layers: AdapterLayer, parts: Sequence[Part], present: Sequence[bool]) -> AdapterLayer:
