@@ -1,10 +1,10 @@
 """An adapter as a value: low-rank updates by module name, in memory or read from files on lookup."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from eckart.adapter.deferred import Deferred
 from eckart.adapter.outline import AdapterBase, AdapterFormat, AdapterOutline, Layer, LayerOutline, TensorOutline
@@ -155,18 +155,10 @@ class Adapter(AdapterBase[AdapterLayer, "Tensor"]):
         write(self, Path(path), force=force)
 
 
-class Writer(Protocol):
-    """Writes an adapter in one format, completely or not at all."""
-
-    def __call__(self, adapter: Adapter, path: Path, *, force: bool) -> None:
-        """Errors as `Adapter.save`."""
-        ...
+_WRITERS: dict[AdapterFormat, Callable[..., None]] = {}  # called with an adapter, a path, and `force` by name
 
 
-_WRITERS: dict[AdapterFormat, Writer] = {}
-
-
-def register_writer(format: AdapterFormat, writer: Writer) -> None:  # noqa: A002
+def register_writer(format: AdapterFormat, writer: Callable[..., None]) -> None:  # noqa: A002
     """Make `Adapter.save` write a format with `writer`; `eckart.formats` calls this, because it imports this module."""
     _WRITERS[format] = writer
 

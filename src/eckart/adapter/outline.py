@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from eckart.checkpoint.dtypes import DType
 from eckart.checkpoint.naming import nearest_modules
@@ -14,29 +14,6 @@ if TYPE_CHECKING:
 
 LayerKind = Literal["linear", "conv1d", "embedding", "conv", "expert"]
 AdapterFormat = Literal["peft", "kohya", "diffusers"]
-
-
-class _Shaped(Protocol):
-    """What a tensor and its outline have in common."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Sizes of the dimensions."""
-        ...
-
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions."""
-        ...
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the values."""
-        ...
-
-    def numel(self) -> int:
-        """Number of values."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -86,7 +63,7 @@ class TensorOutline:
         return torch.empty(self.shape, dtype=self.dtype.torch, device="meta")
 
 
-T = TypeVar("T", bound=_Shaped)
+T = TypeVar("T", "Tensor", TensorOutline)
 
 
 @dataclass(frozen=True, eq=False)
