@@ -6,7 +6,6 @@ Dequantization is the `gguf` package's; a quantization block never crosses a row
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,19 +34,6 @@ _PLAIN = {
     "I64": dtypes.INT64,
 }
 _CHUNK_BYTES = 32 * 2**20
-
-
-@dataclass(frozen=True)
-class _Type:
-    """A GGUF storage type: `block` values take `block_bytes` bytes."""
-
-    type: "GGMLQuantizationType"
-    block: int
-    block_bytes: int
-
-    @property
-    def name(self) -> str:
-        return self.type.name
 
 
 class GgufCheckpoint:
@@ -122,7 +108,7 @@ class GgufCheckpoint:
         import torch
         from gguf.quants import dequantize
 
-        kind = self._types[tensor.type_id]
+        kind, *_ = self._types[tensor.type_id]
         dtype, row_bytes = _PLAIN.get(kind.name, dtypes.FLOAT32).torch, self._row_bytes(tensor)
         columns = tensor.shape[-1] if tensor.shape else 1
         result = torch.empty(stop - start, columns, dtype=dtype)
@@ -136,7 +122,7 @@ class GgufCheckpoint:
                 blocks = data.numpy().reshape(last - first, row_bytes)
                 # A scale that is NaN gives values that are NaN; whoever uses them counts and refuses them.
                 with np.errstate(all="ignore"):
-                    rows = torch.from_numpy(dequantize(blocks, kind.type))
+                    rows = torch.from_numpy(dequantize(blocks, kind))
             result[first - start : last - start] = rows
         return result
 
@@ -146,13 +132,14 @@ class GgufCheckpoint:
 
     def _tensor_fault(self, tensor: GgufTensor) -> str | None:
         what, name = f"tensor {tensor.name!r}", hf_name(tensor.name)
-        kind = self._types.get(tensor.type_id)
+        stored = self._types.get(tensor.type_id)
         if not name:
             return f"{what} does not belong to a dense model of type {self.config['model_type']}"
-        if kind is None:
+        if stored is None:
             return f"{what} has type {tensor.type_id}, which the installed gguf package cannot dequantize"
-        if tensor.shape and tensor.shape[-1] % kind.block:
-            return f"{what}: rows of {tensor.shape[-1]} do not divide into {kind.name} blocks of {kind.block}"
+        kind, block, _ = stored
+        if tensor.shape and tensor.shape[-1] % block:
+            return f"{what}: rows of {tensor.shape[-1]} do not divide into {kind.name} blocks of {block}"
         heads = self._rotary_heads(name)
         if heads and (not tensor.shape or tensor.shape[0] % (2 * heads)):
             return f"{what}: shape {tensor.shape} does not divide into {heads} heads"
@@ -161,7 +148,7 @@ class GgufCheckpoint:
         return None
 
     def _info(self, name: str, tensor: GgufTensor) -> TensorInfo:
-        kind = self._types[tensor.type_id].name
+        kind = self._types[tensor.type_id][0].name
         dtype, quantization = _PLAIN.get(kind, dtypes.FLOAT32), None if kind in _PLAIN else kind
         return TensorInfo(name, tensor.shape, dtype, self._nbytes(tensor), self._header.path, quantization)
 
@@ -169,8 +156,8 @@ class GgufCheckpoint:
         return self._row_bytes(tensor) * math.prod(tensor.shape[:-1])
 
     def _row_bytes(self, tensor: GgufTensor) -> int:
-        kind = self._types[tensor.type_id]
-        return (tensor.shape[-1] if tensor.shape else 1) // kind.block * kind.block_bytes
+        _, block, block_bytes = self._types[tensor.type_id]
+        return (tensor.shape[-1] if tensor.shape else 1) // block * block_bytes
 
     def _rotary_heads(self, name: str) -> int:
         """Heads whose rows llama.cpp interleaved for its rotary embedding; 0 for every other tensor."""
@@ -181,8 +168,11 @@ class GgufCheckpoint:
         return self.config["num_key_value_heads"] if ".k_proj." in name else 0
 
 
-def _storage_types() -> dict[int, _Type]:
-    """Storage types by their number in files: the plain ones and those that the gguf package dequantizes."""
+def _storage_types() -> "dict[int, tuple[GGMLQuantizationType, int, int]]":
+    """Storage types by their number in files, with the values and bytes of a block.
+
+    They are the plain ones and those that the gguf package dequantizes.
+    """
     try:
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
         from gguf.quants import dequantize
@@ -197,5 +187,5 @@ def _storage_types() -> dict[int, _Type]:
                 dequantize(np.zeros((1, block_bytes), dtype=np.uint8), kind)
         except NotImplementedError:
             continue
-        types[kind.value] = _Type(kind, block, block_bytes)
+        types[kind.value] = (kind, block, block_bytes)
     return types

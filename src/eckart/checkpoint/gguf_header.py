@@ -21,13 +21,6 @@ _VERSIONS = (2, 3)
 
 
 @dataclass(frozen=True)
-class ArrayLength:
-    """The length of an array in the metadata, whose values are not read."""
-
-    count: int
-
-
-@dataclass(frozen=True)
 class GgufTensor:
     """One tensor; `shape` has the outermost dimension first, `offset` counts from the start of the file."""
 
@@ -39,7 +32,7 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """A header's metadata, arrays as `ArrayLength`, its tensors, and the stamp of the file when it was read."""
+    """A header: metadata (arrays are not read: None), tensors, and the stamp of the file when it was read."""
 
     path: Path
     metadata: dict[str, Any]
@@ -112,7 +105,7 @@ class _Reader:
             self.refuse(f"metadata has the unknown type {kind}")
         return self.scalar(_SCALARS[kind])
 
-    def skip_array(self) -> ArrayLength:
+    def skip_array(self) -> None:
         """Skip an array: reading weights needs none."""
         kind, count = self.scalar("I"), self.scalar("Q")
         if kind == _STRING:
@@ -122,7 +115,6 @@ class _Reader:
             self.skip(count * struct.calcsize(f"<{_SCALARS[kind]}"))
         else:
             self.refuse(f"metadata has an array of the unknown type {kind}")
-        return ArrayLength(count)
 
     def text(self) -> str:
         length = self.scalar("Q")

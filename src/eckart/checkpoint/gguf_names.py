@@ -76,6 +76,7 @@ def config_of(header: GgufHeader) -> dict[str, Any]:
     config.setdefault("num_key_value_heads", config.get("num_attention_heads"))
     for name in ("num_attention_heads", "num_key_value_heads", "hidden_size", "num_hidden_layers"):
         if type(config.get(name)) is not int or config[name] <= 0:
-            msg = f"{header.path}: the metadata has no usable {name} (got {config.get(name)!r})"
+            value = "an array" if name in config and config[name] is None else repr(config.get(name))
+            msg = f"{header.path}: the metadata has no usable {name} (got {value})"
             raise FileFormatError(msg)
     return config
