@@ -101,6 +101,12 @@ REFUSALS = [
     ("train base text -o exists", EXISTS),
     ("train base text -o new --rank 0", "of at least 1, got 0"),
     ("train base text -o new --steps 0", "of at least 1, got 0"),
+    ("train nowhere text -o new", MISSING),
+    ("train adapter text -o new", AN_ADAPTER),
+    ("train base nowhere -o new", MISSING),
+    ("train base text -o new --eval-data nowhere", MISSING),
+    ("sweep nowhere text -o new", MISSING),
+    ("sweep base nowhere -o new", MISSING),
     ("sweep base text -o new --ranks x", "invalid sweep grid"),
     ("report nowhere -o page.html", "nowhere: no such folder"),
     ("report base -o page.html", "contains none of analysis.json"),
@@ -132,6 +138,7 @@ def outcomes(tmp_path_factory):
         save_adapter(folder / name, size)
     (folder / "exists").mkdir()
     (folder / "exists" / "file").touch()
+    (folder / "text").write_text("text")
     commands = [command for command, _ in REFUSALS]
     child = subprocess.run(
         [sys.executable, "-c", CHILD],

@@ -92,6 +92,7 @@ def sweep(
     from eckart.nn import LoRAConfig
 
     grid = training.SweepGrid.parse(ranks, targets, seeds=seeds, first_seed=seed, alpha_per_rank=alpha_per_rank)
+    training.check_inputs(model, data, eval_data)
     drawing = Drawing(output, figures="sweep.png", open_page=open_page)
     progress = StderrProgress()
     try:

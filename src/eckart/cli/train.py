@@ -216,6 +216,7 @@ def train(
     )
     if training.is_writer():
         check_output(output, force=force)
+    training.check_inputs(model, data, eval_data)
     drawing = Drawing(output if training.is_writer() else None, open_page=open_page and training.is_writer())
     progress = StderrProgress() if training.is_writer() else NoProgress()
     try:

@@ -6,23 +6,22 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from eckart.checkpoint import locate
 from eckart.errors import MissingExtraError, SourceError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EXTRA = "train"  # the extra that installs transformers
 
 
-def load_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> "PreTrainedModel":
+def load_model(source: str | Path, *, dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
     """The causal language model of a SOURCE, on the CPU, in evaluation mode.
 
     Args:
         source: a checkpoint folder, a GGUF file, a hub name or `pkg:DISTRIBUTION`.
-        dtype: data type of its weights.
+        dtype: data type of its weights, float32 by default.
 
     Raises:
         MissingExtraError: transformers is not installed.
@@ -36,7 +35,7 @@ def load_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> "Pr
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     with quiet_transformers(), source_errors(f"{source} does not load as a causal language model"):
         model, loading_info = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, **options
+            folder, dtype="float32" if dtype is None else dtype, output_loading_info=True, **options
         )
     if missing := sorted(loading_info["missing_keys"]):
         # transformers would fill them with random numbers, and every loss would be wrong.

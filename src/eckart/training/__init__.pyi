@@ -11,6 +11,7 @@ from .finetuning import FinetuneSettings as FinetuneSettings
 from .finetuning import fast_dtype as fast_dtype
 from .finetuning import finetune as finetune
 from .health import DivergenceError as DivergenceError
+from .inputs import check_inputs as check_inputs
 from .interruption import TrainingInterrupted as TrainingInterrupted
 from .result import TrainResult as TrainResult
 from .rundir import destroy_process_group as destroy_process_group
