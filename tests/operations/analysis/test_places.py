@@ -37,8 +37,10 @@ ARCHITECTURES = {
         "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q": (4, "to_q"),
         "lora_unet_output_blocks_4_1_transformer_blocks_0_attn1_to_out_0": (4, "to_out.0"),
         "lora_te1_text_model_encoder_layers_11_mlp_fc1": (11, "mlp_fc1"),
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_ff_net_0_proj": (4, "ff_net.proj"),
     },
-    "a number alone is no kind": {
+    "a number or a generic word alone is no kind": {
+        "transformer.transformer_blocks.0.ff.net.0.proj": (0, "net.proj"),
         "transformer.transformer_blocks.0.attn.to_out.0": (0, "to_out.0"),
         "transformer.transformer_blocks.0.ff.net.2": (0, "net.2"),
     },

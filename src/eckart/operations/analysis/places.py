@@ -11,6 +11,7 @@ _FORWARD = (
     *("embed", "wte", "wpe", "q_proj", "query", "k_proj", "key", "v_proj", "value", "o_proj", "out_proj"),
     *("gate_proj", "up_proj", "down_proj"),
 )
+_GENERIC = frozenset({"proj", "linear", "dense", "conv", "fc", "layer", "block"})  # says nothing on its own
 _FLATTENED = re.compile(r"(?<=\d)_|_(?=\d+(?:_|$))")  # next to a number, where kohya's names have _ for every dot
 _INDEX = re.compile(r"(?:^|(?<=\.))\d+(?=\.)")
 
@@ -26,8 +27,8 @@ class Place:
 def places(names: Iterable[str]) -> dict[str, Place]:
     """The place of each module path.
 
-    The kind is the shortest dotted suffix below the layer that distinguishes the kinds: `q_proj` in a Llama,
-    `attn.c_proj` and `mlp.c_proj` in a GPT-2. Experts of one layer share a kind. Modules outside
+    The kind is the shortest dotted suffix below the layer that distinguishes the kinds and does not begin with a
+    generic word such as `proj`: `q_proj` in a Llama, `attn.c_proj` and `mlp.c_proj` in a GPT-2. Experts of one layer share a kind. Modules outside
     the layers keep their last component (`embed_tokens`).
 
     Args:
@@ -101,8 +102,12 @@ def _shortest_suffixes(paths: Sequence[str]) -> dict[str, str]:
     labels: dict[str, str] = {}
     for path, parts in components.items():
         others = [other for other in components.values() if other != parts]
-        length = 2 if parts[-1].isdigit() and len(parts) > 1 else 1  # to_out.0
-        while length < len(parts) and any(other[-length:] == parts[-length:] for other in others):
+        length = 1
+        while length < len(parts) and (
+            parts[-length].isdigit()  # to_out.0
+            or parts[-length] in _GENERIC  # net.proj
+            or any(other[-length:] == parts[-length:] for other in others)
+        ):
             length += 1
         labels[path] = ".".join(parts[-length:])
     return labels
