@@ -106,6 +106,8 @@ def options_table(command: str) -> str:
 
     rows = []
     for option in typer.main.get_command(app).commands[command].params:  # type: ignore[attr-defined]
+        if getattr(option, "hidden", False):
+            continue
         argument = option.param_type_name == "argument"
         name = option.metavar or option.name.upper() if argument else ", ".join(f"`{name}`" for name in option.opts)
         # A flag takes no value.
