@@ -19,7 +19,10 @@ OUTCOMES = (
 )
 OUTCOMES += (
     "skipped",
-    "most energy",
+    "unchanged (model.",
+    "more energy is possible",
+    "Rounding to the stored",
+    "merge into it has",
     "most of what was merged",
     "Merging again",
     "bit for bit",
@@ -30,7 +33,7 @@ OUTCOMES += (
 OUTCOMES += (
     "llama-3-8b: ",
     "Meta-Llama-3-8B",
-    "Simulated on",
+    "Extrapolated from simulations",
     "them.",
     "down_proj, backward",
 )  # of that model

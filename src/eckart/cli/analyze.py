@@ -36,11 +36,11 @@ def analyze(
                                   stable   rank for 90%       rank for       above
      module         n  shape        rank      of energy    error < 10%       noise
      ─────────────────────────────────────────────────────────────────────────────
-     embed_tokens   1  49152×576    1.51             26            433          25
-     q_proj        30  576×576      10.5  208 (171–236)  398 (374–413)  28 (10–34)
-     k_proj        30  192×576      9.56   105 (84–113)  172 (163–177)   15 (5–19)
+     embed_tokens   1  49152×576    1.61             95            495          12
+     q_proj        30  576×576      11.9  222 (185–242)  406 (381–417)   30 (6–36)
+     k_proj        30  192×576        10   110 (93–118)  175 (167–178)   14 (3–19)
     …
-    211 matrices, 134 M parameters, 8.6 s, peak memory 736 MB
+    61 skipped: 61 norm (such as model.layers.0.input_layernorm.weight)
     """  # noqa: D301
     from eckart import report
     from eckart.cli.drawing import Drawing

@@ -65,13 +65,13 @@ def combine(
     \b
     $ eckart combine adapter extracted -o both --weights 0.7,0.3 --rank 8
     Adapter in both
-     module       n  shape     rank      relative error      least possible
-     ──────────────────────────────────────────────────────────────────────
-     q_proj      30  576×576      4  41.5% (32.4–46.9%)  41.5% (32.4–46.9%)
-     k_proj      30  192×576      4  38.5% (27.5–43.4%)  38.5% (27.5–43.4%)
+     module      n  shape     rank      relative error      least possible
+     ─────────────────────────────────────────────────────────────────────
+     q_proj     30  576×576      8  6.42% (5.45–8.13%)  6.42% (5.45–8.13%)
+     k_proj     30  192×576      8  6.74% (4.78–8.11%)  6.74% (4.78–8.11%)
     …
-    All layers together: relative error 35.44%; no adapter of these ranks has
-    less than 35.44%.
+    Relative error over all layers: 6.06%; the least possible at these ranks:
+    6.06%. 210 layers, 2.44 M parameters, 9.83 MB, 1.9 s
     """  # noqa: D301
     from eckart import report
     from eckart.cli.output import present

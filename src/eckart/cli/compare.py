@@ -39,13 +39,13 @@ def compare(
     A: adapter
     B: extracted
     updates compared
-                                      outputs      by  inputs      by
-     module       n  shape    cosine        φ  chance       φ  chance  ‖B‖/‖A‖
-     ─────────────────────────────────────────────────────────────────────────
-     q_proj      30  576×576   0.625    0.804  0.0278   0.706  0.0278    0.986
-     k_proj      30  192×576    0.62    0.833  0.0833   0.666  0.0278    0.975
+                                  outputs      by  inputs      by
+     module   n  shape    cosine        φ  chance       φ  chance  ‖B‖/‖A‖
+     ─────────────────────────────────────────────────────────────────────
+     q_proj  30  576×576  0.0474    0.166  0.0139  0.0264  0.0139    0.175
+     k_proj  30  192×576  0.0614    0.237  0.0417  0.0292  0.0139    0.194
     …
-    All together: cosine 0.724, ‖A‖ 1.609, ‖B‖ 1.514, ‖A − B‖ 1.164.
+    90 skipped: 90 not targeted (such as model.layers.0.mlp.down_proj)
     $ eckart compare merged adapter-small --base base
     Verdict: merged is base + adapter-small, within the rounding of a merge.
     …

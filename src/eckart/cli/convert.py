@@ -37,15 +37,15 @@ def convert(
     \b
     $ eckart convert adapter -o adapter.safetensors --to kohya
     Adapter in adapter.safetensors, from peft to kohya
-     module       n  shape     rank
-     ──────────────────────────────
-     q_proj      30  576×576      8
-     k_proj      30  192×576      8
+     module             n  shape     rank
+     ────────────────────────────────────
+     self_attn_q_proj  30  576×576      8
+     self_attn_k_proj  30  192×576      8
     …
     210 names changed, such as
-      base_model.model.model.layers.0.mlp.down_proj →
-      lora_te_model_layers_0_mlp_down_proj
-    210 layers, 9.82 MB
+      model.layers.0.self_attn.q_proj →
+      lora_te_layers_0_self_attn_q_proj
+    210 layers, 9.84 MB
     """  # noqa: D301
     from eckart import report
     from eckart.cli.output import present

@@ -128,7 +128,7 @@ def plan(
     \b
     $ eckart plan llama-3-8b --memory 24GB
     llama-3-8b: 8.03 B parameters
-    1 × 1,024 tokens a step, bfloat16, adamw, sdpa
+    1 × 1,024 tokens per step, bfloat16, adamw, sdpa
              peak           adap-  gradi-  opti-  activa-         fits
      method    GB  weights   ters    ents  mizer    tions  other  24GB
      ─────────────────────────────────────────────────────────────────

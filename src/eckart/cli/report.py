@@ -27,7 +27,7 @@ def report(
     $ eckart analyze tuned --base base -o update
     …
     $ eckart report update extracted adapter -o report.html
-    Report of update, extracted, adapter in report.html (2.21 MB)
+    Report of update, extracted, adapter in report.html (2.34 MB)
     """  # noqa: D301
     from eckart.cli.drawing import open_in_browser
     from eckart.cli.output import note

@@ -72,18 +72,18 @@ def sweep(
 
     \b
     $ eckart sweep base text/training.txt -o sweep --ranks 2,8 \\
-          --targets attention,all-linear --seeds 2 --steps 12 --batch-size 2 \\
+          --targets attention,all-linear --seeds 3 --steps 12 --batch-size 2 \\
           --max-length 128 --learning-rate 2e-3 --eval-data text/heldout.txt
+    …
      target      rank  parameters    held-out loss   time   memory
      ─────────────────────────────────────────────────────────────────────────
-     attention      1       115 k  3.3734 ± 0.0007  9.4 s  1.61 GB
-     attention      8       922 k  3.2211 ± 0.0008  9.6 s  1.64 GB
-     all-linear     1       305 k  3.3512 ± 0.0032  9.4 s  1.68 GB
-     all-linear     8      2.44 M  3.1316 ± 0.0065   11 s  1.72 GB  sweet spot
+     attention      2       230 k  3.1781 ± 0.0089   24 s  1.65 GB
+     attention      8       922 k  3.0781 ± 0.0015  2 min  1.68 GB
+     all-linear     2       611 k  3.1277 ± 0.0059   31 s  1.72 GB
+     all-linear     8      2.44 M  3.0467 ± 0.0030   32 s  1.81 GB  sweet spot
     …
     Sweet spot: rank 8 on all-linear, 2.44 M parameters.
-    Nothing smaller comes within one run's scatter (0.0063) of it.
-    Right with a probability of at least 99.7%.
+    …
     """  # noqa: D301
     from eckart import report, training
     from eckart.cli.drawing import Drawing

@@ -168,15 +168,16 @@ def train(
           --target attention --steps 12 --batch-size 2 --max-length 128 \\
           --learning-rate 1e-3 --eval-data text/heldout.txt
     Adapter in trained
-                                                   update  effective
-     module       n  shape    rank             ‖ΔW‖ / ‖W‖       rank
-     ───────────────────────────────────────────────────────────────
-     q_proj      30  576×576     8  0.257% (0.176–0.347%)       6.97
-     k_proj      30  192×576     8  0.255% (0.129–0.412%)       7.12
+                                               update  effective
+     module   n  shape    rank             ‖ΔW‖ / ‖W‖       rank
+     ───────────────────────────────────────────────────────────
+     q_proj  30  576×576     8  0.342% (0.223–0.459%)       6.91
+     k_proj  30  192×576     8  0.335% (0.165–0.495%)       7.14
     …
-    Loss on 1,442 held-out tokens: 3.4439 before, 3.2721 after (-0.1718) nats per
+    Loss on 4,513 held-out tokens: 3.2758 before, 3.0967 after (-0.1791) nats per
     token.
-    922 k of 135 M parameters trained (0.68%), 8 steps in 7.1 s, peak memory 1.64 GB
+    922 k of 135 M parameters trained (0.68%), 12 steps in 15 s, peak memory 1.67
+    GB
     """  # noqa: D301
     from eckart import report, training
     from eckart.checkpoint import check_output

@@ -33,10 +33,9 @@ def unmerge(
     \b
     $ eckart unmerge merged adapter-small -o restored-base --base base
     Model in restored-base
-    210 of 272 tensors changed, 269 MB, 1.4 s
+    210 of 272 tensors changed, 269 MB, 11 s
     Merging again gives 99.99% of the changed entries back bit for bit.
-    99.61% equal the base bit for bit; the largest difference from it is 1 × a unit
-    in the last place.
+    99.15% equal the base bit for bit; the largest difference from it is 1 ulp.
     """  # noqa: D301
     from eckart import report
     from eckart.cli.output import present

@@ -103,10 +103,13 @@ def _shortest_suffixes(paths: Sequence[str]) -> dict[str, str]:
     for path, parts in components.items():
         others = [other for other in components.values() if other != parts]
         length = 1
-        while length < len(parts) and (
-            parts[-length].isdigit()  # to_out.0
-            or parts[-length] in _GENERIC  # net.proj
-            or any(other[-length:] == parts[-length:] for other in others)
+        while (
+            length < len(parts)
+            and (
+                parts[-length].isdigit()  # to_out.0
+                or parts[-length] in _GENERIC  # net.proj
+                or any(other[-length:] == parts[-length:] for other in others)
+            )
         ):
             length += 1
         labels[path] = ".".join(parts[-length:])

@@ -55,7 +55,11 @@ def spot_text(spot: "SweetSpot") -> str:
         )
     if spot.decided:
         return f"{name}\n{why}\nConfidence: at least {_floor(spot.probability)}."
-    more = "more than a hundred seeds" if spot.more_seeds is None else f"about {spot.more_seeds} more seeds"
+    more = (
+        "more than a hundred seeds"
+        if spot.more_seeds is None
+        else f"about {spot.more_seeds} more seed{'s' * (spot.more_seeds != 1)}"
+    )
     return f"{name}\n{why}\nUndecided (probability {number_text(spot.probability)}): {more} would be needed."
 
 
