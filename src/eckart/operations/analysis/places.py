@@ -28,8 +28,8 @@ def places(names: Iterable[str]) -> dict[str, Place]:
     """The place of each module path.
 
     The kind is the shortest dotted suffix below the layer that distinguishes the kinds and does not begin with a
-    generic word such as `proj`: `q_proj` in a Llama, `attn.c_proj` and `mlp.c_proj` in a GPT-2. Experts of one layer share a kind. Modules outside
-    the layers keep their last component (`embed_tokens`).
+    generic word such as `proj`: `q_proj` in a Llama, `attn.c_proj` and `mlp.c_proj` in a GPT-2. Experts of one layer
+    share a kind. Modules outside the layers keep their last component (`embed_tokens`).
 
     Args:
         names: module paths as an analysis lists them.
