@@ -49,7 +49,7 @@ def test_an_output_folder_holds_numbers_and_figures(pair: tuple[Path, Path], tmp
     base, tuned = pair
     ended = eckart("analyze", tuned, "--base", base, "-o", tmp_path / "out")
     assert ended.exit_code == 0, ended.stderr
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == [
         *("analysis.csv", "analysis.json", "energy.png", "error.png", "rank_map.png", "report.html", "spectrum.png")
     ]
     assert json.loads((tmp_path / "out" / "analysis.json").read_text())["kind"] == "delta"

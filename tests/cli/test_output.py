@@ -170,7 +170,7 @@ def test_without_drawing_libraries_the_numbers_are_written_and_the_rest_is_named
     ended = eckart(command[0], *sources, *command[1:], "-o", out, "--json")
     assert ended.exit_code == 0, ended.stderr
     assert json.loads(ended.stdout)["format"].startswith(f"eckart-{command[0].replace('analyze', 'analysis')}/")
-    assert sorted(path.name for path in out.iterdir()) == files
+    assert sorted(path.name for path in out.iterdir()) == [".eckart.json", *files]
     assert ended.stderr.startswith(skipped)
     assert "'report' extra: pip install 'jinja2" in ended.stderr
 

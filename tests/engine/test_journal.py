@@ -128,10 +128,28 @@ def test_a_journal_that_does_not_say_what_it_is_starts_over(output, head):
     assert journal.load("layer.0") is None
 
 
-def test_files_without_a_head_are_not_trusted(output):
-    folder = interrupted(output)
-    (folder / "journal.json").unlink()
-    assert Journal(output, "one").load("layer.0") is None
+@pytest.mark.parametrize(
+    ("names", "head"),
+    [(["0123.safetensors"], False), (["model/model.safetensors"], False), (["notes.txt"], True), (["model"], False)],
+)
+def test_a_folder_that_eckart_did_not_make_is_refused_and_stays_as_it_is(output, names, head):
+    folder = interrupted(output) if head else output.with_name("adapter.partial")
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine")
+    before = sorted(path.relative_to(folder) for path in folder.rglob("*"))
+    with pytest.raises(OutputError, match=f"files that eckart did not write \\({names[0].partition('/')[0]}"):
+        Journal(output, "one", resume=False)
+    assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == before
+
+
+def test_a_link_is_never_followed_to_another_folder(output, tmp_path):
+    interrupted(output).rename(tmp_path / "elsewhere")
+    output.with_name("adapter.partial").symlink_to(tmp_path / "elsewhere")
+    before = sorted((tmp_path / "elsewhere").iterdir())
+    with pytest.raises(OutputError, match="is a link, and eckart works"):
+        Journal(output, "another")
+    assert sorted((tmp_path / "elsewhere").iterdir()) == before
 
 
 def test_going_on_leaves_the_head_as_it_lies(output):

@@ -77,7 +77,7 @@ def loaded_by_pipeline(path):
 def test_diffusers_pipeline_loads_our_folder_with_every_scale(tmp_path):
     there = small_adapter()
     there.save(tmp_path / "a")
-    assert [path.name for path in (tmp_path / "a").iterdir()] == [WEIGHTS]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [".eckart.json", WEIGHTS]
     unet, text = loaded_by_pipeline(tmp_path / "a")
     assert_peft_has(unet, "unet", there)
     assert_peft_has(text, "text_encoder", there)

@@ -60,6 +60,23 @@ def locate(source: str | Path) -> SourceFiles:
     raise SourceError(msg)
 
 
+def local_paths(*sources: str | Path | None) -> list[Path]:
+    """The files and folders on this machine that SOURCEs or other paths name; nothing is read or downloaded."""
+    paths = []
+    for source in sources:
+        text = str(source or "")
+        path = Path(text).expanduser()
+        if text.startswith("pkg:"):
+            paths.append(_distribution_path(text.removeprefix("pkg:")))
+        elif text and path.exists():
+            paths.append(path)
+        elif _HUB_NAME.fullmatch(text):
+            from huggingface_hub.constants import HF_HUB_CACHE
+
+            paths.append(Path(HF_HUB_CACHE) / f"models--{text.partition('@')[0].replace('/', '--')}")
+    return paths
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file of bounded size.
 

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 from eckart.checkpoint.dtypes import DType
 from eckart.checkpoint.header import DTYPES, PACKED
+from eckart.checkpoint.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SHARD_BYTES = 5_000_000_000
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
-_NOT_COMPANIONS = ("*.index.json", "adapter_config.json")
+_NOT_COMPANIONS = ("*.index.json", "adapter_config.json", MANIFEST)
 _METADATA = {"format": "pt"}  # required by transformers
 _CODES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -66,8 +67,12 @@ def write_index(folder: Path, shards: Mapping[str, Sequence[TensorSpec]]) -> Non
     weight_map = {spec.name: file for file, specs in shards.items() for spec in specs}
     total = sum(spec.nbytes for specs in shards.values() for spec in specs)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    stem = next(iter(shards)).partition("-0")[0]
-    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder / index_name(shards)).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def index_name(shards: Iterable[str]) -> str:
+    """The name of the index of these weight files."""
+    return f"{next(iter(shards)).partition('-0')[0]}.safetensors.index.json"
 
 
 def write_tensors(
@@ -78,11 +83,18 @@ def write_tensors(
         _write_each(files, tensors)
 
 
+def companions(source: Path) -> list[Path]:
+    """The config and tokenizer files of a model folder."""
+    found = {file for pattern in _COMPANIONS for file in source.glob(pattern)}
+    return sorted(
+        file for file in found if file.is_file() and not any(file.match(pattern) for pattern in _NOT_COMPANIONS)
+    )
+
+
 def copy_companions(source: Path, folder: Path) -> None:
     """Copy the config and tokenizer files of a model folder."""
-    for file in {file for pattern in _COMPANIONS for file in source.glob(pattern)}:
-        if file.is_file() and not any(file.match(pattern) for pattern in _NOT_COMPANIONS):
-            shutil.copyfile(file, folder / file.name)
+    for file in companions(source):
+        shutil.copyfile(file, folder / file.name)
 
 
 class _File:

@@ -103,6 +103,7 @@ def extract(
     (model.embed_tokens.weight), 1 unchanged (model.norm.weight)
     """  # noqa: D301
     from eckart import operations, report
+    from eckart.checkpoint import check_output
     from eckart.cli.distill import distillation
     from eckart.cli.drawing import Drawing, write_result
     from eckart.cli.evaluate import gain_of, read_text
@@ -127,6 +128,7 @@ def extract(
     }
     if dry_run:
         return present(operations.plan_extract(base, tuned, **options).preview(), report.preview_table, as_json=as_json)
+    check_output(output, force=force, inputs=[evaluation, distill])
     text = read_text(evaluation) if evaluation else None
     drawing = Drawing(output, figures=None, open_page=open_page)
     with distillation(base, tuned, distill, steps=steps, seed=seed, device=device) as refine:

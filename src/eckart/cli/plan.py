@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eckart.cli.options import RESULT, Debug, Json, Target, in_group
+from eckart.cli.options import RESULT, Debug, Force, Json, Target, in_group
 from eckart.cli.training_options import ADAPTER, DATA, OPTIMIZATION
 from eckart.planning.setting import Attention, BaseDtype, Method, Optimizer
 
@@ -117,6 +117,7 @@ def plan(
     gradient_checkpointing: Checkpointing = False,
     attention: AttentionOption = None,
     figure: Figure = None,
+    force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -140,11 +141,15 @@ def plan(
     …
     """  # noqa: D301
     from eckart import planning, report
+    from eckart.checkpoint import check_output
+    from eckart.checkpoint.source import local_paths
     from eckart.cli.drawing import Drawing
     from eckart.cli.output import note, show, show_json
     from eckart.cli.progress import StderrProgress
 
     _check(model, memory, data_size, rank)
+    if figure is not None:
+        check_output(figure, kind="file", force=force, inputs=local_paths(model, analysis))
     drawing = Drawing(figure, figures=str(figure), page=False)
     checked, progress = None, StderrProgress()
     with _simulations(progress), _warnings_as_notes():
@@ -168,7 +173,7 @@ def plan(
             progress.start("Running a real step", 0, "steps")
             checked = planning.check_prediction(model, plan.chosen.setting)
     if figure is not None:
-        drawing.figures(lambda: note(f"Figure in {report.save_plan_figure(plan, figure)}"))
+        drawing.figures(lambda: note(f"Figure in {report.save_plan_figure(plan, figure, force=force)}"))
     if as_json:
         show_json(plan.to_json() | ({"measured": checked.to_json()} if checked else {}))
     else:

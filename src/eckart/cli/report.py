@@ -29,15 +29,17 @@ def report(
     $ eckart report update extracted adapter -o report.html
     Report of update, extracted, adapter in report.html (2.34 MB)
     """  # noqa: D301
+    from eckart.checkpoint import check_output
     from eckart.cli.drawing import open_in_browser
     from eckart.cli.output import note
     from eckart.report.page import read_results
     from eckart.report.words import bytes_text
 
+    check_output(output, kind="file", force=force, inputs=folders)
     results = read_results(folders)
     from eckart.report.page import write_page  # imports torch
 
-    file = write_page(results, output, force=force)
+    file = write_page(results, output, force=force, inputs=folders)
     names = ", ".join(folder.resolve().name for folder in folders)
     note(f"Report of {names} in {file} ({bytes_text(file.stat().st_size)})")
     if open_page:

@@ -80,6 +80,8 @@ def resize(
     210 layers, 611 k parameters, 2.5 MB, 48 s
     """  # noqa: D301
     from eckart import report
+    from eckart.checkpoint import check_output
+    from eckart.checkpoint.source import local_paths
     from eckart.cli.distill import distillation
     from eckart.cli.output import present, show, show_json
     from eckart.cli.progress import StderrProgress
@@ -103,6 +105,7 @@ def resize(
     if base is not None and distill is None:
         msg = "`base` is the model to distill with; name the text with `distill`"
         raise OptionError(msg)
+    check_output(output, force=force, inputs=[distill, *local_paths(base)])
     source = open_adapter(adapter)
     execution = Execution(device="cpu", workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress())
     with distillation(base or source.base_model, source, distill, steps=steps, seed=seed) as refine:

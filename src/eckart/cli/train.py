@@ -181,6 +181,7 @@ def train(
     """  # noqa: D301
     from eckart import report, training
     from eckart.checkpoint import check_output
+    from eckart.checkpoint.source import local_paths
     from eckart.cli.drawing import Drawing
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
@@ -216,7 +217,7 @@ def train(
         save_every=save_every,
     )
     if training.is_writer():
-        check_output(output, force=force)
+        check_output(output, kind="folder", force=force, inputs=local_paths(model, data, eval_data))
     training.check_inputs(model, data, eval_data)
     drawing = Drawing(output if training.is_writer() else None, open_page=open_page and training.is_writer())
     progress = StderrProgress() if training.is_writer() else NoProgress()

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eckart.checkpoint import atomic_directory
 from eckart.demo.base import Record, is_finished, write_record
 from eckart.demo.corpus import Corpus, language_reference
 from eckart.engine.progress import Progress
@@ -55,15 +56,22 @@ class Learned:
         return self.folder / PAGE
 
 
-def write_texts(folder: Path, settings: DemoSettings) -> tuple[Path, Path]:
-    """Write the training and the held-out text, as files that a user can read and train on again."""
-    corpus = language_reference()
-    texts = folder / "text"
-    texts.mkdir(parents=True, exist_ok=True)
-    training, held_out = texts / "training.txt", texts / "heldout.txt"
-    training.write_text("\n\n".join(corpus.training.values()))
-    held_out.write_text(excerpt(corpus, settings.held_out_chars))
-    return training, held_out
+def write_texts(folder: Path, settings: DemoSettings, *, force: bool) -> tuple[Path, Path]:
+    """Write `folder`/text, unless it exists: the training and the held-out text, which a user can read and train on.
+
+    Raises:
+        OutputError: it has other content, and must not be replaced.
+    """
+    corpus, part = language_reference(), folder / "text"
+    texts = {
+        "training.txt": "\n\n".join(corpus.training.values()),
+        "heldout.txt": excerpt(corpus, settings.held_out_chars),
+    }
+    if not all((part / name).is_file() and (part / name).read_text() == text for name, text in texts.items()):
+        with atomic_directory(part, force=force) as new:
+            for name, text in texts.items():
+                (new / name).write_text(text)
+    return part / "training.txt", part / "heldout.txt"
 
 
 def excerpt(corpus: Corpus, chars: int) -> str:

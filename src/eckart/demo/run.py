@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from eckart.adapter import Adapter
+from eckart.checkpoint import check_output
+from eckart.checkpoint.source import local_paths
 from eckart.demo.base import make_base
 from eckart.demo.learning import ADAPTER, DemoSettings, Learned, learn, write_texts
 from eckart.demo.package import MODEL, require_demo
@@ -132,11 +134,12 @@ def run_demo(
     small, merged_folder = folder / "adapter-small", folder / "merged"
     if model == MODEL:
         require_demo()
+    check_output(folder, kind="folder", reuse=True, inputs=local_paths(model))
     _check(folder, [small, merged_folder], force=force)
     progress.start("Reading the model", 1, "steps")
     base = make_base(folder, model=model, force=force)
     progress.finish()
-    texts = write_texts(folder, settings)
+    texts = write_texts(folder, settings, force=force)
     learned = learn(folder, base, texts, settings, force=force, progress=progress)
     measure = _Measure(base, texts[1].read_text(), settings.sequence_tokens, progress)
     adapter = load_adapter(learned.folder)

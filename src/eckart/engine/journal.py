@@ -6,23 +6,24 @@ no file is ever incomplete. A fingerprint of inputs and options keeps two differ
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from eckart.engine.execution import Execution
 from eckart.engine.tasks import Task, run_tasks
+from eckart.engine.working_folder import WorkingFolder
 from eckart.errors import OutputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "eckart-journal/1"
+HEAD = "journal.json"
+MODEL = "model"  # subfolder for the files of a model, which are filled in place
+NAMES = rf"[0-9a-f]+\.(safetensors|tmp)|{MODEL}"
 
 
 @dataclass(frozen=True)
@@ -45,27 +46,22 @@ class Journal:
         """Open the journal of `output`, empty unless an earlier run had the same fingerprint.
 
         Raises:
-            OutputError: the folder cannot be written, or another process is using it.
+            OutputError: eckart did not make the folder, it cannot be written, or another process is using it.
         """
         self.folder = output.with_name(output.name + ".partial")
         self.restarted: str | None = None
-        self._lock = FileLock(self.folder / "lock", timeout=0, thread_local=False)
+        self._working = WorkingFolder(self.folder, output, NAMES, marker=HEAD)
         header = {"format": FORMAT, "fingerprint": fingerprint}
+        earlier = _header(self.folder / HEAD)
+        if earlier == header and resume:
+            return
+        if earlier is not None:
+            self.restarted = "inputs or options changed" if earlier != header else "as requested"
         try:
-            self.folder.mkdir(exist_ok=True)
-            self._lock.acquire()
-            head = self.folder / "journal.json"
-            earlier = _header(head)
-            if earlier != header or not resume:
-                if earlier is not None:
-                    self.restarted = "inputs or options changed" if earlier != header else "as requested"
-                self.clear()
-                head.write_text(json.dumps(header))
-        except Timeout:
-            msg = f"{self.folder}: another process is writing {output}; wait for it, or choose another output"
-            raise OutputError(msg) from None
+            self.clear()
+            self._working.write_marker(json.dumps(header))
         except OSError as error:
-            self._lock.release()
+            self._working.release()
             msg = f"{self.folder}: cannot be written ({error.strerror}); choose another output"
             raise OutputError(msg) from None
 
@@ -103,20 +99,12 @@ class Journal:
 
     def close(self) -> None:
         """Delete the folder: the output is complete."""
-        if not self._lock.is_locked:
-            return
-        shutil.rmtree(self.folder, ignore_errors=True)
-        is_left = self.folder.exists()  # on Windows, where an open file such as the lock cannot be deleted
-        self._lock.release()
-        if is_left:
-            with suppress(OSError):
-                Path(self._lock.lock_file).unlink()
-                self.folder.rmdir()
+        self._working.close()
 
     def release(self) -> None:
         """Let another process use the folder; if it contains no results, delete it."""
         if any(self.folder.glob("*.safetensors")):
-            self._lock.release()
+            self._working.release()
         else:
             self.close()
 

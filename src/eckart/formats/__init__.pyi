@@ -1,5 +1,5 @@
-from .files import check_name as check_name
 from .files import load_adapter as load_adapter
+from .files import output_kind as output_kind
 from .files import unknown_fields as unknown_fields
 from .renaming import rename_for_base as rename_for_base
 from .sources import open_adapter_or_checkpoint as open_adapter_or_checkpoint

@@ -22,6 +22,7 @@ from eckart.checkpoint import (
     open_checkpoint,
     write_tensors,
 )
+from eckart.checkpoint.manifest import TEXTS
 from eckart.errors import FileFormatError, MismatchError
 from eckart.formats.components import COMPONENTS, canonical, component, component_of, components
 from eckart.formats.peft_config import PeftConfig, config_of
@@ -104,12 +105,12 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
         raise MismatchError.listing(msg, faults or ["it has no layers"])
     specs = [TensorSpec.of(name, tensor) for name, tensor in _named(on_meta(layers))]
     described = json.dumps(_described(adapter), indent=2, sort_keys=True)
-    texts = {"format": "pt", **adapter.config.get("metadata", {}), _METADATA: described}
+    texts = {"format": "pt", **TEXTS, **adapter.config.get("metadata", {}), _METADATA: described}
     if path.suffix == ".safetensors":
-        with atomic_file(path, force=force) as file:
+        with atomic_file(path, force=force, inputs=adapter.files) as file:
             write_tensors(file, specs, _named(adapter), texts)
     else:
-        with atomic_directory(path, force=force) as folder:
+        with atomic_directory(path, force=force, inputs=adapter.files) as folder:
             write_tensors(folder / WEIGHTS, specs, _named(adapter), texts)
 
 

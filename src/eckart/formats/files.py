@@ -5,6 +5,7 @@ from pathlib import Path
 
 from eckart.adapter.adapter import Adapter
 from eckart.checkpoint import locate, open_checkpoint
+from eckart.checkpoint.output import Kind
 from eckart.errors import OutputError, SourceError
 from eckart.formats import diffusers, kohya, peft, peft_config
 from eckart.formats.components import COMPONENTS, component, component_of, joined
@@ -48,8 +49,8 @@ def load_adapter(source: str | Path) -> Adapter:
     raise SourceError(msg)
 
 
-def check_name(adapter: Adapter, path: Path) -> None:
-    """Refuse, before any work, an output name that the adapter's format does not allow.
+def output_kind(adapter: Adapter, path: Path) -> Kind:
+    """Whether an adapter is written to `path` as a file or as a folder, before any work.
 
     Raises:
         OutputError: the message suggests a name.
@@ -62,6 +63,8 @@ def check_name(adapter: Adapter, path: Path) -> None:
             "format of one file"
         )
         raise OutputError(msg)
+    is_file = adapter.format == "kohya" or (adapter.format == "diffusers" and path.suffix == ".safetensors")
+    return "file" if is_file else "folder"
 
 
 def unknown_fields(adapter: Adapter) -> list[Skipped]:

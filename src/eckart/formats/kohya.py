@@ -14,6 +14,7 @@ from eckart.adapter.deferred import Deferred
 from eckart.adapter.outline import AdapterOutline, LayerKind, LayerOutline, TensorOutline
 from eckart.checkpoint import TensorSpec, atomic_file, open_checkpoint, write_tensors
 from eckart.checkpoint.dtypes import FLOAT32, promote
+from eckart.checkpoint.manifest import TEXTS
 from eckart.errors import FileFormatError, MismatchError, OutputError
 from eckart.formats.stored import factor_fault, header_texts, outline, read_alpha, read_finite, refused_kinds
 
@@ -91,7 +92,7 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
         msg = f"{path}: kohya's format cannot store this adapter"
         raise MismatchError.listing(msg, faults or ["it has no layers"])
     specs = [TensorSpec.of(name, tensor) for name, tensor in _named(on_meta(layers))]
-    with atomic_file(path, force=force) as file:
+    with atomic_file(path, force=force, inputs=adapter.files) as file:
         write_tensors(file, specs, _named(adapter), _metadata(layers))
 
 
@@ -240,6 +241,7 @@ def _metadata(adapter: AdapterOutline) -> dict[str, str]:
     texts = {key: text for key, text in adapter.config.get("metadata", {}).items() if key not in _HASHES}
     return {
         "format": "pt",
+        **TEXTS,
         "ss_network_module": "networks.lora",
         **texts,
         "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",

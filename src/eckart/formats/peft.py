@@ -115,7 +115,7 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
     stacked, stacks = stacks_of(outline)
     config = config_of(stacked)
     specs = [TensorSpec.of(name, tensor) for name, tensor in _named(on_meta(outline), stacks)]
-    with atomic_directory(path, force=force) as folder:
+    with atomic_directory(path, force=force, inputs=adapter.files) as folder:
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         write_tensors(folder / WEIGHTS, specs, _named(adapter, stacks), {"format": "pt"})
 

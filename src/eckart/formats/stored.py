@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from eckart.adapter.outline import AdapterOutline, LayerKind, TensorOutline
 from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.header import read_header
+from eckart.checkpoint.manifest import TEXTS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,11 +51,10 @@ def read_alpha(stored: Checkpoint, name: str) -> float:
 
 
 def header_texts(file: Path) -> dict[str, str]:
-    """The metadata texts of a safetensors file, without the framework's name."""
+    """The metadata texts of a safetensors file, without the framework's name and eckart's mark."""
     header, _ = read_header(file)
     texts = dict(header.metadata) if header else {}
-    texts.pop("format", None)
-    return texts
+    return {name: text for name, text in texts.items() if name not in ("format", *TEXTS)}
 
 
 def factor_fault(A: TensorOutline, B: TensorOutline) -> str | None:

@@ -14,7 +14,7 @@ from eckart.adapter.deferred import Deferred
 from eckart.checkpoint import check_output
 from eckart.engine.fingerprint import fingerprint
 from eckart.errors import MismatchError, OutputError
-from eckart.formats import check_name, load_adapter, unknown_fields
+from eckart.formats import load_adapter, output_kind, unknown_fields
 from eckart.operations.adapter_result import AdapterResult, LayerRecord, Refine
 from eckart.operations.costs import break_even_note
 from eckart.operations.select_layers import parameter_of
@@ -144,8 +144,8 @@ class AdapterWriter:
         """
         path = Path(output) if output is not None else None
         if path is not None:
-            check_name(plan.frame, path)
-            check_output(path, plan.written_bytes(), force=force, inputs=plan.inputs)
+            kind = output_kind(plan.frame, path)
+            check_output(path, plan.written_bytes(), kind=kind, force=force, inputs=plan.inputs)
         from eckart.engine import Execution
 
         execution = execution or Execution()

@@ -10,8 +10,9 @@ from eckart.adapter.adapter import Adapter
 from eckart.adapter.deferred import Deferred
 from eckart.adapter.outline import AdapterFormat
 from eckart.checkpoint import atomic_directory, check_output
+from eckart.checkpoint.source import local_paths
 from eckart.errors import MismatchError, OptionError
-from eckart.formats import diffusers, kohya
+from eckart.formats import diffusers, kohya, output_kind
 from eckart.formats.components import component_of, components
 from eckart.formats.model_names import Base, Model
 from eckart.formats.peft_config import config_of
@@ -96,6 +97,7 @@ class Conversion:
     adapters: Mapping[str, Adapter]
     renamed: Sequence[tuple[str, str]]
     skipped: Sequence[Skipped]
+    inputs: Sequence[Path]
 
     def preview(self) -> Preview:
         """What would be read and written."""
@@ -110,9 +112,9 @@ class Conversion:
         """
         nbytes = sum(adapter.nbytes for adapter in self.adapters.values())
         if output is not None:
-            if self.to == "kohya":
-                kohya.check_name(output)
-            check_output(output, nbytes, force=force, inputs=self.source.files)
+            single = next(iter(self.adapters.values()))
+            kind = "folder" if len(self.adapters) > 1 else output_kind(single, output)
+            check_output(output, nbytes, kind=kind, force=force, inputs=self.inputs)
             self._save(output, force=force)
             nbytes = sum(file.stat().st_size for file in [output, *output.rglob("*")] if file.is_file())
         return ConvertResult(self.source.format, self.to, self.adapters, self.renamed, self.skipped, output, nbytes)
@@ -193,7 +195,8 @@ def plan_conversion(adapter: Adapter | str | Path, to: AdapterFormat, *, base: B
     elif to == "kohya":
         result = steps[-1].of(result, format="kohya", config={})
     skipped = [item for step in steps for item in step.skipped]
-    return Conversion(source, to, _targets(result, to, base), _renamed(steps), skipped)
+    inputs = [*source.files, *local_paths(base if isinstance(base, str | Path) else None)]
+    return Conversion(source, to, _targets(result, to, base), _renamed(steps), skipped, inputs)
 
 
 def _refusals(result: Adapter, source: Adapter, to: AdapterFormat) -> list[str]:

@@ -2,16 +2,20 @@
 
 import json
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from eckart.checkpoint.output import check_output
+from eckart.checkpoint.output import check_output, working_name
+from eckart.engine.working_folder import WorkingFolder
 from eckart.errors import MismatchError, OutputError
 
 RUN_FILE = "run.json"
 LAST_GOOD = "last-good"  # the adapter before a step that was refused
+FINISHED = "finished"  # the output until it gets its name
+LOGS_FOLDER = "tensorboard"
+NAMES = rf"checkpoint-\d+|{LAST_GOOD}|{FINISHED}|\.({LAST_GOOD}|{FINISHED})\.partial|{LOGS_FOLDER}|data"
 STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that transformers' trainer writes
 
 
@@ -33,35 +37,39 @@ def destroy_process_group() -> None:
         dist.destroy_process_group()
 
 
-def prepare(output: Path, *, resume: bool, force: bool) -> Path:
-    """The folder `output`.partial, created if missing; with `resume`, an interrupted training in it is kept.
+@contextmanager
+def working_folder(output: Path, *, resume: bool, force: bool, inputs: Sequence[Path]) -> Iterator[Path]:
+    """The folder `output`.partial, locked for this process; with `resume`, an interrupted training in it is kept.
+
+    It is deleted when the block ends, or fails with nothing to resume from and nothing to keep.
 
     Raises:
-        OutputError: the output exists or cannot be written, the folder contains something else, or the adapter of a
-            training that diverged.
+        OutputError: the output exists, is or contains an input, or cannot be written; the folder contains something
+            else, is in use, or contains the adapter of a training that diverged.
     """
-    folder = output.with_name(f"{output.name}.partial")
+    folder = working_name(output)
     if not is_writer():
-        return folder
-    check_output(output, force=force)
-    if folder.exists() and any(folder.iterdir()) and not (folder / RUN_FILE).exists():
-        msg = f"training needs the folder {folder}, which contains other files; choose another output, or remove it"
-        raise OutputError(msg)
-    checkpoint = last_checkpoint(folder)
-    if resume and not force and checkpoint is None and (folder / LAST_GOOD).exists():
-        msg = f"{folder / LAST_GOOD} is the adapter of a training that diverged; `resume=False` starts over without it"
-        raise OutputError(msg)
-    if checkpoint is None or not resume:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        write_run(folder, {})
-    return folder
-
-
-def remove_if_empty(folder: Path) -> None:
-    """Remove the folder of a training that ended early, unless it contains something to resume from or to keep."""
-    if is_writer() and last_checkpoint(folder) is None and not (folder / LAST_GOOD).exists():
-        shutil.rmtree(folder, ignore_errors=True)
+        yield folder
+        return
+    check_output(output, kind="folder", force=force, inputs=inputs)
+    working = WorkingFolder(folder, output, NAMES, marker=RUN_FILE)
+    try:
+        checkpoint = last_checkpoint(folder)
+        if resume and not force and checkpoint is None and (folder / LAST_GOOD).exists():
+            msg = (
+                f"{folder / LAST_GOOD} is the adapter of a training that diverged; "
+                "`resume=False` starts over without it"
+            )
+            raise OutputError(msg)
+        if checkpoint is None or not resume:
+            working.clear()
+            write_run(folder, {})
+        yield folder
+    except BaseException:
+        is_needed = last_checkpoint(folder) is not None or (folder / LAST_GOOD).exists()
+        working.release() if is_needed else working.close()
+        raise
+    working.close()
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -85,7 +93,7 @@ def _is_complete(checkpoint: Path) -> bool:
 
 def write_run(folder: Path, run: Mapping[str, Any]) -> None:
     """Store the settings of a training, to be compared when it resumes."""
-    partial = folder / f".{RUN_FILE}"
+    partial = folder / f"{RUN_FILE}.tmp"
     partial.write_text(json.dumps(run, indent=1) + "\n")
     partial.replace(folder / RUN_FILE)
 

@@ -2,65 +2,66 @@
 
 import json
 import re
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from eckart.checkpoint import atomic_file, check_output
+from eckart.checkpoint.manifest import foreign_files
+from eckart.engine.working_folder import WorkingFolder
 from eckart.errors import MismatchError, OutputError
 from eckart.training.rundir import differences
 from eckart.training.sweep_result import RESULT_FILE
 
 SETTINGS_FILE, CELLS = "sweep-settings.json", "cells"
+NAMES = rf"{CELLS}|\.?(sweep\.json|sweep\.png|report\.html)(\.partial)?"
 
 
 @contextmanager
-def sweep_folder(folder: Path, shared: dict[str, Any], *, resume: bool, force: bool) -> Iterator[None]:
+def sweep_folder(
+    folder: Path, shared: dict[str, Any], *, resume: bool, force: bool, inputs: Sequence[Path]
+) -> Iterator[None]:
     """Create or reuse the folder of a sweep with these settings, and lock it for this process.
 
+    It is deleted again when the block fails before the first cell.
+
     Raises:
-        OutputError: the folder contains something else, a finished sweep that must not be replaced, or a sweep in
-            progress.
+        OutputError: the folder is or contains an input, contains something else or a finished sweep that must not be
+            replaced, or is in use.
         MismatchError: it contains a sweep with different settings.
     """
-    if not folder.exists():
-        check_output(folder)
-        folder.mkdir()
-    elif any(folder.iterdir()) and not (folder / SETTINGS_FILE).exists():
-        msg = f"{folder} exists and is not a sweep; choose another output, or remove it"
-        raise OutputError(msg)
-    with _locked(folder):
+    check_output(folder, kind="folder", reuse=True, inputs=inputs)
+    working = WorkingFolder(folder, folder, NAMES, marker=SETTINGS_FILE)
+    try:
         is_finished = (folder / RESULT_FILE).exists()
         if is_finished and not resume and not force:
             msg = f"{folder} contains a finished sweep; use `force` to replace it"
             raise OutputError(msg)
         if force or not resume:
-            for path in (path for path in folder.iterdir() if path.name != "lock"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _refuse_foreign(folder / CELLS)
+            working.clear()
         if any((folder / CELLS).glob("*/train.json")) or any((folder / CELLS).glob("*.failed.json")):
             _check_same_settings(folder, shared, start_over="`force`" if is_finished else "`resume=False`")
+        working.write_marker(json.dumps(shared, indent=1) + "\n")
         (folder / CELLS).mkdir(exist_ok=True)
-        with atomic_file(folder / SETTINGS_FILE, force=True) as partial:
-            partial.write_text(json.dumps(shared, indent=1) + "\n", encoding="utf-8")
         yield
+    except BaseException:
+        working.release() if any((folder / CELLS).glob("*")) else working.close()
+        raise
+    working.release()
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / "lock", timeout=0, thread_local=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        msg = f"another sweep is running in {folder}; wait for it, or choose another output"
-        raise OutputError(msg) from None
-    try:
-        yield
-    finally:
-        lock.release()
+def _refuse_foreign(cells: Path) -> None:
+    """Refuse to start over where a cell's folder contains something that eckart did not write."""
+    foreign = [f"{cell.name}/{name}" for cell in _finished(cells) for name in foreign_files(cell)]
+    if foreign:
+        msg = f"{cells} contains files that eckart did not write; move them away, or choose another output"
+        raise OutputError.listing(msg, foreign)
+
+
+def _finished(cells: Path) -> list[Path]:
+    return sorted(cell for cell in cells.glob("*") if cell.is_dir() and not cell.name.endswith(".partial"))
 
 
 def _check_same_settings(folder: Path, shared: dict[str, Any], *, start_over: str) -> None:

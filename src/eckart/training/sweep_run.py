@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from eckart.checkpoint import atomic_file
+from eckart.checkpoint.source import local_paths
 from eckart.engine.progress import NoProgress, Progress
 from eckart.errors import MismatchError, OptionError
 from eckart.nn import LoRAConfig
 from eckart.training.data import DataOptions
 from eckart.training.health import DivergenceError
 from eckart.training.interruption import TrainingInterrupted
+from eckart.training.records import find_files
 from eckart.training.settings import TrainSettings
 from eckart.training.sweep_cell import CellJob, RunCell, labelled, train_apart
 from eckart.training.sweep_folder import CELLS, cell_name, finished_cell, record_failure, sweep_folder
@@ -82,6 +84,10 @@ def sweep(
         tuple(range(settings.seed, settings.seed + seeds)) if isinstance(seeds, int) else tuple(seeds),
         config.alpha / config.rank,
     )
+    inputs = local_paths(model, data, held_out)
+    for source in (data, held_out):
+        if source is not None:
+            find_files(source)
     check_cells(model, grid, config)
     with _folder(output) as folder:
         job = CellJob(
@@ -94,7 +100,7 @@ def sweep(
             str(folder / CELLS),
         )
         shared = _shared_settings(job, grid)
-        with sweep_folder(folder, shared, resume=resume, force=force):
+        with sweep_folder(folder, shared, resume=resume, force=force, inputs=inputs):
             cells = _train_cells(job, grid, run_cell, progress)
             result = _result(shared, grid, cells, time.perf_counter() - start)
             with atomic_file(folder / RESULT_FILE, force=True) as partial:

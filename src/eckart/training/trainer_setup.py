@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from eckart.training.trainer import AdapterTrainer
 
-LOGS_FOLDER = "tensorboard"
 KEPT_CHECKPOINTS = 2
 
 
@@ -133,7 +132,7 @@ def _tensorboard(folder: Path) -> "list[TrainerCallback]":
         return []
     from transformers.integrations.integration_utils import TensorBoardCallback
 
-    return [TensorBoardCallback(SummaryWriter(log_dir=str(folder / LOGS_FOLDER)))]
+    return [TensorBoardCallback(SummaryWriter(log_dir=str(folder / rundir.LOGS_FOLDER)))]
 
 
 @contextmanager

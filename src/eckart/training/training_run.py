@@ -5,7 +5,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from eckart.checkpoint.output import publish, refusing_full_disk
+from eckart.checkpoint.source import local_paths
 from eckart.engine.machine import peak_rss_bytes
 from eckart.engine.progress import NoProgress, Progress
 from eckart.errors import NotFiniteError
@@ -28,7 +29,7 @@ from eckart.training.model_to_train import ModelToTrain, restored
 from eckart.training.records import Source
 from eckart.training.result import RESULT_FILE, TrainResult
 from eckart.training.settings import TrainSettings
-from eckart.training.trainer_setup import LOGS_FOLDER, keeping_verbosity, make_trainer
+from eckart.training.trainer_setup import keeping_verbosity, make_trainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,7 +88,8 @@ def train(
     """
     settings, output = settings or TrainSettings(), None if output is None else Path(output)
     with ExitStack() as stack:
-        folder = stack.enter_context(_working_folder(output, resume=resume, force=force))
+        inputs = local_paths(*(each for each in (model, data, held_out) if isinstance(each, str | Path)))
+        folder = stack.enter_context(_working_folder(output, resume=resume, force=force, inputs=inputs))
         stack.enter_context(refusing_full_disk(folder, "what was written before is kept"))
         source = ModelToTrain.resolve(model, tokenizer)
         data = fitting_data(data, source, options, settings, held_out)
@@ -132,20 +134,16 @@ def train(
             notes=tuple(notes),
         )
         if output is not None and rundir.is_writer():
-            _write(live, result, folder, finish)
+            _write(live, result, folder, finish, force=force)
         trainer.accelerator.wait_for_everyone()  # a process that ends earlier would end the others
     return result
 
 
 @contextmanager
-def _working_folder(output: Path | None, *, resume: bool, force: bool) -> Iterator[Path]:
+def _working_folder(output: Path | None, *, resume: bool, force: bool, inputs: Sequence[Path]) -> Iterator[Path]:
     if output is not None:
-        folder = rundir.prepare(output, resume=resume, force=force)
-        try:
+        with rundir.working_folder(output, resume=resume, force=force, inputs=inputs) as folder:
             yield folder
-        except BaseException:
-            rundir.remove_if_empty(folder)
-            raise
         return
     folder = Path(tempfile.mkdtemp(prefix="eckart-train-"))
     try:
@@ -242,18 +240,17 @@ def _peak_bytes(trainer: "AdapterTrainer") -> int:
     return torch.cuda.max_memory_allocated() if trainer.args.device.type == "cuda" else peak_rss_bytes()
 
 
-def _write(model: nn.Module, result: TrainResult, folder: Path, finish: Finish | None) -> None:
-    """Write the complete output in the working folder, move it to its final name, and remove the rest."""
-    finished = folder / "finished"
+def _write(model: nn.Module, result: TrainResult, folder: Path, finish: Finish | None, *, force: bool) -> None:
+    """Write the complete output in the working folder, and move it to its final name."""
+    finished = folder / rundir.FINISHED
     save_adapter(model, finished, name=ADAPTER, force=True)
     content = json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n"
     (finished / RESULT_FILE).write_text(content, encoding="utf-8")
     if result.dynamics is not None:
         result.dynamics.save(finished)
-    if (folder / LOGS_FOLDER).is_dir():
-        shutil.copytree(folder / LOGS_FOLDER, finished / LOGS_FOLDER)
+    if (folder / rundir.LOGS_FOLDER).is_dir():
+        shutil.copytree(folder / rundir.LOGS_FOLDER, finished / rundir.LOGS_FOLDER)
     if finish is not None:
         finish(finished, result)
     assert result.output is not None
-    publish(finished, result.output)
-    shutil.rmtree(folder)
+    publish(finished, result.output, force=force)

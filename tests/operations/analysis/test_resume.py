@@ -70,6 +70,12 @@ def test_an_output_that_exists_is_refused_before_any_work(tmp_path: Path) -> Non
 
 def test_a_forced_output_replaces_the_whole_folder(tmp_path: Path) -> None:
     analyze(WEIGHTS, output=tmp_path / "out")
-    (tmp_path / "out" / "report.html").write_text("of the earlier analysis")
+    (tmp_path / "out" / "report.html").write_text("mine")
+    with pytest.raises(OutputError, match=r"files that eckart did not write \(report\.html\)"):
+        analyze(WEIGHTS, output=tmp_path / "out", force=True)
+    (tmp_path / "out" / "report.html").unlink()
+    (tmp_path / "out" / "analysis.csv").write_text("damaged")
     analyze(WEIGHTS, output=tmp_path / "out", force=True)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["analysis.csv", "analysis.json"]
+    names = [".eckart.json", "analysis.csv", "analysis.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert (tmp_path / "out" / "analysis.csv").read_text().startswith("name,")

@@ -8,8 +8,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from eckart.checkpoint import TensorSpec, check_output
-from eckart.checkpoint.writer import plan_shards
+from eckart.checkpoint.companions import has_companions
+from eckart.checkpoint.output import working_name
+from eckart.checkpoint.writer import companions, index_name, plan_shards
 from eckart.engine.fingerprint import fingerprint
+from eckart.engine.journal import MODEL
 from eckart.operations.preview import Match, Preview
 
 if TYPE_CHECKING:
@@ -123,6 +126,12 @@ class ModelPlan:
         return shards
 
     @property
+    def file_names(self) -> list[str]:
+        """All files of the output."""
+        copied = companions(self.base.folder) if self.base.folder and has_companions(self.base) else []
+        return [*self.shards, index_name(self.shards), "config.json", *(file.name for file in copied)]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the output's tensors."""
         return sum(spec.nbytes for specs in self.shards.values() for spec in specs)
@@ -134,7 +143,7 @@ class ModelPlan:
             OutputError: it exists and `force` is not given, its folder is missing, or the disk is too small.
         """
         needed = self.nbytes - _allocated(partial_folder(output))
-        check_output(output, needed, force=force, inputs=self.inputs)
+        check_output(output, needed, kind="folder", force=force, inputs=self.inputs)
 
     def preview(self) -> Preview:
         """What would be changed, read and written."""
@@ -157,7 +166,7 @@ class ModelPlan:
 
 def partial_folder(output: Path) -> Path:
     """Where the files of an output are until all of them are written."""
-    return output.with_name(f"{output.name}.partial") / "model"
+    return working_name(output) / MODEL
 
 
 def _allocated(folder: Path) -> int:

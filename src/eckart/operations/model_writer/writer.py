@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eckart.checkpoint import MatrixView, check_output, copy_companions
+from eckart.checkpoint import MatrixView, copy_companions
 from eckart.checkpoint.companions import has_companions
+from eckart.checkpoint.manifest import foreign_files, write_manifest
 from eckart.checkpoint.matrices import rows_of
 from eckart.checkpoint.output import publish, refusing_full_disk
 from eckart.checkpoint.writer import TensorFiles, open_files, write_index
 from eckart.engine import Execution, Journal, Record, Task, open_journal, run_resumable
-from eckart.errors import NotFiniteError
+from eckart.errors import NotFiniteError, OutputError
 from eckart.linalg.block_sizes import NORM_CHUNK, SLAB_BYTES
 from eckart.linalg.finite import count_non_finite
 from eckart.operations.model_writer.plan import ModelPlan, OutputTensor, partial_folder
@@ -80,15 +81,18 @@ class ModelWriter:
                 copy_companions(plan.base.folder, folder)
             if plan.config:
                 (folder / "config.json").write_text(json.dumps(plan.config, indent=2, default=str) + "\n")
-            check_output(output, force=force)
-            publish(folder, output)
+            publish(folder, output, force=force)
         return {name: record.facts for name, record in records.items()}
 
     def _fill(self, folder: Path, journal: Journal, execution: Execution) -> dict[str, Record]:
         folder.mkdir(exist_ok=True)
+        if foreign := foreign_files(folder):
+            msg = f"{folder}: it contains files that eckart did not write; move them away"
+            raise OutputError.listing(msg, foreign)
         for file in folder.iterdir():
             if journal.restarted or file.name not in self.plan.shards:
                 file.unlink()
+        write_manifest(folder, self.plan.file_names)
         with open_files(folder, self.plan.shards) as files:
             if files.is_new:
                 journal.clear()

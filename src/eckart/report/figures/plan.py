@@ -52,18 +52,18 @@ def plan_figure(plan: "PlanResult") -> "Figure":
     return figure
 
 
-def save_plan_figure(plan: "PlanResult", path: str | Path) -> Path:
+def save_plan_figure(plan: "PlanResult", path: str | Path, *, force: bool = False) -> Path:
     """Write the figure as .png, .svg or .pdf.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        OutputError: the file cannot be written, or has another extension.
+        OutputError: the file exists and `force` is not given, cannot be written, or has another extension.
     """
     path = Path(path)
     if path.suffix not in (".png", ".svg", ".pdf"):
         msg = f"{path}: the name of a figure must end in .png, .svg or .pdf"
         raise OutputError(msg)
-    return style.save(plan_figure(plan), path)
+    return style.save(plan_figure(plan), path, force=force)
 
 
 def _cards(highest: int) -> list[tuple[int, str]]:

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from eckart.errors import MissingExtraError, OutputError
+from eckart.checkpoint import atomic_file
+from eckart.checkpoint.manifest import FORMAT
+from eckart.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,15 +75,12 @@ def rank_axis(axes: "Axes", highest: int, *, spacing: Spacing) -> None:
     axes.minorticks_off()
 
 
-def save(figure: "Figure", path: Path) -> Path:
+def save(figure: "Figure", path: Path, *, force: bool = False) -> Path:
     """Write one figure, in the format that its name ends in.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: the file exists and `force` is not given, or cannot be written.
     """
-    try:
-        figure.savefig(path)
-    except OSError as failed:
-        msg = f"cannot write {path}: {failed.strerror or failed}"
-        raise OutputError(msg) from failed
+    with atomic_file(path, force=force) as file:
+        figure.savefig(file, metadata={"Software" if path.suffix == ".png" else "Creator": FORMAT})
     return path

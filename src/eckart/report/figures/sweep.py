@@ -70,7 +70,7 @@ def save_sweep_figure(sweep: "Sweep", folder: str | Path) -> Path | None:
     """
     if sweep.sweet_spot is None:
         return None
-    return style.save(sweep_figure(sweep), Path(folder) / FILE)
+    return style.save(sweep_figure(sweep), Path(folder) / FILE, force=True)
 
 
 def _ticks(sweep: "Sweep") -> tuple[list[int], list[str]]:

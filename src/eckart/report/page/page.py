@@ -3,10 +3,12 @@
 import base64
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from eckart.checkpoint import atomic_file
+from eckart.checkpoint.manifest import FORMAT
 from eckart.errors import FileFormatError, MissingExtraError, SourceError
 from eckart.report.page import bundle
 from eckart.report.page.analysis import analysis_data
@@ -43,6 +45,7 @@ def page_html(results: Results) -> str:
     )
     return environment.get_template("page.html.j2").render(
         title=_title(results),
+        generator=FORMAT,
         style=bundle.styles(),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
@@ -52,13 +55,14 @@ def page_html(results: Results) -> str:
     )
 
 
-def write_page(results: Results, file: str | Path, *, force: bool = False) -> Path:
+def write_page(results: Results, file: str | Path, *, force: bool = False, inputs: Sequence[Path] = ()) -> Path:
     """Write the page, atomically.
 
     Args:
         results: the results to show.
         file: the file to write.
-        force: replace an existing file.
+        force: replace an existing page.
+        inputs: folders that the results were read from, which must not be changed.
 
     Raises:
         OutputError: the file exists and `force` is not given, or cannot be written.
@@ -66,7 +70,7 @@ def write_page(results: Results, file: str | Path, *, force: bool = False) -> Pa
     """
     file = Path(file)
     html = page_html(results)
-    with atomic_file(file, force=force) as partial:
+    with atomic_file(file, force=force, inputs=inputs) as partial:
         partial.write_text(html, encoding="utf-8")
     return file
 

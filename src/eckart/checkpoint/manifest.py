@@ -1,0 +1,65 @@
+"""What eckart wrote: a folder lists its files, a file carries a format tag; only these may be replaced."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from eckart.version import __version__
+
+FORMAT = "eckart-output/1"
+MANIFEST = ".eckart.json"
+TEXTS = {"written_by": FORMAT}  # of a safetensors file that is an output by itself
+_PARTIAL = f"{MANIFEST}.tmp"
+_TAG = re.compile(rb"eckart-[a-z-]+/[0-9]")
+_SEARCHED_BYTES = 4096  # at both ends of a file
+
+
+def write_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
+    """List the files of a folder in `.eckart.json`, completely or not at all.
+
+    Args:
+        folder: the folder.
+        names: files that will be written to it; by default those that it contains.
+    """
+    files = sorted(set(_files(folder) if names is None else names) - {MANIFEST, _PARTIAL})
+    content = {"format": FORMAT, "eckart": __version__, "files": files}
+    partial = folder / _PARTIAL
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=True) + "\n", encoding="ascii")
+    partial.replace(folder / MANIFEST)
+
+
+def has_manifest(folder: Path) -> bool:
+    """Whether eckart wrote a folder."""
+    return _listed(folder) is not None
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """Names of the files in a folder that its manifest does not list: all files if there is none."""
+    listed = (_listed(folder) or set()) | {MANIFEST, _PARTIAL}
+    return [name for name in _files(folder) if name not in listed]
+
+
+def is_written_by_eckart(file: Path) -> bool:
+    """Whether a file carries the tag of one of eckart's formats, such as `eckart-output/1`, at its beginning or end."""
+    with file.open("rb") as opened:
+        head = opened.read(_SEARCHED_BYTES)
+        opened.seek(max(0, file.stat().st_size - _SEARCHED_BYTES))
+        return bool(_TAG.search(head) or _TAG.search(opened.read(_SEARCHED_BYTES)))
+
+
+def _files(folder: Path) -> list[str]:
+    """Every file, link and empty subfolder, by its path in the folder."""
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir() or not any(path.iterdir())
+    )
+
+
+def _listed(folder: Path) -> set[str] | None:
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="ascii"))
+        return {*map(str, content["files"])} if content["format"] == FORMAT else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None

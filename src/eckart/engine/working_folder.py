@@ -1,0 +1,109 @@
+"""The folder in which one process works on one output; it is only ever a folder that eckart made."""
+
+import re
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from eckart.errors import OutputError
+
+LOCK = "lock"
+SHOWN = 5  # names in a message
+
+
+class WorkingFolder:
+    """A locked folder next to an output, deleted when the output is complete.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path, output: Path, names: str, *, marker: str | None = None) -> None:
+        """Create the folder, or take over the one of a run that ended.
+
+        Args:
+            path: the folder.
+            output: what is written, for messages.
+            names: regular expression of the names that eckart uses in it.
+            marker: name of the file that is written first and deleted last; a folder without it contains nothing else.
+
+        Raises:
+            OutputError: the folder contains anything else, is a link, cannot be written, or another process uses it.
+        """
+        self.path, self._marker, self._names = path, marker, re.compile(names)
+        self._lock = FileLock(path / LOCK, timeout=0, thread_local=False)
+        try:
+            self._refuse_foreign()
+            path.mkdir(exist_ok=True)
+            self._lock.acquire()
+        except Timeout:
+            msg = f"{path}: another process is writing {output}; wait for it, or choose another output"
+            raise OutputError(msg) from None
+        except OSError as error:
+            self._lock.release()
+            msg = f"{path}: cannot be written ({error.strerror}); choose another output"
+            raise OutputError(msg) from None
+
+    def _refuse_foreign(self) -> None:
+        if self.path.is_symlink():
+            msg = f"{self.path} is a link, and eckart works in a folder of this name; choose another output"
+            raise OutputError(msg)
+        if not self.path.is_dir():
+            return
+        is_marked = self._marker is None or (self.path / self._marker).is_file()
+        own = {LOCK, self._marker, f"{self._marker}.tmp"}
+        foreign = sorted(
+            entry.name
+            for entry in self.path.iterdir()
+            if entry.name not in own and not (is_marked and self._names.fullmatch(entry.name))
+        )
+        if foreign:
+            listed = ", ".join(foreign[:SHOWN]) + (", …" if len(foreign) > SHOWN else "")
+            msg = (
+                f"{self.path} contains files that eckart did not write ({listed}), and eckart works in a folder of "
+                "this name; move them away, or choose another output"
+            )
+            raise OutputError(msg)
+
+    def write_marker(self, text: str) -> None:
+        """Write the marker, completely or not at all."""
+        assert self._marker is not None
+        partial = self.path / f"{self._marker}.tmp"
+        partial.write_text(text)
+        partial.replace(self.path / self._marker)
+
+    def clear(self) -> None:
+        """Delete all work: everything with one of the names."""
+        for entry in self.path.iterdir():
+            if self._names.fullmatch(entry.name):
+                remove(entry)
+
+    def close(self) -> None:
+        """Delete the folder, the marker last: what is left by a kill is still known as eckart's."""
+        if not self._lock.is_locked:
+            return
+        with suppress(OSError):
+            self.clear()
+            if self._marker is not None:
+                (self.path / self._marker).unlink(missing_ok=True)
+            (self.path / LOCK).unlink()
+            self.path.rmdir()
+        self._lock.release()
+        if self.path.exists():  # on Windows, where an open file such as the lock cannot be deleted
+            with suppress(OSError):
+                (self.path / LOCK).unlink(missing_ok=True)
+                self.path.rmdir()
+
+    def release(self) -> None:
+        """Let another process use the folder."""
+        self._lock.release()
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a folder, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
