@@ -1,19 +1,14 @@
 """The `eckart` program, also as `python -m eckart`."""
 
-import os
-import sys
+from eckart.cli.signals import end_at_once
 
 
 def run() -> None:
     """Run the command line; Ctrl-C also ends the imports at its start without a traceback."""
-    try:
-        from eckart.cli.main import run as run_command_line
+    end_at_once()
+    from eckart.cli.main import run as run_command_line
 
-        run_command_line()
-    except KeyboardInterrupt:
-        sys.stderr.write("eckart: interrupted\n")
-        sys.stderr.flush()
-        os._exit(130)
+    run_command_line()
 
 
 if __name__ == "__main__":

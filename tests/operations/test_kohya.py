@@ -77,6 +77,7 @@ def test_what_is_read_is_written_back_with_its_texts(tmp_path):
         "format": "pt",
         "ss_network_module": "networks.lora",
         "ss_tag": "kept",
+        "written_by": "eckart-output/1",
         "ss_network_dim": "3",
         "ss_network_alpha": "1.5",
     }

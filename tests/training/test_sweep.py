@@ -229,14 +229,14 @@ def test_a_folder_that_holds_something_else_is_left_alone(run, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.txt").write_text("mine")
     for force in (False, True):
-        with pytest.raises(OutputError, match="is not a sweep"):
+        with pytest.raises(OutputError, match=r"files that eckart did not write \(thesis\.txt\)"):
             run(Trainings(), force=force)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
 def test_two_sweeps_do_not_work_in_one_folder(run):
     def second(job, progress):
-        with pytest.raises(OutputError, match="another sweep is running"):
+        with pytest.raises(OutputError, match="another process is writing"):
             run(Trainings())
         msg = "enough"
         raise EckartError(msg)

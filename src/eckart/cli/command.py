@@ -10,9 +10,10 @@ import typer
 from typer.core import TyperCommand
 
 from eckart.cli import flags
+from eckart.cli.signals import INTERRUPTED, interrupting
 from eckart.errors import EckartError
 
-REFUSED, INTERRUPTED = 1, 130
+REFUSED = 1
 DEBUG = "eckart.debug"  # in the context's `meta`
 EXAMPLE = "\b\n$ eckart"  # how the first example in a docstring begins
 GENERAL = "General"
@@ -35,8 +36,8 @@ class Command(TyperCommand):
             raise
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; exit status 1 after a refusal, 130 after Ctrl-C."""
-        with flags.running(ctx):
+        """Run the command; exit status 1 after a refusal, 130 after Ctrl-C or SIGTERM."""
+        with flags.running(ctx), interrupting():
             try:
                 return super().invoke(ctx)
             except KeyboardInterrupt as stopped:
@@ -107,7 +108,7 @@ def _interrupted(reason: str, output: object) -> NoReturn:
     """
     partial = Path(f"{output}.partial")
     kept = f"interrupted; finished work is kept in {partial}: repeat the command to resume"
-    message = reason or (kept if partial.exists() else "interrupted")
+    message = reason or (kept if any(partial.glob("*.safetensors")) else "interrupted")
     sys.stderr.write(f"eckart: {flags.with_flags(message)}\n")
     sys.stdout.flush()
     sys.stderr.flush()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 DEFAULT_LENGTH = 1024
 HELD_OUT_SHARE = 0.1
 HELD_OUT_TOKENS = 32_768  # more would hardly make the loss more precise
+FOLDER_PREFIX = "eckart-data-"
 BYTES_PER_TOKEN = 4  # of text, approximately
 
 
@@ -123,6 +124,7 @@ def load_data(
     *,
     options: DataOptions | None = None,
     held_out: Source | None = None,
+    folder: Path | None = None,
 ) -> TrainingData:
     """Read DATA as sequences, or refuse it with all its faults.
 
@@ -132,6 +134,7 @@ def load_data(
         tokenizer: the model's tokenizer, with its chat template if there are messages.
         options: how data become sequences.
         held_out: separate held-out data; by default a share of `source`.
+        folder: where the sequences are stored, in a subfolder; by default where the system keeps temporary files.
 
     Returns:
         Sequences for a trainer. One record, or one piece of text, is in memory at a time.
@@ -144,7 +147,7 @@ def load_data(
     """
     datasets = require_datasets("training")
     options = options or DataOptions()
-    folder = Path(tempfile.mkdtemp(prefix="eckart-data-"))
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=folder))
     count = _Count()
     try:
         with _without_progress_bars(datasets):

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,15 +30,17 @@ def fitting_data(
     model: ModelToTrain,
     options: DataOptions | None,
     settings: TrainSettings,
+    *,
     held_out: Source | None,
+    folder: Path | None,
 ) -> TrainingData:
-    """The sequences: no longer than the model can attend to, and enough of them for a step."""
+    """The sequences, stored in `folder`: no longer than the model can attend to, and enough of them for a step."""
     if not isinstance(data, TrainingData):
         options = options or DataOptions()
         if options.max_length is None:
             options = replace(options, max_length=min(options.length, model.window or options.length))
         _check_window(options, model)
-        data = load_data(data, model.tokenizer, options=options, held_out=held_out)
+        data = load_data(data, model.tokenizer, options=options, held_out=held_out, folder=folder)
     _check_window(data.options, model)
     needed = settings.batch_size * rundir.processes()
     if len(data.train) < needed:

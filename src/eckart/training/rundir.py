@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,8 @@ RUN_FILE = "run.json"
 LAST_GOOD = "last-good"  # the adapter before a step that was refused
 FINISHED = "finished"  # the output until it gets its name
 LOGS_FOLDER = "tensorboard"
-NAMES = rf"checkpoint-\d+|{LAST_GOOD}|{FINISHED}|\.({LAST_GOOD}|{FINISHED})\.partial|{LOGS_FOLDER}|data"
+DATA_FOLDERS = r"eckart-data-\w+"  # the sequences to train on
+NAMES = rf"checkpoint-\d+|{LAST_GOOD}|{FINISHED}|\.({LAST_GOOD}|{FINISHED})\.partial|{LOGS_FOLDER}|{DATA_FOLDERS}"
 STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that transformers' trainer writes
 
 
@@ -64,6 +66,8 @@ def working_folder(output: Path, *, resume: bool, force: bool, inputs: Sequence[
         if checkpoint is None or not resume:
             working.clear()
             write_run(folder, {})
+        for data in folder.glob("eckart-data-*"):  # of a killed process
+            shutil.rmtree(data)
         yield folder
     except BaseException:
         is_needed = last_checkpoint(folder) is not None or (folder / LAST_GOOD).exists()

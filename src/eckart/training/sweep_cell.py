@@ -5,6 +5,7 @@ The child reads its job as one line of JSON, writes progress and result as lines
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from eckart.training.health import DivergenceError
 from eckart.training.settings import TrainSettings
 from eckart.training.training_run import train
 
+GRACE_SECONDS = 10
 CHILD = "from eckart.training.sweep_cell import main; main()"
 
 
@@ -136,8 +138,7 @@ def train_apart(job: CellJob, progress: Progress) -> dict[str, Any]:
                     return message["result"]
             child.wait()
         finally:
-            child.kill()
-            child.wait()
+            _end(child)
             child.stdin.close()
             child.stdout.close()
         stderr.seek(0)
@@ -150,11 +151,22 @@ def train_apart(job: CellJob, progress: Progress) -> dict[str, Any]:
         raise EckartError(msg)
 
 
+def _end(child: "subprocess.Popen[str]") -> None:
+    """Ask the child to clean up and end, and end it if it does not."""
+    child.terminate()
+    try:
+        child.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
 def main() -> None:
     """The child: reads one job from stdin, and writes lines of JSON to what stdout was."""
     messages = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # keep the output of libraries out of the JSON stream
     job = CellJob.from_json(json.loads(sys.stdin.readline()))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def write(**content: object) -> None:

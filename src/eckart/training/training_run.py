@@ -92,7 +92,9 @@ def train(
         folder = stack.enter_context(_working_folder(output, resume=resume, force=force, inputs=inputs))
         stack.enter_context(refusing_full_disk(folder, "what was written before is kept"))
         source = ModelToTrain.resolve(model, tokenizer)
-        data = fitting_data(data, source, options, settings, held_out)
+        data = fitting_data(
+            data, source, options, settings, held_out=held_out, folder=folder if rundir.is_writer() else None
+        )
         source.check(settings, config)
         run = _run(source, data, config, settings)
         checkpoint = rundir.last_checkpoint(folder) if resume and output is not None else None

@@ -42,6 +42,7 @@ class CombinePlan:
         base: the model; needed for DoRA layers and tensors saved in full.
         dtype: of the factors; None is the widest of the inputs.
         skipped: adapters of weight zero.
+        files: of every adapter, also of weight zero.
     """
 
     adapters: tuple[Adapter, ...]
@@ -51,6 +52,7 @@ class CombinePlan:
     base: Checkpoint | None
     dtype: DType | None
     skipped: tuple[Skipped, ...] = ()
+    files: tuple[Path, ...] = ()
 
     made_by = "combine"
 
@@ -193,7 +195,7 @@ class CombinePlan:
     @property
     def inputs(self) -> list[Path]:
         """Files that are read."""
-        return [*(self.base.files if self.base else ()), *(file for each in self.adapters for file in each.files)]
+        return [*(self.base.files if self.base else ()), *self.files]
 
     def needed(self) -> set[str]:
         """Layers that are written even if their update is zero, for their bias or magnitude."""
@@ -279,7 +281,8 @@ def plan_combine(
     chosen, chosen_weights = zip(*used, strict=True)
     zero = [Skipped(f"adapter {i}", "zero weight") for i, weight in enumerate(factors, 1) if not weight]
     common = tuple(to_common_names(chosen, base))
-    plan = CombinePlan(common, chosen_weights, mixture, choice, opened, data_type, tuple(zero))
+    files = tuple(file for adapter in loaded for file in adapter.files)
+    plan = CombinePlan(common, chosen_weights, mixture, choice, opened, data_type, tuple(zero), files)
     plan.check()
     return plan
 

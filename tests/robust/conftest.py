@@ -1,0 +1,33 @@
+"""Inputs that every test of robustness copies."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from .commands import WORDS, write_inputs
+
+
+@pytest.fixture(scope="session")
+def originals(tiny_folder, word_tokenizer, tmp_path_factory) -> Path:
+    """The inputs of all commands."""
+    model = shutil.copytree(tiny_folder("llama"), tmp_path_factory.mktemp("model") / "model")
+    word_tokenizer(WORDS).save_pretrained(model)
+    folder = tmp_path_factory.mktemp("inputs")
+    write_inputs(model, folder)
+    return folder
+
+
+@pytest.fixture
+def inputs(originals, tmp_path, monkeypatch) -> Path:
+    """A copy of them, as the working folder."""
+    folder = tmp_path / "work"
+    shutil.copytree(originals, folder, symlinks=True)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _offline():
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
