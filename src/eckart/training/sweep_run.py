@@ -87,7 +87,7 @@ def sweep(
     inputs = local_paths(model, data, held_out)
     for source in (data, held_out):
         if source is not None:
-            find_files(source)
+            find_files(source)  # a cell would refuse it too, but only after its imports
     check_cells(model, grid, config)
     with _folder(output) as folder:
         job = CellJob(
