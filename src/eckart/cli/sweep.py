@@ -75,12 +75,12 @@ def sweep(
           --targets attention,all-linear --seeds 3 --steps 12 --batch-size 2 \\
           --max-length 128 --learning-rate 2e-3 --eval-data text/heldout.txt
     …
-     target      rank  parameters    held-out loss   time   memory
-     ─────────────────────────────────────────────────────────────────────────
-     attention      2       230 k  3.1781 ± 0.0089   24 s  1.65 GB
-     attention      8       922 k  3.0781 ± 0.0015  2 min  1.68 GB
-     all-linear     2       611 k  3.1277 ± 0.0059   31 s  1.72 GB
-     all-linear     8      2.44 M  3.0467 ± 0.0030   32 s  1.81 GB  sweet spot
+     target      rank  parameters    held-out loss  time   memory
+     ────────────────────────────────────────────────────────────────────────
+     attention      2       230 k  3.1743 ± 0.0064  34 s  1.65 GB
+     attention      8       922 k  3.0810 ± 0.0030  42 s   1.7 GB
+     all-linear     2       611 k  3.1248 ± 0.0044  44 s  1.73 GB
+     all-linear     8      2.44 M  3.0481 ± 0.0023  48 s  1.76 GB  sweet spot
     …
     Sweet spot: rank 8 on all-linear, 2.44 M parameters.
     …
