@@ -3,20 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Literal
+from typing import Literal
 
 from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
 from eckart.checkpoint.dtypes import COPIED
 from eckart.checkpoint.naming import is_embedding
+from eckart.checkpoint.orientation import CONV1D_MODULES, has_conv1d_modules, is_expert, orientation
 from eckart.result import Skipped
 
 Kind = Literal["linear", "conv1d", "embedding", "conv", "expert", "parameter"]
 
 _NAMED_KINDS: dict[str | None, Kind] = {"linear": "linear", "conv1d": "conv1d", "embedding": "embedding"}
-_CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"}
-_CONV1D_MODULES = {"c_attn", "c_proj", "c_fc", "q_attn"}
-_TRANSPOSED_EXPERTS = {"gpt_oss", "llama4", "llama4_text", "qwen3_vl_moe", "qwen3_vl_moe_text"}
-_EXPERT_MODULES = {"input_linear", "output_linear"}
 _BUFFERS = {"inv_freq", "rope_freqs", "masked_bias", "position_ids", "original_inv_freq"}
 _QUANTIZED = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", "SCB", "weight_format")
 _QUANTIZED_COMPANIONS = ("qweight", "qzeros", "weight_scale", "weight_scale_inv", "SCB")
@@ -37,6 +34,8 @@ class MatrixView:
         transposed: whether the file stores (in, out).
         tensor_shape: the shape of the tensor.
         tied_modules: further modules that share the storage.
+        swaps_factors: whether a PEFT adapter's `lora_B` belongs to the columns and `lora_A` to the rows; None if the
+            matrix is square and neither other shapes nor the model type decide.
     """
 
     name: str
@@ -48,6 +47,7 @@ class MatrixView:
     transposed: bool
     tensor_shape: tuple[int, ...]
     tied_modules: tuple[str, ...] = ()
+    swaps_factors: bool | None = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -70,15 +70,15 @@ def layout(checkpoint: Checkpoint) -> Layout:
     for absent, stored in checkpoint.tied.items():
         sharing.setdefault(stored, []).append(module_of(absent))
     result = Layout([], [])
-    has_conv1d = _has_conv1d(checkpoint)
+    has_conv1d = has_conv1d_modules(checkpoint)
     for name, info in checkpoint.tensors.items():
         reason = _reason_to_leave(info, checkpoint)
         if reason:
             result.skipped.append(Skipped(name, reason))
             continue
         kind = _kind(info, checkpoint.kinds, has_conv1d=has_conv1d)
-        transposed = kind == "conv1d" or (kind == "expert" and _expert_is_transposed(info, checkpoint.config))
-        result.matrices.extend(_views(info, kind, transposed, tuple(sharing.get(name, ()))))
+        oriented = orientation(info, kind, checkpoint)
+        result.matrices.extend(_views(info, kind, oriented, tuple(sharing.get(name, ()))))
     return result
 
 
@@ -96,7 +96,7 @@ def is_buffer(info: TensorInfo) -> bool:
 
 def conv1d_tensors(checkpoint: Checkpoint) -> set[str]:
     """Tensors whose module is GPT-2's Conv1D, recognized by name, so that it also works on quantized weights."""
-    if not _has_conv1d(checkpoint):
+    if not has_conv1d_modules(checkpoint):
         return set()
     return {
         name
@@ -105,16 +105,14 @@ def conv1d_tensors(checkpoint: Checkpoint) -> set[str]:
     }
 
 
-def _views(info: TensorInfo, kind: Kind, transposed: bool, tied: tuple[str, ...]) -> list[MatrixView]:
+def _views(info: TensorInfo, kind: Kind, oriented: tuple[bool, bool | None], tied: tuple[str, ...]) -> list[MatrixView]:
     module, shape = module_of(info.name), info.shape
-    if kind == "expert":
-        rows, columns = shape[1:]
-        return [
-            MatrixView(f"{module}[{e}]", module, info.name, kind, (rows, columns), e * rows, transposed, shape, tied)
-            for e in range(shape[0])
-        ]
-    flat = (shape[0], prod(shape[1:]))
-    return [MatrixView(module, module, info.name, kind, flat, 0, transposed, shape, tied)]
+    transposed, swaps = oriented
+    rows, columns = shape[1:] if kind == "expert" else (shape[0], prod(shape[1:]))
+    view = MatrixView(module, module, info.name, kind, (rows, columns), 0, transposed, shape, tied, swaps)
+    if kind != "expert":
+        return [view]
+    return [replace(view, name=f"{module}[{e}]", first_row=e * rows) for e in range(shape[0])]
 
 
 def _reason_to_leave(info: TensorInfo, checkpoint: Checkpoint) -> str | None:
@@ -123,7 +121,7 @@ def _reason_to_leave(info: TensorInfo, checkpoint: Checkpoint) -> str | None:
     known, dimensions = checkpoint.kinds.get(module), len(info.shape)
     is_norm = "norm" in module.lower() or "ln_" in module
     is_depthwise = known == "grouped conv" or (known is None and _is_depthwise(info))
-    unknown = dimensions > 2 and not _is_conv(info, known) and not _is_expert(info)
+    unknown = dimensions > 2 and not _is_conv(info, known) and not is_expert(info)
     rules = (
         (_is_quantized(info, checkpoint.tensors), "quantized storage: dequantize the checkpoint first"),
         (is_buffer(info), "buffer"),
@@ -151,24 +149,18 @@ def _kind(info: TensorInfo, kinds: Mapping[str, str], *, has_conv1d: bool) -> Ki
         return _NAMED_KINDS[known]
     if is_embedding(module):
         return "embedding"
-    return "conv1d" if has_conv1d and module.rpartition(".")[2] in _CONV1D_MODULES else "linear"
+    return "conv1d" if has_conv1d and module.rpartition(".")[2] in CONV1D_MODULES else "linear"
 
 
 def _is_conv(info: TensorInfo, known: str | None) -> bool:
     module, _, leaf = info.name.rpartition(".")
-    if leaf != "weight" or _is_expert(info):
+    if leaf != "weight" or is_expert(info):
         return False
     return known == "conv" or len(info.shape) > 3 or "conv" in module.rpartition(".")[2].lower()
 
 
 def _is_depthwise(info: TensorInfo) -> bool:
     return len(info.shape) > 2 and info.shape[1] == 1 and info.shape[0] > 1 and _is_conv(info, None)
-
-
-def _is_expert(info: TensorInfo) -> bool:
-    """Whether the tensor stacks the matrices of several experts."""
-    parts = module_of(info.name).split(".")
-    return len(info.shape) == 3 and ("experts" in parts or parts[-1] in _EXPERT_MODULES)
 
 
 def _is_quantized(info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> bool:
@@ -178,31 +170,6 @@ def _is_quantized(info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> bool:
         return False
     companions = [f"{info.name}.absmax", *(f"{module}.{part}" for part in _QUANTIZED_COMPANIONS)]
     return leaf in _QUANTIZED or "quant_state" in info.name or any(name in tensors for name in companions)
-
-
-def model_types(config: Mapping[str, Any]) -> set[str]:
-    """The model type of a config and of its sub-configs (text_config, decoder ...)."""
-    parts = [config, *(value for value in config.values() if isinstance(value, dict))]
-    return {part["model_type"] for part in parts if isinstance(part.get("model_type"), str)}
-
-
-def _has_conv1d(checkpoint: Checkpoint) -> bool:
-    """Whether c_attn and its like are stored (in, out). nanoGPT has the same names with plain Linear."""
-    types = model_types(checkpoint.config)
-    if types:
-        return not types.isdisjoint(_CONV1D_MODELS)
-    fused = [info.shape for name, info in checkpoint.tensors.items() if name.endswith("c_attn.weight")]
-    return any(len(shape) == 2 and shape[1] == 3 * shape[0] for shape in fused)
-
-
-def _expert_is_transposed(info: TensorInfo, config: Mapping[str, Any]) -> bool:
-    """Whether experts are stored (expert, in, out): by the hidden size if it is unambiguous, else by model type."""
-    text = config.get("text_config")
-    hidden = {config.get("hidden_size"), text.get("hidden_size") if isinstance(text, dict) else None}
-    first, second = (size in hidden for size in info.shape[1:])
-    if first != second:
-        return first != (".down" in info.name or "output_linear" in info.name)
-    return not model_types(config).isdisjoint(_TRANSPOSED_EXPERTS)
 
 
 def counterpart(base: Checkpoint, view: MatrixView) -> MatrixView:

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
     from eckart.adapter import Adapter, AdapterLayer, AdapterOutline, LayerOutline, TensorOutline
 
+_UNKNOWN_ORIENTATION = {
+    "expert": "the experts are square, and neither their other parameters nor the base's model_type show whether they "
+    "are stored (out, in) or (in, out)",
+    "conv1d": "fan_in_fan_out is true in the adapter, but neither the base's shapes nor its model_type show whether "
+    "this square matrix is a Conv1D's; give the base's config.json the model_type of its architecture, or, if the "
+    "module is an nn.Linear, set fan_in_fan_out to false in adapter_config.json",
+}
 SHOWN = 12  # faults that a message lists: for the others no nearest name is searched
 
 
@@ -226,6 +233,8 @@ def _shape_fault(layer: LayerOutline, view: MatrixView) -> str | None:
     """Why an update does not fit a matrix, from shapes alone."""
     A, B = tuple(layer.lora_A.shape), tuple(layer.lora_B.shape)
     rows, columns = view.stored_shape
+    if view.swaps_factors is None and rows == columns and layer.kind in ("expert", "conv1d"):
+        return _UNKNOWN_ORIENTATION[layer.kind]
     kernel = tuple(view.tensor_shape[1:]) if view.kind == layer.kind == "conv" else None
     if kernel and A[1:] != kernel:
         return f"its lora_A is for kernels {A[1:]}, the base's are {kernel}"
@@ -249,8 +258,14 @@ def _bias_fault(bias: TensorOutline, name: str, base: Checkpoint) -> str | None:
 
 
 def outputs_are_columns(layer: AdapterLayer | LayerOutline, view: MatrixView) -> bool:
-    """Whether an output is a column of the stored matrix, as with (in, out) storage and with embeddings."""
-    return view.transposed or layer.kind == "embedding"
+    """Whether an output is a column of the stored matrix, as with (in, out) storage and with embeddings.
+
+    For an expert, shapes decide: PEFT's releases and models disagree about the order of its dimensions.
+    """
+    rows, columns = view.stored_shape
+    if view.kind == "expert" and rows != columns:
+        return (layer.lora_B.shape[0], layer.lora_A.shape[1]) == (columns, rows)
+    return bool(view.swaps_factors) or layer.kind == "embedding"
 
 
 def stored_factors(layer: AdapterLayer, view: MatrixView) -> tuple[Tensor, Tensor]:

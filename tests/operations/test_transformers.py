@@ -1,0 +1,122 @@
+"""Adapters of transformers' architectures, on folders that transformers wrote: merged weights are those of PEFT."""
+
+import json
+
+import pytest
+import torch
+
+from eckart.errors import MismatchError
+from eckart.operations.merging.merge import merge
+
+# PEFT and transformers warn about their own internals; what is tested here is their numbers.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 96, "max_position_embeddings": 64, "head_dim": 8, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+LLAMA4 = SIZES | {
+    "num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 48, "interleave_moe_layer_step": 1,
+}  # fmt: skip
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 96, "n_positions": 64}
+EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
+# Name: model type, its config, the adapter's config.
+CASES = {
+    "Llama 4": ("llama4_text", LLAMA4, {"target_modules": ["q_proj"], "target_parameters": EXPERTS}),
+    "Llama 4, square": (
+        *("llama4_text", LLAMA4 | {"intermediate_size": 32}),
+        {"target_modules": [], "target_parameters": EXPERTS[1:]},
+    ),
+    "gpt-oss, square": (
+        *("gpt_oss", SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32}),
+        {"target_modules": [], "target_parameters": EXPERTS[1:]},
+    ),
+    "square Conv1D": ("gpt2", GPT2, {"target_modules": ["attn.c_proj"]}),
+}
+
+
+def auto_class(kind, auto="AutoModelForCausalLM"):
+    import transformers
+
+    return getattr(transformers, auto)
+
+
+def base_model(folder, kind, config, auto="AutoModelForCausalLM"):
+    """A random model, saved and loaded again as users have it."""
+    from transformers import AutoConfig
+
+    torch.manual_seed(0)
+    model = auto_class(kind, auto).from_config(AutoConfig.for_model(kind, **config))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.05)
+    model.save_pretrained(folder)
+    return type(model).from_pretrained(folder).eval()
+
+
+def adapted(model, folder, **options):
+    """The model with a random adapter of PEFT's, saved to a folder."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    model = get_peft_model(model, LoraConfig(init_lora_weights=False, **{"r": 4, "lora_alpha": 10, **options})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return model
+
+
+def assert_same_weights(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        scale = float(tensor.abs().max()) if tensor.numel() else 0
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=2e-5 * scale, msg=lambda text: f"{name}: {text}")  # noqa: B023
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_merged_folder_loads_with_the_weights_that_peft_merges(case, tmp_path):
+    kind, config, options = CASES[case]
+    model = adapted(base_model(tmp_path / "base", kind, config), tmp_path / "adapter", **options)
+    merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    expected = model.merge_and_unload()
+    assert_same_weights(type(expected).from_pretrained(tmp_path / "merged").state_dict(), expected.state_dict())
+
+
+def rename_type(folder, **changes):
+    """Another model type in a config, as a class outside transformers has."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("case", "others", "said"),
+    [
+        ("square Conv1D", (), "fan_in_fan_out is true"),
+        ("square Conv1D", ("transformer.h.0.attn.c_attn.weight",), None),
+        ("square Conv1D", ("transformer.h.0.mlp.c_fc.weight", "transformer.h.0.mlp.c_fc.bias"), None),
+        ("gpt-oss, square", (), "the experts are square"),
+    ],
+)
+def test_the_orientation_of_a_square_matrix_comes_from_its_like_or_the_merge_is_refused(case, others, said, tmp_path):
+    """`others` are the tensors of the base next to those that the adapter updates; the model type is unknown."""
+    from safetensors.torch import load_file, save_file
+
+    kind, config, options = CASES[case]
+    model = adapted(base_model(tmp_path / "base", kind, config), tmp_path / "adapter", **options)
+    file = tmp_path / "base/model.safetensors"
+    square = "attn.c_proj.weight" if case == "square Conv1D" else "experts.down_proj"
+    kept = {name: tensor for name, tensor in load_file(file).items() if name in others or name.endswith(square)}
+    save_file(kept, file, {"format": "pt"})
+    rename_type(tmp_path / "base", model_type="another", hidden_size=None, architectures=None)
+    if said:
+        with pytest.raises(MismatchError, match=said):
+            merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+        return
+    merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    expected = model.merge_and_unload().state_dict()
+    found = load_file(tmp_path / "merged/model.safetensors")
+    assert_same_weights(found, {name: expected[name] for name in kept})
