@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from eckart.adapter import Adapter, AdapterLayer
-from eckart.errors import MismatchError
+from eckart.errors import MismatchError, NotFiniteError
 from eckart.formats import load_adapter
 from eckart.operations import extract
 
@@ -213,7 +214,7 @@ def test_adapters_that_peft_wrote_are_read_and_written_back_the_same(llama_pair,
     targets = ["q_proj", "v_proj", "up_proj", "down_proj"]
     model = get_peft_model(make(), LoraConfig(target_modules=targets, init_lora_weights=False, **options)).eval()
     model.save_pretrained(tmp_path / "theirs")
-    adapter = load_adapter(tmp_path / "theirs")
+    adapter = replace(load_adapter(tmp_path / "theirs"), keep_scales=True)
     adapter.save(tmp_path / "ours")
     again = PeftModel.from_pretrained(make(), tmp_path / "ours").eval()
     torch.testing.assert_close(outputs(again, tokens(97)), outputs(model, tokens(97)), rtol=0, atol=0)
@@ -265,16 +266,34 @@ def test_dora_of_convolutions_and_embeddings_has_the_shapes_that_peft_loads(tmp_
     torch.testing.assert_close(found.more, expected.more, rtol=0, atol=0)
 
 
-def test_mixed_scaling_rules_are_written_so_that_every_scale_survives(llama_pair, tmp_path):
-    def layer(rank, alpha, rslora):
-        return AdapterLayer(torch.randn(rank, 64), torch.randn(64, rank), alpha, rslora=rslora)
+@pytest.mark.parametrize("with_experts", [False, True])
+@pytest.mark.parametrize("keep_scales", [False, True])
+def test_every_scale_survives_also_for_readers_of_one_alpha(tmp_path, keep_scales, with_experts):
+    def layer(rank, alpha, rslora, kind="linear"):
+        bias = None if with_experts else torch.randn(64)
+        return AdapterLayer(torch.randn(rank, 64), torch.randn(64, rank), alpha, rslora=rslora, kind=kind, bias=bias)
 
     names = [f"model.layers.{i}.self_attn.{p}_proj" for i in range(2) for p in "qo"]
     layers = [layer(4, 8, True), layer(4, 8, False), layer(2, 3, True), layer(9, 5, False)]
-    adapter = Adapter(dict(zip(names, layers, strict=True)))
+    if with_experts:
+        layers += [layer(rank, alpha, True, "expert") for rank, alpha in ((2, 3), (3, 7))]
+        names += [f"model.layers.0.mlp.experts.gate_up_proj[{expert}]" for expert in range(2)]
+    adapter = Adapter(dict(zip(names, layers, strict=True)), keep_scales=keep_scales)
     adapter.save(tmp_path / "a")
+    config = json.loads((tmp_path / "a/adapter_config.json").read_text())
+    assert (config["r"], bool(config["alpha_pattern"])) == (9, keep_scales)
     for name, again in load_adapter(tmp_path / "a").items():
         torch.testing.assert_close(again.delta(), adapter[name].delta())
+        if again.bias is not None:
+            torch.testing.assert_close(again.bias * again.scaling, adapter[name].bias * adapter[name].scaling)
+        assert keep_scales or (again.alpha, again.rslora) == (config["lora_alpha"], False)
+
+
+def test_a_scale_that_half_precision_cannot_carry_in_a_factor_is_refused(tmp_path):
+    factors = [(torch.randn(2, 4).half(), torch.full((4, 2), 1e3).half(), alpha) for alpha in (1, 1, 1e3)]
+    adapter = Adapter({f"layers.{i}": AdapterLayer(*parts) for i, parts in enumerate(factors)})
+    with pytest.raises(NotFiniteError, match="set `keep_scales`"):
+        adapter.save(tmp_path / "a")
 
 
 def test_dora_and_plain_layers_do_not_mix(tmp_path):

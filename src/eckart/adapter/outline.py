@@ -141,6 +141,8 @@ class AdapterBase(Mapping[str, L], Generic[L, T]):
         config: further fields of the file that the adapter was read from, unchanged.
         format: format of the files that it was read from, and that `save` writes.
         files: files that it is read from; empty in memory.
+        keep_scales: whether a PEFT file states each layer's alpha and `use_rslora`, which some readers ignore, rather
+            than one alpha for all layers with the rest of each scale in lora_B.
     """
 
     layers: Mapping[str, L]
@@ -150,6 +152,7 @@ class AdapterBase(Mapping[str, L], Generic[L, T]):
     config: dict[str, Any] = field(default_factory=dict)
     format: AdapterFormat = "peft"
     files: tuple[Path, ...] = ()
+    keep_scales: bool = False
 
     def __getitem__(self, module: str) -> L:
         try:

@@ -1,11 +1,12 @@
 """`eckart convert`: an adapter in the format that another tool reads."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from eckart.cli.options import RESULT, Debug, DryRun, Force, Json, in_group
+from eckart.cli.options import RESULT, Debug, DryRun, Force, Json, KeepScales, in_group
 
 Format = Literal["peft", "kohya", "diffusers"]
 To = Annotated[Format, typer.Option("--to", metavar="peft|kohya|diffusers", help="The format to write.")]
@@ -24,15 +25,17 @@ def convert(
         Path,
         in_group(RESULT, "--output", "-o", metavar="OUT", help="A folder; for kohya a .safetensors file."),
     ],
+    keep_scales: KeepScales = False,
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write ADAPTER in another format, with every scale unchanged.
+    """Write ADAPTER in another format, with every update unchanged.
 
     What the format cannot express is refused by name before anything is written. Factors are copied bit for bit; only
-    where parts with several scales become one layer (FLUX's qkv) are they rounded, once, in float32.
+    where parts with several scales become one layer (FLUX's qkv), or layers of several alphas a PEFT adapter, are they
+    rounded, once.
 
     \b
     $ eckart convert adapter -o adapter.safetensors --to kohya
@@ -49,9 +52,10 @@ def convert(
     """  # noqa: D301
     from eckart import report
     from eckart.cli.output import present
+    from eckart.formats.sources import open_adapter
     from eckart.operations.conversion import plan_conversion
 
-    plan = plan_conversion(adapter, to, base=base)
+    plan = plan_conversion(replace(open_adapter(adapter), keep_scales=keep_scales), to, base=base)
     if dry_run:
         return present(plan.preview(), report.preview_table, as_json=as_json)
     return present(plan.write(output, force=force), report.conversion_table, as_json=as_json)

@@ -95,6 +95,14 @@ DryRun = Annotated[
     bool,
     in_group(*(RESULT, "--dry-run", "-n"), help="Show what would be matched, read and written; reads headers only."),
 ]
+KeepScales = Annotated[
+    bool,
+    in_group(
+        RESULT,
+        "--keep-scales",
+        help="Write each layer's alpha and rsLoRA into PEFT's config, which some readers ignore, not into lora_B.",
+    ),
+]
 Force = Annotated[bool, in_group(RESULT, "--force", "-f", help="Overwrite an existing output.")]
 Json = Annotated[bool, in_group(RESULT, "--json", help="Print the result as one JSON object, and nothing else.")]
 Open = Annotated[bool, in_group(RESULT, "--open", help="Open the page in the browser when done.")]

@@ -1,5 +1,6 @@
 """`eckart resize`: the best adapter of another rank."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +17,7 @@ from eckart.cli.options import (
     FactorDtype,
     Force,
     Json,
+    KeepScales,
     NoResume,
     Rank,
     Seed,
@@ -47,6 +49,7 @@ def resize(
     no_resume: NoResume = False,
     output: AdapterOutput,
     dtype: FactorDtype = None,
+    keep_scales: KeepScales = False,
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
@@ -106,7 +109,7 @@ def resize(
         msg = "`base` is the model to distill with; name the text with `distill`"
         raise OptionError(msg)
     check_output(output, force=force, inputs=[distill, *local_paths(base)])
-    source = open_adapter(adapter)
+    source = replace(open_adapter(adapter), keep_scales=keep_scales)
     execution = Execution(device="cpu", workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress())
     with distillation(base or source.base_model, source, distill, steps=steps, seed=seed) as refine:
         result = resized(source, output=output, execution=execution, force=force, refine=refine, **options)

@@ -90,4 +90,5 @@ def _within(adapter: Adapter, part: str, modules: list[str]) -> Adapter:
         base_model=adapter.base_model,
         task_type=adapter.task_type,
         files=adapter.files,
+        keep_scales=adapter.keep_scales,
     )

@@ -5,6 +5,7 @@ Names carry `base_model.model.` before the module. Source: PEFT's `utils/save_an
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from eckart.errors import FileFormatError, SourceError
 from eckart.formats.peft_config import CONFIG, PeftConfig, config_of, is_trained_bias, read_config
 from eckart.formats.peft_experts import Stack, expert_of, parameters_of, stack_of, stacks_of, wrapper_names
 from eckart.formats.peft_patterns import first_match
+from eckart.formats.peft_scales import common_alpha, folded, with_alpha
 from eckart.formats.stored import outline, read_finite
 
 if TYPE_CHECKING:
@@ -107,12 +109,19 @@ def read(path: Path) -> Adapter:
 def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
     """Write an adapter as a PEFT folder, completely or not at all, one layer after another.
 
+    Unless the adapter says `keep_scales`, all layers get one `lora_alpha`, and their own scales are in lora_B.
+
     Raises:
         OutputError: `path` exists and `force` is not given, or cannot be written.
         MismatchError: layers that one PEFT config cannot describe.
     """
     outline = adapter.outline()
     stacked, stacks = stacks_of(outline)
+    if not adapter.keep_scales:
+        alpha = common_alpha(stacked.layers)
+        stacked = replace(stacked, layers=with_alpha(stacked.layers, alpha))
+        stacks = {name: replace(stack, outline=stacked[name]) for name, stack in stacks.items()}
+        adapter = folded(adapter, alpha)
     config = config_of(stacked)
     specs = [TensorSpec.of(name, tensor) for name, tensor in _named(on_meta(outline), stacks)]
     with atomic_directory(path, force=force, inputs=adapter.files) as folder:

@@ -120,7 +120,8 @@ def config_of(adapter: AdapterOutline) -> dict[str, Any]:
         name: float(layer.alpha if rslora else layer.scaling * layer.rank if layer.rslora else layer.alpha)
         for name, layer in adapter.items()
     }
-    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    # Servers reserve memory for `r` and refuse an adapter whose layers exceed it.
+    rank, alpha = max(ranks.values()), Counter(alphas.values()).most_common(1)[0][0]
     bias = adapter.config.get("bias", "none")
     saved = sorted({name.rpartition(".")[0] for name in adapter.modules_to_save if not is_trained_bias(name, adapter)})
     config = {

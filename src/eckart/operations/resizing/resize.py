@@ -36,7 +36,8 @@ def resize(
     Exactly one of `rank`, `energy`, `error` and `budget` chooses the ranks. A higher rank leaves the update unchanged:
     lora_B gets columns of zeros and lora_A random rows as PEFT initializes them, so that training can continue. A layer
     that has the requested rank keeps its factors bit for bit. Scaling, biases, DoRA's magnitudes and tensors saved in
-    full are unchanged; for DoRA the error is that of the direction's update.
+    full are unchanged; for DoRA the error is that of the direction's update. A PEFT file states one alpha for all
+    layers, and has the rest of each scale in lora_B, unless the adapter says `keep_scales`.
 
     By energy, error or budget, a layer whose update is zero or earns no rank is skipped and named, unless it has a bias
     or magnitude: then it gets rank 1.
