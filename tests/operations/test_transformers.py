@@ -34,6 +34,32 @@ CASES = {
     ),
     "square Conv1D": ("gpt2", GPT2, {"target_modules": ["attn.c_proj"]}),
 }
+ENCODER_DECODER = {
+    "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "vocab_size": 96, "max_position_embeddings": 64,
+}  # fmt: skip
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4, "vocab_size": 96}
+BERT = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 96,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+SEQ2SEQ, MASKED = "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM"
+# Name: class, model type, its config, the adapter's config; all of them tie weights that the adapter changes apart.
+TIED = {
+    "BART, saved head": (
+        SEQ2SEQ, "bart", ENCODER_DECODER, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    ),
+    "BART, head": (SEQ2SEQ, "bart", ENCODER_DECODER, {"target_modules": ["q_proj", "lm_head"]}),
+    "BART, embeddings": (SEQ2SEQ, "bart", ENCODER_DECODER, {"target_modules": ["decoder.embed_tokens"]}),
+    "M2M-100, head": (SEQ2SEQ, "m2m_100", ENCODER_DECODER, {"target_modules": ["lm_head"]}),
+    "T5, head": (SEQ2SEQ, "t5", T5, {"target_modules": ["q", "lm_head"]}),
+    "mT5, embeddings": (SEQ2SEQ, "mt5", T5, {"target_modules": ["encoder.embed_tokens"]}),
+    "BERT, head": (MASKED, "bert", BERT, {"target_modules": ["query", "decoder"]}),
+    "RoBERTa, saved head": (MASKED, "roberta", BERT, {"target_modules": ["query"], "modules_to_save": ["lm_head"]}),
+    "Llama, head": (
+        *("AutoModelForCausalLM", "llama", SIZES | {"tie_word_embeddings": True}), {"target_modules": ["lm_head"]},
+    ),
+}  # fmt: skip
 
 
 def auto_class(kind, auto="AutoModelForCausalLM"):
@@ -120,3 +146,33 @@ def test_the_orientation_of_a_square_matrix_comes_from_its_like_or_the_merge_is_
     expected = model.merge_and_unload().state_dict()
     found = load_file(tmp_path / "merged/model.safetensors")
     assert_same_weights(found, {name: expected[name] for name in kept})
+
+
+def logits(model):
+    ids = torch.arange(3, 19).view(2, 8)
+    more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        return model(input_ids=ids, **more).logits
+
+
+@pytest.mark.parametrize("stored", ["once", "twice"])
+@pytest.mark.parametrize("case", TIED)
+def test_weights_that_an_adapter_unties_are_all_written_and_the_config_says_so(case, stored, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    auto, kind, config, options = TIED[case]
+    base = base_model(tmp_path / "base", kind, config, auto)
+    before, names = logits(base), set(base.state_dict())
+    if stored == "twice":  # as a save of transformers 4 may be
+        file = tmp_path / "base/model.safetensors"
+        save_file({name: tensor.clone() for name, tensor in base.state_dict().items()}, file, {"format": "pt"})
+    model = adapted(base, tmp_path / "adapter", **options)
+    merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    expected = logits(model)
+    assert not torch.allclose(expected, before, atol=1e-3)
+    merged, info = auto_class(kind, auto).from_pretrained(tmp_path / "merged", output_loading_info=True)
+    assert not info["missing_keys"]
+    torch.testing.assert_close(logits(merged.eval()), expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+    written = json.loads((tmp_path / "merged/config.json").read_text())
+    assert "t5" in kind or written["tie_word_embeddings"] is False
+    assert set(load_file(tmp_path / "merged/model.safetensors")) >= names

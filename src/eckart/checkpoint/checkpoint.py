@@ -1,6 +1,6 @@
 """The interface of a checkpoint: named tensors, read completely or by rows, wherever they are stored."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -76,45 +76,3 @@ def check_rows(info: TensorInfo, start: int, stop: int) -> None:
     if not 0 <= start <= stop <= info.shape[0]:
         msg = f"{info.name} has rows 0..{info.shape[0]}, got {start}..{stop}"
         raise ValueError(msg)
-
-
-_INPUT_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tokens_embed")
-_OUTPUT_LAYERS = {
-    "WhisperForConditionalGeneration": "proj_out.weight",
-    "DistilBertForMaskedLM": "vocab_projector.weight",
-    "RobertaForMaskedLM": "lm_head.decoder.weight",
-    "ForCausalLM": "lm_head.weight",
-    "LMHeadModel": "lm_head.weight",
-    "ForConditionalGeneration": "lm_head.weight",
-    "ForMaskedLM": "cls.predictions.decoder.weight",
-}
-
-
-def tied_weights(names: Collection[str], config: Mapping[str, Any]) -> dict[str, str]:
-    """The output layer that a file omits because it shares the input embedding, or the reverse.
-
-    Saving drops one name of each shared pair. So if the model class has an output layer that the file lacks, and the
-    config does not forbid tying, the two are tied.
-    """
-    classes = [str(name) for name in config.get("architectures") or ()]
-    head = next((head for end, head in _OUTPUT_LAYERS.items() for cls in classes if cls.endswith(end)), None)
-    if head is None or config.get("tie_word_embeddings") is False:
-        return {}
-    embedding = next((name for name in names if _is_input_embedding(name)), None)
-    if embedding and head not in names:
-        return {head: embedding}
-    if not embedding and head in names:
-        return {_missing_embedding(names): head}
-    return {}
-
-
-def _is_input_embedding(name: str) -> bool:
-    module, _, leaf = name.rpartition(".")
-    return leaf == "weight" and module.rpartition(".")[2] in _INPUT_EMBEDDINGS
-
-
-def _missing_embedding(names: Collection[str]) -> str:
-    """Name of the input embedding in a model with these layers."""
-    if any(name.startswith("transformer.h.") for name in names):
-        return "transformer.wte.weight"
-    return "model.embed_tokens.weight"

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eckart.checkpoint import dtypes
-from eckart.checkpoint.checkpoint import TensorInfo, check_rows, tied_weights
+from eckart.checkpoint.checkpoint import TensorInfo, check_rows
 from eckart.checkpoint.gguf_header import GgufTensor, read_gguf_header
 from eckart.checkpoint.gguf_names import config_of, hf_name
 from eckart.checkpoint.inputs import files_digest
 from eckart.checkpoint.reader import read_into, read_range
+from eckart.checkpoint.tying import tied_weights
 from eckart.errors import FileFormatError, MissingExtraError
 
 if TYPE_CHECKING:

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eckart.checkpoint.checkpoint import TensorInfo, check_rows, tied_weights
+from eckart.checkpoint.checkpoint import TensorInfo, check_rows
 from eckart.checkpoint.header import Header, read_header
 from eckart.checkpoint.inputs import files_digest
 from eckart.checkpoint.source import SourceFiles, read_config
 from eckart.checkpoint.stamp import Stamp
+from eckart.checkpoint.tying import tied_weights
 from eckart.errors import FileFormatError
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.adapter.deferred import Deferred
 from eckart.checkpoint import check_output
+from eckart.checkpoint.naming import is_embedding
 from eckart.engine.fingerprint import fingerprint
 from eckart.errors import MismatchError, OutputError
 from eckart.formats import load_adapter, output_kind, unknown_fields
@@ -220,7 +221,7 @@ def _layers(written: "Mapping[str, Record]", work: LayerTasks, journal: "Journal
             msg = f"{owners[module]}: its stored result is missing or damaged; run the same command again"
             raise OutputError(msg)
         layer = AdapterLayer(**record.tensors, **record.facts["layer"])
-        return layer if owners[module] == module else _tied_copy(layer)
+        return layer if owners[module] == module else _tied_copy(layer, module)
 
     layers = {module: read(module, written[owner]) for module, owner in owners.items()}
     if journal is None:
@@ -229,9 +230,9 @@ def _layers(written: "Mapping[str, Record]", work: LayerTasks, journal: "Journal
     return Deferred(outlines, lambda module: read(module, journal.load(owners[module])))
 
 
-def _tied_copy(layer: AdapterLayer) -> AdapterLayer:
-    """The same update for a linear module that shares the weight of the layer's module."""
-    if layer.kind == "embedding":
+def _tied_copy(layer: AdapterLayer, module: str) -> AdapterLayer:
+    """The same update for a module that shares the weight of the layer's: an output layer, or another embedding."""
+    if layer.kind == "embedding" and not is_embedding(module):
         return AdapterLayer(layer.lora_B.T.contiguous(), layer.lora_A.T.contiguous(), layer.alpha)
     return replace(layer, bias=None)
 

@@ -187,7 +187,7 @@ def _place_saved(
             faults.append(_Fault(number, name, "other", "a tensor of experts cannot be replaced by a saved one"))
         else:
             changes = places.changes.setdefault(tensor, {})
-            changes.setdefault(by_tensor.get(stored, tensor), []).append(Term(number, name, "whole"))
+            changes.setdefault(by_tensor.get(stored, stored), []).append(Term(number, name, "whole"))
     return faults
 
 

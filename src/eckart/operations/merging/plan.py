@@ -14,6 +14,7 @@ from eckart.checkpoint.layouts import as_view
 from eckart.checkpoint.nf4 import Nf4Checkpoint
 from eckart.checkpoint.nf4_scheme import stored_name
 from eckart.checkpoint.source import read_config
+from eckart.checkpoint.tying import stored_twice, untied_config
 from eckart.errors import OptionError
 from eckart.formats import unknown_fields
 from eckart.formats.sources import Source, open_adapter, open_model
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from eckart.checkpoint import Checkpoint, DType, MatrixView
 
-_TIE = "tie_word_embeddings"
 Adapters = Sequence[Adapter | str | Path] | Adapter | str | Path
 Changes = Mapping[str, Mapping[str, list[Term]]]
 
@@ -58,7 +58,7 @@ def plan_merge(
     skipped += [item for adapter in loaded for item in unknown_fields(adapter)]
     skipped += [Skipped(f"adapter {n}", "its weight is zero") for n, w in enumerate(factors, start=1) if w == 0]
     matches = _matches(changes, outlines, places.views, checkpoint)
-    config = _config(checkpoint, tensors, dtype=target)
+    config = _config(checkpoint, tensors, changes, dtype=target)
     return ModelPlan("merge", checkpoint, tensors, matches, skipped, config, loaded, factors)
 
 
@@ -89,15 +89,18 @@ def _without_zero_weights(changes: Changes, weights: Sequence[float]) -> Changes
 def _tensors(
     base: Checkpoint, changes: Changes, places: Places, adapters: Sequence[Adapter], *, dtype: DType | None
 ) -> list[OutputTensor]:
-    """Every tensor of the output; tied ones that no longer share one weight get their own."""
+    """Every tensor of the output; if tied ones no longer share one weight, all get their own."""
     views: dict[str, dict[str, MatrixView]] = {}
     for view in places.views.values():
         views.setdefault(view.tensor, {})[view.name] = view
+    untie = any(
+        not _same_change(changes.get(name), changes.get(stored), adapters, places) for name, stored in base.tied.items()
+    )
     tensors = []
     for stored in base.tensors:
-        tied = [name for name, other in base.tied.items() if other == stored]
-        own = [name for name in tied if not _same_change(changes.get(name), changes.get(stored), adapters, places)]
-        for name in (stored, *own):
+        # A config that unties one name unties all, and whichever the files lack would be random.
+        tied = [name for name, other in base.tied.items() if other == stored and untie]
+        for name in (stored, *tied):
             seen = list(views.get(stored, {}).values())
             tensors += _outputs(base, name, stored, changes.get(name, {}), seen, dtype=dtype)
     return tensors
@@ -138,19 +141,19 @@ def _same_change(
         return not first and not second
     return first.keys() == second.keys() and all(
         len(terms) == len(second[name])
-        and all(_same_term(*pair, adapters, places.views[name]) for pair in zip(terms, second[name], strict=True))
+        and all(_same_term(*pair, adapters, places.views.get(name)) for pair in zip(terms, second[name], strict=True))
         for name, terms in first.items()
     )
 
 
-def _same_term(term: Term, other: Term, adapters: Sequence[Adapter], view: MatrixView) -> bool:
+def _same_term(term: Term, other: Term, adapters: Sequence[Adapter], view: MatrixView | None) -> bool:
     """Whether two terms are equal, by their tensors."""
     import torch
 
     if (term.adapter, term.part) != (other.adapter, other.part):
         return False
     adapter = adapters[term.adapter]
-    if term.part == "whole":
+    if term.part == "whole" or view is None:
         return torch.equal(adapter.modules_to_save[term.key], adapter.modules_to_save[other.key])
     layer, second = adapter[term.key], adapter[other.key]
     if layer.magnitude is not None or second.magnitude is not None:
@@ -168,13 +171,15 @@ def _matches(
         for name, terms in matrices.items():
             updates = {term.adapter: outlines[term.adapter][term.key].rank for term in terms if term.part == "update"}
             ranks = tuple(updates.get(number, 0) for number in range(len(outlines)))
-            view = views.get(name) or as_view(name, base.tensors[name].shape)
+            view = views.get(name) or as_view(name, base.tensors[base.tied.get(name, name)].shape)
             label = tensor.removesuffix(".weight") if tensor in base.tied else name
             matches.append(Match(label, view.shape, ranks))
     return matches
 
 
-def _config(base: Checkpoint, tensors: Iterable[OutputTensor], *, dtype: DType | None) -> dict[str, Any]:
+def _config(
+    base: Checkpoint, tensors: Iterable[OutputTensor], changes: Changes, *, dtype: DType | None
+) -> dict[str, Any]:
     """The config.json to write; {} if the base's is copied as it is, or there is none."""
     complete = has_companions(base)
     original = read_config(base.folder) if complete else base.config
@@ -183,9 +188,10 @@ def _config(base: Checkpoint, tensors: Iterable[OutputTensor], *, dtype: DType |
         config.pop("quantization_config", None)
     if config and (dtype is not None or not complete):
         config |= dtype_entry(config, (tensor.dtype for tensor in tensors))
-    if config and untied(base, tensors):
-        config[_TIE] = False
+    changed = [[name for name in group if name in changes] for group in stored_twice(base.tensors, config)]
+    if config and (untied(base, tensors) or any(changed)):
+        config = untied_config(config)
     inner = config.get("text_config")
-    if isinstance(inner, dict):
-        config["text_config"] = inner | {key: config[key] for key in inner if key in ("dtype", _TIE) and key in config}
+    if isinstance(inner, dict) and "dtype" in inner and "dtype" in config:
+        config["text_config"] = inner | {"dtype": config["dtype"]}
     return {} if complete and config == original else config
