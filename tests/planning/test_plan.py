@@ -17,6 +17,7 @@ from eckart.planning import forecaster as forecasts
 from eckart.planning.architecture import Outline
 from eckart.planning.guide import parse_data_size
 from eckart.planning.largest import largest
+from eckart.planning.measured_ranks import measured_ranks
 from eckart.planning.memory import RESERVED_BYTES, Memory, smallest_card
 from eckart.planning.shallow import at_depth, extrapolate, shallow_depths
 from eckart.planning.simulation import SimulationError
@@ -209,8 +210,11 @@ def test_measured_spectra_give_each_module_its_rank(update, tmp_path):
     made = plan(MODEL, method="lora", rank=2, target=["attention-min"], max_length=64, analysis=tmp_path / "update")
     ranks = made.advice.measured.ranks
     assert ranks["model.layers.1.self_attn.q_proj"] == max(ranks.values()) > 2
-    assert made.advice.measured.params <= Outline(MODEL).adapter(LoRAConfig(2, target="attention-min")).trainable_params
-    assert made.advice.measured.kept > made.advice.measured.kept_evenly
+    adapter = Outline(MODEL).adapter(LoRAConfig(2, target="attention-min"))
+    allocation, kept, kept_evenly = measured_ranks(tmp_path / "update", adapter, rank=2)
+    assert made.advice.measured == allocation
+    assert allocation.params <= adapter.trainable_params
+    assert kept > kept_evenly
     assert made.advice.forecast.trainable_params == made.advice.measured.params
     assert made.advice.reasons[-1].source == "spectrum"
 

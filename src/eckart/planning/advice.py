@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from eckart.linalg import Allocation
 from eckart.nn.config import LoRAConfig
 from eckart.planning.forecast import Forecast
 from eckart.planning.guide import EFFECTIVE_BATCH
-from eckart.planning.measured_ranks import MeasuredRanks
 from eckart.planning.setting import PlanSetting
 
 Source = Literal["rule", "simulation", "estimate", "spectrum", "given"]
@@ -41,7 +41,7 @@ class Advice:
     next_steps: Mapping[str, Forecast] = field(default_factory=dict)
     largest_batch: int | None = None
     largest_length: int | None = None
-    measured: MeasuredRanks | None = None
+    measured: Allocation | None = None
 
     @property
     def setting(self) -> PlanSetting:

@@ -91,11 +91,11 @@ def with_measured_ranks(forecaster: Forecaster, advice: Advice, analysis: str | 
     if lora is None or forecaster.outline is None:
         msg = "`analysis` gives ranks to the adapter of a model whose config is known; this plan has none"
         raise OptionError(msg)
-    measured = measured_ranks(analysis, forecaster.outline.adapter(lora), rank=lora.rank)
+    measured, kept, kept_evenly = measured_ranks(analysis, forecaster.outline.adapter(lora), rank=lora.rank)
     ranks = {name: rank for name, rank in measured.ranks.items() if rank}
     by_module = replace(lora, target=tuple(ranks), exclude=(), rank_pattern=ranks)
     forecast = forecaster.full(replace(advice.setting, lora=by_module))
-    why = f"keeps {measured.kept:.1%} of the earlier update, the same rank everywhere {measured.kept_evenly:.1%}"
+    why = f"keeps {kept:.1%} of the earlier update, the same rank everywhere {kept_evenly:.1%}"
     span = f"{min(ranks.values())}–{max(ranks.values())}" if ranks else "0"
     return replace(
         advice,

@@ -1,7 +1,6 @@
 """Rules of thumb for the rank and dropout of an adapter, by the size of the training data."""
 
 import re
-from dataclasses import dataclass
 
 from eckart.errors import OptionError
 
@@ -27,22 +26,13 @@ def parse_data_size(text: str) -> int:
     return max(round(count / TOKENS_PER_EXAMPLE), 1) if in_tokens else round(count)
 
 
-@dataclass(frozen=True)
-class Rule:
-    """Rank and dropout for a size of data, and why."""
-
-    rank: int
-    dropout: float
-    why: str
+_SMALL = (8, 0.1, f"fewer than {SMALL_EXAMPLES:,} examples: 4 to 8 suffice, and more would memorize them")
+_USUAL = (16, 0.05, "16 serves most tasks; 4 to 8 for a quick try, 32 to 64 for a complex one")
+_LARGE = (32, 0.0, f"{LARGE_EXAMPLES:,} examples or more: 32 to 64 can learn more; 128 and more rarely pay")
 
 
-_SMALL = Rule(8, 0.1, f"fewer than {SMALL_EXAMPLES:,} examples: 4 to 8 suffice, and more would memorize them")
-_USUAL = Rule(16, 0.05, "16 serves most tasks; 4 to 8 for a quick try, 32 to 64 for a complex one")
-_LARGE = Rule(32, 0.0, f"{LARGE_EXAMPLES:,} examples or more: 32 to 64 can learn more; 128 and more rarely pay")
-
-
-def rule_for(examples: int | None) -> Rule:
-    """The rule for a number of examples; None is a usual one."""
+def rule_for(examples: int | None) -> tuple[int, float, str]:
+    """Rank and dropout for a number of examples, and why; None is a usual number."""
     if examples is None or SMALL_EXAMPLES <= examples < LARGE_EXAMPLES:
         return _USUAL
     return _SMALL if examples < SMALL_EXAMPLES else _LARGE

@@ -1,41 +1,25 @@
 """Ranks for each module from the spectra of an earlier fine-tune, with as many parameters as one rank for all."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from eckart.errors import MismatchError
-from eckart.linalg import allocate
+from eckart.linalg import Allocation, allocate
 from eckart.operations import Analysis
 from eckart.planning.architecture import AdapterCount
 
 
-@dataclass(frozen=True)
-class MeasuredRanks:
-    """Ranks chosen from spectra.
-
-    Attributes:
-        ranks: rank of each module by its path; 0 where parameters are better spent elsewhere.
-        params: number of parameters.
-        kept: share of the update's energy that these ranks keep.
-        kept_evenly: share that the same rank everywhere keeps, with as many parameters.
-        guarantee: what is proved about the choice, in words.
-    """
-
-    ranks: Mapping[str, int]
-    params: int
-    kept: float
-    kept_evenly: float
-    guarantee: str
-
-
-def measured_ranks(path: str | Path, adapter: AdapterCount, *, rank: int) -> MeasuredRanks:
+def measured_ranks(path: str | Path, adapter: AdapterCount, *, rank: int) -> tuple[Allocation, float, float]:
     """Distribute the parameters of `rank` on all modules so that as much as possible of an earlier update is kept.
 
     Args:
         path: an analysis of a fine-tune minus its base, or of an adapter.
         adapter: the modules to adapt.
         rank: the rank whose parameters are distributed.
+
+    Returns:
+        the rank of each module by its path, 0 where parameters are better spent elsewhere; the share of the update's
+        energy that these ranks keep; and the share that `rank` everywhere keeps, with as many parameters.
 
     Raises:
         SourceError, FileFormatError: there is no such analysis.
@@ -61,5 +45,4 @@ def measured_ranks(path: str | Path, adapter: AdapterCount, *, rank: int) -> Mea
         return 1 - sum(lost) / total if total else 1.0
 
     evenly = dict.fromkeys(spectra, rank)
-    ranks = allocation.ranks
-    return MeasuredRanks(ranks, allocation.params, kept(ranks), kept(evenly), allocation.guarantee)
+    return allocation, kept(allocation.ranks), kept(evenly)

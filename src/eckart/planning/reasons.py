@@ -52,7 +52,8 @@ def _adapter_reasons(request: Request, forecast: Forecast) -> Iterator[Reason]:
     elif lora.rank < wanted.rank:
         yield Reason("rank", str(lora.rank), f"{wanted.rank} does not fit", forecast.source)
     else:
-        yield Reason("rank", str(lora.rank), rule_for(request.examples).why, "rule")
+        *_, why = rule_for(request.examples)
+        yield Reason("rank", str(lora.rank), why, "rule")
     yield Reason("alpha", f"{lora.alpha:g}", "twice the rank", "rule")
     target = ", ".join(lora.target)
     if "target" in request.named:

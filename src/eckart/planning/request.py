@@ -77,9 +77,10 @@ def request_of(
     if attention == "sdpa" and supported == "eager":
         msg = "`attention=sdpa`: this model's code supports only eager"
         raise OptionError(msg)
-    rule, rank, target = rule_for(examples), options.get("rank"), options.get("target")
-    rank = rule.rank if rank is None else rank
-    lora = LoRAConfig(rank=rank, alpha=2.0 * rank, dropout=rule.dropout, target=target or LoRAConfig().target)
+    usual_rank, dropout, _ = rule_for(examples)
+    rank, target = options.get("rank"), options.get("target")
+    rank = usual_rank if rank is None else rank
+    lora = LoRAConfig(rank=rank, alpha=2.0 * rank, dropout=dropout, target=target or LoRAConfig().target)
     setting = PlanSetting(
         method=method or "lora",
         lora=lora,
