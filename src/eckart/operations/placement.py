@@ -26,6 +26,10 @@ _UNKNOWN_ORIENTATION = {
     "this square matrix is a Conv1D's; give the base's config.json the model_type of its architecture, or, if the "
     "module is an nn.Linear, set fan_in_fan_out to false in adapter_config.json",
 }
+
+Fault = tuple[str, Literal["missing", "shape", "other"], str]
+"""Why a module or tensor does not fit: its name, the kind of reason and the reason; one kind has one common cause."""
+
 SHOWN = 12  # faults that a message lists: for the others no nearest name is searched
 
 
@@ -56,23 +60,6 @@ class Places:
 
     changes: dict[str, dict[str, list[Term]]]
     views: dict[str, MatrixView]
-
-
-@dataclass(frozen=True)
-class _Fault:
-    """Why a key of an adapter does not fit the base.
-
-    Attributes:
-        adapter: index of the adapter.
-        key: the module or tensor.
-        kind: if all faults of an adapter are of one kind, they have one common cause.
-        text: the reason.
-    """
-
-    adapter: int
-    key: str
-    kind: Literal["missing", "shape", "other"]
-    text: str
 
 
 class _Names:
@@ -125,9 +112,9 @@ def find_places(base: Checkpoint, adapters: Sequence[AdapterOutline]) -> Places:
     tensors = _Names([*base.tensors, *base.tied])
     faults = []
     for number, adapter in enumerate(adapters):
-        faults += _place_layers(number, adapter, base, places, modules, reasons=reasons)
-        faults += _place_saved(number, adapter, base, places, tensors)
-    if faults:
+        of_layers = _place_layers(number, adapter, base, places, modules, reasons=reasons)
+        faults.append([*of_layers, *_place_saved(number, adapter, base, places, tensors)])
+    if any(faults):
         raise _misfit(faults, adapters, base, modules, tensors)
     return places
 
@@ -140,24 +127,25 @@ def _place_layers(
     modules: _Names,
     *,
     reasons: Mapping[str, str],
-) -> list[_Fault]:
-    faults, counts = [], Counter[str]()
+) -> list[Fault]:
+    faults: list[Fault] = []
+    counts = Counter[str]()
     for name, layer in adapter.items():
         module = modules.find(name)
         view = places.views.get(module or "")
         if module is None or view is None:
             reason = reasons.get(module or "")
             text = f"cannot be merged: {reason}" if reason else "the base has no such module"
-            faults.append(_Fault(number, name, "other" if reason else "missing", text))
+            faults.append((name, "other" if reason else "missing", text))
             continue
         counts[module] += 1
         bias = f"{view.module if module == view.name else module}.bias"
         if counts[module] > 1:
-            faults.append(_Fault(number, name, "other", "the adapter contains it twice"))
+            faults.append((name, "other", "the adapter contains it twice"))
         elif fault := _shape_fault(layer, view):
-            faults.append(_Fault(number, name, "shape", fault))
+            faults.append((name, "shape", fault))
         elif layer.bias is not None and (fault := _bias_fault(layer.bias, bias, base)):
-            faults.append(_Fault(number, name, "other", fault))
+            faults.append((name, "other", fault))
         else:
             tensor = view.tensor if module == view.name else f"{module}.weight"
             places.changes.setdefault(tensor, {}).setdefault(view.name, []).append(Term(number, name, "update"))
@@ -168,23 +156,23 @@ def _place_layers(
 
 def _place_saved(
     number: int, adapter: AdapterOutline, base: Checkpoint, places: Places, tensors: _Names
-) -> list[_Fault]:
-    faults = []
+) -> list[Fault]:
+    faults: list[Fault] = []
     by_tensor = {view.tensor: view.name for view in places.views.values()}
     for name, value in adapter.modules_to_save.items():
         tensor = tensors.find(name)
         if tensor is None:
-            faults.append(_Fault(number, name, "missing", "the base has no such tensor"))
+            faults.append((name, "missing", "the base has no such tensor"))
             continue
         stored = base.tied.get(tensor, tensor)
         info = base.tensors[stored]
         if tuple(value.shape) != info.shape:
             text = f"its saved tensor has the shape {tuple(value.shape)}, the base's {info.shape}"
-            faults.append(_Fault(number, name, "shape", text))
+            faults.append((name, "shape", text))
         elif not info.dtype.is_floating_point:
-            faults.append(_Fault(number, name, "other", f"{info.dtype} in the base, not a floating-point tensor"))
+            faults.append((name, "other", f"{info.dtype} in the base, not a floating-point tensor"))
         elif stored in by_tensor and places.views[by_tensor[stored]].kind == "expert":
-            faults.append(_Fault(number, name, "other", "a tensor of experts cannot be replaced by a saved one"))
+            faults.append((name, "other", "a tensor of experts cannot be replaced by a saved one"))
         else:
             changes = places.changes.setdefault(tensor, {})
             changes.setdefault(by_tensor.get(stored, stored), []).append(Term(number, name, "whole"))
@@ -192,40 +180,41 @@ def _place_saved(
 
 
 def _misfit(
-    faults: Sequence[_Fault], adapters: Sequence[AdapterOutline], base: Checkpoint, modules: _Names, tensors: _Names
+    faults: Sequence[Sequence[Fault]],
+    adapters: Sequence[AdapterOutline],
+    base: Checkpoint,
+    modules: _Names,
+    tensors: _Names,
 ) -> MismatchError:
-    """One error for all faults; an adapter for another model is one fault."""
+    """One error for all faults of each adapter; an adapter for another model is one fault."""
     lines = []
-    for number, adapter in enumerate(adapters):
-        label = f"adapter {number + 1}: " if len(adapters) > 1 else ""
-        of_adapter = [fault for fault in faults if fault.adapter == number]
+    for number, (adapter, of_adapter) in enumerate(zip(adapters, faults, strict=True), 1):
+        label = f"adapter {number}: " if len(adapters) > 1 else ""
         if cause := _common_cause(of_adapter, adapter, base):
             lines.append(f"{label}{cause}")
             continue
-        for fault in of_adapter:
+        for key, kind, reason in of_adapter:
             near = []
-            if fault.kind == "missing" and len(lines) < SHOWN:
-                names = tensors if fault.text.endswith("tensor") else modules
-                near = nearest_names(fault.key, names.names, count=1)
-            lines.append(f"{label}{fault.key}: {fault.text}" + (f"; the nearest is {near[0]}" if near else ""))
+            if kind == "missing" and len(lines) < SHOWN:
+                names = tensors if reason.endswith("tensor") else modules
+                near = nearest_names(key, names.names, count=1)
+            lines.append(f"{label}{key}: {reason}" + (f"; the nearest is {near[0]}" if near else ""))
     msg = f"the adapter does not fit {base.source}"
     return MismatchError.listing(msg, lines)
 
 
-def _common_cause(faults: Sequence[_Fault], adapter: AdapterOutline, base: Checkpoint) -> str | None:
+def _common_cause(faults: Sequence[Fault], adapter: AdapterOutline, base: Checkpoint) -> str | None:
     """The common cause if no part of an adapter fits: it was made for another model."""
-    kinds = {fault.kind for fault in faults}
-    layers = [fault for fault in faults if fault.key in adapter]
+    kinds = {kind for _, kind, _ in faults}
+    layers = [key for key, _, _ in faults if key in adapter]
     if len(layers) < 3 or len(layers) < len(adapter) or len(kinds) != 1 or kinds == {"other"}:
         return None
     made_for = f" It was made for {adapter.base_model}." if adapter.base_model else ""
-    first = faults[0]
+    first, _, reason = faults[0]
     if kinds == {"missing"}:
-        names = f"none of its {len(layers)} modules is in this model (such as {first.key})"
+        names = f"none of its {len(layers)} modules is in this model (such as {first})"
         return f"it is for another architecture: {names}.{made_for}"
-    shapes = (
-        f"all of its {len(layers)} modules have a different shape in this model (such as {first.key}: {first.text})"
-    )
+    shapes = f"all of its {len(layers)} modules have a different shape in this model (such as {first}: {reason})"
     return f"it is for a model of another size: {shapes}.{made_for}"
 
 
