@@ -22,15 +22,6 @@ from eckart.operations.preview import Match, Preview
 from eckart.result import Result, Skipped
 
 
-@dataclass(frozen=True)
-class ConvertedLayer:
-    """One layer of the result: its name, the shape of its update, and its rank."""
-
-    name: str
-    shape: tuple[int, int]
-    rank: int
-
-
 @dataclass(frozen=True, repr=False)
 class ConvertResult(Result):
     """An adapter in another format.
@@ -66,9 +57,9 @@ class ConvertResult(Result):
         return next(iter(self.adapters.values()))
 
     @property
-    def layers(self) -> list[ConvertedLayer]:
+    def layers(self) -> list[Match]:
         """Every layer, in the order of the files."""
-        return [ConvertedLayer(match.name, match.shape, match.ranks[0]) for match in _matches(self.adapters)]
+        return [replace(match, rank=match.ranks[0]) for match in _matches(self.adapters)]
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per layer."""

@@ -10,7 +10,8 @@ from eckart.report.tables.lines import skipped_lines, unbroken
 from eckart.report.words import bytes_text
 
 if TYPE_CHECKING:
-    from eckart.operations.conversion import ConvertedLayer, ConvertResult
+    from eckart.operations.conversion import ConvertResult
+    from eckart.operations.preview import Match
 
 
 def conversion_table(result: "ConvertResult") -> RenderableType:
@@ -19,7 +20,7 @@ def conversion_table(result: "ConvertResult") -> RenderableType:
     Returns:
         a rich renderable of at most 80 columns.
     """
-    columns: list[Column[ConvertedLayer]] = [Column("rank", lambda layer: layer.rank)]
+    columns: list[Column[Match]] = [Column("rank", lambda layer: layer.rank)]
     layers = result.layers
     where = f" in {result.output}" if result.output else ""
     notes = [SUMMARY] if is_summarized(layers) else []
