@@ -1,7 +1,6 @@
 """Many spectra as a few curves: median and band over the matrices of each module type."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -18,21 +17,6 @@ MOST_KINDS = 10  # lines that a reader can still distinguish
 FEW_MATRICES = 6  # drawn individually, labelled by name
 SHORTEST = 8  # singular values needed for a line
 BAND = (0.1, 0.9)  # quantiles over the matrices of a kind
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One line of a figure: medians over `count` matrices, with the band of their 10th to 90th percentile.
-
-    Attributes:
-        median, low, high: shape `(k,)`, where k is the shortest spectrum of the group.
-    """
-
-    label: str
-    median: Tensor
-    low: Tensor
-    high: Tensor
-    count: int
 
 
 def groups(analysis: "Analysis") -> dict[str, list["MatrixAnalysis"]]:
@@ -64,14 +48,20 @@ def groups(analysis: "Analysis") -> dict[str, list["MatrixAnalysis"]]:
     return {kind: matrices for kind, matrices in nonzero.items() if kind in heaviest}
 
 
-def curve(label: str, matrices: list["MatrixAnalysis"], value: Callable[["Spectrum"], Tensor]) -> Curve:
-    """The curve of `value(spectrum)` over the matrices of one group."""
+def curve(
+    matrices: list["MatrixAnalysis"], value: Callable[["Spectrum"], Tensor]
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """The median of `value(spectrum)` over the matrices of one group, and the band of their middle 80 %.
+
+    Returns:
+        tensors of shape `(k,)`, where k is the length of the shortest value; no band of a single matrix.
+    """
     lines = [value(matrix.spectrum) for matrix in matrices]
     shortest = min(len(line) for line in lines)
     stacked = torch.stack([line[:shortest] for line in lines])
     middle = stacked.quantile(0.5, dim=0)
     low, high = (stacked.quantile(share, dim=0) for share in BAND)
-    return Curve(label, middle, low, high, len(lines))
+    return middle, (low, high) if len(lines) > 1 else None
 
 
 def upper(number: int | float | Interval | None) -> float | None:

@@ -13,7 +13,7 @@ import torch
 from eckart.errors import OutputError
 from eckart.report import findings
 from eckart.report.figures import style
-from eckart.report.figures.curves import Curve, curve, groups, middle
+from eckart.report.figures.curves import curve, groups, middle
 from eckart.report.figures.rank_map import rank_map
 
 if TYPE_CHECKING:
@@ -44,13 +44,14 @@ def spectrum_figure(analysis: "Analysis") -> "Figure":
     figure = style.new_figure()
     linear, logarithmic = figure.subplots(1, 2)
     lowest = 1.0
+    few = len(drawn) <= MOST_BANDS
     for position, (label, matrices) in enumerate(drawn.items()):
-        values = curve(label, matrices, lambda spectrum: spectrum.singular_values / spectrum.singular_values[0])
-        lowest = min(lowest, float(values.median.quantile(1 - SHOWN)))
+        line, band = curve(matrices, lambda spectrum: spectrum.singular_values / spectrum.singular_values[0])
+        lowest = min(lowest, float(line.quantile(1 - SHOWN)))
         stable = middle([matrix.spectrum.stable_rank for matrix in matrices])
         for axes in (linear, logarithmic):
-            _draw(axes, values, position, label=f"{label}  ·  {stable:.3g}", band=len(drawn) <= MOST_BANDS)
-            _mark_noise_edge(axes, values.median, matrices, position)
+            _draw(axes, line, position, label=f"{label}  ·  {stable:.3g}", band=band if few else None)
+            _mark_noise_edge(axes, line, matrices, position)
     for axes, title in ((linear, "linear"), (logarithmic, "logarithmic")):
         style.dress(axes, x="index i", y="singular value, σᵢ / σ₁", title=title)
         style.rank_axis(axes, _highest_rank(drawn), spacing=_spacing(analysis))
@@ -68,11 +69,12 @@ def energy_figure(analysis: "Analysis") -> "Figure":
     drawn = groups(analysis)
     figure = style.new_figure()
     axes = figure.subplots()
+    few = len(drawn) <= MOST_BANDS
     for position, (label, matrices) in enumerate(drawn.items()):
-        values = curve(label, matrices, lambda spectrum: spectrum.cumulative_energy())
+        line, band = curve(matrices, lambda spectrum: spectrum.cumulative_energy())
         needed = middle([matrix.spectrum.rank_for_energy(0.9) for matrix in matrices])
-        _draw(axes, values, position, label=f"{label}  ·  {needed:.0f}", band=len(drawn) <= MOST_BANDS)
-        _dots(axes, values.median, [(energy, values.median >= energy) for energy in MARKED_ENERGIES], position)
+        _draw(axes, line, position, label=f"{label}  ·  {needed:.0f}", band=band if few else None)
+        _dots(axes, line, [(energy, line >= energy) for energy in MARKED_ENERGIES], position)
     style.dress(axes, x="rank r", y=f"share of the energy, Σᵢ≤ᵣ σᵢ² / ‖{_symbol(analysis)}‖²")
     style.rank_axis(axes, _highest_rank(drawn), spacing=_spacing(analysis))
     axes.set_ylim(0, 1.02)
@@ -90,11 +92,12 @@ def error_figure(analysis: "Analysis") -> "Figure":
     axes = figure.subplots()
     lowest = MARKED_ERRORS[-1] / 3
     hidden = lowest / 10  # where a line that reaches zero leaves the logarithmic axis
+    few = len(drawn) <= MOST_BANDS
     for position, (label, matrices) in enumerate(drawn.items()):
-        values = curve(label, matrices, lambda spectrum: spectrum.errors()[1:].clamp_min(hidden))
+        line, band = curve(matrices, lambda spectrum: spectrum.errors()[1:].clamp_min(hidden))
         needed = middle([matrix.spectrum.rank_for_error(0.1) for matrix in matrices])
-        _draw(axes, values, position, label=f"{label}  ·  {needed:.0f}", band=len(drawn) <= MOST_BANDS)
-        _dots(axes, values.median, [(error, values.median < error) for error in MARKED_ERRORS], position)
+        _draw(axes, line, position, label=f"{label}  ·  {needed:.0f}", band=band if few else None)
+        _dots(axes, line, [(error, line < error) for error in MARKED_ERRORS], position)
     style.dress(axes, x="rank r", y="relative error, ‖{0} − {0}ᵣ‖ / ‖{0}‖".format(_symbol(analysis)))
     style.rank_axis(axes, _highest_rank(drawn), spacing=_spacing(analysis))
     axes.set_yscale("log")
@@ -143,13 +146,20 @@ def save_figures(analysis: "Analysis", folder: str | Path) -> list[Path]:
     return paths
 
 
-def _draw(axes: "Axes", values: Curve, position: int, *, label: str, band: bool) -> None:
+def _draw(
+    axes: "Axes",
+    line: torch.Tensor,
+    position: int,
+    *,
+    label: str,
+    band: tuple[torch.Tensor, torch.Tensor] | None,
+) -> None:
     """One median line over the ranks from 1, with or without its band."""
-    ranks = torch.arange(1, 1 + len(values.median)).numpy()
+    ranks = torch.arange(1, 1 + len(line)).numpy()
     look = style.line_style(position)
-    axes.plot(ranks, values.median.numpy(), linewidth=1.8, label=label, zorder=3, **look)
-    if band and values.count > 1:
-        axes.fill_between(ranks, values.low, values.high, color=look["color"], alpha=0.13, linewidth=0, zorder=2)
+    axes.plot(ranks, line.numpy(), linewidth=1.8, label=label, zorder=3, **look)
+    if band is not None:
+        axes.fill_between(ranks, *band, color=look["color"], alpha=0.13, linewidth=0, zorder=2)
 
 
 def _dots(axes: "Axes", line: torch.Tensor, marks: list[tuple[float, torch.Tensor]], position: int) -> None:
