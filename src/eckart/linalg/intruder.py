@@ -64,14 +64,6 @@ class Intruders:
         return ((self.lower < self.threshold) & (self.upper >= self.threshold)).nonzero().flatten().tolist()
 
 
-@dataclass(frozen=True)
-class _Vectors:
-    """Left singular vectors as rows of `U`, and the largest possible error of each."""
-
-    U: Tensor
-    uncertainty: Float64[Tensor, " k"]
-
-
 def intruders(
     base: Matrix,
     tuned: Matrix,
@@ -101,8 +93,8 @@ def intruders(
         msg = f"`base` and `tuned` must have the same shape, got {matrix.shape} and {changed.shape}"
         raise OptionError(msg)
     top = min(top, *matrix.shape)
-    leading = _leading(changed, top, generator)
-    U, uncertainty = leading.U.to(torch.float64), leading.uncertainty.cpu()
+    vectors, uncertainty = _leading(changed, top, generator)
+    U, uncertainty = vectors.to(torch.float64), uncertainty.cpu()
     lower, upper = torch.zeros(top, dtype=torch.float64), torch.ones(top, dtype=torch.float64)
 
     def narrow(least: Tensor, most: Tensor) -> bool:
@@ -122,9 +114,8 @@ def _bounds(
     """Bounds on the largest |cos| of each row of U with the matrix's left singular vectors, in order of cost."""
     zeros, ones = U.new_zeros(len(U)), U.new_ones(len(U))
     for position, rank in enumerate(_partial_ranks(matrix, top)):
-        vectors = _partial(matrix, rank, generator)
-        cosines = vectors.U.to(torch.float64) @ U.T
-        yield _from_known(cosines, vectors.uncertainty, complete=False)
+        vectors, uncertainty = _partial(matrix, rank, generator)
+        yield _from_known(vectors.to(torch.float64) @ U.T, uncertainty, complete=False)
         if position == 0 and matrix.shape[0] <= matrix.shape[1]:
             # For a tall matrix the weight on its left null space would count as that of a single vector.
             yield zeros, _heaviest_point(matrix, U).sqrt().minimum(ones)
@@ -156,12 +147,12 @@ def _partial_ranks(matrix: RowSlabs, top: int) -> list[int]:
     return [rank for rank in (4 * top, 16 * top) if CERTIFIED_STEPS * block_size(rank) <= side // 2]
 
 
-def _leading(matrix: RowSlabs, top: int, generator: torch.Generator | None) -> _Vectors:
-    """The `top` leading vectors, from as many triplets as it takes to determine them."""
+def _leading(matrix: RowSlabs, top: int, generator: torch.Generator | None) -> tuple[Tensor, Float64[Tensor, " k"]]:
+    """The `top` leading vectors as rows, from as many triplets as it takes to determine them, and their uncertainty."""
     partial = None
     for rank in _partial_ranks(matrix, top):
         partial = _partial(matrix, rank, generator)
-        if bool((partial.uncertainty[:top] < DETERMINED / 4).all()):
+        if bool((partial[1][:top] < DETERMINED / 4).all()):
             break
     else:
         if partial is None or min(matrix.shape) <= FULL_SIDE:
@@ -169,12 +160,16 @@ def _leading(matrix: RowSlabs, top: int, generator: torch.Generator | None) -> _
             left = vectors.T[:top]
             if matrix.shape[0] >= matrix.shape[1]:
                 left = images(matrix, left.contiguous()) / squares[:top].sqrt().clamp_min(1e-300)[:, None]
-            return _Vectors(left, uncertainty[:top])
-    return _Vectors(partial.U[:top], partial.uncertainty[:top])
+            return left, uncertainty[:top]
+    vectors, uncertainty = partial
+    return vectors[:top], uncertainty[:top]
 
 
-def _partial(matrix: RowSlabs, rank: int, generator: torch.Generator | None) -> _Vectors:
-    """Leading vectors by block Krylov iteration, each with its residual over its gap (Davis & Kahan)."""
+def _partial(matrix: RowSlabs, rank: int, generator: torch.Generator | None) -> tuple[Tensor, Float64[Tensor, " k"]]:
+    """Leading vectors as rows by block Krylov iteration, and their largest possible errors.
+
+    The error of each is its residual over its gap (Davis & Kahan).
+    """
     svd = truncated_svd(matrix, rank=rank, generator=generator)
     tail = svd.spectrum.tail
     assert tail is not None, "_partial_ranks never asks for all singular values"
@@ -188,7 +183,7 @@ def _partial(matrix: RowSlabs, rank: int, generator: torch.Generator | None) -> 
     above = torch.cat([torch.tensor([math.inf], dtype=torch.float64), least[:-1]])
     below = torch.cat([most[1:], torch.tensor([tail.norm], dtype=torch.float64)])
     gap = torch.stack([above - svd.S, svd.S - below, svd.S]).amin(0)
-    return _Vectors(left, _share(math.sqrt(2) * distance, gap).to(left.device))
+    return left, _share(math.sqrt(2) * distance, gap).to(left.device)
 
 
 def _gram_vectors(matrix: RowSlabs) -> tuple[Tensor, Tensor, Tensor]:
