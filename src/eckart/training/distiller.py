@@ -6,6 +6,7 @@ The truncated SVD is the best approximation of an update's weights, but not of t
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,39 +126,28 @@ def distill(
 
     Hinton, Vinyals & Dean (2015), "Distilling the knowledge in a neural network".
     """
-    start_time = time.monotonic()
+    began = time.monotonic()
     set_adapters(student, {STUDENT: 1.0})
     factors = trained_factors(student)
     training, held_out = hold_out(sequences.to(next(student.parameters()).device))
-    parameters = [tensor for layer in factors.values() for tensor in (layer.lora_A, layer.lora_B)]
-    start = [parameter.detach().clone() for parameter in parameters]
-    teach = _predictions(teacher) if isinstance(teacher, nn.Module) else _predictions(student, teacher)
+    student.eval()
+    teach = _predictions(teacher.eval()) if isinstance(teacher, nn.Module) else _predictions(student, teacher)
     predict, base = _predictions(student), _predictions(student, {})
-    for model in (student, teacher):
-        if isinstance(model, nn.Module):
-            model.eval()
     of_teacher, of_base, before = _measure(teach, [teach, base, predict], held_out)
     if not math.isfinite(before.kl):
         msg = "the teacher, or the student before training, returned NaN or Inf"
         raise NotFiniteError(msg)
-    losses, after, note = [], None, "it was interrupted"
-    progress.start("Distilling", settings.steps, "steps")
-    try:
-        for kl in _steps(predict, teach, parameters, training, settings):
-            losses.append(kl)
-            progress.update(1, f"KL {kl:.4f}")
-        _round(factors, dtypes or {})
-        (after,) = _measure(teach, [predict], held_out)
-        note = None if after.kl < before.kl else "the KL on held-out text did not fall"
-    except NotFiniteError as error:
-        note = str(error)
-    finally:
-        progress.finish()
-        student.zero_grad(set_to_none=True)
-        if note is not None:
-            _restore(parameters, start)
-    seconds = time.monotonic() - start_time
-    tokens = held_out[:, 1:].numel()
+    parameters = [tensor for layer in factors.values() for tensor in (layer.lora_A, layer.lora_B)]
+    with _restored(student, parameters) as keep:
+        losses, note = _run(_steps(predict, teach, parameters, training, settings), settings.steps, progress)
+        after = None
+        if note is None:
+            _round(factors, dtypes or {})
+            (after,) = _measure(teach, [predict], held_out)
+            note = None if after.kl < before.kl else "the KL on held-out text did not fall"
+        if note is None:
+            keep()
+    tokens, seconds = held_out[:, 1:].numel(), time.monotonic() - began
     return DistillResult(before, after, of_base.loss, of_teacher.loss, tokens, losses, note, seconds)
 
 
@@ -228,6 +218,21 @@ def _measure(teach: Predict, models: list[Predict], windows: Tensor) -> list[Agr
     return [Agreement(kl, loss) for kl, loss in (sums / windows[:, 1:].numel()).tolist()]
 
 
+def _run(steps: Iterator[float], count: int, progress: Progress) -> tuple[list[float], str | None]:
+    """The KL of every step, and why the last one failed."""
+    losses: list[float] = []
+    progress.start("Distilling", count, "steps")
+    try:
+        for kl in steps:
+            losses.append(kl)
+            progress.update(1, f"KL {kl:.4f}")
+    except NotFiniteError as error:
+        return losses, str(error)
+    finally:
+        progress.finish()
+    return losses, None
+
+
 def _steps(
     predict: Predict, teach: Predict, parameters: list[nn.Parameter], sequences: Tensor, settings: FinetuneSettings
 ) -> Iterator[float]:
@@ -279,7 +284,20 @@ def _round(factors: Mapping[str, LoRAFactors], dtypes: Mapping[str, torch.dtype]
             factor.copy_(factor.to(dtypes.get(path, factor.dtype)))
 
 
-@torch.no_grad()
-def _restore(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)
+@contextmanager
+def _restored(student: nn.Module, parameters: list[nn.Parameter]) -> Iterator[Callable[[], None]]:
+    """Remove gradients and restore parameters bit for bit when the block ends, unless it calls the given function."""
+    start, is_kept = [parameter.detach().clone() for parameter in parameters], False
+
+    def keep() -> None:
+        nonlocal is_kept
+        is_kept = True
+
+    try:
+        yield keep
+    finally:
+        student.zero_grad(set_to_none=True)
+        if not is_kept:
+            with torch.no_grad():
+                for parameter, value in zip(parameters, start, strict=True):
+                    parameter.copy_(value)
