@@ -1,5 +1,7 @@
 """Memory of settings of one model: simulated on all or on few layers, or estimated if its code cannot run."""
 
+from typing import TYPE_CHECKING
+
 from eckart.engine import NoProgress, Progress
 from eckart.planning.architecture import Outline
 from eckart.planning.estimates import Proportions, estimate_setting
@@ -7,7 +9,9 @@ from eckart.planning.forecast import Forecast
 from eckart.planning.setting import PlanSetting
 from eckart.planning.shallow import at_depth, extrapolate, shallow_depths
 from eckart.planning.simulation import SimulationError, simulate
-from eckart.planning.subject import Subject
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 TOLERANCE = 0.005  # relative deviation of an extrapolation from the full model
 
@@ -17,25 +21,26 @@ class Forecaster:
 
     Attributes:
         outline: modules and shapes of the model; None where only a number of parameters is known.
+        total_params: parameters of the model without adapters.
         caveats: why numbers are estimates, or took longer, in words.
 
     Args:
-        subject: the model.
+        architecture: config of the model, or its number of parameters.
         progress: receives each simulation as a stage; they take seconds, or minutes for deep models.
     """
 
-    def __init__(self, subject: Subject, progress: Progress | None = None) -> None:
-        self.subject, self._progress = subject, progress or NoProgress()
-        self.outline = None if subject.config is None else Outline(subject.config)
+    def __init__(self, architecture: "PretrainedConfig | int", progress: Progress | None = None) -> None:
+        self._progress = progress or NoProgress()
+        self.outline: Outline | None = None
+        if isinstance(architecture, int):
+            self.total_params = architecture
+        else:
+            self.outline = Outline(architecture)
+            self.total_params = self.outline.total_params
         self.caveats: list[str] = []
         self._estimates = self.outline is None
         self._depths = None if self.outline is None else shallow_depths(self.outline)
         self._cache: dict[tuple[object, bool], Forecast] = {}
-
-    @property
-    def total_params(self) -> int:
-        """Parameters of the model without adapters."""
-        return self.outline.total_params if self.outline else self.subject.params or 0
 
     def quick(self, setting: PlanSetting) -> Forecast:
         """The forecast from few layers if all are alike, else from all of them.

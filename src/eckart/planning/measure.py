@@ -65,16 +65,16 @@ def check_prediction(
         OptionError: there is no config, or this machine's memory is too small.
         EckartError: the step failed.
     """
-    subject = subject_of(model)
-    if subject.config is None:
-        msg = f"{subject.name} cannot be measured; give a model whose config is known"
+    name, _, config = subject_of(model)
+    if isinstance(config, int):
+        msg = f"{name} cannot be measured; give a model whose config is known"
         raise OptionError(msg)
-    predicted = simulate(subject.config, setting, device="cpu").peak_bytes
+    predicted = simulate(config, setting, device="cpu").peak_bytes
     free = available_bytes()
     if predicted + RESERVED_BYTES > free:
         msg = f"`measure` needs {predicted / 1e9:.1f} GB of memory on this machine, and {free / 1e9:.1f} GB are free"
         raise OptionError(msg)
-    return PredictionCheck(setting.method, predicted, *measure(subject.config, setting))
+    return PredictionCheck(setting.method, predicted, *measure(config, setting))
 
 
 def measure(

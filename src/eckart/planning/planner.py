@@ -154,11 +154,15 @@ def plan(
         raise OptionError(msg)
     room = None if memory is None else Memory.parse(memory)
     examples = None if data_size is None else parse_data_size(data_size)
-    forecaster = Forecaster(subject_of(model), progress)
-    return _plan(forecaster, request_of(forecaster.outline, method, room, examples, options), analysis)
+    name, source, architecture = subject_of(model)
+    forecaster = Forecaster(architecture, progress)
+    request = request_of(forecaster.outline, method, room, examples, options)
+    return _plan(forecaster, request, analysis, name=name, source=source)
 
 
-def _plan(forecaster: Forecaster, request: Request, analysis: str | Path | None) -> PlanResult:
+def _plan(
+    forecaster: Forecaster, request: Request, analysis: str | Path | None, *, name: str, source: str | None
+) -> PlanResult:
     is_given = "method" in request.named
     methods = (request.setting.method,) if is_given else get_args(Method)
     for method in methods:
@@ -174,8 +178,8 @@ def _plan(forecaster: Forecaster, request: Request, analysis: str | Path | None)
         forecasts = tuple(forecaster.quick(request.using(method)) for method in methods)
     outline = forecaster.outline
     return PlanResult(
-        model=forecaster.subject.name,
-        source=forecaster.subject.source,
+        model=name,
+        source=source,
         forecasts=forecasts,
         chosen=chosen,
         memory=request.memory,

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,25 +17,14 @@ _SCALES = {"k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A model to plan for.
-
-    Attributes:
-        name: name to show.
-        source: what `eckart train` takes for it; None for a number of parameters.
-        config: config of the model; None where only `params` is given.
-        params: the given number of parameters.
-    """
-
-    name: str
-    source: str | None
-    config: "PretrainedConfig | None" = None
-    params: int | None = None
-
-
-def subject_of(model: "str | Path | Mapping[str, Any] | PretrainedConfig") -> Subject:
+def subject_of(
+    model: "str | Path | Mapping[str, Any] | PretrainedConfig",
+) -> "tuple[str, str | None, PretrainedConfig | int]":
     """Find the model that the user named: a file or folder, a preset, a number such as `8B`, or a name on the hub.
+
+    Returns:
+        the name to show; what `eckart train` takes for it, None for a config or a number; and its config, or the number
+        of parameters where only that is given.
 
     Raises:
         SourceError: it is none of these, or its config does not name an architecture.
@@ -46,22 +34,22 @@ def subject_of(model: "str | Path | Mapping[str, Any] | PretrainedConfig") -> Su
 
     if not isinstance(model, str | Path):
         config = read_architecture(model)
-        return Subject(config.model_type or "model", None, config)
+        return config.model_type or "model", None, config
     check_name(model)
     text = str(model).strip()
     exists = _exists(text)
     preset = None if exists else find_preset(text)
     if preset is not None:
-        return Subject(preset.name, preset.hub, read_architecture(preset.config))
+        return preset.name, preset.hub, read_architecture(preset.config)
     count = None if exists else _COUNT.fullmatch(text)
     if count is not None:
         params = round(float(count["number"]) * _SCALES[count["unit"].lower()])
         if params < 1:
             msg = f"{text}: the number of parameters must be at least 1, such as 8B or 135M"
             raise SourceError(msg)
-        return Subject(f"a model of {text}", None, params=params)
+        return f"a model of {text}", None, params
     try:
-        return Subject(text, text, read_architecture(text))
+        return text, text, read_architecture(text)
     except MissingExtraError:
         raise
     except SourceError as error:
