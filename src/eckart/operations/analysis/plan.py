@@ -16,7 +16,7 @@ from eckart.errors import MismatchError, OptionError
 from eckart.formats.sources import Source, name_of, open_adapter_or_checkpoint, open_model
 from eckart.operations.analysis.matrix import MatrixAnalysis
 from eckart.operations.analysis.result import Kind
-from eckart.operations.analysis.work import MatrixWork
+from eckart.operations.analysis.work import matrix_task
 from eckart.operations.preview import Match, Preview
 from eckart.result import Skipped
 
@@ -108,7 +108,7 @@ def _of_checkpoints(
         source=tuned.source,
         base=None if base is None else base.source,
         matches=[Match(view.name, view.shape, ()) for view in views],
-        tasks=[MatrixWork(tuned, base, view, full, execution).task() for view in views],
+        tasks=[matrix_task(tuned, base, view, full=full, execution=execution) for view in views],
         skipped=skipped,
         fingerprint=_digest([each.fingerprint() for each in inputs], full, execution.seed),
         inputs=[file for each in inputs for file in each.files],
