@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from eckart.checkpoint import dtypes
 from eckart.checkpoint.dtypes import DType
 from eckart.checkpoint.stamp import Stamp
+from eckart.errors import FileFormatError
 
 HEADER_LIMIT_BYTES = 100_000_000
 DTYPES = {
@@ -63,12 +64,9 @@ class Header:
     stamp: Stamp
 
 
-class _FaultError(Exception):
-    """What is wrong with a header, without the file's name."""
-
-
 def _refuse(fault: str) -> NoReturn:
-    raise _FaultError(fault)
+    """Refuse a header, or an entry of it; `read_header` adds the name of the file."""
+    raise FileFormatError(fault)
 
 
 def read_header(path: Path) -> tuple[Header | None, list[str]]:
@@ -88,7 +86,7 @@ def read_header(path: Path) -> tuple[Header | None, list[str]]:
         table = _parse_json(text)
     except OSError as error:
         return None, [f"{path}: cannot be read ({error.strerror})"]
-    except _FaultError as fault:
+    except FileFormatError as fault:
         return None, [f"{path}: {fault}"]
     metadata = table.pop("__metadata__", None) or {}  # MLX writes null
     start, faults, entries = 8 + length, [], []
@@ -97,7 +95,7 @@ def read_header(path: Path) -> tuple[Header | None, list[str]]:
     for name, fields in table.items():
         try:
             entries.append(_entry(name, fields, start))
-        except _FaultError as fault:
+        except FileFormatError as fault:
             faults.append(f"tensor {name!r}: {fault}")
     entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
     faults = faults or _layout_faults(entries, start, stamp.size)
