@@ -176,8 +176,8 @@ def train(
     …
     Loss on 4,513 held-out tokens: 3.2758 before, 3.0967 after (-0.1791) nats per
     token.
-    922 k of 135 M parameters trained (0.68%), 12 steps in 15 s, peak memory 1.67
-    GB
+    922 k of 135 M parameters trained (0.68%), 12 steps in 15 s, peak memory
+    1.67 GB
     """  # noqa: D301
     from eckart import report, training
     from eckart.checkpoint import check_output
