@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from eckart.linalg import InMemory, RowSlabs, as_slabs
-from eckart.linalg.slabs import compute_dtype, materialize, rows_per_slab, squared_norm
+from eckart.linalg.scaling import frobenius_norm
+from eckart.linalg.slabs import compute_dtype, materialize, rows_per_slab
 
 from .planting import Streamed, seeded
 
@@ -50,7 +51,7 @@ def test_products_are_taken_in_float32_or_better(stored, computed):
         whole = materialize(matrix)
         assert whole.dtype == computed
         assert torch.equal(whole, weight.to(computed))
-        assert squared_norm(matrix) == pytest.approx(float(weight.double().square().sum()), rel=1e-14)
+        assert frobenius_norm(matrix) ** 2 == pytest.approx(float(weight.double().square().sum()), rel=1e-14)
 
 
 def test_what_already_is_slabs_stays_what_it_is():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from eckart.errors import OptionError
+from eckart.linalg.scaling import exponent_of, shifted, shifted_number
 from eckart.linalg.spectra import Spectrum
 
 
@@ -21,8 +22,9 @@ class Allocation:
     Attributes:
         ranks: rank of each matrix by name, zero included.
         params: their number of parameters.
-        gap: upper bound of the energy (units of σ²) that any other choice within the budget keeps beyond this one; zero
-            if optimal. Below one singular value for complete spectra; partial ones add the width of their bounds.
+        gap: upper bound of the energy (units of σ², or of σ² over one power of two for all matrices where squares leave
+            the range of float64) that any other choice within the budget keeps beyond this one; zero if optimal. Below
+            one singular value for complete spectra; partial ones add the width of their bounds.
         certain: False if spectra were partial and a value that was not computed might have been chosen.
         energy: energy of all matrices together, of which the gap is a share.
     """
@@ -77,14 +79,22 @@ def allocate(
         raise OptionError(msg)
     names = list(spectra)
     costs = [(rank_params or {}).get(name, sum(spectra[name].shape)) for name in names]
-    gains = [weights[name] * spectra[name].singular_values.square() for name in names]
+    exponent = exponent_of(max((known.fro_norm for known in spectra.values()), default=0.0))
+    values = [shifted(spectra[name].singular_values, -exponent) for name in names]
+    gains = [weights[name] * each.square() for name, each in zip(names, values, strict=True)]
     none = torch.zeros(0, dtype=torch.float64)
     owners = torch.cat([none.long(), *(torch.full((len(gain),), i) for i, gain in enumerate(gains))])
     density = torch.cat([none, *(gain / cost for gain, cost in zip(gains, costs, strict=True))])
+    # The order of values whose squares vanish next to the largest.
+    small = torch.cat(
+        [none, *(each * (weights[name] / cost) ** 0.5 for name, each, cost in zip(names, values, costs, strict=True))]
+    )
+    order = torch.argsort(small.where(density == 0, 0.0), descending=True, stable=True)
+    order = order[torch.argsort(density[order], descending=True, stable=True)]
     ranks, left, best, barred = [0] * len(names), budget_params, 0.0, None
-    for item in torch.argsort(density, descending=True, stable=True).tolist():
+    for item in order.tolist():
         owner, value = int(owners[item]), float(density[item])
-        if value == 0:
+        if small[item] == 0:
             break
         if costs[owner] <= left:
             ranks[owner] += 1
@@ -94,23 +104,26 @@ def allocate(
             barred = value
             best = value * left  # what the linear programme gains by taking a fraction of this rank
     limit = barred or 0.0
-    certain = all(_settled(spectra[name], weights[name] / cost, limit) for name, cost in zip(names, costs, strict=True))
+    certain = all(
+        _settled(spectra[name], weights[name] / cost, limit, exponent) for name, cost in zip(names, costs, strict=True)
+    )
     equal = len(set(costs)) <= 1
     gap = 0.0 if equal or barred is None else max(0.0, best)
-    gap += sum(_open_energy(spectrum, weights[name]) for name, spectrum in spectra.items())
+    gap += sum(_open_energy(spectrum, weights[name], exponent) for name, spectrum in spectra.items())
     params = budget_params - left
-    energy = sum((weights[name] * spectra[name].fro_norm ** 2 for name in names), 0.0)
+    energy = sum((weights[name] * shifted_number(spectra[name].fro_norm, -exponent) ** 2 for name in names), 0.0)
     return Allocation(dict(zip(names, ranks, strict=True)), params, gap, certain, energy)
 
 
-def _open_energy(spectrum: Spectrum, weight: float) -> float:
-    """Energy by which the computed values may misjudge what a number of ranks keeps; none where complete."""
+def _open_energy(spectrum: Spectrum, weight: float, exponent: int) -> float:
+    """Energy, over 4^exponent, by which the computed values may misjudge what a number of ranks keeps."""
     if spectrum.tail is None:
         return 0.0
-    kept = spectrum.singular_values.square().cumsum(0)
-    return weight * (float((spectrum.tail.energy_upper[1:] - kept).max()) + spectrum.tail.rounding)
+    kept = shifted(spectrum.singular_values, -spectrum.exponent).square().cumsum(0)
+    opened = float((spectrum.tail.energy_upper[1:] - kept).max()) + spectrum.tail.rounding
+    return weight * shifted_number(opened, 2 * (spectrum.exponent - exponent))
 
 
-def _settled(spectrum: Spectrum, weight: float, limit: float) -> bool:
-    """Whether no singular value that was left out could have a gain over cost, `weight`·σ², above `limit`."""
-    return spectrum.tail is None or weight * spectrum.tail.norm**2 <= limit
+def _settled(spectrum: Spectrum, weight: float, limit: float, exponent: int) -> bool:
+    """Whether no value that was left out could have a gain over cost, `weight`·σ² over 4^exponent, above `limit`."""
+    return spectrum.tail is None or weight * shifted_number(spectrum.tail.norm, -exponent) ** 2 <= limit

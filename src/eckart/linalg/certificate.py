@@ -23,6 +23,7 @@ from eckart.linalg.krylov import (
     partial_svd,
     preimages,
 )
+from eckart.linalg.scaling import exponent_of, shifted, shifted_number
 from eckart.linalg.slabs import Matrix, as_slabs, rows_per_slab
 from eckart.linalg.spectra import Spectrum, Tail
 from eckart.linalg.symmetric import eigenvalues
@@ -51,16 +52,24 @@ def certify(svd: PartialSVD, *, generator: torch.Generator | None = None) -> Tai
         `Tail(energy_upper, norm, rounding, failure_probability)`.
     """
     basis, rank = svd.basis, len(svd.S)
-    total = svd.fro_norm**2
+    norm = shifted_number(svd.fro_norm, -svd.exponent)  # of the matrix that the basis is of
+    total = norm**2
     outward = basis.look_beyond() if basis.coupling is None else basis.coupling
     squares, rotation = basis.ritz()
-    slack = rounding_energy(basis, svd.fro_norm, generator=generator)
+    slack = rounding_energy(basis, norm, generator=generator)
     beyond = residual_norm(basis, generator=generator) ** 2
     beyond = min(beyond, max(0.0, total - float(squares.sum()))) + slack
     coupling = rotation.T @ outward.to(torch.float64)
     energy, following = _energy_limits(squares, coupling @ coupling.T, beyond=beyond, rank=rank)
     energy = torch.cat([torch.zeros(1, dtype=torch.float64), energy.cpu() + slack]).clamp_max(total)
-    return Tail(energy, math.sqrt(following + slack), slack, FAILURE_PROBABILITY)
+    # From the units of the basis to those of a `Spectrum` of this norm.
+    shift = 2 * (svd.exponent - exponent_of(svd.fro_norm))
+    return Tail(
+        shifted(energy, shift),
+        shifted_number(math.sqrt(following + slack), svd.exponent),
+        shifted_number(slack, shift),
+        FAILURE_PROBABILITY,
+    )
 
 
 def partial_spectrum(weight: Matrix, *, rank: int, generator: torch.Generator | None = None) -> Spectrum:

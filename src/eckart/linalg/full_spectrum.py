@@ -11,7 +11,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from eckart.linalg.slabs import InMemory, Matrix, RowSlabs, as_slabs, squared_norm
+from eckart.linalg.scaling import (
+    SAFE_SQUARES,
+    frobenius_norm,
+    normalized,
+    require_float64,
+    shifted,
+    shifted_number,
+)
+from eckart.linalg.slabs import InMemory, Matrix, RowSlabs, as_slabs
 from eckart.linalg.spectra import Spectrum
 from eckart.linalg.symmetric import eigenvalues, self_product
 
@@ -30,17 +38,22 @@ def spectrum(weight: Matrix) -> Spectrum:
         A complete `Spectrum`; relative accuracy of each σ_i is 2e-5 or better, mostly near 1e-12.
 
     Raises:
-        OptionError: `weight` is not a matrix of floats, or holds a value that is not finite.
+        OptionError: `weight` is not a matrix of floats, or its norm is larger than any float64.
+        NotFiniteError: it contains NaN or Inf.
     """
-    matrix = as_slabs(weight)
+    matrix, exponent = as_slabs(weight), 0
     products = gram(matrix)
     total = float(products.trace())
-    if not math.isfinite(total):
-        total = squared_norm(matrix)  # which distinguishes NaN and Inf from values too large to square
-    if total == 0:
-        return Spectrum(torch.zeros(min(matrix.shape), dtype=torch.float64), matrix.shape, 0.0, matrix.dtype)
-    values = exact_values(matrix, eigenvalues(products))
-    return Spectrum(values.cpu(), matrix.shape, math.sqrt(total), matrix.dtype)
+    if not SAFE_SQUARES[0] < total < SAFE_SQUARES[1]:
+        norm = frobenius_norm(matrix)
+        if norm == 0:
+            return Spectrum(torch.zeros(min(matrix.shape), dtype=torch.float64), matrix.shape, 0.0, matrix.dtype)
+        matrix, exponent = normalized(matrix, norm)
+        products = gram(matrix)
+        total = float(products.trace())
+    values = shifted(exact_values(matrix, eigenvalues(products)), exponent)
+    norm = require_float64(shifted_number(math.sqrt(total), exponent))
+    return Spectrum(values.cpu(), matrix.shape, norm, matrix.dtype)
 
 
 def exact_values(matrix: RowSlabs, squares: Tensor) -> Tensor:

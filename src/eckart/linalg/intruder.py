@@ -25,6 +25,7 @@ from torch import Tensor
 from eckart.errors import OptionError
 from eckart.linalg.full_spectrum import gram
 from eckart.linalg.krylov import CERTIFIED_STEPS, block_size, images, preimages, resident
+from eckart.linalg.scaling import frobenius_norm, normalized
 from eckart.linalg.slabs import Matrix, RowSlabs, as_slabs
 from eckart.linalg.symmetric import eigensystem
 from eckart.linalg.truncated import truncated_svd
@@ -88,10 +89,11 @@ def intruders(
     Raises:
         OptionError: the shapes differ, or a matrix is not a finite matrix of floats.
     """
-    matrix, changed = resident(as_slabs(base)), resident(as_slabs(tuned))
+    matrix, changed = (resident(as_slabs(weight)) for weight in (base, tuned))
     if matrix.shape != changed.shape:
         msg = f"`base` and `tuned` must have the same shape, got {matrix.shape} and {changed.shape}"
         raise OptionError(msg)
+    matrix, changed = (normalized(each, frobenius_norm(each))[0] for each in (matrix, changed))
     top = min(top, *matrix.shape)
     vectors, uncertainty = _leading(changed, top, generator)
     U, uncertainty = vectors.to(torch.float64), uncertainty.cpu()

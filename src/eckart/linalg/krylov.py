@@ -17,7 +17,8 @@ from torch import Tensor
 
 from eckart.errors import OptionError
 from eckart.linalg.block_sizes import RESIDENT_BYTES
-from eckart.linalg.slabs import InMemory, Matrix, RowSlabs, as_slabs, compute_dtype, materialize, squared_norm
+from eckart.linalg.scaling import frobenius_norm, normalized, shifted
+from eckart.linalg.slabs import InMemory, Matrix, RowSlabs, as_slabs, compute_dtype, materialize
 from eckart.linalg.symmetric import eigensystem
 
 STEPS = 5  # blocks in the basis; with blocks of half the rank, 2.5 basis vectors per requested singular value
@@ -122,6 +123,7 @@ class PartialSVD:
         Vh: shape `(rank, n)`, orthonormal rows.
         fro_norm: Frobenius norm of the entire matrix, accumulated in float64.
         basis: the Krylov basis they were computed from; `certify` uses it to bound what a better basis could gain.
+        exponent: the basis is that of the matrix over 2^exponent.
     """
 
     U: Float[Tensor, "m r"]
@@ -129,12 +131,14 @@ class PartialSVD:
     Vh: Float[Tensor, "r n"]
     fro_norm: float
     basis: BlockKrylov = field(repr=False)
+    exponent: int = field(default=0, repr=False)
 
     @property
     def error(self) -> float:
         """Relative Frobenius error of the rank-r approximation U·diag(S)·Vh, from ‖W‖² − ΣS²."""
-        total = self.fro_norm**2
-        return max(0.0, 1 - float(self.S.square().sum()) / total) ** 0.5 if total else 0.0
+        if self.fro_norm == 0:
+            return 0.0
+        return max(0.0, 1 - float((self.S / self.fro_norm).square().sum())) ** 0.5
 
 
 def partial_svd(
@@ -165,13 +169,14 @@ def partial_svd(
         msg = f"`rank` must be from 1 to {min(matrix.shape)} for a {matrix.shape} matrix, got {rank}"
         raise OptionError(msg)
     matrix = resident(matrix)
-    norm = squared_norm(matrix) ** 0.5
+    norm = frobenius_norm(matrix)
+    matrix, exponent = normalized(matrix, norm)
     basis = BlockKrylov(matrix, block=block_size(rank), generator=generator)
     for _ in range(steps - 1):
         if not basis.exhausted:
             basis.extend()
     basis.close()
-    return triplets(basis, rank=rank, fro_norm=norm)
+    return triplets(basis, rank=rank, fro_norm=norm, exponent=exponent)
 
 
 def block_size(rank: int) -> int:
@@ -185,16 +190,16 @@ def resident(matrix: RowSlabs) -> RowSlabs:
     return InMemory(materialize(matrix), stored=matrix.dtype) if size <= RESIDENT_BYTES else matrix
 
 
-def triplets(basis: BlockKrylov, *, rank: int, fro_norm: float) -> PartialSVD:
+def triplets(basis: BlockKrylov, *, rank: int, fro_norm: float, exponent: int = 0) -> PartialSVD:
     """The best `rank` triplets within a basis; null directions complete it where the matrix has fewer."""
     squares, rotation = basis.ritz()
     count = min(rank, len(squares))
     rotation = rotation[:, :count].T.to(basis.dtype)
     S = torch.zeros(rank, dtype=torch.float64)
-    S[:count] = squares[:count].sqrt().cpu()
+    S[:count] = shifted(squares[:count].sqrt(), exponent).cpu()
     left = orthonormal_rows(rotation @ basis.images, rank)
     right = orthonormal_rows(rotation @ basis.V, rank)
-    return PartialSVD(left.T, S, right, fro_norm, basis)
+    return PartialSVD(left.T, S, right, fro_norm, basis, exponent)
 
 
 def images(matrix: RowSlabs, rows: Tensor) -> Tensor:

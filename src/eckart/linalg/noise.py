@@ -8,6 +8,7 @@ the residual energy. Trained weights are not low rank plus independent noise: th
 proof.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -16,12 +17,15 @@ import torch
 from torch import Tensor
 
 from eckart.linalg.krylov import PartialSVD, partial_svd
+from eckart.linalg.scaling import normalized, shifted, shifted_number
 from eckart.linalg.slabs import Matrix, RowSlabs, as_slabs, compute_dtype
 from eckart.linalg.spectra import Spectrum
 
 DEAD_ZONE = 0.5  # share of unchanged entries from which rounding no longer acts as independent noise
 FLIP_MARGIN = 1.1  # sign-flipped edges agree with the true one within 10 %, up to 93 % unchanged entries
-EXPONENT_BITS = 0x7F800000  # of a float32; they encode the power of two at or below |w|
+# The bits of a float that encode the power of two at or below |w|, and the integers to read them as.
+EXPONENT_BITS = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
+SAFE_POWERS = 1e-20, 1e30  # a sum of squared powers of two in this range is right in float32
 
 Regime = Literal["additive", "dead-zone", "bulk"]
 
@@ -47,15 +51,16 @@ class NoiseEstimate:
 
 @dataclass(frozen=True)
 class RoundingVariance:
-    """Sums of u²/12 over the entries of a stored weight: per row, shape `(m,)`, and per column, shape `(n,)`."""
+    """Sums of u²/12 over the entries of a stored weight, in units of 4^exponent: per row `(m,)`, per column `(n,)`."""
 
     rows: Tensor
     columns: Tensor
+    exponent: int = 0
 
     @property
     def floor(self) -> float:
         """Expected Frobenius norm of the rounding error."""
-        return float(self.rows.sum()) ** 0.5
+        return shifted_number(float(self.rows.sum()) ** 0.5, self.exponent)
 
     @property
     def edge(self) -> float:
@@ -63,7 +68,7 @@ class RoundingVariance:
         if not len(self.rows) or not len(self.columns):
             return 0.0
         highest = float(self.rows.max()) ** 0.5 + float(self.columns.max()) ** 0.5
-        return highest * _scatter(len(self.rows), len(self.columns))
+        return shifted_number(highest * _scatter(len(self.rows), len(self.columns)), self.exponent)
 
 
 def _scatter(rows: int, columns: int) -> float:
@@ -74,17 +79,33 @@ def _scatter(rows: int, columns: int) -> float:
 def rounding_variance(weight: Matrix) -> RoundingVariance:
     """Variance of the rounding of a weight to its stored dtype, in one pass over the rows."""
     matrix = as_slabs(weight)
-    stored = torch.finfo(matrix.dtype)
+    squares = _squared_powers(matrix, 0)
+    if 0 in matrix.shape or SAFE_POWERS[0] < float(squares[0].max()) < SAFE_POWERS[1]:
+        exponent = 0
+    else:
+        exponent = max(math.frexp(float(power.max()))[1] for power in _powers(matrix))
+        squares = _squared_powers(matrix, exponent)
+    unit = torch.finfo(matrix.dtype).eps ** 2 / 12
+    return RoundingVariance(squares[0] * unit, squares[1] * unit, exponent)
+
+
+def _squared_powers(matrix: RowSlabs, exponent: int) -> tuple[Tensor, Tensor]:
+    """Sums over rows and over columns of the squared powers of two at or below |w|, over 4^exponent."""
     columns = torch.zeros(matrix.shape[1], dtype=torch.float64, device=matrix.device)
     rows = [columns[:0]]
-    for slab in matrix.slabs():
-        power = slab.to(torch.float32).contiguous().view(torch.int32).bitwise_and(EXPONENT_BITS).view(torch.float32)
-        # Below the smallest normal number the grid of a dtype is uniform.
-        squares = power.clamp_min_(stored.tiny).square_()
+    for power in _powers(matrix):
+        squares = shifted(power, -exponent).square_()
         rows.append(squares.sum(1).to(torch.float64))
         columns += squares.sum(0)
-    unit = stored.eps**2 / 12
-    return RoundingVariance(torch.cat(rows) * unit, columns * unit)
+    return torch.cat(rows), columns
+
+
+def _powers(matrix: RowSlabs) -> Iterator[Tensor]:
+    """The power of two at or below each |w|, at least the smallest normal number: the grid is uniform below it."""
+    dtype, least = compute_dtype(matrix), torch.finfo(matrix.dtype).tiny
+    integers, bits = EXPONENT_BITS[dtype]
+    for slab in matrix.slabs():
+        yield slab.to(dtype).contiguous().view(integers).bitwise_and(bits).view(dtype).clamp_min_(least)
 
 
 def zero_fraction(weight: Matrix) -> float:
@@ -113,6 +134,7 @@ def bulk_noise(weight: Matrix, spectrum: Spectrum) -> NoiseEstimate:
     while True:
         free = (rows - rank) * (columns - rank)
         deviation = (float(spectrum.energy_above[1][rank]) / free) ** 0.5 if free else 0.0
+        deviation = shifted_number(deviation, spectrum.exponent)
         edge = max(deviation * (rows**0.5 + columns**0.5) * _scatter(rows, columns), stored.edge, computed)
         count = int((values > edge).sum())
         if count <= rank or count >= min(rows, columns):
@@ -151,7 +173,8 @@ def _flipped_edge(matrix: RowSlabs, spectrum: Spectrum, generator: torch.Generat
 
     A single deflation: removing more directions also removes noise, so that the edge would fall without end.
     """
-    values, limit = spectrum.singular_values, min(matrix.shape) // 2
+    matrix, exponent = normalized(matrix, spectrum.fro_norm)
+    values, limit = shifted(spectrum.singular_values, -exponent), min(matrix.shape) // 2
     seed = int(torch.randint(2**31, (1,), generator=generator))
     edge, count, svd = 0.0, 0, None
     for _ in range(2):
@@ -161,7 +184,7 @@ def _flipped_edge(matrix: RowSlabs, spectrum: Spectrum, generator: torch.Generat
         if not 0 < count < limit:
             break
         svd = partial_svd(matrix, rank=count, generator=generator)
-    return edge, count
+    return shifted_number(edge, exponent), count
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eckart.errors import NotFiniteError, OptionError
-from eckart.linalg.block_sizes import NORM_CHUNK, SLAB_BYTES
+from eckart.errors import OptionError
+from eckart.linalg.block_sizes import SLAB_BYTES
 
 
 @runtime_checkable
@@ -122,25 +122,3 @@ def materialize(matrix: RowSlabs) -> Tensor:
         dense[start : start + len(slab)] = slab
         start += len(slab)
     return dense
-
-
-def squared_norm(matrix: RowSlabs) -> float:
-    """Squared Frobenius norm, accumulated in float64.
-
-    Raises:
-        NotFiniteError: the matrix contains NaN or Inf.
-        OptionError: its squared norm overflows.
-    """
-    total = 0.0
-    for slab in matrix.slabs():
-        for part in slab.reshape(-1).split(NORM_CHUNK):
-            wide = part.to(torch.float64)
-            total += float(torch.dot(wide, wide))
-    if not np.isfinite(total):
-        bad = sum(int((~torch.isfinite(slab)).sum()) for slab in matrix.slabs())
-        if bad:
-            msg = f"`weight` contains {bad} values that are NaN or Inf"
-            raise NotFiniteError(msg)
-        msg = "`weight` is too large to square in float64"
-        raise OptionError(msg)
-    return total

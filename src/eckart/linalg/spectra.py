@@ -15,6 +15,7 @@ from torch import Tensor
 
 from eckart.errors import OptionError
 from eckart.linalg.interval import Interval
+from eckart.linalg.scaling import exponent_of, shifted, shifted_number
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Tail:
 
     Attributes:
         energy_upper: shape `(k + 1,)`, upper bounds of Σ_{i≤r} σ_i² for r = 0…k; the computed values give lower bounds.
+            Like every energy in units of 4^e, with e the `exponent` of the spectrum: 0 unless squares leave float64.
         norm: upper bound of every singular value beyond the k computed ones.
         rounding: energy that rounding in the products may have added to the computed values.
         failure_probability: probability, over the random start of the estimate, that a bound is wrong.
@@ -71,26 +73,42 @@ class Spectrum:
         """The largest rank of a matrix of this shape."""
         return min(self.shape)
 
+    @property
+    def exponent(self) -> int:
+        """Energies are in units of 4^exponent: 0, unless the squares of these values leave the range of float64."""
+        return exponent_of(self.fro_norm)
+
+    @property
+    def _scaled_values(self) -> Tensor:
+        return shifted(self.singular_values, -self.exponent)
+
+    @property
+    def _scaled_norm(self) -> float:
+        return shifted_number(self.fro_norm, -self.exponent)
+
+    def _scaled_limit(self, tail: Tail) -> float:
+        return shifted_number(tail.norm, -self.exponent)
+
     @cached_property
     def energy_above(self) -> tuple[Tensor, Tensor]:
         """Lower and upper bounds of the squared error of the best rank-r approximation, r = 0…`max_rank`.
 
-        For a complete spectrum both are the suffix sums of σ², added from the smallest up, so that a tiny tail
-        keeps its digits next to a large head.
+        In units of 4^`exponent`. For a complete spectrum both are the suffix sums of σ², added from the smallest up,
+        so that a tiny tail keeps its digits next to a large head.
         """
-        squares = self.singular_values.square()
+        squares = self._scaled_values.square()
         if self.tail is None:
             suffix = torch.zeros(self.max_rank + 1, dtype=torch.float64)
             suffix[: len(squares)] = squares.flip(0).cumsum(0).flip(0)
             return suffix, suffix
         count, rest = len(squares), self.max_rank - len(squares)
         beyond = torch.arange(1, rest + 1, dtype=torch.float64)
-        total = self.fro_norm**2
+        total = self._scaled_norm**2
         upper = total - torch.cat([squares.new_zeros(1), squares.cumsum(0) - self.tail.rounding])
         lower = total - self.tail.energy_upper
         # The best approximation of the remainder takes at least its share of the energy, at most `norm`² a rank.
         upper = torch.cat([upper, upper[count] * (1 - beyond / max(rest, 1))])
-        lower = torch.cat([lower, lower[count] - beyond * self.tail.norm**2])
+        lower = torch.cat([lower, lower[count] - beyond * self._scaled_limit(self.tail) ** 2])
         return lower.clamp_min(0), upper.clamp_min(0)
 
     def errors(self) -> Float64[Tensor, " k1"]:
@@ -100,6 +118,13 @@ class Spectrum:
         """
         upper = self.energy_above[1][: len(self.singular_values) + 1]
         return (upper / upper[0]).sqrt() if self.fro_norm > 0 else torch.zeros_like(upper)
+
+    def error_bounds(self, rank: int) -> tuple[float, float]:
+        """Bounds on the relative Frobenius error of the best approximation of a rank; 0 for a zero matrix."""
+        if self.fro_norm == 0:
+            return 0.0, 0.0
+        lower, upper = (float(energy[min(rank, self.max_rank)]) ** 0.5 for energy in self.energy_above)
+        return lower / self._scaled_norm, upper / self._scaled_norm
 
     def cumulative_energy(self) -> Float64[Tensor, " k"]:
         """Share of ‖W‖² in the leading r singular values, r = 1…k; lower bounds for a partial spectrum."""
@@ -144,11 +169,11 @@ class Spectrum:
         """Largest singular value σ₁."""
         if not len(self.singular_values):
             return 0.0
-        highest = float(self.singular_values[0])
         if self.tail is None:
-            return highest
-        lowest = math.sqrt(max(highest**2 - self.tail.rounding, 0.0))
-        return _interval(lowest, math.sqrt(float(self.tail.energy_upper[1])))
+            return float(self.singular_values[0])
+        lowest = math.sqrt(max(float(self._scaled_values[0]) ** 2 - self.tail.rounding, 0.0))
+        highest = math.sqrt(float(self.tail.energy_upper[1]))
+        return _interval(shifted_number(lowest, self.exponent), shifted_number(highest, self.exponent))
 
     @property
     def stable_rank(self) -> float | Interval | None:
@@ -168,7 +193,8 @@ class Spectrum:
         """
         if self.fro_norm == 0 or self.tail is not None:
             return None
-        share = self.singular_values / self.singular_values.sum()
+        values = self._scaled_values
+        share = values / values.sum()
         return float(torch.special.entr(share).sum().exp())
 
     @property
@@ -176,8 +202,9 @@ class Spectrum:
         """(Σσ²)² / Σσ⁴; None for a zero matrix."""
         if self.fro_norm == 0:
             return None
-        fourth = float(self.singular_values.pow(4).sum())
-        total = self.fro_norm**4
+        values = self._scaled_values
+        fourth = float(values.pow(4).sum())
+        total = self._scaled_norm**4
         if self.tail is None:
             return total / fourth
         # The unknown energy adds least if spread evenly, and most if concentrated in values as large as allowed;
@@ -185,8 +212,8 @@ class Spectrum:
         count = len(self.singular_values)
         least, most = (float(tail[count]) for tail in self.energy_above)
         missed = most - least
-        head = float(self.singular_values[0]) ** 2
-        lower = total / (fourth + 2 * head * missed + missed**2 + most * self.tail.norm**2)
+        head = float(values[0]) ** 2
+        lower = total / (fourth + 2 * head * missed + missed**2 + most * self._scaled_limit(self.tail) ** 2)
         certain = max(fourth - 2 * head * self.tail.rounding, 0.0) + least**2 / max(self.max_rank - count, 1)
         return _interval(lower, total / certain)
 

@@ -17,11 +17,12 @@ SMALL_SIDE = 256
 
 
 def self_product(columns: Float64[Tensor, "m n"]) -> Float64[Tensor, "n n"]:
-    """AᵀA."""
+    """AᵀA; infinite where it overflows, without a warning."""
     if not _is_numpys(columns):
         return columns.T @ columns
     array = columns.numpy()
-    return torch.from_numpy(array.T @ array)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return torch.from_numpy(array.T @ array)
 
 
 def eigenvalues(matrix: Float64[Tensor, "n n"]) -> Float64[Tensor, " n"]:

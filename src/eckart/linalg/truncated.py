@@ -15,7 +15,8 @@ from eckart.errors import OptionError
 from eckart.linalg.certificate import certify
 from eckart.linalg.full_spectrum import exact_values, gram
 from eckart.linalg.krylov import CERTIFIED_STEPS, block_size, images, orthonormal_rows, partial_svd, preimages, resident
-from eckart.linalg.slabs import Matrix, RowSlabs, as_slabs, compute_dtype, squared_norm
+from eckart.linalg.scaling import frobenius_norm, normalized, shifted
+from eckart.linalg.slabs import Matrix, RowSlabs, as_slabs, compute_dtype
 from eckart.linalg.spectra import Spectrum
 from eckart.linalg.symmetric import eigensystem
 
@@ -64,9 +65,10 @@ def truncated_svd(weight: Matrix, *, rank: int, generator: torch.Generator | Non
 
 def _from_gram(matrix: RowSlabs, rank: int) -> TruncatedSVD:
     """Triplets from the eigenvectors of the float64 Gram matrix, and the complete spectrum."""
-    norm = squared_norm(matrix) ** 0.5
+    norm = frobenius_norm(matrix)
+    matrix, exponent = normalized(matrix, norm)
     squares, vectors = eigensystem(gram(matrix))
-    values = exact_values(matrix, squares).cpu()
+    values = shifted(exact_values(matrix, squares), exponent).cpu()
     spectrum = Spectrum(values, matrix.shape, norm, matrix.dtype)
     dtype = compute_dtype(matrix)
     near = vectors[:, :rank].T.to(dtype)  # on the short side
