@@ -28,6 +28,10 @@ class AdapterLayer(Layer["Tensor"]):
         Returns:
             `LowRank` of shape `update_shape`.
         """
+        return self.unscaled() * self.scaling
+
+    def unscaled(self) -> "LowRank":
+        """The product of the factors without the scale, in float64, of shape `update_shape`."""
         import torch
 
         return self._product(torch.float64)
@@ -44,8 +48,14 @@ class AdapterLayer(Layer["Tensor"]):
             update: in the orientation of `low_rank`; its balance between the factors is kept.
             dtype: data type of the factors; None for that of the present ones.
         """
-        rank, scale = update.rank, self.scaling
-        product = update * (1 / scale)
+        return self.with_product(update * (1 / self.scaling), dtype=dtype)
+
+    def with_product(self, product: "LowRank", *, dtype: "torch.dtype | None" = None) -> "AdapterLayer":
+        """The same module with other factors, given as `unscaled` gives them: scaling, bias and magnitude stay.
+
+        Arguments as of `with_update`.
+        """
+        rank, scale = product.rank, self.scaling
         left, right = product.lora_B.to(dtype or self.lora_B.dtype), product.lora_A.to(dtype or self.lora_A.dtype)
         if self.kind == "embedding":
             left, right = right.T, left.T
@@ -59,7 +69,7 @@ class AdapterLayer(Layer["Tensor"]):
         """The dense update in the orientation of the module's own weight, float32 or wider."""
         import torch
 
-        dense = self._product(torch.promote_types(self.lora_A.dtype, torch.float32)).dense()
+        dense = (self._product(torch.promote_types(self.lora_A.dtype, torch.float32)) * self.scaling).dense()
         if self.kind == "conv":
             return dense.reshape(dense.shape[0], *self.lora_A.shape[1:])
         return dense.T if self.kind == "conv1d" else dense
@@ -68,8 +78,7 @@ class AdapterLayer(Layer["Tensor"]):
         from eckart.linalg import LowRank
 
         A, B = self.lora_A.to(dtype).flatten(1), self.lora_B.to(dtype).flatten(1)
-        product = LowRank(A.T, B.T) if self.kind == "embedding" else LowRank(B, A)
-        return product * self.scaling
+        return LowRank(A.T, B.T) if self.kind == "embedding" else LowRank(B, A)
 
 
 def with_tensors(outline: LayerOutline, tensors: Mapping[str, "Tensor"]) -> AdapterLayer:

@@ -3,6 +3,7 @@
 The dense product is never formed for a decomposition: QR of the thin factors, then the SVD of an r×r core.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +11,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eckart.errors import OptionError
+from eckart.linalg.scaling import (
+    exponent_of,
+    largest_of,
+    normalized_tensor,
+    require_float64,
+    shifted,
+    shifted_number,
+)
 from eckart.linalg.slabs import Matrix
 from eckart.linalg.spectra import Spectrum
 from eckart.linalg.truncated import truncated_svd
 
 # Dividing by a singular value above this share of ‖B‖‖A‖ is safe: its vectors are orthonormal to about 1e-13.
 QUOTIENT_FLOOR = 1e-3
+ROUNDING = 16 * torch.finfo(torch.float64).eps  # share of ‖B‖‖A‖ below which a singular value is rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,17 +75,23 @@ class LowRank:
 
     def spectrum(self) -> Spectrum:
         """The complete spectrum: beyond the rank of the product every singular value is zero."""
-        left, right = self.lora_B.detach().to(torch.float64), self.lora_A.detach().to(torch.float64)
+        left, right, exponent = self._normalized()
         if self.rank <= min(self.shape):
             left, right = torch.linalg.qr(left, mode="r").R, torch.linalg.qr(right.T, mode="r").R.T
         values = torch.linalg.svdvals(left @ right).cpu()
-        norm = float(torch.linalg.vector_norm(values))
-        return Spectrum(values, self.shape, norm, self.lora_B.dtype)
+        norm = _in_float64(float(torch.linalg.vector_norm(values)), exponent)
+        return Spectrum(shifted(values, exponent), self.shape, norm, self.lora_B.dtype)
 
     @property
     def fro_norm(self) -> float:
         """Frobenius norm of the product."""
         return self.spectrum().fro_norm
+
+    @property
+    def rounding_floor(self) -> float:
+        """Largest singular value that rounding in float64 alone can explain: a few ε₆₄·‖B‖‖A‖."""
+        left, right, exponent = self._normalized()
+        return shifted_number(ROUNDING * float(left.norm()) * float(right.norm()), exponent)
 
     def truncate(self, rank: int) -> "LowRank":
         """The best approximation of rank at most `rank`, with balanced factors in float64.
@@ -91,10 +107,9 @@ class LowRank:
     def inner(self, other: "LowRank") -> float:
         """⟨self, other⟩ = tr(selfᵀ·other), from the factors."""
         self._check_same_shape(other)
-        B, A, otherB, otherA = (
-            factor.detach().to(torch.float64) for factor in (self.lora_B, self.lora_A, other.lora_B, other.lora_A)
-        )
-        return float(((B.T @ otherB) * (A @ otherA.T)).sum())
+        B, A, exponent = self._normalized()
+        otherB, otherA, other_exponent = other._normalized()
+        return shifted_number(float(((B.T @ otherB) * (A @ otherA.T)).sum()), exponent + other_exponent)
 
     def dense(self) -> Float[Tensor, "out in"]:
         """The product itself, in the dtype of the factors."""
@@ -110,8 +125,15 @@ class LowRank:
         )
 
     def __mul__(self, scale: float) -> "LowRank":
-        """The scaled product; the scale is multiplied into `lora_B`."""
-        return LowRank(self.lora_B * scale, self.lora_A)
+        """The scaled product: `lora_B` takes the scale, but both factors share the powers of two of an extreme one."""
+        safe = int(math.log2(torch.finfo(self.lora_B.dtype).max)) // 3
+        exponent = exponent_of(abs(scale), safe)
+        sizes = [exponent_of(largest_of(factor), safe) for factor in (self.lora_B, self.lora_A)]
+        if not (exponent or any(sizes)):
+            return LowRank(self.lora_B * scale, self.lora_A)
+        half = (exponent + sum(sizes)) // 2
+        left = shifted(self.lora_B, half - sizes[0]) * shifted_number(scale, -exponent)
+        return LowRank(left, shifted(self.lora_A, exponent + sizes[0] - half))
 
     __rmul__ = __mul__
 
@@ -129,7 +151,12 @@ class LowRank:
         B·A = Q_B·(R_B·R_Aᵀ)·Q_Aᵀ. With the SVD U·S·Vh of the core, Q_B·U = B·(R_Aᵀ·Vhᵀ·S⁻¹): one product, while
         computing Q_B takes two. The error is ε₆₄·‖B‖‖A‖/σ, so the smallest requested σ decides.
         """
-        left, right = self.lora_B.detach().to(torch.float64), self.lora_A.detach().to(torch.float64)
+        left, right, exponent = self._normalized()
+        U, S, Vh = self._core_triplets(left, right, count)
+        _in_float64(float(S[0]) if len(S) else 0.0, exponent)
+        return U, shifted(S, exponent), Vh
+
+    def _core_triplets(self, left: Tensor, right: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
         if self.rank > min(self.shape):
             U, S, Vh = torch.linalg.svd(left @ right, full_matrices=False)
             return U[:, :count], S[:count], Vh[:count]
@@ -140,10 +167,19 @@ class LowRank:
             return left @ (RA.T @ Vh.T / S), S, (U.T / S[:, None] @ RB) @ right
         return torch.linalg.qr(left).Q @ U, S, Vh @ torch.linalg.qr(right.T).Q.T
 
+    def _normalized(self) -> tuple[Tensor, Tensor, int]:
+        """Factors in float64 whose products are in range, and the exponent by which their product was divided."""
+        (left, first), (right, second) = normalized_tensor(self.lora_B), normalized_tensor(self.lora_A)
+        return left, right, first + second
+
     def _check_same_shape(self, other: "LowRank") -> None:
         if self.shape != other.shape:
             msg = f"both products must have the same shape, got {self.shape} and {other.shape}"
             raise OptionError(msg)
+
+
+def _in_float64(norm: float, exponent: int) -> float:
+    return require_float64(shifted_number(norm, exponent), "the product of the factors")
 
 
 def _norm_limit(matrix: Tensor) -> float:

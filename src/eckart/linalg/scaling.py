@@ -18,21 +18,25 @@ from eckart.linalg.slabs import InMemory, RowSlabs, compute_dtype, materialize
 
 # Norms up to 2^±k are safe: fourth powers of singular values are computed in the dtype of products.
 SAFE_EXPONENTS = {torch.float32: 20, torch.float64: 200}
+MOST_AT_ONCE = 1000  # exponent of a factor that is a normal float64
 SAFE_SQUARES = 1e-100, 1e100  # a sum of squares in this range lost nothing, of any dtype up to float32
 
 
-def exponent_of(size: float, dtype: torch.dtype = torch.float64) -> int:
-    """The exponent of the power of two at or below a size; 0 for zero and for sizes that are safe in a dtype."""
+def exponent_of(size: float, safe: int = SAFE_EXPONENTS[torch.float64]) -> int:
+    """The exponent of the power of two at or below a size; 0 for zero and for sizes from 2^-safe to 2^safe."""
     exponent = math.frexp(size)[1] - 1
-    return exponent if size > 0 and abs(exponent) > SAFE_EXPONENTS[dtype] else 0
+    return exponent if size > 0 and abs(exponent) > safe else 0
 
 
 def shifted(values: Tensor, exponent: int) -> Tensor:
     """`values`·2^exponent, exact unless the result is too large or subnormal; the same tensor for 0."""
     if exponent == 0:
         return values
-    half = exponent // 2  # in two steps, because a power of two may be too large itself
-    return (values.to(torch.float64) * 2.0**half * 2.0 ** (exponent - half)).to(values.dtype)
+    wide = values.to(torch.float64)
+    while exponent:  # in steps, because a power of two may be too large itself
+        step = max(-MOST_AT_ONCE, min(MOST_AT_ONCE, exponent))
+        wide, exponent = wide * 2.0**step, exponent - step
+    return wide.to(values.dtype)
 
 
 def shifted_number(value: float, exponent: int) -> float:
@@ -66,7 +70,7 @@ def normalized(matrix: RowSlabs, norm: float) -> tuple[RowSlabs, int]:
     Returns:
         `(scaled, exponent)`: the matrix is `scaled`·2^exponent. Usually the matrix itself and 0.
     """
-    exponent = exponent_of(norm, compute_dtype(matrix))
+    exponent = exponent_of(norm, SAFE_EXPONENTS[compute_dtype(matrix)])
     if exponent == 0:
         return matrix, 0
     scaled = Shifted(matrix, -exponent)
@@ -91,16 +95,28 @@ def frobenius_norm(matrix: RowSlabs) -> float:
     return require_float64(shifted_number(math.sqrt(_sum_of_squares(Shifted(matrix, -exponent))), exponent))
 
 
-def require_float64(norm: float) -> float:
+def require_float64(norm: float, name: str = "`weight`") -> float:
     """A Frobenius norm that was scaled back, unchanged.
 
     Raises:
         OptionError: it is larger than any float64.
     """
     if math.isinf(norm):
-        msg = "`weight` has a Frobenius norm above 1.8e308, the largest float64: divide it by a power of two first"
+        msg = f"{name} has a Frobenius norm above 1.8e308, the largest float64: divide it by a power of two first"
         raise OptionError(msg)
     return norm
+
+
+def normalized_tensor(values: Tensor) -> tuple[Tensor, int]:
+    """Values in float64 whose squares and products are in range, and the exponent by which they were divided."""
+    wide = values.detach().to(torch.float64)
+    exponent = exponent_of(largest_of(wide))
+    return shifted(wide, -exponent), exponent
+
+
+def largest_of(values: Tensor) -> float:
+    """The largest absolute value of a tensor; 0 for an empty one."""
+    return float(values.detach().abs().max()) if values.numel() else 0.0
 
 
 def _sum_of_squares(matrix: RowSlabs) -> float:

@@ -1,5 +1,6 @@
 """A new adapter with the rank and error of every layer, and what was skipped and why."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,7 @@ class AdapterResult(Result):
 
 def _combined(errors: list[float], layers: list[LayerRecord]) -> float:
     """Relative error over several layers from the errors of each."""
-    total = sum(layer.fro_norm**2 for layer in layers)
-    missed = sum((error * layer.fro_norm) ** 2 for error, layer in zip(errors, layers, strict=True))
-    return (missed / total) ** 0.5 if total else 0.0
+    largest = max((layer.fro_norm for layer in layers), default=0.0) or 1.0
+    shares = [layer.fro_norm / largest for layer in layers]
+    total = math.hypot(*shares)
+    return math.hypot(*(error * share for error, share in zip(errors, shares, strict=True))) / total if total else 0.0

@@ -2,28 +2,49 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from eckart.adapter.adapter import AdapterLayer
+from eckart.adapter.outline import Layer
 from eckart.errors import NotFiniteError, OptionError
 from eckart.linalg import LowRank, Spectrum
 from eckart.linalg.finite import count_non_finite
-
-ROUNDING = 16 * torch.finfo(torch.float64).eps  # share of ‖B‖‖A‖ below which a singular value is rounding
-
-
-def rounding_floor(product: LowRank) -> float:
-    """Largest value of a product of factors that rounding alone can explain: a few ε₆₄·‖B‖‖A‖."""
-    return ROUNDING * float(product.lora_B.norm()) * float(product.lora_A.norm())
+from eckart.linalg.scaling import frobenius_norm
+from eckart.linalg.slabs import as_slabs
 
 
 def product_spectrum(product: LowRank) -> Spectrum:
     """The complete spectrum of a product in float64, with values that are only rounding set to zero."""
     spectrum = product.spectrum()
     values = spectrum.singular_values
-    values = torch.where(values > rounding_floor(product), values, 0.0)
-    return replace(spectrum, singular_values=values, fro_norm=float(values.norm()))
+    values = torch.where(values > product.rounding_floor, values, 0.0)
+    return replace(spectrum, singular_values=values, fro_norm=frobenius_norm(as_slabs(values[None])))
+
+
+def update_norm(name: str, layer: Layer[Any], norm: float) -> float:
+    """‖Δ‖_F of a layer from the norm of its unscaled product.
+
+    Raises:
+        OptionError: no float64 is that large.
+    """
+    if math.isinf(size := abs(layer.scaling) * norm):
+        alpha = f"{layer.alpha:.4g} / {'√' if layer.rslora else ''}{layer.rank}"
+        msg = f"{name}: with its scale, alpha / rank = {alpha}, the norm of its update is larger than any float64"
+        raise OptionError(msg)
+    return size
+
+
+def update_spectrum(name: str, layer: AdapterLayer, product: LowRank) -> Spectrum:
+    """The complete spectrum of a layer's update: of the scaling times `product`.
+
+    Raises:
+        OptionError: no float64 is as large as its norm.
+    """
+    known = product_spectrum(product)
+    norm = update_norm(name, layer, known.fro_norm)
+    return replace(known, singular_values=known.singular_values * abs(layer.scaling), fro_norm=norm)
 
 
 def at_rank(
@@ -33,20 +54,17 @@ def at_rank(
 
     Args:
         layer: provides module, scaling, bias and magnitude; its factors multiply to `target`, up to rounding.
-        target: the update to approximate, as `low_rank` returns it, in float64.
+        target: the product to approximate, as `unscaled` returns it: in units of the layer's scaling, in float64.
         rank: rank of the result; if higher than that of the layer or of the update, the factors are padded.
         dtype: data type of the factors; None keeps that of the layer.
         generator: source of the padding.
     """
     if rank < layer.rank:
         U, S, Vh = target.svd()
-        count = min(rank, int((S - rounding_floor(target) > 0).sum()))
+        count = min(rank, int((target.rounding_floor < S).sum()))
         if count == 0:
             return zero_layer(cast(layer, dtype), rank, generator)
-        # `with_update` scales lora_B alone; splitting the scale evenly keeps both factors in range of narrow dtypes.
-        half = abs(layer.scaling) ** 0.5
-        best = LowRank.from_svd(U[:, :count], S[:count], Vh[:count])
-        layer = layer.with_update(LowRank(best.lora_B * half, best.lora_A / half), dtype=dtype)
+        layer = layer.with_product(LowRank.from_svd(U[:, :count], S[:count], Vh[:count]), dtype=dtype)
     return padded(cast(layer, dtype), rank, generator)
 
 
@@ -79,14 +97,16 @@ def alpha_for(scaling: float, rank: int, *, rslora: bool) -> float:
     return next((value for value in near if value / root == scaling), alpha)
 
 
-def measured_error(target: LowRank, layer: AdapterLayer, norm: float) -> float:
-    """‖Δ − BA‖_F / ‖Δ‖_F of the factors as stored, from the stacked factors of the difference in float64."""
-    return (target - layer.low_rank()).fro_norm / norm if norm else 0.0
+def measured_error(target: LowRank, layer: AdapterLayer, *, scaling: float) -> float:
+    """‖Δ − sBA‖_F / ‖Δ‖_F of the factors as stored, from the stacked factors of the difference in float64.
 
-
-def least_error(spectrum: Spectrum, rank: int) -> float:
-    """The relative error of the best approximation of a rank."""
-    return float(spectrum.energy_above[0][min(rank, spectrum.max_rank)]) ** 0.5 / (spectrum.fro_norm or 1.0)
+    Args:
+        target: the update in units of `scaling`.
+        layer: the approximation, whose own scaling may differ from `scaling` in the last bit.
+        scaling: of the update; 0 for a zero one.
+    """
+    norm = product_spectrum(target).fro_norm if scaling else 0.0
+    return (target - layer.unscaled() * (layer.scaling / scaling)).fro_norm / norm if norm else 0.0
 
 
 def check_finite(name: str, layer: AdapterLayer) -> AdapterLayer:
@@ -106,8 +126,11 @@ def check_range(name: str, layer: AdapterLayer) -> AdapterLayer:
     """Return a computed layer unchanged if it fits its dtype.
 
     Raises:
-        OptionError: its values are too large for its dtype.
+        OptionError: its values are too large for its dtype, or its alpha for a float.
     """
+    if not math.isfinite(layer.alpha):
+        msg = f"{name}: its alpha, the scale {layer.scaling:.4g} times rank {layer.rank}, is larger than any float64"
+        raise OptionError(msg)
     if count_non_finite(layer.tensors().values()):
         dtype = str(layer.lora_A.dtype).removeprefix("torch.")
         msg = f"{name}: its factors are too large for {dtype}; use `dtype=bfloat16` or `dtype=float32`"

@@ -16,7 +16,6 @@ from eckart.errors import EckartError
 from eckart.evaluation import load_model, load_tokenizer
 from eckart.linalg import LowRank
 from eckart.nn import AdaptedModule, adapted_modules, adapter_applied, inject_adapter
-from eckart.operations.rank_change import rounding_floor
 from eckart.training.distiller import (
     HELD_OUT_SHARE,
     LEAST_HELD_OUT_TOKENS,
@@ -131,14 +130,13 @@ def _balanced(layer: AdapterLayer) -> AdapterLayer:
     Factors of a higher rank than their product, as in a padded adapter, are not changed: the rest would become zero
     and not train.
     """
-    product = layer.low_rank()
+    product = layer.unscaled()
     if layer.kind == "embedding" or layer.rank > min(product.shape):
         return layer
     U, S, Vh = product.svd()
-    if S[-1] <= rounding_floor(product):
+    if S[-1] <= product.rounding_floor:
         return layer
-    best, half = LowRank.from_svd(U, S, Vh), abs(layer.scaling) ** 0.5
-    return layer.with_update(LowRank(best.lora_B * half, best.lora_A / half), dtype=torch.float32)
+    return layer.with_product(LowRank.from_svd(U, S, Vh), dtype=torch.float32)
 
 
 def _tied_modules(model: nn.Module) -> set[str]:

@@ -1,5 +1,7 @@
 """The tensor work of a combination: the spectra of the combined updates, and each layer that results."""
 
+import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import fsum
@@ -14,6 +16,7 @@ from eckart.adapter.outline import TensorOutline
 from eckart.checkpoint import WeightMatrix
 from eckart.checkpoint.dtypes import promote
 from eckart.engine import Execution, Record, Task
+from eckart.errors import OptionError
 from eckart.linalg import LowRank, Spectrum, as_slabs, spectrum
 from eckart.operations.adapter_writer import LayerTasks, empty_record, layer_record
 from eckart.operations.combination.plan import CombinePlan
@@ -25,9 +28,10 @@ from eckart.operations.rank_change import (
     cast,
     check_finite,
     check_range,
-    least_error,
     measured_error,
     product_spectrum,
+    update_norm,
+    update_spectrum,
     zero_layer,
 )
 from eckart.operations.rank_choice import RankChoice
@@ -82,7 +86,9 @@ class Combining:
     def _spectrum(self, name: str, complete: bool) -> Spectrum:
         """The spectrum of a module's combined update."""
         if not self.plan.is_dense(name):
-            return product_spectrum(_sum(self._layers(name)))
+            layers = self._layers(name)
+            scale = _scale(name, layers)
+            return update_spectrum(name, _stacked(layers, scale, None), _sum(layers, scale))
         update = as_slabs(self._dense(name))
         if complete or self.plan.choice is None:
             return spectrum(update)
@@ -97,9 +103,10 @@ class Combining:
         """The record of a sum of products."""
         layers, generator = self._layers(name), self.execution.generator(name)
         dtype = self.plan.dtype.torch if self.plan.dtype else None
-        target, stacked = _sum(layers), _stacked(layers, dtype)
+        scale = _scale(name, layers)
+        target, stacked = _sum(layers, scale), _stacked(layers, scale, dtype)
         known = product_spectrum(target)
-        norm = known.fro_norm
+        norm = update_norm(name, stacked, known.fro_norm)
         if rank == 0 or (norm == 0 and len(layers) > 1):
             result = zero_layer(stacked, 1, generator)
             if stacked.bias is None and stacked.magnitude is None:
@@ -112,8 +119,8 @@ class Combining:
             result = at_rank(stacked, target, limit, dtype=dtype, generator=generator)
         check_range(name, result)
         unchanged = len(layers) == 1 and result.rank == stacked.rank and dtype in (None, result.lora_A.dtype)
-        error = 0.0 if unchanged else measured_error(target, result, norm)
-        least = min(error, least_error(known, result.rank))
+        error = 0.0 if unchanged else measured_error(target, result, scaling=scale)
+        least = min(error, known.error_bounds(result.rank)[0])
         return layer_record(result, error=error, error_lower_bound=least, fro_norm=norm)
 
     def _dense_record(self, name: str, rank: int | None) -> Record:
@@ -126,7 +133,7 @@ class Combining:
         choice = RankChoice(rank=min(rank or plan.max_rank(name), *update.shape))
         dtype = plan.dtype_of(name).torch
         result = factor(as_slabs(update), choice, generator, dtype=dtype)
-        frame = _unscaled(_stacked(layers, dtype if plan.dtype else None))
+        frame = _unscaled(_stacked(layers, _scale(name, layers), dtype if plan.dtype else None))
         if not result.tensors:
             zero = zero_layer(frame, 1, generator)
             if frame.bias is None:
@@ -218,13 +225,34 @@ def saved_tensors(plan: CombinePlan) -> Deferred[Tensor, TensorOutline]:
     return Deferred(outlines, read)
 
 
-def _sum(layers: Weighted) -> LowRank:
-    """The exact sum of updates in float64."""
-    first, *rest = (layer.low_rank() * weight for weight, layer in layers)
+def _scale(name: str, layers: Weighted) -> float:
+    """The scaling of the sum: the largest |weight·scaling|, or that of a single layer of weight 1.
+
+    Raises:
+        OptionError: it is outside the range of float64.
+    """
+    if len(layers) == 1 and layers[0][0] == 1:
+        return layers[0][1].scaling
+    scales = [weight * layer.scaling for weight, layer in layers]
+    for (weight, layer), scale in zip(layers, scales, strict=True):
+        if not sys.float_info.min <= abs(scale) < math.inf and weight and layer.scaling:
+            alpha = f"alpha {layer.alpha:.4g} at rank {layer.rank}"
+            msg = f"{name}: its weight {weight:.4g} times its scale, of {alpha}, is outside the range of float64"
+            raise OptionError(msg)
+    return max(map(abs, scales)) or 1.0
+
+
+def _sum(layers: Weighted, scale: float) -> LowRank:
+    """The exact sum of updates in float64, in units of `scale`."""
+    first, *rest = (layer.unscaled() * _share(weight, layer, scale) for weight, layer in layers)
     return sum(rest, first)
 
 
-def _stacked(layers: Weighted, dtype: torch.dtype | None) -> AdapterLayer:
+def _share(weight: float, layer: AdapterLayer, scale: float) -> float:
+    return weight * layer.scaling / scale if scale else 1.0
+
+
+def _stacked(layers: Weighted, scale: float, dtype: torch.dtype | None) -> AdapterLayer:
     """The sum as one layer of stacked factors; a single layer of weight 1 unchanged.
 
     The largest |weight·scaling| becomes its scaling, so that factors of equal scale are unchanged bit for bit.
@@ -232,8 +260,7 @@ def _stacked(layers: Weighted, dtype: torch.dtype | None) -> AdapterLayer:
     first = layers[0][1]
     if len(layers) == 1 and layers[0][0] == 1:
         return cast(first, dtype)
-    scale = max(abs(weight * layer.scaling) for weight, layer in layers) or 1.0
-    shares = [(weight * layer.scaling / scale, layer) for weight, layer in layers]
+    shares = [(_share(weight, layer, scale), layer) for weight, layer in layers]
     dtype = dtype or _promoted([factor for _, layer in layers for factor in (layer.lora_A, layer.lora_B)])
     A = torch.cat([layer.lora_A.to(dtype) for _, layer in shares])
     B = torch.cat([(layer.lora_B.double() * share).to(dtype) for share, layer in shares], dim=1)

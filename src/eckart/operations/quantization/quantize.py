@@ -77,8 +77,8 @@ class QuantizeResult(Result):
     @property
     def error(self) -> float:
         """‖W̃ − W‖_F / ‖W‖_F over all layers together."""
-        size = sum(layer.fro_norm**2 for layer in self.layers)
-        return math.sqrt(sum((layer.error * layer.fro_norm) ** 2 for layer in self.layers) / size) if size else 0.0
+        size = math.hypot(*(layer.fro_norm for layer in self.layers))
+        return math.hypot(*(layer.error * layer.fro_norm for layer in self.layers)) / size if size else 0.0
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per layer in NF4."""

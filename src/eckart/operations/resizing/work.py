@@ -14,9 +14,10 @@ from eckart.operations.rank_change import (
     at_rank,
     check_finite,
     check_range,
-    least_error,
     measured_error,
     product_spectrum,
+    update_norm,
+    update_spectrum,
 )
 from eckart.operations.ranks import Ranks, ranks_from_spectra
 from eckart.operations.resizing.plan import ResizePlan
@@ -70,15 +71,16 @@ class Resizing:
         """The records of layers with errors measured again, after the factors of the adapter were changed."""
         source = self.plan.adapter
         return [
-            replace(layer, error=measured_error(source[layer.name].low_rank(), adapter[layer.name], layer.fro_norm))
-            if layer.name in adapter
-            else layer
-            for layer in layers
+            replace(record, error=_error(source[record.name], adapter[record.name]))
+            if record.name in adapter
+            else record
+            for record in layers
         ]
 
     def _spectrum(self, name: str, complete: bool) -> Spectrum:
         del complete  # it always is
-        return product_spectrum(check_finite(name, self.plan.adapter[name]).low_rank())
+        layer = check_finite(name, self.plan.adapter[name])
+        return update_spectrum(name, layer, layer.unscaled())
 
 
 def resize_tasks(plan: ResizePlan, execution: Execution) -> LayerTasks:
@@ -107,14 +109,20 @@ def resize_tasks(plan: ResizePlan, execution: Execution) -> LayerTasks:
 
 def resized(name: str, layer: AdapterLayer, rank: int, dtype: DType | None, execution: Execution) -> Record:
     """The record of a layer at another rank; without factors at rank 0."""
-    target = layer.low_rank()
+    target = layer.unscaled()
     spectrum = product_spectrum(target)
-    norm = spectrum.fro_norm
+    norm = update_norm(name, layer, spectrum.fro_norm)
     if rank == 0:
         return empty_record("no rank within the budget" if norm else "zero update", norm)
     new_dtype = dtype.torch if dtype else None
     result = at_rank(layer, target, rank, dtype=new_dtype, generator=execution.generator(name))
     check_range(name, result)
     same = new_dtype in (None, layer.lora_A.dtype) and rank >= layer.rank
-    error = 0.0 if same else measured_error(target, result, norm)
-    return layer_record(result, error=error, error_lower_bound=min(least_error(spectrum, rank), error), fro_norm=norm)
+    error = 0.0 if same else _error(layer, result)
+    least = min(spectrum.error_bounds(rank)[0], error)
+    return layer_record(result, error=error, error_lower_bound=least, fro_norm=norm)
+
+
+def _error(layer: AdapterLayer, result: AdapterLayer) -> float:
+    """The relative error of a layer at another rank."""
+    return measured_error(layer.unscaled(), result, scaling=layer.scaling)
