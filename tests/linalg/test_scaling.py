@@ -10,6 +10,7 @@ from eckart.linalg import (
     allocate,
     bulk_noise,
     difference_noise,
+    nf4,
     partial_spectrum,
     partial_svd,
     rounding_variance,
@@ -160,3 +161,11 @@ def test_a_streamed_matrix_scales_too(exponent):
     assert found == pytest.approx(math.ldexp(plain, exponent), rel=1e-14)
     streamed, resident = (spectrum(it) for it in (Streamed(shifted(weight, exponent), rows=7), as_slabs(weight)))
     torch.testing.assert_close(shifted(streamed.singular_values, -exponent), resident.singular_values)
+
+
+@pytest.mark.parametrize("exponent", [-90, 90])
+def test_codes_of_four_bits_do_not_depend_on_scale(exponent):
+    weight = torch.randn(40, 64, generator=seeded())
+    plain, found = nf4.quantize(weight), nf4.quantize(shifted(weight, exponent))
+    assert torch.equal(found.codes, plain.codes)
+    assert torch.equal(found.absmax, shifted(plain.absmax, exponent))

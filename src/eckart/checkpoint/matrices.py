@@ -7,7 +7,8 @@ from torch import Tensor
 
 from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.layouts import MatrixView, counterpart
-from eckart.linalg.finite import require_finite
+from eckart.errors import NotFiniteError
+from eckart.linalg.finite import all_finite, require_finite
 from eckart.linalg.slabs import compute_dtype, rows_per_slab
 
 
@@ -26,18 +27,27 @@ class WeightMatrix:
 
     def slabs(self) -> Iterator[Tensor]:
         """Consecutive row blocks of at most SLAB_BYTES in float32."""
-        for slab in self._upcast():
-            require_finite(
-                slab,
-                f"{self.checkpoint.source}: {self.view.name}",
-                rows=lambda: stored_rows(self.checkpoint, self.view),
-                remedy=f"repair the checkpoint, or skip the matrix with `exclude={self.view.module}`",
-            )
+        for slab in self.upcast():
+            self.require_finite(slab)
             yield slab
 
-    def _upcast(self) -> Iterator[Tensor]:
+    def upcast(self) -> Iterator[Tensor]:
+        """The slabs before they are checked."""
         for rows in stored_rows(self.checkpoint, self.view):
             yield rows.to(self.device).to(compute_dtype(self))
+
+    def require_finite(self, slab: Tensor) -> None:
+        """Refuse a slab that contains NaN or Inf.
+
+        Raises:
+            NotFiniteError: it does.
+        """
+        require_finite(
+            slab,
+            f"{self.checkpoint.source}: {self.view.name}",
+            rows=lambda: stored_rows(self.checkpoint, self.view),
+            remedy=f"repair the checkpoint, or skip the matrix with `exclude={self.view.module}`",
+        )
 
 
 class DifferenceMatrix:
@@ -59,8 +69,17 @@ class DifferenceMatrix:
 
     def slabs(self) -> Iterator[Tensor]:
         """Consecutive row blocks of the difference."""
-        for tuned, base in zip(self.tuned.slabs(), self.base.slabs(), strict=True):
-            yield tuned - base
+        for tuned, base in zip(self.tuned.upcast(), self.base.upcast(), strict=True):
+            difference = tuned - base
+            # NaN and Inf survive the difference, so that one check covers three tensors.
+            if not all_finite(difference):
+                self.tuned.require_finite(tuned)
+                self.base.require_finite(base)
+                largest = float((tuned.to(torch.float64) - base.to(torch.float64)).abs().max())
+                dtype, skip = str(difference.dtype).removeprefix("torch."), f"skip it with `exclude={self.view.module}`"
+                msg = f"{self.view.name}: tuned minus base is {largest:.4g}, more than {dtype} holds; {skip}"
+                raise NotFiniteError(msg)
+            yield difference
 
 
 def stored_rows(checkpoint: Checkpoint, view: MatrixView) -> Iterator[Tensor]:

@@ -78,7 +78,11 @@ def index_name(shards: Iterable[str]) -> str:
 def write_tensors(
     file: Path, specs: Sequence[TensorSpec], tensors: Iterable[tuple[str, "Tensor"]], metadata: Mapping[str, str]
 ) -> None:
-    """Write one safetensors file into an existing folder: for use in `atomic_directory` and `atomic_file`."""
+    """Write one safetensors file into an existing folder: for use in `atomic_directory` and `atomic_file`.
+
+    Raises:
+        NotFiniteError: a tensor contains NaN or Inf.
+    """
     with open_files(file.parent, {file.name: specs}, metadata) as files:
         _write_each(files, tensors)
 
@@ -224,7 +228,9 @@ def _header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> tuple[b
 
 
 def _write_each(files: TensorFiles, tensors: Iterable[tuple[str, "Tensor"]]) -> None:
-    """Write each tensor of the files once."""
+    """Write each tensor of the files once, checked to be finite."""
+    from eckart.linalg.finite import require_finite  # imports torch
+
     missing = {name: target.spec for name, target in files.destinations.items()}
     for name, tensor in tensors:
         spec = missing.pop(name, None)
@@ -232,6 +238,7 @@ def _write_each(files: TensorFiles, tensors: Iterable[tuple[str, "Tensor"]]) -> 
             expected = spec or "no such tensor, or it was written before"
             msg = f"{name} of shape {tuple(tensor.shape)}, {tensor.dtype}: expected {expected}"
             raise ValueError(msg)
+        require_finite(tensor, name)
         files.write(name, tensor)
     if missing:
         msg = f"{len(missing)} tensors are missing, the first is {next(iter(missing))}"

@@ -1,4 +1,4 @@
-"""The one check that tensors contain only finite numbers."""
+"""The one check that tensors contain only finite numbers, and that a dtype holds them."""
 
 from collections.abc import Callable, Iterable
 
@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from eckart.errors import NotFiniteError
+
+REMEDY = "; use `dtype=bfloat16` or `dtype=float32`"
 
 
 def require_finite(
@@ -22,12 +24,40 @@ def require_finite(
     Raises:
         NotFiniteError: the message says how many values are NaN or Inf.
     """
-    # NaN and Inf survive a sum, which is one pass without a mask; a sum that overflowed proves nothing.
-    if torch.isfinite(tensor.sum(dtype=torch.float32)) or not (bad := count_non_finite([tensor])):
+    if all_finite(tensor):
         return
-    total = bad if rows is None else count_non_finite(rows())
+    total = count_non_finite([tensor] if rows is None else rows())
     msg = f"{name} contains {total:,} values that are NaN or Inf" + (f"; {remedy}" if remedy else "")
     raise NotFiniteError(msg)
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or Inf."""
+    # Both survive a sum, which is one pass without a mask; a sum that overflowed proves nothing.
+    return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or not count_non_finite([tensor])
+
+
+def is_held(values: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a dtype holds all values of a tensor; never where one is NaN or Inf."""
+    limit = torch.finfo(dtype).max
+    # If one value is NaN, so are both of these, and every comparison is false.
+    least, most = torch.aminmax(_comparable(values)) if values.numel() else (0, 0)
+    return bool(-limit <= least and most <= limit)
+
+
+def too_large(name: str, dtype: torch.dtype, largest: float | None = None) -> str:
+    """The message for values that a dtype does not hold, with those that do.
+
+    Args:
+        name: what the message calls the values.
+        dtype: too narrow for them.
+        largest: the largest absolute value, if it is known.
+    """
+    shown = f"{name}: a value becomes {largest:.4g}, more than" if largest else f"{name}: its values are too large for"
+    verb = " holds" if largest else ""
+    beyond = dtype in (torch.float32, torch.bfloat16) or (largest or 0) > torch.finfo(torch.bfloat16).max
+    remedy = "" if dtype == torch.float64 else "; use `dtype=float64`" if beyond else REMEDY
+    return f"{shown} {str(dtype).removeprefix('torch.')}{verb}{remedy}"
 
 
 def count_non_finite(tensors: Iterable[Tensor]) -> int:

@@ -90,8 +90,13 @@ class LowRank:
     @property
     def rounding_floor(self) -> float:
         """Largest singular value that rounding in float64 alone can explain: a few ε₆₄·‖B‖‖A‖."""
+        return ROUNDING * self.norm_limit
+
+    @property
+    def norm_limit(self) -> float:
+        """‖B‖_F·‖A‖_F, at least the Frobenius norm of the product; infinite where float64 ends."""
         left, right, exponent = self._normalized()
-        return shifted_number(ROUNDING * float(left.norm()) * float(right.norm()), exponent)
+        return shifted_number(float(left.norm()) * float(right.norm()), exponent)
 
     def truncate(self, rank: int) -> "LowRank":
         """The best approximation of rank at most `rank`, with balanced factors in float64.

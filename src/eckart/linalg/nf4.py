@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eckart.errors import NotFiniteError, OptionError
+from eckart.errors import OptionError
+from eckart.linalg.finite import require_finite
 from eckart.linalg.nf4_constants import BLOCK_SIZES, NESTED_BLOCK, QUANTILES
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -135,8 +136,7 @@ def quantize(weight: Tensor | np.ndarray, *, block_size: int = 64, double: bool 
         scales = absmax[start // block_size : -(-stop // block_size)]
         encoder.scale(flat[start:stop], scales, block_size)
         if not math.isfinite(scales.max()):
-            msg = f"`weight` contains {int((~torch.isfinite(tensor)).sum()):,} values that are NaN or Inf"
-            raise NotFiniteError(msg)
+            require_finite(tensor, "`weight`")
         encoder.write(codes[start // 2 : -(-stop // 2)])
     plain = Nf4Blocks(codes[:, None], absmax, tuple(tensor.shape), tensor.dtype, block_size)
     return nested(plain) if double else plain

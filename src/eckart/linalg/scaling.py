@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from eckart.errors import NotFiniteError, OptionError
+from eckart.errors import OptionError
 from eckart.linalg.block_sizes import NORM_CHUNK
-from eckart.linalg.finite import count_non_finite
+from eckart.linalg.finite import require_finite
 from eckart.linalg.slabs import InMemory, RowSlabs, compute_dtype, materialize
 
 # Norms up to 2^±k are safe: fourth powers of singular values are computed in the dtype of products.
@@ -89,8 +89,7 @@ def frobenius_norm(matrix: RowSlabs) -> float:
         return math.sqrt(total)
     largest = _largest(matrix)
     if not math.isfinite(largest):
-        msg = f"`weight` contains {count_non_finite(matrix.slabs())} values that are NaN or Inf"
-        raise NotFiniteError(msg)
+        require_finite(torch.tensor(largest), "`weight`", rows=matrix.slabs)
     exponent = math.frexp(largest)[1]
     return require_float64(shifted_number(math.sqrt(_sum_of_squares(Shifted(matrix, -exponent))), exponent))
 

@@ -10,6 +10,7 @@ from eckart.checkpoint import MatrixView
 from eckart.engine import Record
 from eckart.linalg import RowSlabs, spectrum_for, truncated_svd
 from eckart.linalg.krylov import resident
+from eckart.linalg.scaling import normalized, shifted, shifted_number
 from eckart.operations.rank_choice import RankChoice
 from eckart.operations.ranks import rank_by_rule, rule_of
 
@@ -41,8 +42,8 @@ def factor(
     norm = svd.spectrum.fro_norm
     facts: dict[str, Any] = {
         "fro_norm": norm,
-        "error": _measured_error(matrix, left, right) / norm,
-        "error_lower_bound": float(svd.spectrum.energy_above[0][rank]) ** 0.5 / norm,
+        "error": _measured_error(matrix, left, right, norm),
+        "error_lower_bound": svd.spectrum.error_bounds(rank)[0],
     }
     return Record(facts, {"left": left.cpu(), "right": right.cpu()})
 
@@ -68,12 +69,12 @@ def layer_of(view: MatrixView, left: Tensor, right: Tensor, *, bias: Tensor | No
     return AdapterLayer(right, left, rank, bias=bias)
 
 
-def error_of(matrix: RowSlabs, layer: AdapterLayer, view: MatrixView) -> float:
-    """‖W − s·B·A‖_F of a layer against a difference in its stored orientation."""
+def error_of(matrix: RowSlabs, layer: AdapterLayer, view: MatrixView, *, norm: float) -> float:
+    """‖W − s·B·A‖_F / ‖W‖_F of a layer against a difference of that norm, in its stored orientation."""
     product = layer.low_rank()
     if view.transposed:
-        return _measured_error(matrix, product.lora_A.T, product.lora_B.T)
-    return _measured_error(matrix, product.lora_B, product.lora_A)
+        return _measured_error(matrix, product.lora_A.T, product.lora_B.T, norm)
+    return _measured_error(matrix, product.lora_B, product.lora_A, norm)
 
 
 def _rank_for(matrix: RowSlabs, choice: RankChoice, generator: torch.Generator) -> int:
@@ -83,13 +84,17 @@ def _rank_for(matrix: RowSlabs, choice: RankChoice, generator: torch.Generator) 
     return max(1, rank_by_rule(spectrum_for(matrix, rule_of(choice), generator=generator), choice))
 
 
-def _measured_error(matrix: RowSlabs, left: Tensor, right: Tensor) -> float:
-    """‖W − left·right‖_F of the factors as stored, with float32 products and float64 sums."""
+def _measured_error(matrix: RowSlabs, left: Tensor, right: Tensor, norm: float) -> float:
+    """‖W − left·right‖_F / ‖W‖_F of the factors as stored, with float32 products and float64 sums."""
+    scaled, exponent = normalized(matrix, norm)
+    if exponent:  # in float64, because products of factors near the limits of their dtype have no room there
+        left, right = shifted(left.to(torch.float64), -exponent), right.to(torch.float64)
     total, start = 0.0, 0
-    for slab in matrix.slabs():
-        for block in slab.split(max(1, 2**20 // slab.shape[1])):
+    for slab in scaled.slabs():
+        for part in slab.split(max(1, 2**20 // slab.shape[1])):
+            block = part.to(torch.float64) if exponent else part
             rows = left[start : start + len(block)].to(block)
             residual = torch.addmm(block, rows, right.to(block), alpha=-1).to(torch.float64).flatten()
             total += float(residual @ residual)
             start += len(block)
-    return total**0.5
+    return total**0.5 / shifted_number(norm, -exponent)

@@ -8,9 +8,9 @@ import torch
 
 from eckart.adapter.adapter import AdapterLayer
 from eckart.adapter.outline import Layer
-from eckart.errors import NotFiniteError, OptionError
+from eckart.errors import OptionError
 from eckart.linalg import LowRank, Spectrum
-from eckart.linalg.finite import count_non_finite
+from eckart.linalg.finite import count_non_finite, require_finite, too_large
 from eckart.linalg.scaling import frobenius_norm
 from eckart.linalg.slabs import as_slabs
 
@@ -34,6 +34,18 @@ def update_norm(name: str, layer: Layer[Any], norm: float) -> float:
         msg = f"{name}: with its scale, alpha / rank = {alpha}, the norm of its update is larger than any float64"
         raise OptionError(msg)
     return size
+
+
+def low_rank_of(name: str, layer: AdapterLayer) -> LowRank:
+    """`layer.low_rank()`, after a check that its norm is a number.
+
+    Raises:
+        OptionError: no float64 is that large.
+    """
+    product = layer.unscaled()
+    if math.isinf(abs(layer.scaling) * product.norm_limit):
+        update_norm(name, layer, product.fro_norm)
+    return product * layer.scaling
 
 
 def update_spectrum(name: str, layer: AdapterLayer, product: LowRank) -> Spectrum:
@@ -115,10 +127,8 @@ def check_finite(name: str, layer: AdapterLayer) -> AdapterLayer:
     Raises:
         NotFiniteError: it contains NaN or Inf.
     """
-    bad = count_non_finite(layer.tensors().values())
-    if bad:
-        msg = f"{name} contains {bad:,} values that are NaN or Inf"
-        raise NotFiniteError(msg)
+    for part, tensor in layer.tensors().items():
+        require_finite(tensor, f"{name}.{part}")
     return layer
 
 
@@ -132,9 +142,7 @@ def check_range(name: str, layer: AdapterLayer) -> AdapterLayer:
         msg = f"{name}: its alpha, the scale {layer.scaling:.4g} times rank {layer.rank}, is larger than any float64"
         raise OptionError(msg)
     if count_non_finite(layer.tensors().values()):
-        dtype = str(layer.lora_A.dtype).removeprefix("torch.")
-        msg = f"{name}: its factors are too large for {dtype}; use `dtype=bfloat16` or `dtype=float32`"
-        raise OptionError(msg)
+        raise OptionError(too_large(name, layer.lora_A.dtype))
     return layer
 
 

@@ -12,6 +12,7 @@ import torch
 from eckart.engine import Execution, Task, run_tasks
 from eckart.linalg import Allocation, RankBound, Spectrum, allocate, partial_spectrum, spectrum, spectrum_for
 from eckart.linalg.rank import FULL_SPECTRUM_SIDE, Rule
+from eckart.linalg.scaling import exponent_of, require_float64, shifted, shifted_number
 from eckart.linalg.slabs import RowSlabs
 from eckart.operations.costs import Costs
 from eckart.operations.rank_choice import RankChoice
@@ -124,10 +125,14 @@ def _together(spectra: list[Spectrum]) -> Spectrum:
     """A spectrum whose energies are those that each further rank of several matrices of one shape adds in total."""
     if len(spectra) == 1:
         return spectra[0]
+    exponent = exponent_of(max(known.fro_norm for known in spectra))
     squares = torch.zeros(max(len(known.singular_values) for known in spectra), dtype=torch.float64)
     for known in spectra:
-        squares[: len(known.singular_values)] += known.singular_values.square()
-    return Spectrum(squares.sqrt(), spectra[0].shape, float(squares.sum()) ** 0.5, spectra[0].dtype)
+        squares[: len(known.singular_values)] += shifted(known.singular_values, -exponent).square()
+    norm = require_float64(
+        shifted_number(float(squares.sum()) ** 0.5, exponent), "the update of one parameter's experts"
+    )
+    return Spectrum(shifted(squares.sqrt(), exponent), spectra[0].shape, norm, spectra[0].dtype)
 
 
 def _without_first(known: Spectrum) -> Spectrum:
@@ -135,5 +140,6 @@ def _without_first(known: Spectrum) -> Spectrum:
     if known.tail is None:
         return replace(known, singular_values=known.singular_values[1:])
     limits = known.tail.energy_upper
-    tail = replace(known.tail, energy_upper=limits[1:] - known.singular_values[:1].square())
+    first = shifted(known.singular_values[:1], -known.exponent).square()
+    tail = replace(known.tail, energy_upper=limits[1:] - first)
     return replace(known, singular_values=known.singular_values[1:], tail=tail)

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.checkpoint import MatrixView
+from eckart.linalg import LowRank
 from eckart.linalg.finite import require_finite
+from eckart.linalg.scaling import SAFE_SQUARES
 from eckart.operations.placement import Term, outputs_are_columns, stored_factors
 
 Slabs = Callable[[], Iterator[Tensor]]
@@ -59,6 +61,7 @@ class Update:
         products: factors of all plain updates, including scales and weights; None without any.
         whole: tensors to add, each with its factor.
         dora: layers that renormalize.
+        scales: alpha and rank of each plain update and DoRA layer, for messages.
     """
 
     dtype: torch.dtype
@@ -66,6 +69,7 @@ class Update:
     products: tuple[Tensor, Tensor] | None = None
     whole: list[tuple[float, Tensor]] = field(default_factory=list)
     dora: list[_Dora] = field(default_factory=list)
+    scales: list[str] = field(default_factory=list)
 
     def change(self, slab: Tensor, start: int) -> Tensor:
         """The change of rows of the base, from row `start` on.
@@ -126,16 +130,18 @@ def update_of(
         if term.part == "whole":
             continue
         weight, layer = weights[term.adapter], _checked(adapters[term.adapter], term.key)
+        result.scales.append(f"{term.key} has alpha {layer.alpha:.4g} at rank {layer.rank}, weight {weight:.4g}")
         if term.part == "bias" and layer.bias is not None:
-            result.whole.append((weight * layer.scaling, layer.bias[:, None]))
+            result.whole.append((1.0, (layer.bias.to(torch.float64) * (weight * layer.scaling))[:, None]))
             continue
-        left, right = (factor.to(dtype) for factor in stored_factors(layer, view))
+        product = LowRank(*(factor.to(dtype) for factor in stored_factors(layer, view)))
         if layer.magnitude is None:
-            lefts.append(left * (weight * layer.scaling))
-            rights.append(right)
+            product *= weight * layer.scaling
+            lefts.append(product.lora_B)
+            rights.append(product.lora_A)
         else:
-            replaced = saved.pop(term.adapter, None)
-            dora = _Dora(weight, left * layer.scaling, right, replaced, outputs_are_columns(layer, view))
+            replaced, product = saved.pop(term.adapter, None), product * layer.scaling
+            dora = _Dora(weight, product.lora_B, product.lora_A, replaced, outputs_are_columns(layer, view))
             dora.gains = (layer.magnitude.to(torch.float64) / _norms(dora, slabs)).to(dtype)
             result.dora.append(dora)
             result.keep -= weight
@@ -165,14 +171,23 @@ def _checked(adapter: Adapter, module: str) -> AdapterLayer:
 
 def _norms(dora: _Dora, slabs: Slabs) -> Tensor:
     """‖W + ΔW‖ of each output, in float64, from one pass over the base."""
-    squares = torch.zeros(dora.right.shape[1] if dora.by_column else dora.left.shape[0], dtype=torch.float64)
+    norms = torch.zeros(dora.right.shape[1] if dora.by_column else dora.left.shape[0], dtype=torch.float64)
     start = 0
     for slab in slabs():
-        moved = dora.moved(slab, start)
-        part = torch.linalg.vector_norm(moved, dim=0 if dora.by_column else 1, dtype=torch.float64).square_()
+        part = _lengths(dora.moved(slab, start), dim=0 if dora.by_column else 1)
         if dora.by_column:
-            squares += part
+            norms = torch.hypot(norms, part)
         else:
-            squares[start : start + len(slab)] = part
+            norms[start : start + len(slab)] = part
         start += len(slab)
-    return squares.sqrt_()
+    return norms
+
+
+def _lengths(rows: Tensor, *, dim: int) -> Tensor:
+    """Norms along a dimension in float64, also where the squares of float64 values have no room there."""
+    norms = torch.linalg.vector_norm(rows, dim=dim, dtype=torch.float64)
+    least, most = (bound**0.5 for bound in SAFE_SQUARES)
+    if rows.dtype != torch.float64 or bool(((least < norms) & (norms < most)).all()):
+        return norms
+    largest = rows.abs().amax(dim, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.linalg.vector_norm(rows / largest, dim=dim) * largest.squeeze(dim)

@@ -38,10 +38,12 @@ def measured_ranks(path: str | Path, adapter: AdapterCount, *, rank: int) -> tup
         raise MismatchError.listing(msg, [f"{name}: missing, or of a different shape" for name in missing])
     budget = rank * sum(map(sum, adapter.modules.values()))
     allocation = allocate(spectra, budget_params=budget)
-    total = sum(spectrum.fro_norm**2 for spectrum in spectra.values())
+    largest = max(spectrum.fro_norm for spectrum in spectra.values()) or 1.0
+    shares = {name: (spectrum.fro_norm / largest) ** 2 for name, spectrum in spectra.items()}
+    total = sum(shares.values())
 
     def kept(ranks: Mapping[str, int]) -> float:
-        lost = [float(spectra[name].energy_above[1][min(rank, spectra[name].max_rank)]) for name, rank in ranks.items()]
+        lost = [spectra[name].error_bounds(rank)[1] ** 2 * shares[name] for name, rank in ranks.items()]
         return 1 - sum(lost) / total if total else 1.0
 
     evenly = dict.fromkeys(spectra, rank)

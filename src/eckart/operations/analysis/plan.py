@@ -144,7 +144,9 @@ def _adapter_task(name: str, adapter: Adapter, layer: LayerOutline) -> Task[Reco
     """The exact spectrum of scaling · lora_B · lora_A from the factors alone; `layer` is its outline."""
 
     def analyze() -> Record:
-        update = adapter[name].low_rank()
+        from eckart.operations.rank_change import low_rank_of  # imports torch
+
+        update = low_rank_of(name, adapter[name])
         return Record(MatrixAnalysis(name, update.shape, layer.lora_A.dtype.name, update.spectrum()).to_json())
 
     nbytes = layer.lora_A.nbytes + layer.lora_B.nbytes

@@ -18,6 +18,8 @@ from eckart.checkpoint.dtypes import promote
 from eckart.engine import Execution, Record, Task
 from eckart.errors import OptionError
 from eckart.linalg import LowRank, Spectrum, as_slabs, spectrum
+from eckart.linalg.finite import count_non_finite, require_finite, too_large
+from eckart.linalg.scaling import frobenius_norm
 from eckart.operations.adapter_writer import LayerTasks, empty_record, layer_record
 from eckart.operations.combination.plan import CombinePlan
 from eckart.operations.combination.pruning import combined_update
@@ -128,7 +130,7 @@ class Combining:
         plan, layers = self.plan, self._layers(name)
         update, generator = self._dense(name), self.execution.generator(name)
         if rank == 0:
-            norm = float(torch.linalg.vector_norm(update, dtype=torch.float64))
+            norm = frobenius_norm(as_slabs(update))
             return empty_record(_why_empty(norm, layers), norm)
         choice = RankChoice(rank=min(rank or plan.max_rank(name), *update.shape))
         dtype = plan.dtype_of(name).torch
@@ -154,7 +156,11 @@ class Combining:
                 update = _formed(layer) if layer.magnitude is None else self._dora_update(i, name)
                 yield self.plan.weights[i], update, self.execution.generator(f"{name} of adapter {i}")
 
-        return combined_update(self.plan.mixture, updates)
+        update = combined_update(self.plan.mixture, updates)
+        if count_non_finite([update]):
+            scales = ", ".join(f"alpha {layer.alpha:.4g} at rank {layer.rank}" for layer in self.plan.layers(name))
+            raise OptionError(too_large(f"{name} ({scales})", update.dtype))
+        return update
 
     def _dora_update(self, i: int, name: str) -> Tensor:
         """W′ − W of a DoRA layer of the i-th adapter, subtracted in float64."""
@@ -216,7 +222,9 @@ def saved_tensors(plan: CombinePlan) -> Deferred[Tensor, TensorOutline]:
             _, tensor, _ = plan.placed[terms[0], name]
             stored = plan.base.tied.get(tensor, tensor)
             total += (1 - fsum(weights)) * plan.base.read(stored).double()
-        return torch.as_tensor(total).to(_promoted(tensors))
+        saved = torch.as_tensor(total).to(_promoted(tensors))
+        require_finite(saved, f"{name}, combined with these weights,")
+        return saved
 
     outlines = {}
     for name, terms in plan.savers.items():
@@ -234,10 +242,12 @@ def _scale(name: str, layers: Weighted) -> float:
     if len(layers) == 1 and layers[0][0] == 1:
         return layers[0][1].scaling
     scales = [weight * layer.scaling for weight, layer in layers]
+    rank, rslora = sum(layer.rank for _, layer in layers), layers[0][1].rslora
     for (weight, layer), scale in zip(layers, scales, strict=True):
-        if not sys.float_info.min <= abs(scale) < math.inf and weight and layer.scaling:
-            alpha = f"alpha {layer.alpha:.4g} at rank {layer.rank}"
-            msg = f"{name}: its weight {weight:.4g} times its scale, of {alpha}, is outside the range of float64"
+        in_range = sys.float_info.min <= abs(scale) and abs(alpha_for(scale, rank, rslora=rslora)) < math.inf
+        if weight and layer.scaling and not in_range:
+            what = f"alpha {layer.alpha:.4g} at rank {layer.rank} with weight {weight:.4g}"
+            msg = f"{name}: {what} is a scale that no alpha at rank {rank} can express in float64"
             raise OptionError(msg)
     return max(map(abs, scales)) or 1.0
 

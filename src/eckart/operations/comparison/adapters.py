@@ -130,7 +130,9 @@ class AdapterPair:
     def _measure_one(self, name: str) -> Unpaired:
         side = "a" if name in self.adapters[0].layers else "b"
         adapter = self.adapters[0] if side == "a" else self.adapters[1]
-        return Unpaired(name, side, adapter[name].low_rank().fro_norm)
+        from eckart.operations.rank_change import low_rank_of
+
+        return Unpaired(name, side, low_rank_of(name, adapter[name]).fro_norm)
 
     def _compare_one(self, name: str) -> MatrixComparison:
         import torch
@@ -138,9 +140,10 @@ class AdapterPair:
         from eckart.checkpoint import WeightMatrix
         from eckart.operations.comparison.measures import compare_updates
         from eckart.operations.comparison.updated import UpdatedMatrix, intruders_of
+        from eckart.operations.rank_change import low_rank_of
 
         layers = [adapter[name] for adapter in self.adapters]
-        a, b = (layer.low_rank() for layer in layers)
+        a, b = (low_rank_of(name, layer) for layer in layers)
         dtype = torch.float64 if all(layer.lora_A.dtype == torch.float64 for layer in layers) else torch.float32
         found = compare_updates(name, a, b, directions=self.directions, dtype=dtype)
         if self.base is None or name not in self.places:

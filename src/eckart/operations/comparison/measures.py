@@ -1,5 +1,7 @@
 """How two matrices of one shape relate: norms, cosine, and the alignment of their singular directions."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,8 @@ from eckart.checkpoint import MatrixView
 from eckart.engine import Execution
 from eckart.linalg import LowRank, RowSlabs, overlap, principal_angles, truncated_svd
 from eckart.linalg.block_sizes import NORM_CHUNK
+from eckart.linalg.scaling import SAFE_SQUARES, frobenius_norm, normalized
+from eckart.linalg.slabs import as_slabs
 from eckart.operations.comparison.result import Alignment, MatrixComparison, clamped
 
 
@@ -23,8 +27,9 @@ def compare_updates(
         dtype: dtype that the factors were stored in: it decides which directions are rounding.
     """
     (UA, SA, VA), (UB, SB, VB) = a.svd(), b.svd()
-    norm_a, norm_b = float(torch.linalg.vector_norm(SA)), float(torch.linalg.vector_norm(SB))
-    inner = SA @ ((UA.T @ UB) * (VA @ VB.T)) @ SB
+    norm_a, norm_b = (frobenius_norm(as_slabs(S[None])) for S in (SA, SB))
+    # Over the norms, because the product of two of them may have no room in float64.
+    inner = (SA / (norm_a or 1.0)) @ ((UA.T @ UB) * (VA @ VB.T)) @ (SB / (norm_b or 1.0))
     # Balanced factors first: stacked ones of very different lengths would lose the digits of the shorter.
     difference = (LowRank.from_svd(UA, SA, VA) - LowRank.from_svd(UB, SB, VB)).fro_norm
     i, j = directions_of(SA, a.shape, dtype), directions_of(SB, b.shape, dtype)
@@ -64,8 +69,8 @@ def compare_matrices(
 
 
 def cosine(inner: float, norm_a: float, norm_b: float) -> float | None:
-    """The cosine of two matrices; None if one is zero."""
-    return clamped(inner / norm_a / norm_b) if norm_a > 0 and norm_b > 0 else None
+    """The cosine of two matrices from the inner product of both over their norms; None if one is zero."""
+    return clamped(inner) if norm_a > 0 and norm_b > 0 else None
 
 
 def directions_of(S: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> int:
@@ -89,13 +94,39 @@ def align(first: Tensor, second: Tensor, *, directions: int) -> Alignment | None
 
 
 def _products(a: RowSlabs, b: RowSlabs) -> tuple[float, float, float, float]:
-    """‖A‖, ‖B‖, ‖A − B‖ and ⟨A, B⟩, subtracted first and summed in float64, in one pass over both."""
+    """‖A‖, ‖B‖, ‖A − B‖ and ⟨A, B⟩/(‖A‖‖B‖), subtracted first and summed in float64, in one pass over both."""
     sums = torch.zeros(4, dtype=torch.float64)
     for first, second in zip(a.slabs(), b.slabs(), strict=True):
         for x, y in zip(first.reshape(-1).split(NORM_CHUNK), second.reshape(-1).split(NORM_CHUNK), strict=True):
             x, y = x.to(torch.float64), y.to(torch.float64)  # noqa: PLW2901
             z = x - y
             sums += torch.stack([x @ x, y @ y, z @ z, x @ y]).cpu()
-    squares, inner = sums[:3].tolist(), float(sums[3])
+    *squares, inner = sums.tolist()
+    wide = torch.float64 in (a.dtype, b.dtype)  # squares of any other dtype have room in float64
+    if wide and not all(SAFE_SQUARES[0] < square < SAFE_SQUARES[1] for square in squares):
+        return _extreme_products(a, b)
     norm_a, norm_b, difference = (square**0.5 for square in squares)
+    return norm_a, norm_b, difference, inner / (norm_a or 1.0) / (norm_b or 1.0)
+
+
+def _extreme_products(a: RowSlabs, b: RowSlabs) -> tuple[float, float, float, float]:
+    """The same for matrices whose squares may leave the range of float64, in more passes."""
+    norm_a, norm_b, difference = map(frobenius_norm, (a, b, _Difference(a, b)))
+    (first, _), (second, _) = normalized(a, norm_a), normalized(b, norm_b)
+    sizes = [frobenius_norm(matrix) or 1.0 for matrix in (first, second)]
+    pairs = zip(first.slabs(), second.slabs(), strict=True)
+    inner = sum(float((x.to(torch.float64) / sizes[0] * y.to(torch.float64)).sum()) for x, y in pairs) / sizes[1]
     return norm_a, norm_b, difference, inner
+
+
+class _Difference:
+    """A − B in float64, as `RowSlabs`."""
+
+    def __init__(self, a: RowSlabs, b: RowSlabs) -> None:
+        self.a, self.b = a, b
+        self.shape, self.dtype, self.device = a.shape, torch.float64, a.device
+
+    def slabs(self) -> Iterator[Tensor]:
+        """Consecutive row blocks of the difference."""
+        pairs = zip(self.a.slabs(), self.b.slabs(), strict=True)
+        return (first.to(torch.float64) - second.to(torch.float64) for first, second in pairs)

@@ -10,6 +10,8 @@ from torch import Tensor
 from eckart.adapter.adapter import Adapter
 from eckart.checkpoint import Checkpoint, MatrixView
 from eckart.checkpoint.matrices import stored_rows
+from eckart.linalg.scaling import frobenius_norm
+from eckart.linalg.slabs import as_slabs
 from eckart.operations.comparison.merge_check import MergedMatrix
 from eckart.operations.placement import Term
 from eckart.operations.weight_update import Update, update_of
@@ -88,7 +90,7 @@ class Measure:
     equal: bool = True
     ulps: float = 0.0
     missed: float = 0.0
-    energy: float = 0.0
+    update_norm: float = 0.0
     lowest: float = -math.inf
     highest: float = math.inf
 
@@ -110,15 +112,17 @@ class Measure:
         self.equal = self.equal and torch.equal(expected.to(dtype), stored)
         ulp = _ulp(torch.maximum(torch.maximum(result, base.abs()), terms), dtype)
         self.ulps = max(self.ulps, float(((merged - expected).abs() / ulp).amax()))
-        self.missed += float((gained - delta).square().sum())
-        self.energy += float(delta.square().sum())
+        self.missed = math.hypot(self.missed, frobenius_norm(as_slabs(gained - delta)))
+        self.update_norm = math.hypot(self.update_norm, frobenius_norm(as_slabs(delta)))
         changes = delta != 0
         if bool((gained.abs() > allowed)[~changes].any()):
             self.lowest = math.inf
         if bool(changes.any()):
             middle, width = gained[changes] / delta[changes], allowed[changes] / delta[changes].abs()
-            self.lowest = max(self.lowest, float((middle - width).amax()))
-            self.highest = min(self.highest, float((middle + width).amin()))
+            bounded = width.isfinite()  # next to a far larger value an update shows no weight
+            if bool(bounded.any()):
+                self.lowest = max(self.lowest, float((middle - width)[bounded].amax()))
+                self.highest = min(self.highest, float((middle + width)[bounded].amin()))
 
     def _terms(self, base: Tensor, start: int) -> Tensor:
         """Sum of the absolute values of the terms of each value of the update."""
@@ -135,7 +139,7 @@ class Measure:
 
     def result(self, name: str, shape: tuple[int, int]) -> MergedMatrix:
         """The measures of all rows."""
-        error = math.sqrt(self.missed / self.energy) if self.energy > 0 else None
+        error = self.missed / self.update_norm if self.update_norm > 0 else None
         return MergedMatrix(name, shape, self.equal, self.ulps, error, self.lowest, self.highest)
 
 

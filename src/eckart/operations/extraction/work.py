@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeVar
 
 import torch
@@ -86,18 +86,16 @@ class Extraction:
 
     def measure(self, adapter: Adapter, layers: Sequence[LayerRecord]) -> list[LayerRecord]:
         """The records of layers with errors measured again, after the factors of the adapter were changed."""
-        views = [self.views[layer.name] for layer in layers if layer.name in adapter and layer.fro_norm]
-        tasks = [
-            self._task(view, lambda v=view: error_of(self._difference(v), adapter[v.name], v), complete=False)
-            for view in views
-        ]
+        norms = {layer.name: layer.fro_norm for layer in layers if layer.name in adapter and layer.fro_norm}
+
+        def error(view: MatrixView) -> float:
+            return error_of(self._difference(view), adapter[view.name], view, norm=norms[view.name])
+
+        tasks = [self._task(self.views[name], partial(error, self.views[name]), complete=False) for name in norms]
         errors = {
             task.name: error for task, error in run_tasks(tasks, stage="Measuring errors", execution=self.execution)
         }
-        return [
-            replace(layer, error=errors[layer.name] / layer.fro_norm) if layer.name in errors else layer
-            for layer in layers
-        ]
+        return [replace(layer, error=errors[layer.name]) if layer.name in errors else layer for layer in layers]
 
     def _record(self, view: MatrixView, choice: RankChoice) -> Record:
         plan, generator = self.plan, self.execution.generator(view.name)

@@ -75,9 +75,10 @@ def merge(
 ) -> MergeResult:
     """Write `base` with adapters merged into it: a model folder in Hugging Face layout.
 
-    Rows are upcast to float32 (float64 if stored so), the product of the factors is added, and the sum is rounded once.
-    A DoRA layer is renormalized per output; a tensor that an adapter saves completely replaces the base's, or is mixed
-    with it by its weight. An adapter on only one of a tied embedding and output layer gives each its own weight.
+    Rows are upcast to float32 (float64 if stored or written so), the product of the factors is added, and the sum is
+    rounded once. A DoRA layer is renormalized per output; a tensor that an adapter saves completely replaces the
+    base's, or is mixed with it by its weight. An adapter on only one of a tied embedding and output layer gives each
+    its own weight.
     Tensors that no adapter changes are copied as they are, NaN and Inf included.
 
     Args:

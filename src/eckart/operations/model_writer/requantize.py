@@ -39,7 +39,8 @@ class Requantized:
     def add(self, stored: Tensor, merged: Tensor) -> None:
         """Add the next rows: as stored in the base and as merged; the same tensor if nothing changes them."""
         if merged is not stored:
-            self._update += float(torch.linalg.vector_norm(merged - stored.to(merged.dtype), dtype=torch.float64)) ** 2
+            change = torch.linalg.vector_norm(merged - stored.to(merged.dtype), dtype=torch.float64)
+            self._update = math.hypot(self._update, float(change))
         if self.transposed:
             self._waiting.append(merged)
         else:
@@ -50,11 +51,11 @@ class Requantized:
         return self.scheme.tensors(self._blocks())
 
     def facts(self) -> dict[str, float]:
-        """Squared norms of the error, of the merged weight and of the update, once all rows are added."""
+        """Norms of the error, of the merged weight and of the update, once all rows are added."""
         scales = self._blocks().scales().to(torch.float64)
         codes, mixed, values = self._sums
         error = float((scales.square() * codes - 2 * scales * mixed + values).sum())
-        return {"error": max(error, 0.0), "merged": float(values.sum()), "update": self._update}
+        return {"error": math.sqrt(max(error, 0.0)), "merged": math.sqrt(values.sum()), "update": self._update}
 
     def _take(self, rows: Tensor) -> None:
         values = torch.cat([self._rest, rows.float().reshape(-1)])

@@ -21,7 +21,7 @@ from eckart.checkpoint.writer import TensorFiles, open_files, write_index
 from eckart.engine import Execution, Journal, Record, Task, open_journal, run_resumable
 from eckart.errors import NotFiniteError, OutputError
 from eckart.linalg.block_sizes import NORM_CHUNK, SLAB_BYTES
-from eckart.linalg.finite import count_non_finite
+from eckart.linalg.finite import count_non_finite, is_held, too_large
 from eckart.operations.model_writer.plan import ModelPlan, OutputTensor, partial_folder
 from eckart.operations.model_writer.requantize import Requantized
 from eckart.operations.model_writer.rounding_cost import RoundingCost
@@ -44,7 +44,7 @@ def stored_rows_of(tensor: OutputTensor, view: MatrixView) -> Iterator[Tensor]:
 
 def update_for(plan: ModelPlan, tensor: OutputTensor, view: MatrixView) -> Update:
     """The update of one matrix, with the adapters' tensors in memory."""
-    dtype = torch.float64 if tensor.info.dtype.name == "float64" else torch.float32
+    dtype = torch.float64 if "float64" in (tensor.info.dtype.name, tensor.dtype.name) else torch.float32
 
     def upcast() -> Iterator[Tensor]:
         return (block.to(dtype) for rows in stored_rows_of(tensor, view) for block in in_cache(rows))
@@ -143,7 +143,7 @@ def _updated(
     for number, block in enumerate(in_cache(stored)):
         before = block.to(update.dtype)
         changed = update.apply(before, row + done)
-        _check_range(tensor, view, changed)
+        _check_range(tensor, view, changed, update)
         rows[done : done + len(block)] = changed
         if rows.dtype != changed.dtype and number % MEASURED == 0:
             cost.add(before, changed, rows[done : done + len(block)])
@@ -156,25 +156,21 @@ def _converted(tensor: OutputTensor, stored: Tensor) -> Tensor:
     rows = stored.to(tensor.dtype.torch)
     if rows.dtype != stored.dtype and count_non_finite([rows]) > count_non_finite([stored]):
         largest = float(stored.double().nan_to_num(0, 0, 0).abs().max())
-        msg = f"{tensor.name}: {largest:.4g} is outside the range of {tensor.dtype}"
-        raise NotFiniteError(msg)
+        raise NotFiniteError(too_large(tensor.name, rows.dtype, largest))
     return rows
 
 
-def _check_range(tensor: OutputTensor, view: MatrixView, rows: Tensor) -> None:
+def _check_range(tensor: OutputTensor, view: MatrixView, rows: Tensor, update: Update | None = None) -> None:
     """Refuse rows that the dtype to write cannot represent, and say where the value comes from."""
-    limit = torch.finfo(tensor.dtype.torch).max
-    # If one value is NaN, so are both of these, and every comparison is false.
-    least, most = torch.aminmax(rows) if rows.numel() else (0, 0)
-    if -limit <= least and most <= limit:
+    if is_held(rows, tensor.dtype.torch):
         return
     if bad := count_non_finite(stored_rows_of(tensor, view)):
         msg = f"{tensor.base.source}: {view.name} contains {bad:,} values that are NaN or Inf; repair the checkpoint"
     elif torch.isfinite(rows).all():
-        msg = f"{tensor.name}: a value becomes {float(rows.abs().max()):.4g}, more than {tensor.dtype} holds; "
-        msg += "use `dtype=bfloat16` or `dtype=float32`"
+        msg = too_large(tensor.name, tensor.dtype.torch, float(rows.abs().max()))
     else:
-        msg = f"{tensor.name}: the result is not finite, because the adapter's scale is not, or a DoRA norm is zero"
+        scales = f" ({', '.join(update.scales)})" if update and update.scales else ""
+        msg = f"{tensor.name}: the result is not finite: the update is too large{scales}, or a DoRA norm is zero"
     raise NotFiniteError(msg)
 
 

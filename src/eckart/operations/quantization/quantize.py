@@ -164,4 +164,4 @@ def quantize(
 
 def _layer(tensor: OutputTensor, facts: Mapping[str, float]) -> QuantizedLayer:
     view, size = tensor.views[0], facts["merged"]
-    return QuantizedLayer(view.name, view.shape, math.sqrt(facts["error"] / size) if size else 0.0, math.sqrt(size))
+    return QuantizedLayer(view.name, view.shape, facts["error"] / size if size else 0.0, size)
