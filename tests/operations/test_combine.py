@@ -411,6 +411,11 @@ def test_every_misfit_is_named_at_once():
     assert "  - c:" not in said
 
 
+def test_a_bias_that_only_some_modules_train_is_refused_before_the_work():
+    with pytest.raises(MismatchError, match=r"b: it has no trained bias \(lora_bias\), and other modules have one"):
+        combine([adapter_of(a=drawn(bias=torch.ones(40))), adapter_of(b=drawn())])
+
+
 def test_formats_mix_under_the_names_of_the_peft_adapters():
     one, other = (Adapter({f"layers.0.{name}": layer}) for name, layer in (("q", drawn()), ("q", drawn(seed=1))))
     expected = one["layers.0.q"].low_rank() + 0.5 * other["layers.0.q"].low_rank()

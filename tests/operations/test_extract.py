@@ -14,7 +14,7 @@ from eckart.adapter import Adapter, AdapterLayer
 from eckart.engine import Execution
 from eckart.errors import MismatchError, NotFiniteError, OptionError, OutputError
 from eckart.formats import load_adapter
-from eckart.operations import Budget, RankChoice, extract, plan_extract, resize
+from eckart.operations import Budget, RankChoice, extract, merge, plan_extract, resize
 
 
 def weights(folder):
@@ -119,6 +119,40 @@ def test_a_changed_bias_outlives_a_matrix_that_did_not_change():
         result = extract(base, tuned, modules_to_save="bias", **options)
         assert torch.equal(result.adapter["m.0"].bias, torch.arange(12.0))
         assert not result.adapter["m.0"].delta().any()
+
+
+@pytest.fixture(scope="module")
+def qwen2_pair(tmp_path_factory):
+    """A model where only some linear layers have a bias, and a fine-tune of every matrix and of half of the biases."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    config = transformers.Qwen2Config(**sizes, num_attention_heads=2, num_key_value_heads=1)
+    model, folder = transformers.Qwen2ForCausalLM(config), tmp_path_factory.mktemp("qwen2")
+    for name in ("base", "tuned"):
+        with torch.no_grad():
+            for key, tensor in model.named_parameters():
+                if "proj" in key and "k_proj.bias" not in key:
+                    tensor.add_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(len(key))))
+        model.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_changed_biases_of_some_layers_only_reach_peft_and_a_merge(qwen2_pair, tmp_path):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    base, tuned = (str(qwen2_pair / name) for name in ("base", "tuned"))
+    found = extract(base, tuned, rank=16, modules_to_save="bias", output=tmp_path / "adapter")
+    assert sorted(load_adapter(tmp_path / "adapter").modules_to_save) == [
+        f"model.layers.0.self_attn.{part}_proj.bias" for part in "qv"
+    ]
+    assert found.error < 1e-5
+    merge(base, tmp_path / "adapter", tmp_path / "merged")
+    tokens, load = torch.arange(12)[None], transformers.Qwen2ForCausalLM.from_pretrained
+    adapted = peft.PeftModel.from_pretrained(load(base), tmp_path / "adapter")
+    with torch.no_grad():
+        expected = load(tuned)(tokens).logits
+        for model in (adapted, load(tmp_path / "merged")):
+            torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("options", [{"target": "attention"}, {"exclude": "mlp"}, {"modules_to_save": "norm"}])

@@ -108,11 +108,14 @@ def config_of(adapter: AdapterOutline) -> dict[str, Any]:
     if not layers:
         msg = "an adapter without layers cannot be written"
         raise MismatchError(msg)
-    if any(layer.magnitude is not None for layer in layers) and any(layer.magnitude is None for layer in layers):
-        msg = "PEFT cannot mix DoRA layers with plain ones: " + ", ".join(
-            name for name, layer in adapter.items() if layer.magnitude is None
-        )
-        raise MismatchError(msg)
+    for part, kind in (
+        ("magnitude", "DoRA layers with plain ones"),
+        ("bias", "layers with and without a trained bias"),
+    ):
+        without = [name for name, layer in adapter.items() if part not in layer.tensors()]
+        if 0 < len(without) < len(layers):
+            msg = f"PEFT cannot mix {kind} with plain ones: {', '.join(without)}"
+            raise MismatchError(msg)
     rslora = all(layer.rslora for layer in layers)
     ranks = {name: layer.rank for name, layer in adapter.items()}
     # Where layers differ in the rule, alpha / rank can express the scale of each of them.

@@ -224,6 +224,8 @@ class CombinePlan:
     def _layer_faults(self) -> Iterator[str]:
         models = dict.fromkeys(adapter.base_model for adapter in self.adapters)
         names = f"; the adapters name the models {', '.join(map(str, models))}" if len(models) > 1 else ""
+        all_layers = (layer for outline in self.outlines for layer in outline.values())
+        biased = self.adapters[0].format == "peft" and any(layer.bias is not None for layer in all_layers)
         for name, terms in self.terms.items():
             layers = self.layers(name)
             for what, property_of in (("kinds", _kind), ("shapes", _shape)):
@@ -232,6 +234,8 @@ class CombinePlan:
                     each = ", ".join(f"{value} in adapter {i + 1}" for i, value in zip(terms, values, strict=True))
                     yield f"{name}: the {what} differ: {each}{names}"
                     break
+            if biased and not any(layer.bias is not None for layer in layers):
+                yield f"{name}: it has no trained bias (lora_bias), and other modules have one, which PEFT cannot mix"
             if f"{name}.weight" in self.savers:
                 yield f"{name}: one adapter updates it, and another saves it in full"
             if self.base is None and not self.keeps_dora and any(layer.magnitude is not None for layer in layers):

@@ -1,6 +1,6 @@
 """The tensor work of an extraction: compare the checkpoints, choose ranks, factor each difference."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import TypeVar
@@ -37,7 +37,8 @@ class Extraction:
         plan: the plan.
         execution: how the work is run.
         saved: changed tensors to save in full, by name.
-        biases: change of the bias of each factored module that changed, by module.
+        biases: change of the bias of each factored module, by module; none if not every one has a change, and the
+            changed biases are then among those saved in full.
         skipped: every other tensor that is not factored, with the reason.
     """
 
@@ -157,7 +158,7 @@ def extraction_tasks(plan: ExtractPlan, execution: Execution) -> LayerTasks:
         "seed": execution.seed,
     }
     return LayerTasks(
-        replace(plan.frame, modules_to_save=work.saved),
+        replace(plan.frame, modules_to_save=work.saved, config=_bias_config(plan, work.saved)),
         work.tasks(ranks),
         {name: view.shape for name, view in work.views.items()},
         facts,
@@ -167,6 +168,11 @@ def extraction_tasks(plan: ExtractPlan, execution: Execution) -> LayerTasks:
         notes=tuple(notes),
         copies={name: view.tied_modules for name, view in work.views.items()},
     )
+
+
+def _bias_config(plan: ExtractPlan, saved: Mapping[str, Tensor]) -> dict[str, str]:
+    """The field of the PEFT config that says that biases of adapted modules are saved in full, if there are any."""
+    return {"bias": "lora_only"} if any(name in saved for name in plan.parts.biases) else {}
 
 
 def check_difference(plan: ExtractPlan) -> None:
@@ -205,6 +211,10 @@ def read_unfactored(plan: ExtractPlan, execution: Execution) -> Extraction:
             result.biases[name.rpartition(".")[0]] = change
         else:
             result.skipped.append(Skipped(name, "unchanged"))
+    if result.biases.keys() != {view.module for view in parts.matrices}:
+        # PEFT adds a bias to every layer or to none, but it can replace single ones of the base (`bias="lora_only"`).
+        result.saved.update((f"{module}.bias", tuned.read(f"{module}.bias")) for module in result.biases)
+        result.biases.clear()
     for item in parts.skipped:
         result.skipped.append(item if changed(base, tuned, item.name) else Skipped(item.name, "unchanged"))
     return result
