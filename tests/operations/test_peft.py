@@ -289,16 +289,18 @@ def test_every_scale_survives_also_for_readers_of_one_alpha(tmp_path, keep_scale
         assert keep_scales or (again.alpha, again.rslora) == (config["lora_alpha"], False)
 
 
-def test_a_scale_that_half_precision_cannot_carry_in_a_factor_is_refused(tmp_path):
-    factors = [(torch.randn(2, 4).half(), torch.full((4, 2), 1e3).half(), alpha) for alpha in (1, 1, 1e3)]
+@pytest.mark.parametrize("alpha", [1e3, 1e-12], ids=["too large", "too small"])
+def test_a_scale_that_half_precision_cannot_carry_in_a_factor_is_refused(alpha, tmp_path):
+    factors = [(torch.randn(2, 4).half(), torch.full((4, 2), 1e3).half(), alpha) for alpha in (1, 1, alpha)]
     adapter = Adapter({f"layers.{i}": AdapterLayer(*parts) for i, parts in enumerate(factors)})
     with pytest.raises(NotFiniteError, match="set `keep_scales`"):
         adapter.save(tmp_path / "a")
 
 
-def test_dora_and_plain_layers_do_not_mix(tmp_path):
+@pytest.mark.parametrize("part", ["magnitude", "bias"])
+def test_dora_or_trained_biases_and_plain_layers_do_not_mix(part, tmp_path):
     plain = AdapterLayer(torch.randn(2, 4), torch.randn(4, 2), 2)
-    dora = AdapterLayer(torch.randn(2, 4), torch.randn(4, 2), 2, magnitude=torch.ones(4))
+    other = replace(plain, **{part: torch.ones(4)})
     with pytest.raises(MismatchError, match=r"a\.plain"):
-        Adapter({"a.plain": plain, "a.dora": dora}).save(tmp_path / "a")
+        Adapter({"a.plain": plain, "a.other": other}).save(tmp_path / "a")
     assert not (tmp_path / "a").exists()

@@ -91,6 +91,16 @@ def test_a_merge_of_any_scale_has_the_same_digits(exponent, dora, tmp_path):
     torch.testing.assert_close(found, expected, rtol=1e-15 if dora else 0, atol=0)
 
 
+@pytest.mark.parametrize("exponent", [-110, 110])
+def test_an_extreme_scale_of_small_factors_merges_like_the_same_product(exponent, tmp_path):
+    layer = drawn()
+    other = replace(layer, alpha=math.ldexp(layer.alpha, exponent), lora_B=shifted(layer.lora_B, -exponent))
+    for name, it in (("plain", layer), ("other", other)):
+        merge(model(WEIGHT.float()), Adapter({"m.q": it}), tmp_path / name)
+    assert torch.equal(written(tmp_path / "other"), written(tmp_path / "plain"))
+    assert torch.equal(other.delta(), layer.delta())
+
+
 @pytest.mark.parametrize(
     "of",
     [

@@ -108,10 +108,7 @@ def config_of(adapter: AdapterOutline) -> dict[str, Any]:
     if not layers:
         msg = "an adapter without layers cannot be written"
         raise MismatchError(msg)
-    for part, kind in (
-        ("magnitude", "DoRA layers with plain ones"),
-        ("bias", "layers with and without a trained bias"),
-    ):
+    for part, kind in (("magnitude", "DoRA layers"), ("bias", "layers with a trained bias (lora_bias)")):
         without = [name for name, layer in adapter.items() if part not in layer.tensors()]
         if 0 < len(without) < len(layers):
             msg = f"PEFT cannot mix {kind} with plain ones: {', '.join(without)}"

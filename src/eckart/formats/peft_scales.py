@@ -45,7 +45,8 @@ def _folded(name: str, layer: AdapterLayer, alpha: float) -> AdapterLayer:
     for part, tensor in {"lora_B": layer.lora_B, "bias": layer.bias}.items():
         if tensor is not None and factor != 1:
             parts[part] = (tensor.double() * factor).to(tensor.dtype)
-            if not parts[part].isfinite().all() and tensor.isfinite().all():
+            vanished = tensor.any() and not parts[part].any()
+            if vanished or (not parts[part].isfinite().all() and tensor.isfinite().all()):
                 msg = f"{name}: {part} times {factor:.4g} is outside the range of {tensor.dtype}; set `keep_scales`"
                 raise NotFiniteError(msg)
     return replace(layer, alpha=alpha, rslora=False, **parts)
