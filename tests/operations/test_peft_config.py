@@ -16,6 +16,7 @@ from eckart.operations import extract
 
 
 def damaged(tmp_path, llama_pair, change):
+    tmp_path.mkdir(exist_ok=True)
     extract(llama_pair / "base", llama_pair / "tuned", rank=2, output=tmp_path / "a")
     file, weights = tmp_path / "a/adapter_config.json", tmp_path / "a/adapter_model.safetensors"
     config, tensors = json.loads(file.read_text()), load_file(weights)
@@ -90,6 +91,37 @@ def test_the_fields_that_peft_knows_are_known_and_others_are_named(llama_pair, t
     adapter = load_adapter(path)
     assert adapter.config["lora_of_tomorrow"] == 1
     assert unknown_fields(adapter.config) == ["lora_of_tomorrow"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("base_model", "_orig_mod.base_model"),
+        ("base_model", "module.module.base_model"),
+        ("base_model.model.", "base_model.model.module."),
+        ("base_model.model.", ""),
+        ("layers.1.", "layers.1._fsdp_wrapped_module."),
+        ("mlp.", "_checkpoint_wrapped_module._orig_mod.mlp."),
+        (".weight", ".default.weight"),
+        ("lora_A.", "lora_A.my_adapter."),
+    ],
+)
+def test_what_wrappers_and_adapter_names_add_to_names_is_taken_out(llama_pair, tmp_path, old, new):
+    def rename(_, tensors):
+        for name in list(tensors):
+            tensors[name.replace(old, new)] = tensors.pop(name)
+
+    renamed = load_adapter(damaged(tmp_path / "1", llama_pair, rename))
+    assert renamed == load_adapter(damaged(tmp_path / "2", llama_pair, lambda *_: None))
+    assert any(new in name for name in load_file(tmp_path / "1/a/adapter_model.safetensors"))
+
+
+def test_two_adapters_in_one_file_are_refused(llama_pair, tmp_path):
+    def double(_, tensors):
+        tensors.update({name.replace(".weight", ".other.weight"): tensor + 1 for name, tensor in tensors.items()})
+
+    with pytest.raises(FileFormatError, match="contains several adapters"):
+        load_adapter(damaged(tmp_path, llama_pair, double))
 
 
 @pytest.mark.parametrize(

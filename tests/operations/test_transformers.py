@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from eckart.errors import MismatchError
+from eckart.operations import combine, resize
 from eckart.operations.merging.merge import merge
 
 # PEFT and transformers warn about their own internals; what is tested here is their numbers.
@@ -59,6 +60,17 @@ TIED = {
     "Llama, head": (
         *("AutoModelForCausalLM", "llama", SIZES | {"tie_word_embeddings": True}), {"target_modules": ["lm_head"]},
     ),
+}  # fmt: skip
+
+
+CLASSIFIER = "AutoModelForSequenceClassification"
+# Name: class, model type, its config, the adapter's config; all of them save tensors next to updates.
+SAVING = {
+    "embedding and head": (
+        *("AutoModelForCausalLM", "llama", SIZES), {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+    ),
+    "classifier": (CLASSIFIER, "roberta", BERT, {"target_modules": ["query"], "task_type": "SEQ_CLS"}),
+    "score": (CLASSIFIER, "llama", SIZES, {"target_modules": ["q_proj"], "task_type": "SEQ_CLS"}),
 }  # fmt: skip
 
 
@@ -176,3 +188,29 @@ def test_weights_that_an_adapter_unties_are_all_written_and_the_config_says_so(c
     written = json.loads((tmp_path / "merged/config.json").read_text())
     assert "t5" in kind or written["tie_word_embeddings"] is False
     assert set(load_file(tmp_path / "merged/model.safetensors")) >= names
+
+
+@pytest.mark.parametrize("case", SAVING)
+def test_tensors_saved_next_to_updates_survive_resize_and_combine_for_peft(case, tmp_path):
+    from peft import PeftModel
+
+    auto, kind, config, options = SAVING[case]
+    model = adapted(base_model(tmp_path / "base", kind, config, auto), tmp_path / "adapter", **options)
+    expected = logits(model)
+    resize(tmp_path / "adapter", rank=6, output=tmp_path / "resized")
+    both = [tmp_path / "adapter", tmp_path / "resized"]
+    combine(both, weights=[0.25, 0.75], output=tmp_path / "combined")
+    source = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    for folder in ("resized", "combined"):
+        again = PeftModel.from_pretrained(
+            auto_class(kind, auto).from_pretrained(tmp_path / "base"), tmp_path / folder
+        ).eval()
+        torch.testing.assert_close(logits(again), expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+        written = json.loads((tmp_path / folder / "adapter_config.json").read_text())
+        assert set(written.get("modules_to_save") or ()) <= set(source["modules_to_save"] or ())
+    if case == "embedding and head":
+        combine(both, output=tmp_path / "sum")  # without the base: PEFT's copies of its weights are not added up
+        for adapters, output in ((tmp_path / "sum", "one"), (both, "two")):
+            merge(tmp_path / "base", adapters, tmp_path / output)
+        found, expected = (auto_class(kind).from_pretrained(tmp_path / name).state_dict() for name in ("one", "two"))
+        assert_same_weights(found, expected)

@@ -4,7 +4,7 @@ Names carry `base_model.model.` before the module. Source: PEFT's `utils/save_an
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,8 +15,9 @@ from eckart.adapter.deferred import Deferred
 from eckart.adapter.outline import LayerKind, LayerOutline, TensorOutline
 from eckart.checkpoint import TensorSpec, atomic_directory, open_checkpoint, write_tensors
 from eckart.errors import FileFormatError, SourceError
-from eckart.formats.peft_config import CONFIG, PeftConfig, config_of, is_trained_bias, read_config
+from eckart.formats.peft_config import CONFIG, PeftConfig, config_of, read_config
 from eckart.formats.peft_experts import Stack, expert_of, parameters_of, stack_of, stacks_of, wrapper_names
+from eckart.formats.peft_keys import PREFIX, module_names
 from eckart.formats.peft_patterns import first_match
 from eckart.formats.peft_scales import common_alpha, folded, with_alpha
 from eckart.formats.stored import outline, read_finite
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 _NAMES = {
     "lora_A": "lora_A.weight",
     "lora_B": "lora_B.weight",
@@ -57,7 +57,11 @@ def read(path: Path) -> Adapter:
         raise SourceError(msg)
     config = read_config(path / CONFIG)
     stored = open_checkpoint(path / WEIGHTS)
-    modules, saved = _sorted_names(stored.tensors)
+    try:
+        modules, saved = _sorted_names(module_names(stored.tensors))
+    except ValueError as fault:
+        msg = f"{path / WEIGHTS}: {fault}"
+        raise FileFormatError(msg) from None
     shapes = {
         module: {part: outline(stored, name) for part, name in names.items()} for module, names in modules.items()
     }
@@ -129,12 +133,15 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
         write_tensors(folder / WEIGHTS, specs, _named(adapter, stacks), {"format": "pt"})
 
 
-def _sorted_names(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """Tensors of a file: those of each module by part, and those saved in full by their names in the model."""
+def _sorted_names(names: Mapping[str, str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Tensors of a file: those of each module by part, and those saved in full by their names in the model.
+
+    Args:
+        names: name in the model -> name in the file.
+    """
     modules: dict[str, dict[str, str]] = {}
     saved = {}
-    for name in names:
-        module = name.removeprefix(PREFIX)
+    for module, name in names.items():
         end = next((end for end in _PARTS if module.endswith(end)), None)
         if end is None:
             saved[module.replace(".base_layer.", ".")] = name
@@ -166,10 +173,9 @@ def _named(adapter: Adapter, stacks: Mapping[str, Stack]) -> Iterator[tuple[str,
 
 
 def _stored_name(name: str, adapter: Adapter) -> str:
-    """A saved tensor's name in the file: a trained bias of an adapted module is in its base layer."""
-    module = name.removesuffix(".bias")
-    in_base_layer = is_trained_bias(name, adapter) and module in adapter
-    return f"{module}.base_layer.bias" if in_base_layer else name
+    """A saved tensor's name in the file: that of an adapted module is in its base layer."""
+    module, _, leaf = name.rpartition(".")
+    return f"{module}.base_layer.{leaf}" if module in adapter else name
 
 
 def _outline(module: str, tensors: Mapping[str, TensorOutline], config: PeftConfig) -> LayerOutline:

@@ -123,7 +123,6 @@ def config_of(adapter: AdapterOutline) -> dict[str, Any]:
     # Servers reserve memory for `r` and refuse an adapter whose layers exceed it.
     rank, alpha = max(ranks.values()), Counter(alphas.values()).most_common(1)[0][0]
     bias = adapter.config.get("bias", "none")
-    saved = sorted({name.rpartition(".")[0] for name in adapter.modules_to_save if not is_trained_bias(name, adapter)})
     config = {
         **adapter.config,
         "peft_type": "LORA",
@@ -141,7 +140,7 @@ def config_of(adapter: AdapterOutline) -> dict[str, Any]:
     }
     optional = {
         "target_parameters": [name for name, layer in adapter.items() if layer.kind == "expert"],
-        "modules_to_save": saved or None,
+        "modules_to_save": _saved_modules(adapter),
         "use_rslora": rslora,
         "use_dora": layers[0].magnitude is not None,
         "lora_bias": any(layer.bias is not None for layer in layers),
@@ -152,6 +151,20 @@ def config_of(adapter: AdapterOutline) -> dict[str, Any]:
 def is_trained_bias(name: str, adapter: Adapter | AdapterOutline) -> bool:
     """Whether a saved tensor is a bias that PEFT trained in place (`bias` other than "none")."""
     return name.endswith(".bias") and adapter.config.get("bias", "none") != "none"
+
+
+def _saved_modules(adapter: AdapterOutline) -> list[str]:
+    """`modules_to_save`: the source's entries as far as they have tensors, and the modules of all others.
+
+    A tensor of an adapted module is in PEFT's base layer, and a bias may be trained in place: neither is an entry.
+    """
+    saved = (name.rpartition(".")[0] for name in adapter.modules_to_save if not is_trained_bias(name, adapter))
+    modules = {module for module in saved if module not in adapter}
+    entries = adapter.config.get("modules_to_save")
+    entries = entries if isinstance(entries, list) else []
+    covered = {module: [entry for entry in entries if f".{entry}." in f".{module}."] for module in modules}
+    used = [entry for entry in entries if any(entry in found for found in covered.values())]
+    return used + sorted(module for module, found in covered.items() if not found)
 
 
 def unknown_fields(config: Mapping[str, Any]) -> list[str]:

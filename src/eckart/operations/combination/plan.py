@@ -73,6 +73,19 @@ class CombinePlan:
         names = dict.fromkeys(name for outline in self.outlines for name in outline.modules_to_save)
         return {n: tuple(i for i, each in enumerate(self.outlines) if n in each.modules_to_save) for n in names}
 
+    def is_copy_of_base(self, name: str) -> bool:
+        """Whether a saved tensor is the base's own: that of a module that its adapters update, the same in all of them.
+
+        PEFT saves the weights of embeddings and output layers next to their updates.
+        """
+        savers, module = self.savers[name], name.rpartition(".")[0]
+        if not set(savers) <= set(self.terms.get(module, ())):
+            return False
+        import torch
+
+        first, *others = (self.adapters[i].modules_to_save[name] for i in savers)
+        return all(torch.equal(first, other) for other in others)
+
     @cached_property
     def placed(self) -> "dict[tuple[int, str], tuple[Term, str, MatrixView | None]]":
         """Where every key of each adapter belongs, by index and key; empty without a base.
@@ -236,7 +249,7 @@ class CombinePlan:
                     break
             if biased and not any(layer.bias is not None for layer in layers):
                 yield f"{name}: it has no trained bias (lora_bias), and other modules have one, which PEFT cannot mix"
-            if f"{name}.weight" in self.savers:
+            if set(self.savers.get(f"{name}.weight", ())) - set(terms):
                 yield f"{name}: one adapter updates it, and another saves it in full"
             if self.base is None and not self.keeps_dora and any(layer.magnitude is not None for layer in layers):
                 yield f"{name}: a DoRA layer, whose update depends on the weight; give the model as `base`"
@@ -247,7 +260,7 @@ class CombinePlan:
             weight = fsum(self.weights[i] for i in terms)
             if len(shapes) > 1:
                 yield f"{name}: saved in full with the shapes {' and '.join(map(str, sorted(shapes)))}"
-            elif weight != 1 and self.base is None:
+            elif weight != 1 and self.base is None and not self.is_copy_of_base(name):
                 yield (
                     f"{name}: saved in full with weights that sum to {weight:g}, so the result depends on the "
                     "model's tensor; give the model as `base`"

@@ -215,7 +215,7 @@ def saved_tensors(plan: CombinePlan) -> Deferred[Tensor, TensorOutline]:
         terms = plan.savers[name]
         tensors = [plan.adapters[i].modules_to_save[name] for i in terms]
         weights = [plan.weights[i] for i in terms]
-        if weights == [1.0]:
+        if weights == [1.0] or plan.is_copy_of_base(name):
             return tensors[0]
         total = sum(tensor.double() * weight for tensor, weight in zip(tensors, weights, strict=True))
         if fsum(weights) != 1 and plan.base is not None:
