@@ -1,6 +1,7 @@
 """PEFT configs: what disagrees with the tensors is refused, unknown fields are named, and no regex takes minutes."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from eckart.adapter import AdapterLayer, TensorOutline
 from eckart.errors import FileFormatError, NotFiniteError, SourceError
 from eckart.formats import load_adapter
 from eckart.formats.peft_config import KNOWN_FIELDS, unknown_fields
-from eckart.formats.peft_patterns import first_match
+from eckart.formats.peft_patterns import NamePatterns, RegexBudget
 from eckart.operations import extract
 
 
@@ -34,6 +35,10 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
     [
         (lambda config, tensors: config.update(r=3), r"rank is 3 .* lora_A is \(2, 64\)"),
         (lambda config, tensors: config.update(r=0), "greater than or equal to 1"),
+        (lambda config, tensors: config.update(r=10**4000), "less than 2147483648"),
+        (lambda config, tensors: config.update(lora_alpha=float("nan")), "lora_alpha: .*finite"),
+        (lambda config, tensors: config.update(alpha_pattern={"q": float("inf")}), "alpha_pattern.q: .*finite"),
+        (lambda config, tensors: config.update(rank_pattern={"q_proj": -2}), "rank_pattern.q_proj: .*greater"),
         (lambda config, tensors: config.update(peft_type="IA3"), "only LORA"),
         (lambda config, tensors: config.update(rank_pattern={"(": 2}), "not a regex"),
         (lambda config, tensors: config.update(use_dora=True), "use_dora is True .* no magnitude"),
@@ -93,6 +98,10 @@ def test_the_fields_that_peft_knows_are_known_and_others_are_named(llama_pair, t
     assert unknown_fields(adapter.config) == ["lora_of_tomorrow"]
 
 
+def first_match(pattern, name, default=0):
+    return NamePatterns(pattern, RegexBudget()).value(name, default)
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -132,6 +141,15 @@ def test_two_adapters_in_one_file_are_refused(llama_pair, tmp_path):
         r"^model\.layers\.(0|1|2|3|4|5|6|7|8|9|10)\.self_attn\.(q|k|v|o)_proj",
         r".*\.layers\.\d+\..*proj",
         r"(?:model\.)?layers\.[0-9]{1,2}\.mlp\.\w+",
+        r"^model\.layers\.0\.self_attn\.q_proj",
+        "layers.5.self_attn.q_proj",
+        "attn.q_proj",
+        r"attn\.q_proj",
+        ".q_proj",
+        "self.attn.q.proj",
+        "^self_attn.q_proj",
+        "q_proj$",
+        "",
     ],
 )
 def test_patterns_that_people_write_are_matched_as_peft_matches_them(key):
@@ -140,20 +158,47 @@ def test_patterns_that_people_write_are_matched_as_peft_matches_them(key):
     for name in (
         f"model.layers.{i}.{m}" for i in (0, 5, 10) for m in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up")
     ):
-        assert first_match({key: 1}, name, 0) == (get_pattern_key([key], name) == key and key != name)
+        assert first_match({key: 1}, name) == (get_pattern_key([key, "none"], name) == key)
+
+
+def test_the_first_of_several_keys_decides_whether_it_is_a_name_or_a_regex():
+    from peft.utils.other import get_pattern_key
+
+    keys = ["up", r".*q_pro.", "^a.q_proj", "q_proj", r"b\.\w+", r"^c\.v", r"(v|w)", "v"]
+    for order in (keys, keys[::-1]):
+        for name in ("a.up", "a.q_proj", "b.v", "c.v", "x.c.v", "c.w", "none"):
+            key = get_pattern_key([*order, "none"], name)
+            assert first_match({key: index for index, key in enumerate(order)}, name, None) == (
+                order.index(key) if key in order else None
+            )
+
+
+def test_names_are_looked_up_and_never_tried_one_by_one(monkeypatch):
+    monkeypatch.setattr(RegexBudget, "matches", None)
+    names = [f"model.layers.{i}.{part}" for i in range(300) for part in ("self_attn.q_proj", "mlp.up_proj", "mlp.down")]
+    for keys in ([f"^{re.escape(name)}" for name in names], names):
+        patterns = NamePatterns({key: index for index, key in enumerate(keys)}, RegexBudget())
+        assert [patterns.value(name, None) for name in names] == list(range(len(names)))
+
+
+def test_regexes_that_are_harmless_one_by_one_are_refused_together():
+    crafted = {".*" * 3 + f"a.*{number}x": 4 for number in range(1000)}
+    patterns = NamePatterns(crafted, RegexBudget())
+    with pytest.raises(ValueError, match="could take minutes"):  # all of them would take an hour
+        [patterns.value(f"model.layers.{number}." + "a" * 40, 0) for number in range(1000)]
 
 
 @pytest.mark.parametrize(
     "key",
     [
         "(a+)+b", "(a|a)*b", "(.*)*", "((a?){9}){9}", r"(\w+\.?)+x", "a?" * 40 + "a" * 40, "(a|aa)" * 40,
-        ".*" * 8 + "b", "(?x: # [\n (a+)+ ] )", "a" * 2000, r"\[(a+)+]b", "[]](a+)+b", "[^]](a+)+b",
+        ".*" * 8 + "b", "(?x: # [\n (a+)+ ] )", "(a)" * 700, r"\[(a+)+]b", "[]](a+)+b", "[^]](a+)+b",
         "(" * 400 + "a" + ")" * 400 + "*b",
     ],
 )  # fmt: skip
 def test_a_regex_that_could_take_minutes_is_not_tried(key):
     with pytest.raises(ValueError, match=r"minutes|not a regex"):
-        first_match({key: 1}, "model.layers.0." + "a" * 60, 0)
+        first_match({key: 1}, "model.layers.0." + "a" * 60)
 
 
 def test_a_config_names_a_local_model_by_its_absolute_path_and_a_hub_model_by_its_name(tmp_path, monkeypatch):

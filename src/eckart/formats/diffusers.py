@@ -26,7 +26,6 @@ from eckart.checkpoint.manifest import TEXTS
 from eckart.errors import FileFormatError, MismatchError
 from eckart.formats.components import COMPONENTS, canonical, component, component_of, components
 from eckart.formats.peft_config import PeftConfig, config_of
-from eckart.formats.peft_patterns import first_match
 from eckart.formats.stored import factor_fault, header_texts, outline, read_alpha, read_finite, refused_kinds
 
 if TYPE_CHECKING:
@@ -202,8 +201,8 @@ def _outline(
     name = (module_and_part(parts["lora_A"]) or (module,))[0].removeprefix(f"{part}.")
     config, rank, alpha = configs.get(part), A.shape[0], None
     if config is not None:
-        alpha = float(first_match(config.alpha_pattern, name, config.lora_alpha))
-        declared = first_match(config.rank_pattern, name, config.r)
+        alpha = config.alpha_of(name)
+        declared = config.rank_of(name)
         if declared != rank:
             msg = f"rank is {declared} by {_METADATA}, lora_A is {A.shape}"
             raise ValueError(msg)

@@ -18,7 +18,6 @@ from eckart.errors import FileFormatError, SourceError
 from eckart.formats.peft_config import CONFIG, PeftConfig, config_of, read_config
 from eckart.formats.peft_experts import Stack, expert_of, parameters_of, stack_of, stacks_of, wrapper_names
 from eckart.formats.peft_keys import PREFIX, module_names
-from eckart.formats.peft_patterns import first_match
 from eckart.formats.peft_scales import common_alpha, folded, with_alpha
 from eckart.formats.stored import outline, read_finite
 
@@ -190,7 +189,7 @@ def _outline(module: str, tensors: Mapping[str, TensorOutline], config: PeftConf
         msg = "factors of an embedding and of a matrix in one module"
         raise ValueError(msg)
     A, B = (tensors[name] for name in names)
-    rank = first_match(config.rank_pattern, module, config.r)
+    rank = config.rank_of(module)
     if A.ndim < 2 or A.ndim != B.ndim or A.shape[0] != rank or B.shape[1] != rank:
         msg = f"rank is {rank} by {CONFIG}, lora_A is {A.shape} and lora_B {B.shape}"
         raise ValueError(msg)
@@ -208,7 +207,7 @@ def _outline(module: str, tensors: Mapping[str, TensorOutline], config: PeftConf
     return LayerOutline(
         A,
         B,
-        float(first_match(config.alpha_pattern, module, config.lora_alpha)),
+        config.alpha_of(module),
         rslora=config.use_rslora,
         kind=kind,
         bias=tensors.get("bias"),

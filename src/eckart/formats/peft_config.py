@@ -8,15 +8,16 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.outline import AdapterOutline
 from eckart.errors import FileFormatError, MismatchError
-from eckart.formats.peft_patterns import matches_whole
+from eckart.formats.peft_patterns import NamePatterns, RegexBudget
 
 CONFIG = "adapter_config.json"
 _MAX_CONFIG_BYTES = 16 * 2**20
@@ -51,18 +52,63 @@ class PeftConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     peft_type: str
-    r: int = Field(default=8, ge=1)
-    lora_alpha: float = 8
+    r: int = Field(default=8, ge=1, lt=2**31)
+    lora_alpha: FiniteFloat = 8
     use_rslora: bool = False
     use_dora: bool = False
     lora_bias: bool = False
     fan_in_fan_out: bool = False
     target_modules: list[str] | str | None = None
     target_parameters: list[str] | None = None
-    rank_pattern: dict[str, int] = Field(default_factory=dict)
-    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    rank_pattern: dict[str, Annotated[int, Field(ge=1, lt=2**31)]] = Field(default_factory=dict)
+    alpha_pattern: dict[str, FiniteFloat] = Field(default_factory=dict)
     base_model_name_or_path: str | None = None
     task_type: str | None = None
+
+    def rank_of(self, module: str) -> int:
+        """The rank of a module; ValueError if regexes in the config could take minutes to match."""
+        return self._ranks.value(module, self.r)
+
+    def alpha_of(self, module: str) -> float:
+        """The alpha of a module (errors as `rank_of`)."""
+        return float(self._alphas.value(module, self.lora_alpha))
+
+    def targets(self, module: str) -> bool:
+        """Whether the config targets a module itself, rather than a parameter in it (errors as `rank_of`)."""
+        return self._targets.value(module, default=False)
+
+    def target_parameters_of(self, module: str) -> list[str]:
+        """Names of the module's parameters that the config targets, if it has them."""
+        suffixes = (module[match.end() :] for match in re.finditer(r"^|\.", module))
+        leaves = (self._parameters.get(owner, ()) for owner in ("", *suffixes))
+        return sorted({leaf for each in leaves for leaf in each})
+
+    @cached_property
+    def _budget(self) -> RegexBudget:
+        return RegexBudget()
+
+    @cached_property
+    def _ranks(self) -> NamePatterns:
+        return NamePatterns(self.rank_pattern, self._budget)
+
+    @cached_property
+    def _alphas(self) -> NamePatterns:
+        return NamePatterns(self.alpha_pattern, self._budget)
+
+    @cached_property
+    def _targets(self) -> NamePatterns:
+        targets = self.target_modules or []
+        # A text is a regex of the full name, a list contains ends of names.
+        keys = [f"^(?:{targets})"] if isinstance(targets, str) else map(re.escape, targets)
+        return NamePatterns(dict.fromkeys(keys, True), self._budget)
+
+    @cached_property
+    def _parameters(self) -> dict[str, list[str]]:
+        owners: dict[str, list[str]] = {}
+        for target in self.target_parameters or ():
+            owner, _, leaf = target.rpartition(".")
+            owners.setdefault(owner, []).append(leaf)
+        return owners
 
 
 def read_config(file: Path) -> PeftConfig:
@@ -170,14 +216,6 @@ def _saved_modules(adapter: AdapterOutline) -> list[str]:
 def unknown_fields(config: Mapping[str, Any]) -> list[str]:
     """Fields of an adapter's config that neither PEFT 0.21 nor eckart knows; they may change what the tensors mean."""
     return sorted(set(config) - KNOWN_FIELDS)
-
-
-def is_module_target(module: str, config: PeftConfig) -> bool:
-    """Whether the config targets a module itself, rather than a parameter in it."""
-    targets = config.target_modules or []
-    if isinstance(targets, str):
-        return matches_whole(targets, module)
-    return any(f".{module}".endswith(f".{target}") for target in targets)
 
 
 def _pattern(values: Mapping[str, Any], common: Any) -> dict[str, Any]:

@@ -14,8 +14,7 @@ from eckart.adapter.adapter import AdapterLayer, with_tensors
 from eckart.adapter.outline import AdapterOutline, LayerOutline, TensorOutline
 from eckart.checkpoint.dtypes import promote
 from eckart.errors import MismatchError
-from eckart.formats.peft_config import CONFIG, PeftConfig, is_module_target
-from eckart.formats.peft_patterns import first_match
+from eckart.formats.peft_config import CONFIG, PeftConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,8 +92,8 @@ def parameters_of(
     parameters, faults = {}, []
     for module, levels in wrapped.items():
         try:
-            leaves = _targets(module, config)
-            if leaves and not is_module_target(module, config):
+            leaves = config.target_parameters_of(module)
+            if leaves and not config.targets(module):
                 named = zip(levels, _in_order(leaves, [modules[level] for level in levels]), strict=True)
                 parameters |= {level: f"{module}.{leaf}" for level, leaf in named}
         except ValueError as fault:
@@ -108,7 +107,7 @@ def stack_of(parameter: str, tensors: Mapping[str, TensorOutline], config: PeftC
         msg = f"an adapter of a parameter has lora_A and lora_B, got {', '.join(tensors)}"
         raise ValueError(msg)
     A, B = tensors["lora_A"], tensors["lora_B"]
-    rank = first_match(config.rank_pattern, parameter, config.r)
+    rank = config.rank_of(parameter)
     if A.ndim != 2 or B.ndim != 2 or len(A) != B.shape[1] or len(A) % rank or 0 in (*A.shape, *B.shape):
         msg = f"rank is {rank} by {CONFIG}, lora_A is {A.shape} and lora_B {B.shape}"
         raise ValueError(msg)
@@ -116,7 +115,7 @@ def stack_of(parameter: str, tensors: Mapping[str, TensorOutline], config: PeftC
     if not 1 < count <= _MAX_EXPERTS:
         msg = f"only parameters of 2 to {_MAX_EXPERTS} experts are supported, this one has {count}"
         raise ValueError(msg)
-    alpha = float(first_match(config.alpha_pattern, parameter, config.lora_alpha))
+    alpha = config.alpha_of(parameter)
     lora_A, lora_B = TensorOutline((rank, A.shape[1]), A.dtype), TensorOutline((len(B), rank), B.dtype)
     outline = LayerOutline(lora_A, lora_B, alpha, config.use_rslora, kind="expert")
     return Stack(parameter, count, outline)
@@ -173,12 +172,6 @@ def wrapper_names(parameters: Iterable[str]) -> dict[str, str]:
             raise MismatchError(msg)
         names |= {ordered[0]: f"{module}.base_layer", ordered[1]: module}
     return names
-
-
-def _targets(module: str, config: PeftConfig) -> list[str]:
-    """Names of the module's parameters that the config targets, if it has them."""
-    targets = (target.rpartition(".") for target in config.target_parameters or ())
-    return sorted({leaf for owner, _, leaf in targets if not owner or f".{module}".endswith(f".{owner}")})
 
 
 def _in_order(leaves: list[str], levels: list[Mapping[str, TensorOutline]]) -> list[str]:
