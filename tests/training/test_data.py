@@ -1,5 +1,6 @@
 """DATA in every form: what sequences it gives, what is refused and why."""
 
+import functools
 import json
 import sys
 
@@ -184,6 +185,7 @@ def test_data_of_their_own_are_held_out_whole(tmp_path, tokenizer, text):
     assert [t for ids in data.train["input_ids"] for t in ids][:-1] == tokenizer(text.read_text())["input_ids"]
 
 
+DEEP = functools.reduce(lambda inner, _: [inner], range(5000), "a")
 MALFORMED = {
     '{"text": "the rank"': "line 2: not JSON (Expecting ',' delimiter at column 20)",
     '["text"]': "line 2: a list, not an object",
@@ -199,6 +201,9 @@ MALFORMED = {
     '{"messages": [{"role": "assistant"}]}': "line 2: message 1 of messages has no text as its content",
     '{"messages": [{"role": "user", "content": "a"}]}': "line 2: messages has no message of the assistant",
     '{"messages": [{"role": "assistant", "content": "a"}]}': "line 2: the chat template does not mark which words",
+    '{"text": "\\ud800"}': "line 2: not usable JSON (a text has half of a surrogate pair)",
+    '{"text": "a", "score": ' + "1" * 10_000 + "}": "line 2: not usable JSON (a number of 10,000 digits)",
+    '{"text": ' + "[" * 100 + "]" * 100 + "}": "line 2: not usable JSON (nested more than 64 levels deep)",
     '{"prompt": "the ", "completion": "rank"}': "line 2: has prompt and completion, those before it text",
 }
 
@@ -229,6 +234,16 @@ def test_what_the_chat_template_refuses_is_reported_with_its_position(tmp_path, 
     tokenizer.chat_template = None
     with pytest.raises(OptionError, match="has no chat template"):
         load_data(write_lines(tmp_path / "d.jsonl", [TALK]), tokenizer, options=SHORT)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [{"text": "\ud800"}, {"messages": [{"role": "assistant", "content": "\udc00"}]}, {"text": DEEP}],
+    ids=["text", "message", "deep"],
+)
+def test_records_in_memory_that_are_no_text_are_refused(record, tokenizer):
+    with pytest.raises(FileFormatError, match=r"record 1: (\w+ has half of a surrogate pair|nested too deeply)"):
+        load_data([record] * 3, tokenizer, options=SHORT)
 
 
 def write_bytes(path, content):

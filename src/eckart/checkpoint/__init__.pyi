@@ -1,5 +1,6 @@
 from .checkpoint import Checkpoint as Checkpoint
 from .checkpoint import TensorInfo as TensorInfo
+from .companions import copy_companions as copy_companions
 from .compare import compare_layouts as compare_layouts
 from .dtypes import DType as DType
 from .layouts import Layout as Layout
@@ -18,5 +19,4 @@ from .selection import select as select
 from .source import SourceFiles as SourceFiles
 from .source import locate as locate
 from .writer import TensorSpec as TensorSpec
-from .writer import copy_companions as copy_companions
 from .writer import write_tensors as write_tensors

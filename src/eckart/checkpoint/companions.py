@@ -1,7 +1,15 @@
 """The files next to the weights of a model folder: config and tokenizer."""
 
+import shutil
+from pathlib import Path
+
 from eckart.checkpoint.checkpoint import Checkpoint
+from eckart.checkpoint.links import refuse_links
+from eckart.checkpoint.manifest import MANIFEST
 from eckart.result import Skipped
+
+_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
+_NOT_COMPANIONS = ("*.index.json", "adapter_config.json", MANIFEST)
 
 
 def has_companions(base: Checkpoint) -> bool:
@@ -10,8 +18,13 @@ def has_companions(base: Checkpoint) -> bool:
 
 
 def missing_companions(base: Checkpoint) -> list[Skipped]:
-    """Parts of a complete model folder that the base lacks."""
-    if has_companions(base):
+    """Parts of a complete model folder that the base lacks.
+
+    Raises:
+        FileFormatError: a part that the base has leads out of its folder.
+    """
+    if base.folder is not None and has_companions(base):
+        companions(base.folder)
         return []
     if any(info.file.suffix == ".gguf" for info in base.tensors.values()):
         file = next(iter(base.tensors.values())).file
@@ -19,3 +32,25 @@ def missing_companions(base: Checkpoint) -> list[Skipped]:
         return [Skipped("tokenizer", f"it is in the GGUF file; {load}.save_pretrained(OUT) adds it")]
     missing = [] if base.config else [Skipped("config.json", "the base has none")]
     return [*missing, Skipped("tokenizer", "the base has none")]
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy the config and tokenizer files of a model folder.
+
+    Raises:
+        FileFormatError: a file leads out of the folder.
+    """
+    for file in companions(source):
+        shutil.copyfile(file, folder / file.name)
+
+
+def companions(folder: Path) -> list[Path]:
+    """The config and tokenizer files of a model folder.
+
+    Raises:
+        FileFormatError: a file leads out of the folder.
+    """
+    files = {file for pattern in _COMPANIONS for file in folder.glob(pattern) if file.is_file()}
+    chosen = sorted(file for file in files if not any(file.match(pattern) for pattern in _NOT_COMPANIONS))
+    refuse_links(chosen, folder)
+    return chosen

@@ -4,7 +4,6 @@ The format: 8 bytes of little-endian header length, a JSON object `name -> {dtyp
 the data without holes.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, NoReturn
 
 from eckart.checkpoint import dtypes
 from eckart.checkpoint.dtypes import DType
+from eckart.checkpoint.json_files import parse_json
 from eckart.checkpoint.stamp import Stamp
 from eckart.errors import FileFormatError
 
@@ -108,22 +108,9 @@ def _parse_json(text: bytes) -> dict[str, Any]:
     if not text.startswith(b"{"):
         _refuse("not a safetensors file: the header does not begin with '{'")
     try:
-        return json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         _refuse(f"the header is not valid JSON ({error})")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        _refuse(f"the header names {twice!r} twice")
-    return table
-
-
-def _refuse_constant(text: str) -> None:
-    _refuse(f"the header holds {text}, which is not JSON")
 
 
 def _entry(name: str, fields: Any, start: int) -> Entry:

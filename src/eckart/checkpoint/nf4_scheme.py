@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.dtypes import BFLOAT16, FLOAT16, FLOAT32, UINT8, DType
+from eckart.checkpoint.json_files import parse_json
 from eckart.checkpoint.writer import TensorSpec
 from eckart.errors import FileFormatError
 from eckart.linalg.nf4_constants import BLOCK_SIZES, NESTED_BLOCK, NESTED_CODES, QUANTILES
@@ -167,8 +168,8 @@ def state_of(stored: Checkpoint, name: str) -> dict[str, Any]:
         msg = f"the quantization state is {info.shape}, {info.dtype}, expected the bytes of a short text"
         raise ValueError(msg)
     try:
-        state = json.loads(stored.read_bytes(info.name))
-    except (ValueError, RecursionError) as error:
+        state = parse_json(stored.read_bytes(info.name))
+    except ValueError as error:
         msg = f"the quantization state is not JSON ({error})"
         raise ValueError(msg) from None
     if not isinstance(state, dict):

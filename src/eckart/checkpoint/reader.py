@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from eckart.checkpoint.checkpoint import TensorInfo, check_rows
 from eckart.checkpoint.header import Header, read_header
 from eckart.checkpoint.inputs import files_digest
-from eckart.checkpoint.source import SourceFiles, read_config
+from eckart.checkpoint.model_config import read_config
+from eckart.checkpoint.source import SourceFiles
 from eckart.checkpoint.stamp import Stamp
 from eckart.checkpoint.tying import tied_weights
 from eckart.errors import FileFormatError

@@ -1,14 +1,14 @@
 """The files behind a SOURCE: a folder, a file, the files of an installed distribution, or a name on the hub."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from eckart.checkpoint import pickled
+from eckart.checkpoint.json_files import read_json_object
+from eckart.checkpoint.links import link_fault
 from eckart.checkpoint.naming import nearest_names
 from eckart.errors import FileFormatError, SourceError
 
@@ -18,7 +18,6 @@ SOURCE_MAY_BE = (
 )
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _STEMS = ("model", "diffusion_pytorch_model", "adapter_model", "pytorch_lora_weights")
-_JSON_LIMIT_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -77,36 +76,6 @@ def local_paths(*sources: str | Path | None) -> list[Path]:
     return paths
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file of bounded size.
-
-    Raises:
-        FileFormatError: the file is too large, not JSON, or not an object.
-    """
-    try:
-        if path.stat().st_size > _JSON_LIMIT_BYTES:
-            msg = f"{path}: larger than {_JSON_LIMIT_BYTES:,} bytes, which no config or index is"
-            raise FileFormatError(msg)
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        msg = f"{path}: cannot be read ({error.strerror})"
-        raise SourceError(msg) from None
-    except (ValueError, RecursionError) as error:
-        msg = f"{path}: not valid JSON ({error})"
-        raise FileFormatError(msg) from None
-    if not isinstance(value, dict):
-        msg = f"{path}: expected a JSON object, got {type(value).__name__}"
-        raise FileFormatError(msg)
-    return value
-
-
-def read_config(folder: Path | None) -> dict[str, Any]:
-    """config.json of a folder, or {} when there is none."""
-    if folder is None or not (folder / "config.json").is_file():
-        return {}
-    return read_json_object(folder / "config.json")
-
-
 def _locate_path(path: Path) -> SourceFiles:
     if path.is_dir():
         return _locate_folder(path)
@@ -142,6 +111,9 @@ def _locate_folder(folder: Path) -> SourceFiles:
 
 
 def _locate_shards(index: Path) -> SourceFiles:
+    if fault := link_fault(index, index.parent):
+        msg = f"{index.parent}: {fault}"
+        raise FileFormatError(msg)
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         msg = f"{index}: expected a 'weight_map' object that names a file for each tensor"
@@ -169,13 +141,7 @@ def _file_fault(name: str, folder: Path) -> str | None:
         return f"{name!r} is not a .safetensors file"
     if not file.is_file():
         return f"{name} is missing"
-    # The links of the hub cache lead from a snapshot into the blobs folder next to it.
-    root = folder.resolve()
-    if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
-        root = root.parent.parent
-    if file.resolve().is_relative_to(root):
-        return None
-    return f"{name} is a link to {file.resolve()}, outside the folder; give the real folder as SOURCE"
+    return link_fault(file, folder)
 
 
 def _distribution_path(name: str) -> Path:

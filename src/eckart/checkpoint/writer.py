@@ -4,7 +4,6 @@ import errno
 import json
 import math
 import os
-import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,14 +13,11 @@ from typing import TYPE_CHECKING
 
 from eckart.checkpoint.dtypes import DType
 from eckart.checkpoint.header import DTYPES, PACKED
-from eckart.checkpoint.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SHARD_BYTES = 5_000_000_000
-_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
-_NOT_COMPANIONS = ("*.index.json", "adapter_config.json", MANIFEST)
 _METADATA = {"format": "pt"}  # required by transformers
 _CODES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -85,20 +81,6 @@ def write_tensors(
     """
     with open_files(file.parent, {file.name: specs}, metadata) as files:
         _write_each(files, tensors)
-
-
-def companions(source: Path) -> list[Path]:
-    """The config and tokenizer files of a model folder."""
-    found = {file for pattern in _COMPANIONS for file in source.glob(pattern)}
-    return sorted(
-        file for file in found if file.is_file() and not any(file.match(pattern) for pattern in _NOT_COMPANIONS)
-    )
-
-
-def copy_companions(source: Path, folder: Path) -> None:
-    """Copy the config and tokenizer files of a model folder."""
-    for file in companions(source):
-        shutil.copyfile(file, folder / file.name)
 
 
 class _File:

@@ -22,6 +22,7 @@ from eckart.checkpoint import (
     open_checkpoint,
     write_tensors,
 )
+from eckart.checkpoint.json_files import parse_json
 from eckart.checkpoint.manifest import TEXTS
 from eckart.errors import FileFormatError, MismatchError
 from eckart.formats.components import COMPONENTS, canonical, component, component_of, components
@@ -163,8 +164,8 @@ def _parts(keys: list[str]) -> tuple[dict[str, dict[str, str]], str | None, list
 def _configs(text: str, implied: str | None) -> tuple[dict[str, PeftConfig], list[str]]:
     """The metadata's config of each component; fields that name no component belong to `implied`."""
     try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        fields = parse_json(text)
+    except ValueError as error:
         return {}, [f"{_METADATA} is not valid JSON ({error})"]
     if not isinstance(fields, dict):
         return {}, [f"{_METADATA} is {type(fields).__name__}, expected an object"]

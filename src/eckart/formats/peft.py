@@ -14,6 +14,7 @@ from eckart.adapter.adapter import Adapter, AdapterLayer, on_meta, with_tensors
 from eckart.adapter.deferred import Deferred
 from eckart.adapter.outline import LayerKind, LayerOutline, TensorOutline
 from eckart.checkpoint import TensorSpec, atomic_directory, open_checkpoint, write_tensors
+from eckart.checkpoint.links import refuse_links
 from eckart.errors import FileFormatError, SourceError
 from eckart.formats.peft_config import CONFIG, PeftConfig, config_of, read_config
 from eckart.formats.peft_experts import Stack, expert_of, parameters_of, stack_of, stacks_of, wrapper_names
@@ -54,6 +55,7 @@ def read(path: Path) -> Adapter:
     if not (path / CONFIG).is_file() or not (path / WEIGHTS).is_file():
         msg = f"{path}: not a PEFT adapter, which is a folder with {CONFIG} and {WEIGHTS}"
         raise SourceError(msg)
+    refuse_links([path / CONFIG, path / WEIGHTS], path)
     config = read_config(path / CONFIG)
     stored = open_checkpoint(path / WEIGHTS)
     try:

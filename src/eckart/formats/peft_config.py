@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.outline import AdapterOutline
+from eckart.checkpoint.json_files import read_json_object
 from eckart.errors import FileFormatError, MismatchError
 from eckart.formats.peft_patterns import NamePatterns, RegexBudget
 
@@ -117,13 +118,11 @@ def read_config(file: Path) -> PeftConfig:
     Raises:
         FileFormatError: it is damaged, or describes an adapter that is not supported; every fault is listed.
     """
-    if file.stat().st_size > _MAX_CONFIG_BYTES:
-        msg = f"{file}: {file.stat().st_size:,} bytes is too large for a config"
-        raise FileFormatError(msg)
+    fields = read_json_object(file, most_bytes=_MAX_CONFIG_BYTES)
     try:
-        config = PeftConfig.model_validate_json(file.read_bytes())
+        config = PeftConfig.model_validate(fields)
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()]
+        faults = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
         msg = f"{file}: not a PEFT config"
         raise FileFormatError.listing(msg, faults) from error
     extra = config.model_extra or {}

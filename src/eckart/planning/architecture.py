@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from eckart.checkpoint import locate
-from eckart.checkpoint.source import read_json_object
-from eckart.errors import SourceError
+from eckart.checkpoint.gguf_header import read_gguf_header
+from eckart.checkpoint.gguf_names import config_of
+from eckart.checkpoint.model_config import FILE, read_config, read_config_file
+from eckart.errors import EckartError, SourceError
 from eckart.evaluation.model import quiet_transformers, require_transformers
 from eckart.nn import LoRAConfig
 from eckart.nn.injection import base_parameters
@@ -34,7 +36,7 @@ def read_architecture(source: "str | Path | Mapping[str, Any] | PretrainedConfig
         SourceError: there is no config, or transformers does not know its architecture.
         MissingExtraError: transformers is not installed.
     """
-    transformers = require_transformers("planning a model")
+    require_transformers("planning a model")
     if not isinstance(source, str | Path | Mapping):
         return copy.deepcopy(source)
     try:
@@ -42,12 +44,10 @@ def read_architecture(source: "str | Path | Mapping[str, Any] | PretrainedConfig
             if isinstance(source, str | Path):
                 return _from_source(str(source))
             return _from_fields(dict(source), "this config")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, SourceError):
-            raise
-        why = (str(error).splitlines() or [""])[0][:200]
-        msg = f"transformers {transformers.__version__} cannot build {source}: {why}"
-        raise SourceError(msg) from error
+    except EckartError:
+        raise
+    except Exception as error:  # transformers raises anything for a config that it does not expect
+        raise _unbuildable(error, str(source)) from error
 
 
 def build_model(config: "PretrainedConfig", setting: PlanSetting) -> "PreTrainedModel":
@@ -62,7 +62,12 @@ def build_model(config: "PretrainedConfig", setting: PlanSetting) -> "PreTrained
     kind = _class_of(config)
     attention = setting.attention if getattr(kind, "_supports_sdpa", True) else "eager"
     with quiet_transformers():
-        model = kind._from_config(config, dtype=getattr(torch, setting.dtype), attn_implementation=attention).train()
+        try:
+            model = kind._from_config(
+                config, dtype=getattr(torch, setting.dtype), attn_implementation=attention
+            ).train()
+        except Exception as error:  # as above
+            raise _unbuildable(error, "the config") from error
     if setting.gradient_checkpointing:
         model.activation_checkpointing_enable()
         model.enable_input_require_grads()
@@ -145,6 +150,13 @@ class Outline:
         return AdapterCount(modules, trainable, sum(out * inner for out, inner in modules.values()))
 
 
+def _unbuildable(error: Exception, source: str) -> SourceError:
+    import transformers
+
+    why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return SourceError(f"transformers {transformers.__version__} cannot build {source}: {why}")
+
+
 def _class_of(config: "PretrainedConfig") -> Any:
     """The class that the config names; otherwise the one with a language-model head, or the one without."""
     import transformers
@@ -173,14 +185,15 @@ def _from_source(text: str) -> "PretrainedConfig":
 
     path = Path(text).expanduser()
     if path.is_file() and path.name.endswith(".json"):
-        return _from_fields(read_json_object(path), text)
-    if (path / "config.json").is_file():
-        return _from_fields(read_json_object(path / "config.json"), text)
+        return _from_fields(read_config_file(path), text)
+    if (path / FILE).is_file():
+        return _from_fields(read_config(path), text)
     if path.exists() or text.startswith("pkg:"):
         files = locate(text)
         if files.is_gguf:
+            config_of(read_gguf_header(files.weights[0]))  # refuses what transformers would divide by
             return AutoConfig.from_pretrained(files.folder, gguf_file=files.weights[0].name)
-        return _from_fields(read_json_object(files.folder / "config.json"), text)
+        return _from_fields(read_config_file(files.folder / FILE), text)
     name, _, revision = text.partition("@")
     return AutoConfig.from_pretrained(name, revision=revision or "main")
 

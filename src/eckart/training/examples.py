@@ -1,5 +1,6 @@
 """A record as a training example: token ids, and labels for the tokens that count in the loss."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,6 +28,8 @@ def form_of(record: Mapping[str, Any]) -> tuple[str | None, str]:
 
 def content_fault(record: Mapping[str, Any], form: str) -> str | None:
     """What is wrong with the fields of a record of this form."""
+    if fault := _encoding_fault({field: record[field] for field in (*FORMS[form], "tools") if field in record}):
+        return fault
     if form == "messages":
         fault = _messages_fault(record["messages"], "messages")
         has_answer = not fault and any(message["role"] == "assistant" for message in record["messages"])
@@ -40,6 +43,15 @@ def content_fault(record: Mapping[str, Any], form: str) -> str | None:
             return f"{field} is {_kind(value)}, not text"
         if not value.strip() and field != "prompt":
             return f"{field} is empty"
+    return None
+
+
+def _encoding_fault(fields: Mapping[str, Any]) -> str | None:
+    """Why a tokenizer or a template could not take the fields as text."""
+    try:
+        json.dumps(fields, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return f"{' or '.join(fields)} has half of a surrogate pair, which is not a character"
     return None
 
 
@@ -139,8 +151,6 @@ class Encoder:
         return self._template_call(messages, tools, **options)["input_ids"]
 
     def _template_call(self, messages: "Messages", tools: object, **options: Any) -> dict[str, list[int]]:
-        from jinja2 import TemplateError
-
         self._require_template()
         try:
             return cast(
@@ -154,7 +164,7 @@ class Encoder:
                     **options,
                 ),
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is code from the model's authors, and may raise anything
             msg = f"the chat template rejects it ({error})"
             raise ValueError(msg) from error
 

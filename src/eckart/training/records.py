@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from eckart.checkpoint.json_files import parse_json
+from eckart.checkpoint.links import refuse_links
 from eckart.errors import FileFormatError, MissingExtraError, SourceError
 from eckart.evaluation.model import EXTRA
 
@@ -34,6 +36,7 @@ def find_files(source: str | Path) -> tuple[Path, ...] | None:
         msg = f"{source}: no such file or folder, and not the name of a dataset on the hub (org/name)"
         raise SourceError(msg)
     paths = sorted(each for each in path.rglob("*") if each.is_file() and not _is_hidden(each.relative_to(path)))
+    refuse_links(paths, path)
     records = [each for each in paths if has_records(each)]
     if not paths or 0 < len(records) < len(paths):
         other = next((each.name for each in paths if each not in records), "")
@@ -56,10 +59,15 @@ def read_records(source: Source, faults: list[str]) -> Iterator[tuple[str, Mappi
     """
     if not isinstance(source, (str, Path)):
         for number, record in enumerate(source, 1):
-            if isinstance(record, Mapping):
-                yield f"record {number}", _without_none(dict(record))
-            else:
+            if not isinstance(record, Mapping):
                 faults.append(f"record {number}: {_kind(record)}, not an object")
+                continue
+            try:
+                complete = _without_none(dict(record))
+            except RecursionError:
+                faults.append(f"record {number}: nested too deeply, or in itself")
+                continue
+            yield f"record {number}", complete
         return
     files = find_files(source)
     if files is None:
@@ -110,8 +118,8 @@ def _json(path: Path, faults: list[str]) -> Iterator[tuple[str, Mapping[str, Any
         msg += "write one record per line (.jsonl)"
         raise FileFormatError(msg)
     try:
-        records = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        records = parse_json(path.read_bytes())
+    except ValueError as error:
         faults.append(f"{path.name}: not JSON ({error})")
         return
     for number, record in enumerate(records, 1):
@@ -124,13 +132,13 @@ def _json(path: Path, faults: list[str]) -> Iterator[tuple[str, Mapping[str, Any
 
 def _parsed(line: bytes, position: str, faults: list[str]) -> Mapping[str, Any] | None:
     try:
-        record = json.loads(line.removeprefix(b"\xef\xbb\xbf").strip())
+        record = parse_json(line.strip())
     except json.JSONDecodeError as error:
         faults.append(f"{position}: not JSON ({error.msg} at column {error.colno})")
     except UnicodeDecodeError as error:
         faults.append(f"{position}: not UTF-8 text (byte {error.start + 1} of the line)")
-    except RecursionError:
-        faults.append(f"{position}: nested too deeply")
+    except ValueError as error:
+        faults.append(f"{position}: not usable JSON ({error})")
     else:
         if isinstance(record, dict):
             return record
@@ -153,7 +161,7 @@ def _parquet(path: Path, faults: list[str]) -> Iterator[tuple[str, Mapping[str, 
                 for record in batch.to_pylist():
                     row += 1
                     yield f"{path.name} row {row}", _without_none(record)
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, ValueError) as error:
         where = f"after row {row}: " if row else ""
         faults.append(f"{path.name}: {where}not a readable Parquet file ({str(error).splitlines()[0]})")
 

@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from eckart.checkpoint import TensorSpec, check_output
-from eckart.checkpoint.companions import has_companions
+from eckart.checkpoint.companions import companions, has_companions
 from eckart.checkpoint.output import working_name
-from eckart.checkpoint.writer import companions, index_name, plan_shards
+from eckart.checkpoint.writer import index_name, plan_shards
 from eckart.engine.fingerprint import fingerprint
 from eckart.engine.journal import MODEL
 from eckart.operations.preview import Match, Preview

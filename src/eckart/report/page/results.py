@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eckart.checkpoint.links import refuse_links
 from eckart.errors import FileFormatError, SourceError
 from eckart.operations import Analysis
 from eckart.training.trajectory import Dynamics, read_dynamics
@@ -71,6 +72,7 @@ def read_results(folders: Sequence[str | Path], titles: Sequence[str] | None = N
 def _read(folder: Path, label: str, results: Results) -> bool:
     """Add the results of one folder; False if it has none."""
     files = {name for name in FILES if (folder / name).is_file()}
+    refuse_links([folder / name for name in files], folder)
     if ANALYSIS in files:
         results.analyses[label] = Analysis.load(folder)
     if files & {TRAINING, DYNAMICS}:

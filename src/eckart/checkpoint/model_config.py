@@ -1,0 +1,52 @@
+"""A model's config.json: read with the fields that eckart uses checked, so that what uses them need not."""
+
+from pathlib import Path
+from typing import Any
+
+from eckart.checkpoint.json_files import field_faults, read_json_object
+from eckart.checkpoint.links import refuse_links
+from eckart.errors import FileFormatError
+
+FILE = "config.json"
+
+
+_MOST_LAYERS = 10_000
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers")
+_FIELDS = {
+    "architectures": (
+        lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+        "a list of class names",
+    ),
+    "model_type": (lambda value: isinstance(value, str), "a text"),
+    "tie_word_embeddings": (lambda value: isinstance(value, bool), "true or false"),
+    "hidden_size": (lambda value: type(value) is int, "a number"),
+    "max_position_embeddings": (lambda value: type(value) is int, "a number of tokens"),
+    **dict.fromkeys(
+        _LAYERS, (lambda value: type(value) is int and value <= _MOST_LAYERS, f"a number up to {_MOST_LAYERS:,}")
+    ),
+}
+
+
+def read_config(folder: Path | None) -> dict[str, Any]:
+    """config.json of a folder, or {} when there is none.
+
+    Raises:
+        FileFormatError: it is damaged, a link out of the folder, or a field that eckart uses has another type.
+    """
+    if folder is None or not (folder / FILE).is_file():
+        return {}
+    refuse_links([folder / FILE], folder)
+    return read_config_file(folder / FILE)
+
+
+def read_config_file(file: Path) -> dict[str, Any]:
+    """The config in a file (errors as `read_config`)."""
+    config = read_json_object(file)
+    faults = field_faults(config, _FIELDS)
+    for name, part in config.items():
+        if isinstance(part, dict):
+            faults += [f"{name}.{fault}" for fault in field_faults(part, _FIELDS)]
+    if faults:
+        msg = f"{file}: fields of the wrong type"
+        raise FileFormatError.listing(msg, faults)
+    return config
