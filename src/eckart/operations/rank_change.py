@@ -127,8 +127,8 @@ def check_finite(name: str, layer: AdapterLayer) -> AdapterLayer:
     Raises:
         NotFiniteError: it contains NaN or Inf.
     """
-    for part, tensor in layer.tensors().items():
-        require_finite(tensor, f"{name}.{part}")
+    for tensor in layer.tensors().values():
+        require_finite(tensor, name, rows=layer.tensors().values)
     return layer
 
 
