@@ -10,8 +10,8 @@ from eckart.cli.command import GENERAL, set_debug
 
 LAYERS, RANK, EXECUTION, RESULT = "Layers", "Rank (choose one)", "Execution", "Output"
 
-FloatDtype = Literal["float32", "bfloat16", "float16"]
-DTYPES = "float32|bfloat16|float16"
+FloatDtype = Literal["float32", "bfloat16", "float16", "float64"]
+DTYPES = "float32|bfloat16|float16|float64"
 
 
 def _device(value: str) -> str:

@@ -23,6 +23,6 @@ def float_dtype(dtype: DType | torch.dtype | str | None) -> DType | None:
         return None
     written = DType.of(dtype)
     if written.name not in WRITTEN:
-        msg = f"`dtype` must be one of {', '.join(WRITTEN[:3])}, got {written}"
+        msg = f"`dtype` must be one of {', '.join(WRITTEN)}, got {written}"
         raise OptionError(msg)
     return written
