@@ -73,6 +73,24 @@ SAVING = {
     "score": (CLASSIFIER, "llama", SIZES, {"target_modules": ["q_proj"], "task_type": "SEQ_CLS"}),
 }  # fmt: skip
 
+CAUSAL = "AutoModelForCausalLM"
+# Name: whether the base ties its output layer, and the adapter's config; the vocabulary grows before training.
+GROWN = {
+    "beside": (False, {"target_modules": ["q_proj"]}),
+    "tied": (True, {"target_modules": ["q_proj"]}),
+    "saved": (False, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
+    "adapted": (False, {"target_modules": ["embed_tokens", "lm_head"]}),
+}
+# Name: class of the base, class of the adapted model, model type, its config, the adapter's config.
+HEADS = {
+    "Llama": (CAUSAL, CLASSIFIER, "llama", SIZES, {"target_modules": ["q_proj"], "task_type": "SEQ_CLS"}),
+    "GPT-2": (CAUSAL, CLASSIFIER, "gpt2", GPT2, {"target_modules": ["c_attn"], "task_type": "SEQ_CLS"}),
+    "BERT": (
+        *(MASKED, "AutoModelForTokenClassification", "bert", BERT),
+        {"target_modules": ["query"], "task_type": "TOKEN_CLS"},
+    ),
+}  # fmt: skip
+
 
 def auto_class(kind, auto="AutoModelForCausalLM"):
     import transformers
@@ -214,3 +232,56 @@ def test_tensors_saved_next_to_updates_survive_resize_and_combine_for_peft(case,
             merge(tmp_path / "base", adapters, tmp_path / output)
         found, expected = (auto_class(kind).from_pretrained(tmp_path / name).state_dict() for name in ("one", "two"))
         assert_same_weights(found, expected)
+
+
+def grown_adapter(tmp_path, case):
+    """A base, and an adapter of it with four more tokens and a tokenizer; the adapted model."""
+    tied, options = GROWN[case]
+    model = base_model(tmp_path / "base", "llama", SIZES | {"tie_word_embeddings": tied})
+    (tmp_path / "base/tokenizer.json").write_text("{}")
+    model.resize_token_embeddings(100, mean_resizing=False)
+    model = adapted(model, tmp_path / "adapter", **options)
+    (tmp_path / "adapter/tokenizer.json").write_text('{"added_tokens": []}')
+    return model
+
+
+@pytest.mark.parametrize("case", GROWN)
+def test_a_larger_vocabulary_is_merged_with_its_size_and_tokenizer(case, tmp_path):
+    model = grown_adapter(tmp_path, case)
+    merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    expected = model.merge_and_unload()
+    merged = type(expected).from_pretrained(tmp_path / "merged")
+    assert_same_weights(merged.state_dict(), expected.state_dict())
+    assert merged.config.vocab_size == 100
+    assert (tmp_path / "merged/tokenizer.json").read_text() == '{"added_tokens": []}'
+
+
+@pytest.mark.parametrize(
+    ("change", "weight", "said"),
+    [
+        (lambda tensors: tensors.pop("base_model.model.lm_head.weight"), 1, r"resize_token_embeddings\(100\)"),
+        (lambda tensors: None, 0.5, "its weight must be 1"),
+    ],
+)
+def test_a_larger_vocabulary_without_all_its_tensors_is_refused(change, weight, said, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    grown_adapter(tmp_path, "beside")
+    file = tmp_path / "adapter/adapter_model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+    with pytest.raises(MismatchError, match=said):
+        merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged", weights=[weight])
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_a_head_that_only_the_adapter_has_is_written_for_its_class(case, tmp_path):
+    auto, adapted_class, kind, config, options = HEADS[case]
+    base_model(tmp_path / "base", kind, config, auto)
+    model = auto_class(kind, adapted_class).from_pretrained(tmp_path / "base", num_labels=3).eval()
+    expected = adapted(model, tmp_path / "adapter", **options).merge_and_unload()
+    merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    merged = auto_class(kind, adapted_class).from_pretrained(tmp_path / "merged")
+    assert_same_weights(merged.state_dict(), expected.state_dict())
+    assert merged.config.architectures == [type(expected).__name__]

@@ -10,6 +10,10 @@ from eckart.result import Skipped
 
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
 _NOT_COMPANIONS = ("*.index.json", "adapter_config.json", MANIFEST)
+_TOKENIZER = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
+    "chat_template*",
+)
 
 
 def has_companions(base: Checkpoint) -> bool:
@@ -54,3 +58,14 @@ def companions(folder: Path) -> list[Path]:
     chosen = sorted(file for file in files if not any(file.match(pattern) for pattern in _NOT_COMPANIONS))
     refuse_links(chosen, folder)
     return chosen
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a tokenizer in a folder.
+
+    Raises:
+        FileFormatError: a file leads out of the folder.
+    """
+    files = sorted({file for pattern in _TOKENIZER for file in folder.glob(pattern) if file.is_file()})
+    refuse_links(files, folder)
+    return files

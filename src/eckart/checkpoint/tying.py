@@ -6,6 +6,8 @@ Saving drops all but one name of each. Source: `_tied_weights_keys` of transform
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from eckart.checkpoint.naming import is_output_layer
+
 TIE = "tie_word_embeddings"
 _INPUT_EMBEDDINGS = (
     *("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tokens_embed", "tok_embeddings"),
@@ -44,6 +46,13 @@ def stored_twice(names: Collection[str], config: Mapping[str, Any]) -> list[tupl
     """Weights that a file stores under each of these names although the model may share them."""
     stored = (tuple(name for name in group if name in names) for group in _groups(names, config))
     return [group for group in stored if len(group) > 1]
+
+
+def is_vocabulary(name: str) -> bool:
+    """Whether a tensor has an entry for each token: an input embedding, an output layer, or the bias of one."""
+    module = name.rpartition(".")[0]
+    last = module.rpartition(".")[2]
+    return _is_input_embedding(name) or is_output_layer(module) or (last == "predictions" and name.endswith(".bias"))
 
 
 def untied_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Places:
     views: dict[str, MatrixView]
 
 
-class _Names:
+class NamesOfBase:
     """Names of a base, looked up by the names of an adapter.
 
     A model's files may lack the first part of a name that its class has (`transformer.h.0…` is stored as `h.0…` in
@@ -76,6 +76,7 @@ class _Names:
             self._by_tail.setdefault(name.partition(".")[2], []).append(name)
 
     def find(self, name: str) -> str | None:
+        """The base's name for an adapter's; None if there is none, or it is ambiguous."""
         if name in self.names:
             return name
         tail = name.partition(".")[2]
@@ -108,8 +109,8 @@ def find_places(base: Checkpoint, adapters: Sequence[AdapterOutline]) -> Places:
         views |= dict.fromkeys(view.tied_modules, view)
     places = Places({}, views)
     reasons = {item.name.removesuffix(".weight"): item.reason for item in found.skipped}
-    modules = _Names([*places.views, *reasons])
-    tensors = _Names([*base.tensors, *base.tied])
+    modules = NamesOfBase([*places.views, *reasons])
+    tensors = NamesOfBase([*base.tensors, *base.tied])
     faults = []
     for number, adapter in enumerate(adapters):
         of_layers = _place_layers(number, adapter, base, places, modules, reasons=reasons)
@@ -124,7 +125,7 @@ def _place_layers(
     adapter: AdapterOutline,
     base: Checkpoint,
     places: Places,
-    modules: _Names,
+    modules: NamesOfBase,
     *,
     reasons: Mapping[str, str],
 ) -> list[Fault]:
@@ -155,7 +156,7 @@ def _place_layers(
 
 
 def _place_saved(
-    number: int, adapter: AdapterOutline, base: Checkpoint, places: Places, tensors: _Names
+    number: int, adapter: AdapterOutline, base: Checkpoint, places: Places, tensors: NamesOfBase
 ) -> list[Fault]:
     faults: list[Fault] = []
     by_tensor = {view.tensor: view.name for view in places.views.values()}
@@ -183,8 +184,8 @@ def _misfit(
     faults: Sequence[Sequence[Fault]],
     adapters: Sequence[AdapterOutline],
     base: Checkpoint,
-    modules: _Names,
-    tensors: _Names,
+    modules: NamesOfBase,
+    tensors: NamesOfBase,
 ) -> MismatchError:
     """One error for all faults of each adapter; an adapter for another model is one fault."""
     lines = []

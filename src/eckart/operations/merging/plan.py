@@ -18,6 +18,7 @@ from eckart.checkpoint.tying import stored_twice, untied_config
 from eckart.errors import OptionError
 from eckart.formats import unknown_fields
 from eckart.formats.sources import Source, open_adapter, open_model
+from eckart.operations.merging.extended import ExtendedBase, extended, extended_config
 from eckart.operations.model_writer.plan import ModelPlan, OutputTensor, dtype_entry, untied
 from eckart.operations.output_dtype import float_dtype
 from eckart.operations.placement import Places, Term, find_places, fitted, stored_factors
@@ -49,6 +50,7 @@ def plan_merge(
     checkpoint = open_model(base, instead=instead)
     loaded = tuple(fitted(adapter, checkpoint) for adapter in open_adapters(adapters))
     factors = checked_weights(weights, len(loaded))
+    checkpoint = extended(checkpoint, loaded, factors)
     outlines = [adapter.outline() for adapter in loaded]
     places = find_places(checkpoint, outlines)
     changes = _without_zero_weights(places.changes, factors)
@@ -59,7 +61,8 @@ def plan_merge(
     skipped += [Skipped(f"adapter {n}", "its weight is zero") for n, w in enumerate(factors, start=1) if w == 0]
     matches = _matches(changes, outlines, places.views, checkpoint)
     config = _config(checkpoint, tensors, changes, dtype=target)
-    return ModelPlan("merge", checkpoint, tensors, matches, skipped, config, loaded, factors)
+    tokenizer = checkpoint.tokenizer if isinstance(checkpoint, ExtendedBase) else None
+    return ModelPlan("merge", checkpoint, tensors, matches, skipped, config, loaded, factors, tokenizer=tokenizer)
 
 
 def open_adapters(adapters: Adapters) -> list[Adapter]:
@@ -183,7 +186,7 @@ def _config(
     """The config.json to write; {} if the base's is copied as it is, or there is none."""
     complete = has_companions(base)
     original = read_config(base.folder) if complete else base.config
-    config = dict(original)
+    config = extended_config(original, base)
     if dtype is not None:
         config.pop("quantization_config", None)
     if config and (dtype is not None or not complete):

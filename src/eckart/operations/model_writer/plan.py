@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from eckart.checkpoint import TensorSpec, check_output
-from eckart.checkpoint.companions import companions, has_companions
+from eckart.checkpoint.companions import companions, has_companions, tokenizer_files
 from eckart.checkpoint.output import working_name
 from eckart.checkpoint.writer import index_name, plan_shards
 from eckart.engine.fingerprint import fingerprint
@@ -76,6 +76,7 @@ class ModelPlan:
         adapters: adapters whose updates are added.
         weights: factor of each adapter.
         compared: files of another model that the result depends on.
+        tokenizer: folder of a tokenizer that replaces the base's.
     """
 
     command: str
@@ -87,6 +88,7 @@ class ModelPlan:
     adapters: tuple[Adapter, ...] = ()
     weights: tuple[float, ...] = ()
     compared: tuple[Path, ...] = ()
+    tokenizer: Path | None = None
 
     @property
     def changed(self) -> list[OutputTensor]:
@@ -129,6 +131,7 @@ class ModelPlan:
     def file_names(self) -> list[str]:
         """All files of the output."""
         copied = companions(self.base.folder) if self.base.folder and has_companions(self.base) else []
+        copied += tokenizer_files(self.tokenizer) if self.tokenizer else []
         return [*self.shards, index_name(self.shards), "config.json", *(file.name for file in copied)]
 
     @property

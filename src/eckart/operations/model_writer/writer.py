@@ -4,6 +4,7 @@ Files are in `OUT.partial/model` until all tensors are written. Each finished te
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from eckart.checkpoint import MatrixView, copy_companions
-from eckart.checkpoint.companions import has_companions
+from eckart.checkpoint.companions import has_companions, tokenizer_files
 from eckart.checkpoint.manifest import foreign_files, write_manifest
 from eckart.checkpoint.matrices import rows_of
 from eckart.checkpoint.output import publish, refusing_full_disk
@@ -79,6 +80,8 @@ class ModelWriter:
             write_index(folder, plan.shards)
             if plan.base.folder and has_companions(plan.base):
                 copy_companions(plan.base.folder, folder)
+            for file in tokenizer_files(plan.tokenizer) if plan.tokenizer else ():
+                shutil.copyfile(file, folder / file.name)
             if plan.config:
                 (folder / "config.json").write_text(json.dumps(plan.config, indent=2, default=str) + "\n")
             publish(folder, output, force=force)
