@@ -23,11 +23,11 @@ for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "T
 install_import_hook("eckart.linalg", "beartype.beartype")
 
 # What `--quick` leaves out: tests with these fixtures or the marker `slow`, and those in these folders and files.
-SLOW_FIXTURES = {"smollm2", "minilm", "browser", "page", "architecture", "slow_pair"}
+SLOW_FIXTURES = {"smollm2", "smollm2_page", "minilm", "browser", "page", "architecture", "slow_pair"}
 SLOW_PATHS = {
     *("labs", "docs", "demo", "bench"),
     *("test_train.py", "test_trainer.py", "test_processes.py", "test_sweep.py", "test_distill.py"),
-    *("test_distill_command.py", "test_finetune.py", "test_measure.py", "test_simulate.py"),
+    *("test_distill_command.py", "test_finetune.py", "test_measure.py", "test_simulate.py", "test_plan.py"),
 }
 
 

@@ -160,6 +160,7 @@ def test_the_fingerprint_stays_while_the_files_do(sharded) -> None:
     assert open_checkpoint(sharded).fingerprint() == open_checkpoint(sharded).fingerprint()
 
 
+@pytest.mark.slow
 def test_reading_a_large_checkpoint_keeps_one_tensor_in_memory(tmp_path) -> None:
     tensors = {f"t{i}": torch.full((2000, 2000), float(i)) for i in range(16)}
     save_file(tensors, tmp_path / "model.safetensors")

@@ -37,6 +37,7 @@ def whole_number_spectra(count, *, top, seed):
     return [row[:length].tolist() for row, length in zip(drawn, lengths, strict=True) if row[0] > 0]
 
 
+@pytest.mark.slow
 def test_ranks_agree_with_exact_arithmetic_on_ten_thousand_spectra_and_targets():
     rng = np.random.default_rng(1)
     pairs = boundaries = 0

@@ -161,6 +161,7 @@ def test_a_model_computes_with_dequantized_weights(double):
     assert quantize_model(model) == []
 
 
+@pytest.mark.slow
 def test_dense_weights_are_freed_one_after_another(monkeypatch):
     model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
     alive = []

@@ -60,6 +60,7 @@ def test_a_usual_model_of_the_same_size_has_the_proportions_of_llama(name):
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.slow
 def test_the_closed_form_of_a_step_is_within_a_quarter_of_its_simulation(method, checkpointing):
     outline = Outline(presets()["smollm2-360m"].config)
     setting = PlanSetting(method=method, length=512, batch_size=2, gradient_checkpointing=checkpointing)
