@@ -73,7 +73,10 @@ def test_a_command_has_a_page_with_an_example_and_all_its_options(command, site)
     source = (DOCS / "commands" / f"{command}.md").read_text(encoding="utf-8")
     assert f"\n$ eckart {command} " in source
     page = (site / "commands" / f"{command}.html").read_text(encoding="utf-8")
-    options = [name for option in typer.main.get_command(app).commands[command].params for name in option.opts]
+    shown = [
+        option for option in typer.main.get_command(app).commands[command].params if not getattr(option, "hidden", 0)
+    ]
+    options = [name for option in shown for name in option.opts]
     assert [name for name in options if name.startswith("-") and f"<code>{name}</code>" not in page] == []
 
 
