@@ -21,7 +21,8 @@ from eckart.linalg.intruder import intruders
 from eckart.linalg.scaling import frobenius_norm, shifted
 from eckart.linalg.slabs import as_slabs
 
-from .planting import Streamed, dense_tails, one_to, planted, seeded
+from .planting import Streamed, dense_tails, dense_values, one_to, planted, seeded
+from .test_certificate import assert_nothing_false_is_stated
 
 # Exponents that leave an entry near 1 in the normal range of the dtype, with its digits.
 EXPONENTS = {
@@ -89,6 +90,15 @@ def test_spectra_and_triplets_scale_exactly(kind, dtype, exponent):
     assert_scaled(found.spectrum, plain.spectrum, exponent)
     plain, found = (partial_spectrum(each, rank=rank, generator=seeded()) for each in (weight, larger))
     assert_scaled(found, plain, exponent)
+
+
+@of_every_kind
+@pytest.mark.parametrize("dtype", EXPONENTS, ids=str)
+def test_nothing_stated_about_the_rest_is_false_before_it_is_scaled(kind, dtype):
+    weight = KINDS[kind]().to(dtype)
+    for rank in {1, min(8, *weight.shape)}:
+        known = partial_spectrum(weight, rank=rank, generator=seeded())
+        assert_nothing_false_is_stated(known, dense_values(weight))
 
 
 @pytest.mark.parametrize("kind", ["square", "one outlier", "one row"])

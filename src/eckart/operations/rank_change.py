@@ -2,12 +2,10 @@
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from eckart.adapter.adapter import AdapterLayer
-from eckart.adapter.outline import Layer
 from eckart.errors import OptionError
 from eckart.linalg import LowRank, Spectrum
 from eckart.linalg.finite import count_non_finite, require_finite, too_large
@@ -18,12 +16,11 @@ from eckart.linalg.slabs import as_slabs
 def product_spectrum(product: LowRank) -> Spectrum:
     """The complete spectrum of a product in float64, with values that are only rounding set to zero."""
     spectrum = product.spectrum()
-    values = spectrum.singular_values
-    values = torch.where(values > product.rounding_floor, values, 0.0)
+    values = torch.where(spectrum.singular_values > product.rounding_floor, spectrum.singular_values, 0.0)
     return replace(spectrum, singular_values=values, fro_norm=frobenius_norm(as_slabs(values[None])))
 
 
-def update_norm(name: str, layer: Layer[Any], norm: float) -> float:
+def update_norm(name: str, layer: AdapterLayer, norm: float) -> float:
     """‖Δ‖_F of a layer from the norm of its unscaled product.
 
     Raises:
