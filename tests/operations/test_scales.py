@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from eckart.adapter import Adapter
 from eckart.errors import EckartError, NotFiniteError
+from eckart.formats import load_adapter
 from eckart.linalg.scaling import shifted
 from eckart.operations import analyze, combine, compare, extract, merge, resize
 
@@ -89,6 +90,14 @@ def test_a_merge_of_any_scale_has_the_same_digits(exponent, dora, tmp_path):
     # DoRA's magnitudes do not scale: they are the norms of the result.
     expected = plain if dora else shifted(plain, exponent)
     torch.testing.assert_close(found, expected, rtol=1e-15 if dora else 0, atol=0)
+
+
+@pytest.mark.parametrize(("form", "file"), [("peft", "adapter"), ("kohya", "adapter.safetensors")])
+@pytest.mark.parametrize("alpha", [1e300, -1e300, 1e-300, 2.0**60])
+def test_an_alpha_of_any_size_is_read_back_as_it_was_written(alpha, form, file, tmp_path):
+    name = "m.q" if form == "peft" else "lora_unet_m_q"
+    replace(Adapter({name: drawn(alpha=alpha)}), format=form).save(tmp_path / file)
+    assert load_adapter(tmp_path / file)[name].alpha == alpha
 
 
 @pytest.mark.parametrize("exponent", [-110, 110])

@@ -223,8 +223,8 @@ def _pattern(values: Mapping[str, Any], common: Any) -> dict[str, Any]:
 
 
 def _plain(number: float) -> float | int:
-    """An integer without its decimal point, as PEFT writes alpha."""
-    return int(number) if number == int(number) else number
+    """An integer without its decimal point, as PEFT writes alpha, unless that would take hundreds of digits."""
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number
 
 
 def _hub_name_or_absolute_path(model: str | None) -> str | None:
