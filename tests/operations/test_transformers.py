@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eckart.errors import MismatchError
-from eckart.operations import combine, resize
+from eckart.operations import combine, extract, resize
 from eckart.operations.merging.merge import merge
 
 # PEFT and transformers warn about their own internals; what is tested here is their numbers.
@@ -32,6 +32,10 @@ CASES = {
     "gpt-oss, square": (
         *("gpt_oss", SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32}),
         {"target_modules": [], "target_parameters": EXPERTS[1:]},
+    ),
+    "Granite experts": (
+        *("granitemoe", SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+        {"target_modules": ["q_proj"], "target_parameters": EXPERTS},
     ),
     "square Conv1D": ("gpt2", GPT2, {"target_modules": ["attn.c_proj"]}),
 }
@@ -74,6 +78,63 @@ SAVING = {
 }  # fmt: skip
 
 CAUSAL = "AutoModelForCausalLM"
+IMAGE_TEXT = "AutoModelForImageTextToText"
+VISION = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
+    "patch_size": 8,
+}  # fmt: skip
+QWEN_TEXT = SIZES | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}}
+
+
+def text_and_image(text, vision, sizes=VISION, **more):
+    parts = {"text_config": SIZES | {"model_type": text}, "vision_config": sizes | {"model_type": vision}}
+    return parts | {"image_token_index": 5, "tie_word_embeddings": False} | more
+
+
+# Name: class, model type and config, of models whose files name modules otherwise than the models themselves.
+RENAMED = {
+    "Gemma 3": (IMAGE_TEXT, "gemma3", text_and_image("gemma3_text", "siglip_vision_model", mm_tokens_per_image=4)),
+    "Mistral 3": (IMAGE_TEXT, "mistral3", text_and_image("mistral", "pixtral", VISION | {"num_channels": 3})),
+    "LLaVA": (IMAGE_TEXT, "llava", text_and_image("llama", "clip_vision_model")),
+    "PaliGemma": (IMAGE_TEXT, "paligemma", text_and_image("gemma", "siglip_vision_model", projection_dim=32)),
+    "Qwen2-VL": (
+        *(IMAGE_TEXT, "qwen2_vl"),
+        {
+            "text_config": QWEN_TEXT,
+            "vision_config": {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2},
+        },
+    ),
+    "Qwen2.5-VL": (
+        *(IMAGE_TEXT, "qwen2_5_vl"),
+        {
+            "text_config": QWEN_TEXT,
+            "vision_config": {
+                "depth": 1, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 24,
+                "fullatt_block_indexes": [0],
+            },
+        },
+    ),
+    "Qwen3-VL": (
+        *(IMAGE_TEXT, "qwen3_vl"),
+        {
+            "text_config": QWEN_TEXT,
+            "vision_config": {
+                "depth": 1, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 24,
+                "deepstack_visual_indexes": [0], "num_position_embeddings": 16,
+            },
+        },
+    ),
+    "GPT-NeoX": (
+        *(CAUSAL, "gpt_neox"),
+        {
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
+            "vocab_size": 96, "max_position_embeddings": 64,
+        },
+    ),
+    "ViT": ("AutoModelForImageClassification", "vit", VISION),
+}  # fmt: skip
+# Parts of the names of projections that the tests adapt.
+PROJECTIONS = ("q_proj", "v_proj", "query_key_value", "lm_head")
 # Name: whether the base ties its output layer, and the adapter's config; the vocabulary grows before training.
 GROWN = {
     "beside": (False, {"target_modules": ["q_proj"]}),
@@ -285,3 +346,40 @@ def test_a_head_that_only_the_adapter_has_is_written_for_its_class(case, tmp_pat
     merged = auto_class(kind, adapted_class).from_pretrained(tmp_path / "merged")
     assert_same_weights(merged.state_dict(), expected.state_dict())
     assert merged.config.architectures == [type(expected).__name__]
+
+
+@pytest.mark.parametrize("case", RENAMED)
+def test_files_that_name_modules_otherwise_are_merged_and_extracted_as_peft_names_them(case, tmp_path):
+    from peft import PeftModel
+
+    auto, kind, config = RENAMED[case]
+    base = base_model(tmp_path / "base", kind, config, auto)
+    modules = [name for name, _ in base.named_modules() if name.endswith(PROJECTIONS)]
+    assert len({name.rpartition(".")[2] for name in modules}) >= 2
+    expected = adapted(base, tmp_path / "adapter", target_modules=modules).merge_and_unload()
+    merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    assert_same_weights(type(expected).from_pretrained(tmp_path / "merged").state_dict(), expected.state_dict())
+    extract(tmp_path / "base", tmp_path / "merged", rank=4, target=".*", output=tmp_path / "extracted")
+    again = PeftModel.from_pretrained(type(expected).from_pretrained(tmp_path / "base"), tmp_path / "extracted")
+    found, expected = again.merge_and_unload().state_dict(), expected.state_dict()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5, msg=lambda text: f"{name}: {text}")  # noqa: B023
+
+
+def test_an_adapter_of_the_text_model_alone_is_merged_into_the_multimodal_checkpoint(tmp_path):
+    auto, kind, config = RENAMED["LLaVA"]
+    whole = base_model(tmp_path / "base", kind, config, auto)
+    text = base_model(tmp_path / "text", "llama", SIZES)
+    text.load_state_dict(
+        {
+            name.replace("model.language_model.", "model."): t
+            for name, t in whole.state_dict().items()
+            if "vision" not in name
+        },
+        strict=False,
+    )
+    expected = adapted(text, tmp_path / "adapter", target_modules=["q_proj", "lm_head"]).merge_and_unload()
+    merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    merged = type(whole).from_pretrained(tmp_path / "merged").state_dict()
+    found = {name.replace("model.language_model.", "model."): tensor for name, tensor in merged.items()}
+    assert_same_weights({name: found[name] for name in expected.state_dict()}, expected.state_dict())

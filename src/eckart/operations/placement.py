@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
 from eckart.checkpoint import Checkpoint, MatrixView, layout
+from eckart.checkpoint.module_tree import core_name, names_in_transformers, tree_name
 from eckart.checkpoint.naming import nearest_names
 from eckart.errors import MismatchError
 from eckart.formats.expert_modules import with_expert_modules
@@ -66,14 +68,13 @@ class NamesOfBase:
     """Names of a base, looked up by the names of an adapter.
 
     A model's files may lack the first part of a name that its class has (`transformer.h.0…` is stored as `h.0…` in
-    GPT-2's), or have one that the adapter's names lack.
+    GPT-2's), or have one that the adapter's names lack; and library versions differ in the names of modules.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], base: Checkpoint) -> None:
         self.names = dict.fromkeys(names)
-        self._by_tail: dict[str, list[str]] = {}
-        for name in self.names:
-            self._by_tail.setdefault(name.partition(".")[2], []).append(name)
+        self.base = base
+        self._by_tail = _grouped(self.names, lambda name: name.partition(".")[2])
 
     def find(self, name: str) -> str | None:
         """The base's name for an adapter's; None if there is none, or it is ambiguous."""
@@ -81,7 +82,35 @@ class NamesOfBase:
             return name
         tail = name.partition(".")[2]
         longer = [*self._by_tail.get(name, ()), *([tail] if tail in self.names else [])]
-        return longer[0] if len(longer) == 1 else None
+        if longer:
+            return longer[0] if len(longer) == 1 else None
+        for table, key in ((self._by_tree, name), (self._by_core, core_name(name))):
+            if len(found := table.get(key, ())) == 1:
+                return found[0]
+        return self._by_transformers.get(name)
+
+    @cached_property
+    def _by_tree(self) -> dict[str, list[str]]:
+        return _grouped(self.names, lambda name: tree_name(name, self.base.config))
+
+    @cached_property
+    def _by_core(self) -> dict[str, list[str]]:
+        return _grouped(self.names, lambda name: core_name(tree_name(name, self.base.config)))
+
+    @cached_property
+    def _by_transformers(self) -> dict[str, str]:
+        """The base's names by those of the module tree: the last resort, because transformers has to be imported."""
+        tensors = {new: old for old, new in names_in_transformers(self.base).items()}
+        modules = {new.removesuffix(".weight"): old.removesuffix(".weight") for new, old in tensors.items()}
+        return {new: old for new, old in (tensors | modules).items() if old in self.names}
+
+
+def _grouped(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
+    """Names by a key that several of them may have."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(key(name), []).append(name)
+    return groups
 
 
 def fitted(adapter: Adapter, base: Checkpoint) -> Adapter:
@@ -109,8 +138,8 @@ def find_places(base: Checkpoint, adapters: Sequence[AdapterOutline]) -> Places:
         views |= dict.fromkeys(view.tied_modules, view)
     places = Places({}, views)
     reasons = {item.name.removesuffix(".weight"): item.reason for item in found.skipped}
-    modules = NamesOfBase([*places.views, *reasons])
-    tensors = NamesOfBase([*base.tensors, *base.tied])
+    modules = NamesOfBase([*places.views, *reasons], base)
+    tensors = NamesOfBase([*base.tensors, *base.tied], base)
     faults = []
     for number, adapter in enumerate(adapters):
         of_layers = _place_layers(number, adapter, base, places, modules, reasons=reasons)

@@ -1,9 +1,10 @@
 """Which tensors of a fine-tune go into an adapter: as factors, in full, or not at all."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from eckart.checkpoint import Checkpoint, MatrixView, compare_layouts, layout, select
+from eckart.checkpoint.module_tree import tree_naming
 from eckart.checkpoint.naming import matches
 from eckart.errors import MismatchError
 from eckart.result import Skipped
@@ -73,7 +74,8 @@ def split_tensors(base: Checkpoint, tuned: Checkpoint, scope: Scope) -> Parts:
     if not chosen:
         msg = f"none of the tensors that {', '.join(scope.target)} matches can be factored into a PEFT adapter"
         raise MismatchError(msg)
-    parts = Parts(list(chosen.values()))
+    naming = tree_naming(tuned)
+    parts = Parts([_renamed(view, naming) for view in chosen.values()])
     for view in found.matrices:
         if view.name not in chosen:
             _assign(view.tensor, view.module, _WITHOUT_LORA.get(view.kind, NOT_TARGETED), scope, parts)
@@ -88,6 +90,11 @@ def split_tensors(base: Checkpoint, tuned: Checkpoint, scope: Scope) -> Parts:
             parts.skipped.append(Skipped(item.name, BIAS))
     _check_saved(scope, parts)
     return parts
+
+
+def _renamed(view: MatrixView, naming: Callable[[str], str]) -> MatrixView:
+    """A matrix under the name of its module in transformers, where PEFT looks for it."""
+    return replace(view, name=naming(view.name), tied_modules=tuple(map(naming, view.tied_modules)))
 
 
 def _check_kind(base: Checkpoint, tuned: Checkpoint) -> None:

@@ -96,10 +96,10 @@ def extended(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[fl
     """
     if isinstance(base, Nf4Checkpoint):
         return base
-    names, supplied, faults = NamesOfBase([*base.tensors, *base.tied]), {}, []
+    names, supplied, faults = NamesOfBase([*base.tensors, *base.tied], base), {}, []
     for adapter, weight in zip(adapters, weights, strict=True):
         for key, saved in adapter.outline().modules_to_save.items() if weight else ():
-            name = names.find(key)
+            name = None if _is_head(key) and key not in names.names else names.find(key)
             stored = base.tied.get(name, name) if name else None
             old = base.tensors[stored] if stored else None
             if old is None and not _is_head(key):

@@ -1,0 +1,132 @@
+"""Names of tensors in files, and of the same tensors in the module tree of transformers 5, which PEFT's adapters use.
+
+The two differ where a library version moved modules: a vision-language model's `language_model.model.layers` became
+`model.language_model.layers`, Granite-MoE's `input_linear` became `experts.gate_up_proj`. Source: transformers'
+`conversion_mapping.py`, of which a few rules are built in, so that they work without it.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from eckart.checkpoint.checkpoint import Checkpoint
+from eckart.checkpoint.orientation import model_types
+
+_LLAVA = (
+    (r"^language_model\.lm_head(?=$|\.)", "lm_head"),
+    (r"^(?:model\.)?language_model\.(?:model\.)?", "model.language_model."),
+    (r"^(?=(?:vision_tower|vision_model|image_tower|video_tower|multi_modal_projector|image_newline)\b)", "model."),
+)
+_QWEN_VL = ((r"^(?=visual\.)", "model."), (r"^model\.(?!language_model\.|visual\.)", "model.language_model."))
+_GRANITE_MOE = (
+    (r"\.input_linear(?:\.weight)?(?=$|\[)", ".experts.gate_up_proj"),
+    (r"\.output_linear(?:\.weight)?(?=$|\[)", ".experts.down_proj"),
+    (r"\.router\.layer(?=$|\.)", ".router"),
+)
+_RULES = {
+    **dict.fromkeys(
+        (
+            *(
+                "llava",
+                "llava_next",
+                "llava_next_video",
+                "llava_onevision",
+                "vipllava",
+                "video_llava",
+                "gemma3",
+                "aria",
+            ),
+            *("mistral3", "paligemma", "aya_vision", "got_ocr2", "internvl", "mllama", "fuyu"),
+        ),
+        _LLAVA,
+    ),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), _QWEN_VL),
+    **dict.fromkeys(("granitemoe", "granitemoeshared", "granitemoehybrid"), _GRANITE_MOE),
+    "gpt_neox": ((r"^embed_out(?=$|\.)", "lm_head"),),
+}
+
+
+def tree_name(name: str, config: Mapping[str, Any]) -> str:
+    """The name in the module tree of a tensor, or a module, that a file names so.
+
+    Args:
+        name: with or without `.weight`, and with the index of an expert if it has one.
+        config: of the model.
+    """
+    for pattern, new in () if "auto_map" in config else _RULES.get(str(config.get("model_type")), ()):
+        name = re.sub(pattern, new, name, count=1)
+    return name
+
+
+def tree_naming(checkpoint: Checkpoint) -> Callable[[str], str]:
+    """How a checkpoint's names become those of the module tree: by the rules here, or by transformers' own tables."""
+    if checkpoint.config.get("model_type") in _RULES:
+        return partial(tree_name, config=checkpoint.config)
+    moved = names_in_transformers(checkpoint)
+    moved |= {old.removesuffix(".weight"): new.removesuffix(".weight") for old, new in moved.items()}
+
+    def renamed(name: str) -> str:
+        owner, bracket, index = name.partition("[")
+        return moved.get(owner, owner) + bracket + index
+
+    return renamed
+
+
+def core_name(name: str) -> str:
+    """A name without the parts by which library versions, and text-only and multimodal classes, differ."""
+    return re.sub(r"(?:^|(?<=\.))(?:model|language_model|text_model)\.", "", name)
+
+
+def names_in_transformers(checkpoint: Checkpoint) -> dict[str, str]:
+    """Names of a checkpoint's tensors in the module tree, by transformers' own tables.
+
+    Returns:
+        name in the files -> name in the tree; {} if transformers is not installed, or does not know the class. Tensors
+        that loading joins are left out.
+    """
+    if not _is_in_tables(checkpoint.config):
+        return {}
+    try:
+        import torch
+        import transformers
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    except ImportError:
+        return {}
+    names = checkpoint.config.get("architectures") or [""]
+    model_class = getattr(transformers, str(names[0]), None)
+    if model_class is None or "auto_map" in checkpoint.config:
+        return {}
+    try:
+        with torch.device("meta"):
+            model = model_class(model_class.config_class.from_dict(dict(checkpoint.config)))
+        transforms = get_model_conversion_mapping(model)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError):
+        return {}  # a config that this version of transformers does not load
+    renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
+    converters = [each for each in transforms if isinstance(each, WeightConverter)]
+    state = model.state_dict()
+    found: dict[str, list[str]] = {}
+    for name in checkpoint.tensors:
+        new, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        found.setdefault(new, []).append(name)
+    return {olds[0]: new for new, olds in found.items() if len(olds) == 1 and new in state}
+
+
+def _is_in_tables(config: Mapping[str, Any]) -> bool:
+    """Whether transformers' tables may name a model, from their text: importing them takes seconds."""
+    text = _tables()
+    classes = (
+        re.sub(r"(?:For|LMHead|With)[A-Z].*|Model$", "", str(name)) for name in config.get("architectures") or ()
+    )
+    return any(f'"{name}"' in text for name in (*model_types(config), *(f"{stem}Model" for stem in classes)))
+
+
+@lru_cache
+def _tables() -> str:
+    spec = find_spec("transformers")
+    file = Path(spec.origin).with_name("conversion_mapping.py") if spec and spec.origin else None
+    return file.read_text("utf-8") if file and file.is_file() else ""
