@@ -5,7 +5,7 @@ INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constr
 
 AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo test quick check bench labs docs chromium clean
+.PHONY: demo test quick fuzz check bench labs docs chromium clean
 
 demo: .venv/demo
 	.venv/bin/eckart demo -o eckart-demo
@@ -16,6 +16,10 @@ test: .venv/dev chromium
 # One case of every fast test of every package, in under 90 seconds on two cores.
 quick: .venv/dev
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -n 2 --quick
+
+# Long campaigns: kills at many moments, and damaged files.
+fuzz: .venv/dev
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -n 2 --fuzz tests/robust
 
 check: .venv/dev
 	.venv/bin/ruff check

@@ -25,7 +25,7 @@ install_import_hook("eckart.linalg", "beartype.beartype")
 # What `--quick` leaves out: tests with these fixtures or the marker `slow`, and those in these folders and files.
 SLOW_FIXTURES = {"smollm2", "smollm2_page", "minilm", "browser", "page", "architecture", "slow_pair"}
 SLOW_PATHS = {
-    *("labs", "docs", "demo", "bench"),
+    *("labs", "docs", "demo", "bench", "test_kills.py", "test_disturbances.py"),
     *("test_train.py", "test_trainer.py", "test_processes.py", "test_sweep.py", "test_distill.py"),
     *("test_distill_command.py", "test_finetune.py", "test_measure.py", "test_simulate.py", "test_plan.py"),
 }
@@ -33,6 +33,7 @@ SLOW_PATHS = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="one case of every fast test: what `make quick` runs")
+    parser.addoption("--fuzz", action="store_true", help="long campaigns of kills and damaged files: `make fuzz`")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

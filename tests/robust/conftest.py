@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from .commands import WORDS, write_inputs
+from .harness import Harness
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +27,14 @@ def inputs(originals, tmp_path, monkeypatch) -> Path:
     shutil.copytree(originals, folder, symlinks=True)
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def harness(originals, tmp_path_factory):
+    """Commands in processes of their own."""
+    harness = Harness(originals, tmp_path_factory.mktemp("runs"))
+    yield harness
+    harness.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,4 @@
-"""Runs commands in forks of one process that has imported everything, and sends them a signal at a chosen moment.
+"""Runs commands in forks of one process that has imported everything, and disturbs them at a chosen moment.
 
 A moment is a number of events that change files: opening for writing, renaming, creating and removing. Unlike a time it
 means the same on every machine. Requests and answers are lines of JSON.
@@ -9,8 +9,9 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
 
-CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "shutil.rmtree"}
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -28,28 +29,36 @@ def preload() -> None:
 
 
 class Moment:
-    """Counts the events in a folder that change files, and sends a signal at one of them."""
+    """Counts the events that change files in a folder; at one of them it sends a signal, or renames a file away."""
 
-    def __init__(self, folder: str, at: int | None, number: int) -> None:
-        self.folder, self.at, self.number, self.count = folder, at, number, 0
+    def __init__(self, request: dict) -> None:
+        self.folders = tuple(request["folders"])
+        self.at, self.number, self.vanishing = request["at"], request["signal"], request["vanishing"]
+        self.count = 0
 
     def __call__(self, event: str, arguments: tuple) -> None:
         if event not in CHANGES and (event != "open" or not (arguments[2] or 0) & WRITING):
             return
-        if not os.path.abspath(os.fsdecode(arguments[0])).startswith(self.folder):  # noqa: PTH100
+        if isinstance(arguments[0], int):
+            return
+        if not os.path.abspath(os.fsdecode(arguments[0])).startswith(self.folders):  # noqa: PTH100
             return
         self.count += 1
-        if self.count == self.at:
+        if self.count != self.at:
+            return
+        if self.vanishing:
+            os.rename(self.vanishing, self.vanishing + ".vanished")  # noqa: PTH104
+        else:
             os.kill(os.getpid(), self.number)
 
 
 def run(request: dict) -> None:
     """One command, in this process."""
-    os.chdir(request["folder"])
+    os.chdir(request["folders"][0])
     tempfile.tempdir = request["temporary"]
-    output = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     sys.argv = ["eckart", *request["arguments"]]
     from eckart import training
@@ -58,7 +67,11 @@ def run(request: dict) -> None:
 
     sweep = training.sweep
     training.sweep = lambda *given, **options: sweep(*given, **options, run_cell=train_here)
-    moment = Moment(request["folder"], request["at"], request["signal"])
+    if request["file_limit"]:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
+    moment = Moment(request)
     sys.addaudithook(moment)
     status = 1
     try:
@@ -72,25 +85,32 @@ def run(request: dict) -> None:
     os._exit(status)
 
 
+def answer(child: int) -> None:
+    """Print the exit status, negative for the signal that killed the process, or that the process has stopped."""
+    _, status = os.waitpid(child, os.WUNTRACED)
+    print(f"stopped {child}" if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status), flush=True)
+
+
 def main() -> None:
-    """Answer each request with the exit status, negative for the signal that killed the process."""
+    """Answer each request: a command to run, or a stopped process to continue."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background inherits that it is ignored
     preload()
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
+        if "continue" in request:
+            os.kill(request["continue"], signal.SIGCONT)
+            answer(request["continue"])
+            continue
         child = os.fork()
         if child == 0:
             try:
                 run(request)
             except BaseException:
-                import traceback
-
                 traceback.print_exc()
             os._exit(99)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        answer(child)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

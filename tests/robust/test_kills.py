@@ -1,0 +1,40 @@
+"""A command that is killed at any moment changes no input, and repeating it gives the same bytes and leaves nothing."""
+
+import random
+import shutil
+import signal
+
+import pytest
+
+from .commands import COMMANDS, digests
+from .harness import DONE, content
+
+MOMENTS, MANY_MOMENTS = 5, 50  # of each signal
+INTERRUPTED = 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_repeating_a_killed_command_gives_the_same_bytes(name, number, harness, request) -> None:
+    reference = harness.reference(name)
+    count = MANY_MOMENTS if request.config.getoption("--fuzz") else MOMENTS
+    moments = random.Random(f"{name} {number}").sample(range(1, reference.events + 1), min(count, reference.events))
+    assert moments
+    for at in moments:
+        place = harness.place(name)
+        before = digests(place.work)
+        status, log = harness.run(place, at=at, number=number)
+        where = f"{name}, {number.name} at change {at} of {reference.events}: status {status}\n{log}"
+        assert not any(word in log for word in ("Traceback", "unexpected", "ignored")), where
+        if number == signal.SIGKILL:
+            assert status == -signal.SIGKILL, where
+        else:
+            assert status == INTERRUPTED, where
+            assert all(entry == f"{place.output.name}.partial" for entry in place.left()), (where, place.left())
+            assert ("kept in" in log or "checkpoint" in log) == bool(place.left()) or name == "sweep", where
+        status, repeated = harness.repeat(place)
+        assert status in DONE, f"{where}\nrepeated: {repeated}"
+        assert content(place.output) == reference.content, where
+        assert digests(place.work).items() >= before.items(), where
+        assert place.left() == [], where
+        shutil.rmtree(place.folder)
