@@ -112,7 +112,7 @@ class Harness:
             assert status in DONE, log
             assert place.left() == []
             events = int((place.folder / f"log{self.runs}.events").read_text())
-            self.references[name] = Reference(content(place.output), events)
+            self.references[name] = Reference(content(place.output, place.work), events)
             shutil.rmtree(place.folder)
         return self.references[name]
 
@@ -131,11 +131,15 @@ class Harness:
         return self.process.stdout.readline().strip()
 
 
-def content(output: Path) -> dict[str, bytes]:
-    """The bytes of every file of an output, without what is measured."""
+def content(output: Path, work: Path) -> dict[str, bytes]:
+    """The bytes of every file of an output, without what is measured and where the inputs are."""
     files = [output] if output.is_file() else sorted(path for path in output.rglob("*") if path.is_file())
+
+    def cleaned(data: bytes) -> bytes:
+        return NAMED_BY_TIME.sub(b"", MEASURED.sub(b"", data.replace(str(work).encode(), b"work")))
+
     return {
-        path.relative_to(output).as_posix(): NAMED_BY_TIME.sub(b"", MEASURED.sub(b"", path.read_bytes()))
+        path.relative_to(output).as_posix(): cleaned(path.read_bytes())
         for path in files
         if "tensorboard" not in path.parts and path.name != "lock"
     }

@@ -15,7 +15,7 @@ UNEXPECTED = ("Traceback", "unexpected", "ignored")
 def assert_refused_or_right(status, log, place, reference, output) -> None:
     assert not any(word in log for word in UNEXPECTED), log
     if status in DONE:
-        assert content(output) == reference.content
+        assert content(output, place.work) == reference.content
     else:
         assert status == 1, log
         assert log.startswith("eckart: ") or "\neckart: " in log, log
@@ -58,7 +58,7 @@ def test_a_full_disk_is_a_refusal_and_freeing_space_is_enough(name, kib, harness
     if status not in DONE:
         status, log = harness.run(place, output=output)
         assert status in DONE, log
-    assert content(output) == reference.content
+    assert content(output, place.work) == reference.content
     given = {path.name for path in (harness.folder / "originals").iterdir()}
     assert {path.name for path in output.parent.iterdir()} - given == {output.name}
 
@@ -92,7 +92,7 @@ def test_an_input_that_vanishes_is_a_refusal_or_was_read_before(name, harness) -
             (place.work / f"{source}.vanished").rename(place.work / source)
             status, log = harness.repeat(place)
             assert status in DONE, log
-            assert content(place.output) == reference.content
+            assert content(place.output, place.work) == reference.content
             assert place.left() == []
             shutil.rmtree(place.folder)
 
@@ -111,6 +111,6 @@ def test_two_runs_of_one_output_give_one_whole_result(name, harness) -> None:
         first, log = harness.resume(str(stopped), log_of_first)
         assert not any(word in log for word in UNEXPECTED), log
         assert {first, second} & set(DONE), log
-        assert content(place.output) == reference.content
+        assert content(place.output, place.work) == reference.content
         assert place.left() == []
         shutil.rmtree(place.folder)

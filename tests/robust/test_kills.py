@@ -29,12 +29,13 @@ def test_repeating_a_killed_command_gives_the_same_bytes(name, number, harness, 
         if number == signal.SIGKILL:
             assert status == -signal.SIGKILL, where
         else:
-            assert status == INTERRUPTED, where
+            # A training that is asked to stop in its last step is complete.
+            assert status == INTERRUPTED or (status == 0 and name in {"train", "sweep"}), where
             assert all(entry == f"{place.output.name}.partial" for entry in place.left()), (where, place.left())
-            assert ("kept in" in log or "checkpoint" in log) == bool(place.left()) or name == "sweep", where
+            assert ("kept in" in log or "a checkpoint is in" in log) == bool(place.left()) or name == "sweep", where
         status, repeated = harness.repeat(place)
         assert status in DONE, f"{where}\nrepeated: {repeated}"
-        assert content(place.output) == reference.content, where
+        assert content(place.output, place.work) == reference.content, where
         assert digests(place.work).items() >= before.items(), where
         assert place.left() == [], where
         shutil.rmtree(place.folder)

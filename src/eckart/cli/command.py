@@ -108,7 +108,8 @@ def _interrupted(reason: str, output: object) -> NoReturn:
     """
     partial = Path(f"{output}.partial")
     kept = f"interrupted; finished work is kept in {partial}: repeat the command to resume"
-    message = reason or (kept if any(partial.glob("*.safetensors")) else "interrupted")
+    has_work = any(any(partial.glob(pattern)) for pattern in ("*.safetensors", "checkpoint-*"))
+    message = reason or (kept if has_work else "interrupted")
     sys.stderr.write(f"eckart: {flags.with_flags(message)}\n")
     sys.stdout.flush()
     sys.stderr.flush()

@@ -51,19 +51,24 @@ class Journal:
         self.folder = output.with_name(output.name + ".partial")
         self.restarted: str | None = None
         self._working = WorkingFolder(self.folder, output, NAMES, marker=HEAD)
-        header = {"format": FORMAT, "fingerprint": fingerprint}
+        try:
+            self._begin({"format": FORMAT, "fingerprint": fingerprint}, resume=resume)
+        except BaseException as error:
+            self.release()
+            if isinstance(error, OSError):
+                msg = f"{self.folder}: cannot be written ({error.strerror}); choose another output"
+                raise OutputError(msg) from None
+            raise
+
+    def _begin(self, header: dict[str, Any], *, resume: bool) -> None:
+        """Keep the results of an earlier run with this header, or start over."""
         earlier = _header(self.folder / HEAD)
         if earlier == header and resume:
             return
         if earlier is not None:
             self.restarted = "inputs or options changed" if earlier != header else "as requested"
-        try:
-            self.clear()
-            self._working.write_marker(json.dumps(header))
-        except OSError as error:
-            self._working.release()
-            msg = f"{self.folder}: cannot be written ({error.strerror}); choose another output"
-            raise OutputError(msg) from None
+        self.clear()
+        self._working.write_marker(json.dumps(header))
 
     def load(self, name: str) -> Record | None:
         """The stored result of a matrix, or None. Tensors are read lazily from their file."""

@@ -38,13 +38,17 @@ class WorkingFolder:
             self._refuse_foreign()
             path.mkdir(exist_ok=True)
             self._lock.acquire()
-        except Timeout:
-            msg = f"{path}: another process is writing {output}; wait for it, or choose another output"
-            raise OutputError(msg) from None
-        except OSError as error:
+        except BaseException as error:
             self._lock.release()
-            msg = f"{path}: cannot be written ({error.strerror}); choose another output"
-            raise OutputError(msg) from None
+            with suppress(OSError):
+                path.rmdir()  # unless there is anything in it
+            if isinstance(error, Timeout):
+                msg = f"{path}: another process is writing {output}; wait for it, or choose another output"
+                raise OutputError(msg) from None
+            if isinstance(error, OSError):
+                msg = f"{path}: cannot be written ({error.strerror}); choose another output"
+                raise OutputError(msg) from None
+            raise
 
     def _refuse_foreign(self) -> None:
         if self.path.is_symlink():
@@ -81,14 +85,22 @@ class WorkingFolder:
                 remove(entry)
 
     def close(self) -> None:
-        """Delete the folder, the marker last: what is left by a kill is still known as eckart's."""
+        """Delete the folder, also if this is interrupted once."""
         if not self._lock.is_locked:
             return
+        try:
+            self._delete()
+        except BaseException:
+            self._delete()
+            raise
+
+    def _delete(self) -> None:
+        """Delete the folder, the marker last: what is left by a kill is still known as eckart's."""
         with suppress(OSError):
             self.clear()
             if self._marker is not None:
                 (self.path / self._marker).unlink(missing_ok=True)
-            (self.path / LOCK).unlink()
+            (self.path / LOCK).unlink(missing_ok=True)
             self.path.rmdir()
         self._lock.release()
         if self.path.exists():  # on Windows, where an open file such as the lock cannot be deleted
