@@ -46,7 +46,7 @@ COMMANDS = {
     "train": Command(f"train base text.txt {TRAINING}", ("base", "text.txt")),
     "sweep": Command(f"sweep base text.txt {CELLS}", ("base", "text.txt")),
     "report": Command("report analysis", ("analysis",), ".html"),
-    "plan": Command("plan base", ("base",), ".png"),
+    "plan": Command("plan base --method lora --max-length 16", ("base",), ".png"),
 }
 
 

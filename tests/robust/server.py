@@ -23,6 +23,8 @@ def preload() -> None:
     from trl.trainer import sft_trainer  # noqa: F401
 
     import eckart.cli.main
+    import eckart.planning.planner
+    import eckart.planning.simulation
     import eckart.report.page
     import eckart.training.trainer  # noqa: F401
     from eckart.operations.merging import restored  # noqa: F401

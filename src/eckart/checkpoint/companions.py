@@ -6,6 +6,7 @@ from pathlib import Path
 from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.links import refuse_links
 from eckart.checkpoint.manifest import MANIFEST
+from eckart.errors import SourceError
 from eckart.result import Skipped
 
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
@@ -43,9 +44,14 @@ def copy_companions(source: Path, folder: Path) -> None:
 
     Raises:
         FileFormatError: a file leads out of the folder.
+        SourceError: a file was removed meanwhile.
     """
     for file in companions(source):
-        shutil.copyfile(file, folder / file.name)
+        try:
+            shutil.copyfile(file, folder / file.name)
+        except FileNotFoundError:
+            msg = f"{file} was removed while {source} was read; run the same command again when it is back"
+            raise SourceError(msg) from None
 
 
 def companions(folder: Path) -> list[Path]:

@@ -162,6 +162,8 @@ class AdapterWriter:
         from eckart.engine import open_journal, run_resumable
 
         with open_journal(self.output, fingerprint(work.facts), self.execution) as journal:
+            if self.output is not None:
+                check_output(self.output, force=self.force)  # another process may have written it meanwhile
             stage = _STAGES[self.made_by]
             records = run_resumable(work.tasks, stage=stage, execution=self.execution, journal=journal)
             records = {name: records[name] for name in work.shapes}

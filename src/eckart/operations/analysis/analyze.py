@@ -61,6 +61,8 @@ def analyze(
     if folder is not None:
         check_output(folder, force=force, inputs=plan.inputs)
     with open_journal(folder, plan.fingerprint, execution) as journal:
+        if folder is not None:
+            check_output(folder, force=force)  # another process may have written it meanwhile
         records = run_resumable(plan.tasks, stage="Spectra", execution=execution, journal=journal)
         analysis = Analysis(
             kind=plan.kind,

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eckart.checkpoint import MatrixView, copy_companions
+from eckart.checkpoint import MatrixView, check_output, copy_companions
 from eckart.checkpoint.companions import has_companions, tokenizer_files
-from eckart.checkpoint.manifest import foreign_files, write_manifest
+from eckart.checkpoint.manifest import MANIFEST, foreign_files, write_manifest
 from eckart.checkpoint.matrices import rows_of
 from eckart.checkpoint.output import publish, refusing_full_disk
 from eckart.checkpoint.writer import TensorFiles, open_files, write_index
@@ -76,6 +76,7 @@ class ModelWriter:
             refusing_full_disk(output, remedy),
         ):
             assert journal is not None
+            check_output(output, force=force)  # another process may have written it meanwhile
             records = self._fill(folder, journal, execution)
             write_index(folder, plan.shards)
             if plan.base.folder and has_companions(plan.base):
@@ -93,7 +94,7 @@ class ModelWriter:
             msg = f"{folder}: it contains files that eckart did not write; move them away"
             raise OutputError.listing(msg, foreign)
         for file in folder.iterdir():
-            if journal.restarted or file.name not in self.plan.shards:
+            if file.name != MANIFEST and (journal.restarted or file.name not in self.plan.shards):
                 file.unlink()
         write_manifest(folder, self.plan.file_names)
         with open_files(folder, self.plan.shards) as files:
