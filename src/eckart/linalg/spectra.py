@@ -6,7 +6,7 @@ depends on them is an `Interval`.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -77,6 +77,16 @@ class Spectrum:
     def exponent(self) -> int:
         """Energies are in units of 4^exponent: 0, unless the squares of these values leave the range of float64."""
         return exponent_of(self.fro_norm)
+
+    def shifted(self, exponent: int) -> "Spectrum":
+        """The spectrum of the matrix times 2^exponent."""
+        norm, tail = shifted_number(self.fro_norm, exponent), self.tail
+        if tail is not None:
+            energies = 2 * (self.exponent + exponent - exponent_of(norm))
+            limit = shifted_number(tail.norm, exponent)
+            rounding = shifted_number(tail.rounding, energies)
+            tail = replace(tail, energy_upper=shifted(tail.energy_upper, energies), norm=limit, rounding=rounding)
+        return replace(self, singular_values=shifted(self.singular_values, exponent), fro_norm=norm, tail=tail)
 
     @property
     def _scaled_values(self) -> Tensor:

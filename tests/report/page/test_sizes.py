@@ -8,7 +8,8 @@ import torch
 from playwright.sync_api import Page
 
 from eckart.linalg import Spectrum
-from eckart.operations import Analysis, MatrixAnalysis
+from eckart.linalg.scaling import shifted
+from eckart.operations import Analysis, MatrixAnalysis, analyze
 from eckart.report.page import Results, write_page
 
 from .expected import choosable, expected
@@ -74,3 +75,19 @@ def test_a_70b_page_says_that_it_is_thinned_and_is_exact_all_the_same(
     right = expected(of_70b, "budget", words, kinds)
     assert (params, error) == (right.params, right.error)
     assert "could rank among them" not in page.locator(".totals").inner_text()
+
+
+@pytest.mark.parametrize("exponent", [-800, 900])
+def test_values_whose_squares_have_no_room_are_shown_in_units_of_a_power_of_two(
+    opened: Callable[..., Page], tmp_path: Path, exponent: int
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(40, 30, generator=generator, dtype=torch.float64)
+    plain, found = (analyze({"m.q_proj.weight": shifted(weight, k)}) for k in (0, exponent))
+    page = opened(write_page(Results({"large": found}), tmp_path / "report.html"))
+    assert "in units of 2^" in page.locator(".intro").inner_text()
+    page.get_by_label("Energy", exact=True).check(force=True)
+    page.locator("[data-slider]").fill("89")
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    error = float(page.locator("[data-total=error]").get_attribute("data-value") or "nan")
+    assert error == pytest.approx(expected(plain, "energy", 0.9, choosable(plain)).error, rel=1e-12)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from eckart.linalg import Interval
@@ -39,6 +39,17 @@ class MatrixAnalysis:
     def params(self) -> int:
         """Entries of the matrix."""
         return self.shape[0] * self.shape[1]
+
+    def shifted(self, exponent: int) -> MatrixAnalysis:
+        """The analysis of the matrix times 2^exponent."""
+        from eckart.linalg.scaling import shifted_number
+
+        noise = self.noise and replace(
+            self.noise,
+            rounding_floor=shifted_number(self.noise.rounding_floor, exponent),
+            edge=shifted_number(self.noise.edge, exponent),
+        )
+        return replace(self, spectrum=self.spectrum.shifted(exponent), noise=noise)
 
     def statistics(self) -> dict[str, Number]:
         """Every statistic of the spectrum, by its name in `analysis.csv`; None if it is undefined."""

@@ -1,6 +1,7 @@
 """The page's data of an analysis: its source, every matrix with its statistics, and the commands."""
 
 import shlex
+from dataclasses import replace
 from typing import Any
 
 from eckart.operations import Analysis, MatrixAnalysis, Place
@@ -13,7 +14,9 @@ from eckart.report.page.targets import targets_of
 STATISTICS = ("spectral_norm", "stable_rank", "effective_rank", "participation_ratio", "numerical_rank")
 
 
-def analysis_data(analysis: Analysis, title: str, numbers: Numbers, *, most: int = MOST_VALUES) -> dict[str, Any]:
+def analysis_data(
+    analysis: Analysis, title: str, numbers: Numbers, *, most: int = MOST_VALUES, exponent: int = 0
+) -> dict[str, Any]:
     """The page's view of an analysis; its singular values go to `numbers`.
 
     Args:
@@ -21,7 +24,10 @@ def analysis_data(analysis: Analysis, title: str, numbers: Numbers, *, most: int
         title: distinguishes it from others on the page.
         numbers: the page's block of numbers.
         most: maximum number of singular values to add to it.
+        exponent: norms and singular values are in units of 2^exponent, so that the page can square them.
     """
+    if exponent:
+        analysis = replace(analysis, matrices=[matrix.shifted(-exponent) for matrix in analysis.matrices])
     values, targets = values_that_fit(analysis.matrices, most), targets_of(analysis)
     where, kinds = analysis.places(), list(analysis.by_kind())
     matrices = [_matrix(matrix, where[matrix.name], kinds, values, numbers) for matrix in analysis.matrices]
@@ -31,6 +37,7 @@ def analysis_data(analysis: Analysis, title: str, numbers: Numbers, *, most: int
     highest = max((_highest_rank(analysis, matrix) for matrix in analysis.matrices), default=1)
     return {
         "title": title,
+        "exponent": exponent,
         "kind": analysis.kind,
         "source": analysis.source,
         "base": analysis.base,

@@ -10,6 +10,7 @@ from typing import Any
 from eckart.checkpoint import atomic_file
 from eckart.checkpoint.manifest import FORMAT
 from eckart.errors import FileFormatError, MissingExtraError, SourceError
+from eckart.linalg.scaling import exponent_of
 from eckart.report.page import bundle
 from eckart.report.page.analysis import analysis_data
 from eckart.report.page.comparison import comparison_data, merge_check_data
@@ -82,10 +83,15 @@ def page_data(results: Results, numbers: Numbers) -> dict[str, Any]:
         FileFormatError: a result lacks a field that the page shows.
     """
     pairs = results.comparisons
+    matrices = [matrix for analysis in results.analyses.values() for matrix in analysis.matrices]
+    exponent = exponent_of(max((matrix.spectrum.fro_norm for matrix in matrices), default=0.0))
     try:
         return {
             "version": __version__,
-            "analyses": [analysis_data(analysis, title, numbers) for title, analysis in results.analyses.items()],
+            "analyses": [
+                analysis_data(analysis, title, numbers, exponent=exponent)
+                for title, analysis in results.analyses.items()
+            ],
             "trainings": [training_data(title, *parts, numbers) for title, parts in results.trainings.items()],
             "sweeps": [sweep_data(title, sweep) for title, sweep in results.sweeps.items()],
             "extractions": [extraction_data(title, each) for title, each in results.extractions.items()],

@@ -51,9 +51,10 @@ export class AnalysisView {
   }
 
   head() {
-    const { kind, source, base, finding, matrices, params, thinned } = this.analysis;
+    const { kind, source, base, finding, matrices, params, thinned, exponent } = this.analysis;
     const facts = [`${whole(matrices.length)} matrices`, `${count(params)} parameters`];
     const notes = [];
+    if (exponent) notes.push(`Norms and singular values on this page are in units of 2^${exponent}: their squares would leave the range of numbers.`);
     if (thinned.matrices) {
       notes.push(`To keep this page small, ${whole(thinned.matrices)} spectra are thinned: it holds their leading ${whole(thinned.values)} singular values, and beyond them what remains at chosen ranks. Every number at a stop of the slider is exact.`);
     }
