@@ -5,7 +5,7 @@ INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constr
 
 AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo test quick fuzz check bench labs docs chromium clean
+.PHONY: demo test quick fuzz audit check bench labs docs chromium clean
 
 demo: .venv/demo
 	.venv/bin/eckart demo -o eckart-demo
@@ -20,6 +20,12 @@ quick: .venv/dev
 # Long campaigns: kills at many moments, and damaged files.
 fuzz: .venv/dev
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -n 2 --fuzz tests/robust
+
+# Known vulnerabilities of what is installed (pip-audit asks PyPI and the OSV database), and secrets in the sources.
+audit: .venv/dev
+	.venv/bin/python $(INSTALL) pip-audit detect-secrets
+	git ls-files -z | xargs -0 .venv/bin/detect-secrets-hook --exclude-files 'vendor/|constraints.txt'
+	.venv/bin/pip-audit --local --skip-editable
 
 check: .venv/dev
 	.venv/bin/ruff check

@@ -56,6 +56,7 @@ CORRUPT = {
     "data left over": (raw({"a": entry()}, bytes(17)), "1 bytes after the last tensor"),
     "tensors overlap": (raw({"a": entry(), "b": entry(offsets=(8, 24))}, bytes(24)), "overlaps"),
     "a hole between tensors": (raw({"a": entry(), "b": entry(offsets=(20, 36))}, bytes(36)), "4 bytes before"),
+    "metadata is a number": (raw({"__metadata__": 0, "a": entry()}, bytes(16)), "__metadata__"),
     "metadata is not text": (raw({"__metadata__": {"n": 1}, "a": entry()}, bytes(16)), "__metadata__"),
 }
 

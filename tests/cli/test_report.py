@@ -59,18 +59,19 @@ def test_folders_without_a_result_are_named_all_together(analysed: Path, tmp_pat
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("sweep.json", "not JSON", "is not JSON"),
-        ("sweep.json", "[1]", "its format is 'list'"),
+        ("sweep.json", "not JSON", "not valid JSON"),
+        ("sweep.json", "[1]", "expected a JSON object, got list"),
         ("train.json", '{"format": "eckart-train/9"}', "expected 'eckart-train/1'"),
         ("extract.json", '{"format": "eckart-extract/2", "layers": [{}]}', "damaged"),
         ("sweep.json", '{"format": "eckart-sweep/1", "sweet_spot": 7, "about": {"model": 1}}', "damaged"),
-        ("dynamics.json", "{}", "not a record of a training"),
-        ("analysis.json", "{}", "not an analysis"),
+        ("dynamics.json", "{}", "its format is None"),
+        ("analysis.json", "{}", "its format is None"),
     ],
 )
 def test_a_damaged_result_is_refused(tmp_path: Path, name: str, content: str, said: str) -> None:
-    (tmp_path / name).write_text(content)
-    ended = eckart("report", tmp_path, "-o", tmp_path / "page.html")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_text(content)
+    ended = eckart("report", tmp_path / "in", "-o", tmp_path / "page.html")
     assert ended.exit_code == 1
     assert said in ended.stderr
     assert "unexpected" not in ended.stderr

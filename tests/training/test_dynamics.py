@@ -262,7 +262,7 @@ def test_the_record_of_another_run_is_refused_with_every_difference():
     ("content", "error", "said"),
     [
         (None, SourceError, "does not exist"),
-        ("{", FileFormatError, "not JSON"),
+        ("{", FileFormatError, "not valid JSON"),
         ("[]", FileFormatError, "list"),
         ('{"format": "eckart-sweep/1"}', FileFormatError, "eckart-sweep/1"),
         ('{"format": "eckart-dynamics/1"}', FileFormatError, "damaged"),

@@ -88,7 +88,8 @@ def read_header(path: Path) -> tuple[Header | None, list[str]]:
         return None, [f"{path}: cannot be read ({error.strerror})"]
     except FileFormatError as fault:
         return None, [f"{path}: {fault}"]
-    metadata = table.pop("__metadata__", None) or {}  # MLX writes null
+    metadata = table.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # MLX writes null
     start, faults, entries = 8 + length, [], []
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         faults.append("__metadata__ is not an object of texts")

@@ -24,11 +24,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from eckart.checkpoint import atomic_file
+from eckart.checkpoint.result_files import Count, Finite, Shape, read_result
 from eckart.errors import FileFormatError, SourceError
 
 FORMAT = "eckart-dynamics/1"
 FILE = "dynamics.json"
+MOST_RANKS = 2**22  # of all layers together; figures and page take memory for each
 LOGGED = ("loss", "learning_rate", "gradient_norm", "heldout_loss")
 
 Numbers = list[float | None]
@@ -166,18 +170,10 @@ def read_dynamics(path: str | Path) -> Dynamics:
         FileFormatError: it is not a record of a training, or of another format version.
     """
     file = _file(path)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as missing:
+    if not file.exists():
         msg = f"{file} does not exist; expected the {FILE} of a training run"
-        raise SourceError(msg) from missing
-    except ValueError as broken:
-        msg = f"{file} is not JSON: {broken}"
-        raise FileFormatError(msg) from broken
-    stored_format = content.get("format") if isinstance(content, dict) else type(content).__name__
-    if stored_format != FORMAT:
-        msg = f"{file} is not a record of a training: its format is {stored_format!r}, expected {FORMAT!r}"
-        raise FileFormatError(msg)
+        raise SourceError(msg)
+    content = read_result(file, {FORMAT: StoredDynamics})
     try:
         return _from_json(content)
     except (KeyError, TypeError, ValueError) as broken:
@@ -197,11 +193,73 @@ def _from_json(content: dict[str, Any]) -> Dynamics:
         recording_seconds=content["seconds"]["recording"],
         subspace_seconds=content["seconds"]["subspaces"],
     )
+    if sum(layer.rank for layer in dynamics.layers) > MOST_RANKS:
+        msg = f"its layers have more than {MOST_RANKS:,} ranks together"
+        raise ValueError(msg)
+    if dynamics.steps != sorted(set(dynamics.steps)):
+        msg = "its steps do not ascend"
+        raise ValueError(msg)
     for layer in dynamics.layers:
         if any(len(column) != len(dynamics.steps) for column in layer.columns()):
             msg = f"{layer.name} does not have one entry for each of {len(dynamics.steps)} steps"
             raise ValueError(msg)
     return dynamics
+
+
+class StoredSide(TypedDict):
+    """`SideDynamics`."""
+
+    chance: Finite
+    share: list[Finite | None]
+    phi: list[list[Finite] | None]
+
+
+class StoredLayer(TypedDict):
+    """`LayerDynamics`."""
+
+    name: str
+    shape: Shape
+    rank: Count
+    base_norm: Finite
+    base_energy: list[Finite] | None
+    A_norm: list[Finite | None]
+    B_norm: list[Finite | None]
+    norm: list[Finite | None]
+    relative_norm: list[Finite | None]
+    effective_rank: list[Finite | None]
+    stable_rank: list[Finite | None]
+    singular_values: list[list[Finite] | None]
+    outputs: StoredSide | None
+    inputs: StoredSide | None
+    magnitude_change: list[Finite | None] | None
+
+
+class StoredLog(TypedDict):
+    """The logged quantities."""
+
+    step: list[Count]
+    loss: list[Finite | None]
+    learning_rate: list[Finite | None]
+    gradient_norm: list[Finite | None]
+    heldout_loss: list[Finite | None]
+
+
+class StoredSeconds(TypedDict):
+    """Times."""
+
+    recording: Finite
+    subspaces: Finite
+
+
+class StoredDynamics(TypedDict):
+    """`dynamics.json`."""
+
+    title: str
+    directions: Count
+    log: StoredLog
+    steps: list[Count]
+    layers: list[StoredLayer]
+    seconds: StoredSeconds
 
 
 def _layer(entry: dict[str, Any]) -> LayerDynamics:

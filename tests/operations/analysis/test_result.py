@@ -137,8 +137,8 @@ def test_a_file_in_the_place_of_the_folder_is_refused(analysis: Analysis, tmp_pa
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{", "not JSON"),
-        ("[]", "format is 'list'"),
+        ("{", "not valid JSON"),
+        ("[]", "expected a JSON object, got list"),
         ('{"format": "eckart-analysis/9"}', "expected 'eckart-analysis/1'"),
         ('{"format": "eckart-analysis/1"}', "damaged"),
     ],

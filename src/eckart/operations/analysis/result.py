@@ -147,25 +147,18 @@ class Analysis(Result):
             SourceError: there is no such file.
             FileFormatError: it is not an analysis that this version can read.
         """
+        from eckart.checkpoint.result_files import read_result
+        from eckart.operations.analysis.schema import StoredAnalysis, size_fault
+
         file = Path(path) / JSON_NAME if Path(path).is_dir() else Path(path)
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError as missing:
+        if not file.exists():
             msg = f"{file} does not exist; expected a folder that `eckart analyze SOURCE -o FOLDER` wrote"
-            raise SourceError(msg) from missing
-        except ValueError as broken:
-            msg = f"{file} is not JSON: {broken}"
-            raise FileFormatError(msg) from broken
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        if found != FORMAT:
-            msg = f"{file} is not an analysis: its format is {found!r}, expected {FORMAT!r}"
+            raise SourceError(msg)
+        content = read_result(file, {FORMAT: StoredAnalysis})
+        if fault := size_fault(content):
+            msg = f"{file}: damaged: {fault}; run `eckart analyze` again"
             raise FileFormatError(msg)
-        try:
-            return _from_json(content)
-        except (KeyError, TypeError, ValueError) as broken:
-            why = f"{type(broken).__name__}: {broken}"
-            msg = f"{file} is a damaged analysis ({why}); run `eckart analyze` again"
-            raise FileFormatError(msg) from broken
+        return _from_json(content)
 
 
 def _from_json(content: dict[str, Any]) -> Analysis:

@@ -34,6 +34,7 @@ def analysis_data(
     thinned = [entry for entry in matrices if "rest" in entry["spectrum"]]
     unknown = [entry for entry in matrices if "tail" in entry["spectrum"]]
     dense = [entry["spectrum"]["count"] for entry in (*thinned, *unknown)]
+    present = max((len(matrix.spectrum.singular_values) for matrix in analysis.matrices), default=1)
     highest = max((_highest_rank(analysis, matrix) for matrix in analysis.matrices), default=1)
     return {
         "title": title,
@@ -50,7 +51,7 @@ def analysis_data(
         "skipped": [item.to_json() for item in analysis.skipped],
         "targets": targets,
         "stops": {
-            "rank": rank_stops(min(dense, default=highest), highest),
+            "rank": rank_stops(min(dense, default=present), highest),
             "energy": list(ENERGIES),
             "error": list(ERRORS),
         },

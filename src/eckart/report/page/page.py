@@ -98,7 +98,7 @@ def page_data(results: Results, numbers: Numbers) -> dict[str, Any]:
             "comparisons": [comparison_data(title, each) for title, each in pairs.items() if each["kind"] != "merge"],
             "merges": [merge_check_data(title, each) for title, each in pairs.items() if each["kind"] == "merge"],
         }
-    except (KeyError, TypeError, AttributeError) as broken:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as broken:
         msg = f"a result is damaged or of another version ({type(broken).__name__}: {broken}); write it again"
         raise FileFormatError(msg) from broken
 

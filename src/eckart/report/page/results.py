@@ -1,26 +1,26 @@
 """Reading results from folders, recognized by their file names."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from eckart.checkpoint.links import refuse_links
-from eckart.errors import FileFormatError, SourceError
+from eckart.checkpoint.result_files import read_result
+from eckart.errors import SourceError
 from eckart.operations import Analysis
+from eckart.report.page import schemas
 from eckart.training.trajectory import Dynamics, read_dynamics
 
 ANALYSIS, DYNAMICS, TRAINING = "analysis.json", "dynamics.json", "train.json"
 SWEEP, EXTRACTION, COMPARISON = "sweep.json", "extract.json", "comparison.json"
-FORMATS = {
-    TRAINING: "eckart-train/1",
-    SWEEP: "eckart-sweep/1",
-    EXTRACTION: "eckart-extract/2",
-    COMPARISON: "eckart-compare/2",
+SCHEMAS = {
+    TRAINING: {"eckart-train/1": schemas.Training},
+    SWEEP: {"eckart-sweep/1": schemas.Sweep},
+    EXTRACTION: {"eckart-extract/2": schemas.Extraction},
+    COMPARISON: {"eckart-compare/2": schemas.ComparisonOrCheck},
 }
 FILES = (ANALYSIS, TRAINING, DYNAMICS, SWEEP, EXTRACTION, COMPARISON)
-MOST_BYTES = 512 * 2**20
 
 
 @dataclass
@@ -88,21 +88,8 @@ def _read(folder: Path, label: str, results: Results) -> bool:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """The JSON object in a result file; its format must match the file name."""
-    if file.stat().st_size > MOST_BYTES:
-        msg = f"{file}: {file.stat().st_size:,} bytes are too large for a result"
-        raise FileFormatError(msg)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as broken:
-        msg = f"{file} is not JSON: {broken}"
-        raise FileFormatError(msg) from broken
-    expected = FORMATS[file.name]
-    given = content.get("format") if isinstance(content, dict) else type(content).__name__
-    if given != expected:
-        msg = f"{file}: its format is {given!r}, expected {expected!r}"
-        raise FileFormatError(msg)
-    return content
+    """The fields of a result file that the page shows, checked."""
+    return read_result(file, SCHEMAS[file.name])
 
 
 def _labels(folders: Sequence[str | Path]) -> list[str]:
