@@ -15,10 +15,10 @@ from eckart.training.trajectory import Dynamics, read_dynamics
 ANALYSIS, DYNAMICS, TRAINING = "analysis.json", "dynamics.json", "train.json"
 SWEEP, EXTRACTION, COMPARISON = "sweep.json", "extract.json", "comparison.json"
 SCHEMAS = {
-    TRAINING: {"eckart-train/1": schemas.Training},
-    SWEEP: {"eckart-sweep/1": schemas.Sweep},
-    EXTRACTION: {"eckart-extract/2": schemas.Extraction},
-    COMPARISON: {"eckart-compare/2": schemas.ComparisonOrCheck},
+    TRAINING: {"eckart-train/1": schemas.StoredTraining},
+    SWEEP: {"eckart-sweep/1": schemas.StoredSweep},
+    EXTRACTION: {"eckart-extract/2": schemas.StoredExtraction},
+    COMPARISON: {"eckart-compare/2": schemas.StoredPair},
 }
 FILES = (ANALYSIS, TRAINING, DYNAMICS, SWEEP, EXTRACTION, COMPARISON)
 

@@ -22,7 +22,7 @@ class _Run(TypedDict):
     options: NotRequired[dict[str, Scalar | list[Scalar] | dict] | None]
 
 
-class Training(TypedDict):
+class StoredTraining(TypedDict):
     """`train.json`."""
 
     trainable_params: Count
@@ -70,7 +70,7 @@ class _Spot(TypedDict):
     probability: Finite | None
 
 
-class Sweep(TypedDict):
+class StoredSweep(TypedDict):
     """`sweep.json`."""
 
     about: _About
@@ -96,7 +96,7 @@ class _Layer(TypedDict):
     error_lower_bound: Finite
 
 
-class Extraction(TypedDict):
+class StoredExtraction(TypedDict):
     """`extract.json`."""
 
     params: Count
@@ -142,7 +142,7 @@ class _Compared(TypedDict):
     intruders: list[_Intruders] | None
 
 
-class Comparison(TypedDict):
+class StoredComparison(TypedDict):
     """`comparison.json` of two adapters or checkpoints."""
 
     kind: Literal["adapters", "checkpoints", "updates"]
@@ -163,7 +163,7 @@ class _Checked(TypedDict):
     weight: Bounds | None
 
 
-class MergeCheck(TypedDict):
+class StoredMergeCheck(TypedDict):
     """`comparison.json` of a merge."""
 
     kind: Literal["merge"]
@@ -180,4 +180,4 @@ class MergeCheck(TypedDict):
     unchanged: Count
 
 
-ComparisonOrCheck = Annotated[Comparison | MergeCheck, Field(discriminator="kind")]
+StoredPair = Annotated[StoredComparison | StoredMergeCheck, Field(discriminator="kind")]
