@@ -78,6 +78,15 @@ SAVING = {
 }  # fmt: skip
 
 CAUSAL = "AutoModelForCausalLM"
+MIXTURE = SIZES | {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2}
+# Model types and configs of mixtures: fused in the files, fused under other names, or one module for each expert.
+MIXTURES = {
+    "gpt_oss": MIXTURE,
+    "llama4_text": LLAMA4,
+    "granitemoe": MIXTURE,
+    "qwen3_moe": MIXTURE | {"moe_intermediate_size": 24},
+    "mixtral": MIXTURE,
+}
 IMAGE_TEXT = "AutoModelForImageTextToText"
 VISION = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
@@ -383,3 +392,21 @@ def test_an_adapter_of_the_text_model_alone_is_merged_into_the_multimodal_checkp
     merged = type(whole).from_pretrained(tmp_path / "merged").state_dict()
     found = {name.replace("model.language_model.", "model."): tensor for name, tensor in merged.items()}
     assert_same_weights({name: found[name] for name in expected.state_dict()}, expected.state_dict())
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_experts_are_extracted_as_peft_names_them_however_the_files_store_them(kind, tmp_path):
+    from peft import PeftModel
+
+    tuned = base_model(tmp_path / "base", kind, MIXTURES[kind])
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+                for expert in parameter[:-1]:  # the last one stays as it is
+                    expert.add_(0.1 * torch.randn(len(expert), 2) @ torch.randn(2, expert.shape[1]))
+    tuned.save_pretrained(tmp_path / "tuned")
+    extract(tmp_path / "base", tmp_path / "tuned", rank=2, output=tmp_path / "extracted")
+    again = PeftModel.from_pretrained(type(tuned).from_pretrained(tmp_path / "base"), tmp_path / "extracted")
+    found, expected = again.merge_and_unload().state_dict(), tuned.state_dict()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5, msg=lambda text: f"{name}: {text}")  # noqa: B023

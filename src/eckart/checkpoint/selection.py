@@ -8,7 +8,12 @@ from eckart.errors import MismatchError
 
 
 def select(
-    layout: Layout, target: str | Sequence[str], exclude: str | Sequence[str] = (), *, known: Iterable[str] = ()
+    layout: Layout,
+    target: str | Sequence[str],
+    exclude: str | Sequence[str] = (),
+    *,
+    known: Iterable[str] = (),
+    with_experts: bool = False,
 ) -> list[MatrixView]:
     """The matrices that some `target` takes and no `exclude` does, in the layout's order.
 
@@ -19,6 +24,7 @@ def select(
         exclude: the same, and it wins.
         known: further module names that an `exclude` may name though they are not in this layout, such as
             those of the base checkpoint.
+        with_experts: let `mlp` and `all-linear` take fused experts too.
 
     Raises:
         MismatchError: patterns that match nothing, each with the nearest names; or nothing is left.
@@ -30,7 +36,12 @@ def select(
     if faults:
         msg = "patterns that match no matrix"
         raise MismatchError.listing(msg, faults)
-    taken = [view for view in layout.matrices if _takes_any(target, view) and not _takes_any(exclude, view)]
+    of_experts = with_experts and not {"mlp", "all-linear"}.isdisjoint(target)
+    taken = [
+        view
+        for view in layout.matrices
+        if (_takes_any(target, view) or (of_experts and view.kind == "expert")) and not _takes_any(exclude, view)
+    ]
     if not taken:
         msg = f"every matrix that {', '.join(target)} takes is excluded by {', '.join(exclude)}"
         raise MismatchError(msg)

@@ -64,15 +64,15 @@ def layer_of(view: MatrixView, left: Tensor, right: Tensor, *, bias: Tensor | No
         A = right.reshape(rank, *view.tensor_shape[1:])
         B = left.reshape(*left.shape, *(1 for _ in view.tensor_shape[2:]))
         return AdapterLayer(A, B, rank, kind="conv", bias=bias)
-    if view.transposed:
-        return AdapterLayer(left.T.contiguous(), right.T.contiguous(), rank, kind="conv1d", bias=bias)
-    return AdapterLayer(right, left, rank, bias=bias)
+    kind = view.kind if view.kind in ("conv1d", "expert") else "linear"
+    A, B = (left.T.contiguous(), right.T.contiguous()) if view.swaps_factors else (right, left)
+    return AdapterLayer(A, B, rank, kind=kind, bias=bias)
 
 
 def error_of(matrix: RowSlabs, layer: AdapterLayer, view: MatrixView, *, norm: float) -> float:
     """‖W − s·B·A‖_F / ‖W‖_F of a layer against a difference of that norm, in its stored orientation."""
     product = layer.low_rank()
-    if view.transposed:
+    if view.swaps_factors:
         return _measured_error(matrix, product.lora_A.T, product.lora_B.T, norm)
     return _measured_error(matrix, product.lora_B, product.lora_A, norm)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from eckart.adapter.adapter import Adapter
 from eckart.checkpoint import Checkpoint, DType, MatrixView, as_patterns
 from eckart.checkpoint.dtypes import FLOAT32
+from eckart.checkpoint.fused_experts import with_fused_experts
 from eckart.checkpoint.open import ModelSource
 from eckart.formats.sources import open_model
 from eckart.operations.costs import Costs, break_even_note
@@ -135,8 +136,9 @@ def plan_extract(
     data_type = float_dtype(dtype) or FLOAT32
     scope = Scope(as_patterns(target), as_patterns(exclude), as_patterns(modules_to_save))
     instead = "eckart merge adds it to its base, eckart analyze shows its ranks"
-    opened = open_model(base), open_model(tuned, role="a fine-tuned model", instead=instead)
-    plan = ExtractPlan(*opened, choice, split_tensors(*opened, scope), data_type, balanced)
+    original = with_fused_experts(open_model(base))
+    changed = with_fused_experts(open_model(tuned, role="a fine-tuned model", instead=instead))
+    plan = ExtractPlan(original, changed, choice, split_tensors(original, changed, scope), data_type, balanced)
     if choice.budget is not None:
         plan.costs((), (), in_bytes=choice.budget.in_bytes).check(choice.budget, ())
     return plan

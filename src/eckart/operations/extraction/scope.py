@@ -9,7 +9,6 @@ from eckart.checkpoint.naming import matches
 from eckart.errors import MismatchError
 from eckart.result import Skipped
 
-_WITHOUT_LORA = {"expert": "expert tensor", "parameter": "bare parameter, not a module"}
 NORM, BIAS, NOT_TARGETED = "norm", "bias", "not targeted"
 
 
@@ -68,8 +67,8 @@ def split_tensors(base: Checkpoint, tuned: Checkpoint, scope: Scope) -> Parts:
     base_modules = [name.removesuffix(".weight") for name in base.tensors]
     chosen = {
         view.name: view
-        for view in select(found, scope.target, scope.exclude, known=base_modules)
-        if view.kind not in _WITHOUT_LORA and not scope.is_saved(view.module, "")
+        for view in select(found, scope.target, scope.exclude, known=base_modules, with_experts=True)
+        if not _without_lora(view) and not scope.is_saved(view.module, "")
     }
     if not chosen:
         msg = f"none of the tensors that {', '.join(scope.target)} matches can be factored into a PEFT adapter"
@@ -78,7 +77,7 @@ def split_tensors(base: Checkpoint, tuned: Checkpoint, scope: Scope) -> Parts:
     parts = Parts([_renamed(view, naming) for view in chosen.values()])
     for view in found.matrices:
         if view.name not in chosen:
-            _assign(view.tensor, view.module, _WITHOUT_LORA.get(view.kind, NOT_TARGETED), scope, parts)
+            _assign(view.tensor, view.module, _without_lora(view) or NOT_TARGETED, scope, parts)
     factored = {view.module for view in chosen.values()}
     for item in found.skipped:
         module, _, leaf = item.name.rpartition(".")
@@ -90,6 +89,16 @@ def split_tensors(base: Checkpoint, tuned: Checkpoint, scope: Scope) -> Parts:
             parts.skipped.append(Skipped(item.name, BIAS))
     _check_saved(scope, parts)
     return parts
+
+
+def _without_lora(view: MatrixView) -> str | None:
+    """Why PEFT has no LoRA for a matrix; None if it has."""
+    if view.kind == "parameter":
+        return "bare parameter, not a module"
+    rows, columns = view.stored_shape
+    if view.kind == "expert" and view.swaps_factors is None and rows == columns:
+        return "square experts: nothing shows whether they are stored (out, in) or (in, out)"
+    return None
 
 
 def _renamed(view: MatrixView, naming: Callable[[str], str]) -> MatrixView:

@@ -106,11 +106,14 @@ class Extraction:
         if result.tensors:
             layer = layer_of(view, result.tensors["left"], result.tensors["right"], bias=bias)
             return layer_record(check_range(view.name, layer), **result.facts)
-        if bias is None:
+        if bias is None and view.kind != "expert":
             return empty_record("unchanged", 0.0, skipped_name=view.tensor)
         rows, columns = view.stored_shape
         zero = layer_of(view, torch.zeros(rows, 1, dtype=dtype), torch.zeros(1, columns, dtype=dtype), bias=bias)
-        return layer_record(zero_layer(zero, 1, generator), error=0.0, error_lower_bound=0.0, fro_norm=0.0)
+        zero = zero_layer(zero, 1, generator)
+        if view.kind == "expert":  # PEFT stores the experts of a parameter together
+            return empty_record("unchanged", 0.0, spare=zero, skipped_name=view.name)
+        return layer_record(zero, error=0.0, error_lower_bound=0.0, fro_norm=0.0)
 
     def _spectrum(self, name: str, complete: bool) -> Spectrum:
         matrix = self._difference(self.views[name])

@@ -1,0 +1,94 @@
+"""A checkpoint whose files contain one matrix for each expert, as transformers 5 loads it: one tensor for all experts.
+
+PEFT adapts the model's `experts.gate_up_proj` and `experts.down_proj`. Source: transformers' `conversion_mapping.py`.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo, check_rows
+from eckart.checkpoint.orientation import model_types
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FUSED = {
+    *("afmoe", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe", "exaone_moe"),
+    *("flex_olmo", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "hunyuan_v1_moe", "jamba", "lfm2_moe"),
+    *("longcat_flash", "mellum", "minimax", "minimax_m2", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe"),
+    *("qwen3_next", "qwen3_omni_moe", "solar_open"),
+}
+_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
+_PARTS = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("down_proj",), ("w2",))}
+
+
+class FusedExperts:
+    """A checkpoint under the names of fused experts: see `Checkpoint`.
+
+    Attributes:
+        parts: fused tensor -> of each expert, the tensors of the files that it consists of, first output first.
+    """
+
+    def __init__(self, base: Checkpoint, parts: Mapping[str, list[list[str]]]) -> None:
+        self.source, self.config, self.folder, self.files = base.source, base.config, base.folder, base.files
+        self.kinds: Mapping[str, str] = base.kinds
+        self.tied: Mapping[str, str] = base.tied
+        self.base, self.parts = base, parts
+        joined = {name for experts in parts.values() for names in experts for name in names}
+        tensors = {name: info for name, info in base.tensors.items() if name not in joined}
+        for name, experts in parts.items():
+            infos = [base.tensors[part] for part in experts[0]]
+            shape = (len(experts), sum(info.shape[0] for info in infos), infos[0].shape[1])
+            nbytes = len(experts) * sum(info.nbytes for info in infos)
+            tensors[name] = replace(infos[0], name=name, shape=shape, nbytes=nbytes)
+        self.tensors: Mapping[str, TensorInfo] = tensors
+
+    def read(self, name: str) -> "Tensor":
+        """The complete tensor."""
+        return self.rows(name, 0, len(self.parts[name])) if name in self.parts else self.base.read(name)
+
+    def read_bytes(self, name: str) -> bytes:
+        """The stored bytes of a tensor that is stored as it is."""
+        return self.base.read_bytes(name)
+
+    def rows(self, name: str, start: int, stop: int) -> "Tensor":
+        """Entries `start` to `stop` of the first dimension: experts, if the tensor is of experts."""
+        if name not in self.parts:
+            return self.base.rows(name, start, stop)
+        import torch
+
+        check_rows(self.tensors[name], start, stop)
+        return torch.stack(
+            [torch.cat([self.base.read(part) for part in names]) for names in self.parts[name][start:stop]]
+        )
+
+    def fingerprint(self) -> str:
+        """A hex digest that changes when any file of the checkpoint changes."""
+        return self.base.fingerprint()
+
+
+def with_fused_experts(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with its experts fused as in the model; itself if it has none, or the model does not fuse them."""
+    if model_types(checkpoint.config).isdisjoint(_FUSED):
+        return checkpoint
+    owners: dict[str, set[int]] = {}
+    for name in checkpoint.tensors:
+        if match := _EXPERT.fullmatch(name):
+            owners.setdefault(match[1], set()).add(int(match[2]))
+    parts = {}
+    for owner, numbers in owners.items():
+        for leaf, forms in _PARTS.items():
+            for form in forms:
+                experts = [[f"{owner}.{n}.{part}.weight" for part in form] for n in range(max(numbers) + 1)]
+                if _are_alike(checkpoint, experts):
+                    parts[f"{owner.replace('.block_sparse_moe.', '.mlp.')}.{leaf}"] = experts
+    return FusedExperts(checkpoint, parts) if parts else checkpoint
+
+
+def _are_alike(checkpoint: Checkpoint, experts: list[list[str]]) -> bool:
+    """Whether all of these tensors exist, with the shapes and data types of the first expert's."""
+    infos = [[checkpoint.tensors.get(name) for name in names] for names in experts]
+    kinds = {tuple((info.shape, info.dtype) if info else None for info in expert) for expert in infos}
+    return len(kinds) == 1 and None not in next(iter(kinds))
