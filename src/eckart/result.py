@@ -1,10 +1,11 @@
 """What every operation returns: facts as JSON, rows for a data frame, and a text that fits on a screen."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from eckart.errors import MissingExtraError
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN_ROWS = 20  # of a table in a notebook
+R = TypeVar("R")
+Finish = Callable[[Path, R], object]
+"""Adds files to the output of an operation before it gets its final name: called with the folder and the result."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM
 from eckart.errors import EckartError, MismatchError, NotFiniteError, OptionError, OutputError
 from eckart.formats import load_adapter
 from eckart.nn import LoRAConfig, adapted_modules, adapter_of, inject
+from eckart.report import save_dynamics
+from eckart.report.figures import style
 from eckart.training import (
     DataOptions,
     DivergenceError,
@@ -295,7 +297,7 @@ def test_bfloat16_keeps_the_factors_in_float32_and_learns(tiny, text):
 
 
 def test_an_interruption_keeps_a_checkpoint_and_resuming_gives_the_bits_of_an_unbroken_run(
-    unbroken, tiny, text, tmp_path
+    unbroken, tiny, text, tmp_path, monkeypatch
 ):
     whole, result = unbroken
     options = {"config": LoRAConfig(rank=4, alpha=8, dropout=0.2), "settings": SETTINGS, "options": OPTIONS}
@@ -318,6 +320,10 @@ def test_an_interruption_keeps_a_checkpoint_and_resuming_gives_the_bits_of_an_un
     assert resumed.heldout_loss_after == result.heldout_loss_after
     recorded = [json.loads((folder / "dynamics.json").read_text()) for folder in (whole, tmp_path / "out")]
     assert recorded[0]["layers"] == recorded[1]["layers"]
+    monkeypatch.setattr(style, "DPI", 30)
+    drawn = [save_dynamics(each.dynamics, tmp_path / name) for name, each in (("one", result), ("other", resumed))]
+    assert [file.read_bytes() for file in drawn[0]] == [file.read_bytes() for file in drawn[1]]
+    assert len(drawn[0]) == 5
 
 
 def test_a_checkpoint_holds_only_what_trains(tiny, text, tmp_path):

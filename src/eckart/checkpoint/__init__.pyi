@@ -3,6 +3,7 @@ from .checkpoint import TensorInfo as TensorInfo
 from .companions import copy_companions as copy_companions
 from .compare import compare_layouts as compare_layouts
 from .dtypes import DType as DType
+from .inputs import InputFiles as InputFiles
 from .layouts import Layout as Layout
 from .layouts import MatrixView as MatrixView
 from .layouts import layout as layout

@@ -8,13 +8,18 @@ from eckart.checkpoint.header import HEADER_LIMIT_BYTES
 from eckart.checkpoint.stamp import Stamp
 from eckart.errors import SourceError
 
-END_BYTES = 16 * 2**10
+BLOCKS, BLOCK_BYTES = 32, 4096
 
 
-def files_digest(files: Iterable[Path]) -> str:
-    """A hex digest that changes when a file is written or replaced, by three short reads of each.
+def files_digest(files: Iterable[Path], *, stamped: bool = True) -> str:
+    """A hex digest that changes when a file is written or replaced, by a few short reads of each.
 
-    It covers name, stamp, the first and last 16 KiB, and all of a safetensors header.
+    It covers name, size, 32 blocks of 4 KiB from the first to the last bytes, and all of a safetensors header.
+
+    Args:
+        files: the files.
+        stamped: cover times and inode too, so that any other file is noticed; without them, a copy has the digest of
+            the original.
 
     Raises:
         SourceError: a file cannot be read.
@@ -22,14 +27,14 @@ def files_digest(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         try:
-            with path.open("rb") as file:
+            with path.open("rb", buffering=0) as file:
                 stamp = Stamp.of(file.fileno())
-                digest.update(repr((path.name, *stamp)).encode())
-                head = file.read(8)
-                header = int.from_bytes(head, "little") if path.suffix == ".safetensors" else 0
-                digest.update(head + file.read(max(END_BYTES, header if header <= HEADER_LIMIT_BYTES else 0)))
-                file.seek(max(file.tell(), stamp.size - END_BYTES))
-                digest.update(file.read(END_BYTES))
+                digest.update(repr((path.name, *(stamp if stamped else (stamp.size,)))).encode())
+                if path.suffix == ".safetensors":
+                    digest.update(file.read(min(int.from_bytes(file.read(8), "little"), HEADER_LIMIT_BYTES)))
+                for block in range(BLOCKS):
+                    file.seek(max(0, stamp.size - BLOCK_BYTES) * block // (BLOCKS - 1))
+                    digest.update(file.read(BLOCK_BYTES))
         except OSError as error:
             msg = f"{path}: cannot be read ({error.strerror})"
             raise SourceError(msg) from None
@@ -39,8 +44,9 @@ def files_digest(files: Iterable[Path]) -> str:
 class InputFiles:
     """The files that a run reads, as they were when it began."""
 
-    def __init__(self, files: Iterable[Path]) -> None:
-        self._digests = {file: files_digest([file]) for file in files}
+    def __init__(self, files: Iterable[Path], *, stamped: bool = True) -> None:
+        self._stamped = stamped
+        self._digests = {file: files_digest([file], stamped=stamped) for file in files}
 
     def check_unchanged(self) -> None:
         """Refuse to publish what was computed from files that are no longer there.
@@ -49,11 +55,11 @@ class InputFiles:
             SourceError: a file was written, replaced or removed since the run began; it is named.
         """
         if changed := [f"{file}: written, replaced or removed" for file in self._digests if self._differs(file)]:
-            msg = "inputs changed while they were being read, so nothing was written; run again when they are complete"
+            msg = "inputs changed during the run, so nothing was written; run again when they are complete"
             raise SourceError.listing(msg, changed)
 
     def _differs(self, file: Path) -> bool:
         try:
-            return files_digest([file]) != self._digests[file]
+            return files_digest([file], stamped=self._stamped) != self._digests[file]
         except SourceError:
             return True

@@ -49,7 +49,7 @@ def analyze(
     from eckart.engine import Execution
     from eckart.operations import analyze as analyze_source
 
-    drawing = Drawing(output, open_page=open_page)
+    drawing = Drawing(output, "save_figures", open_page=open_page)
     analysis = analyze_source(
         source,
         base,
@@ -58,10 +58,8 @@ def analyze(
         exclude=exclude or (),
         output=output,
         force=force,
+        finish=drawing.draw,
         execution=Execution(device=device, workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress()),
     )
-    if output:
-        drawing.figures(report.save_figures, analysis, output)
-        drawing.page(output)
     present(analysis, report.analysis_table, as_json=as_json)
-    drawing.finish(output, "Analysis")
+    drawing.finish("Analysis")

@@ -51,7 +51,7 @@ def compare(
     …
     """  # noqa: D301
     from eckart import report
-    from eckart.checkpoint import atomic_directory, check_output
+    from eckart.checkpoint import InputFiles, atomic_directory, check_output
     from eckart.cli.drawing import Drawing, write_result
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
@@ -67,13 +67,15 @@ def compare(
         return present(plan.preview(), report.preview_table, as_json=as_json)
     if output:
         check_output(output, force=force, inputs=plan.inputs)
-    drawing = Drawing(output, page=False)
+    drawing = Drawing(output, "save_comparison_figures", page=False)
+    inputs = InputFiles(plan.inputs)
     result = plan.compare()
     if output:
         with atomic_directory(output, force=force) as partial:
             write_result(partial, "comparison.json", result.to_json())
-            drawing.figures(report.save_comparison_figures, result, partial)
+            drawing.draw(partial, result)
+            inputs.check_unchanged()
     present(
         result, report.comparison_table if isinstance(result, Comparison) else report.merge_check_table, as_json=as_json
     )
-    return drawing.finish(output, "Comparison")
+    return drawing.finish("Comparison")

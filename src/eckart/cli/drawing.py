@@ -2,7 +2,7 @@
 
 import json
 import webbrowser
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,23 @@ FIGURE_LIBRARY, PAGE_LIBRARY = "matplotlib", "jinja2"
 
 
 class Drawing:
-    """What can be drawn into one output folder; what cannot is said once, before the work, and then skipped."""
+    """What is drawn into an output before it gets its final name; what cannot be is said once, before the work."""
 
     def __init__(
-        self, output: Path | None, *, figures: str | None = "figures", page: bool = True, open_page: bool = False
+        self,
+        output: Path | None,
+        save: str | None = None,
+        *,
+        figures: str = "figures",
+        page: bool = True,
+        open_page: bool = False,
     ) -> None:
         """Check the libraries.
 
         Args:
-            output: the folder that is to be written, or None for no files at all.
-            figures: what the figures of the command are called, or None if it draws none.
+            output: the folder or file that is to be written, or None for no files at all.
+            save: the function of `eckart.report` that draws figures of a result; None if the command has none.
+            figures: what they are called.
             page: whether the command writes a page.
             open_page: whether to open it in the browser at the end.
 
@@ -34,43 +41,36 @@ class Drawing:
         if open_page and output is None:
             msg = "`open` shows the page in the output folder; add `output`"
             raise OptionError(msg)
-        self._figures = figures is not None and find_spec(FIGURE_LIBRARY) is not None
+        self._output, self._open = output, open_page
+        self._save = save if find_spec(FIGURE_LIBRARY) is not None else None
         self._page = page and find_spec(PAGE_LIBRARY) is not None
-        self._open = open_page
-        skipped = [figures] if figures is not None and not self._figures else []
+        skipped = [figures] if save is not None and self._save is None else []
         skipped += [PAGE] if page and not self._page else []
         if output is not None and skipped:
             note(f"No {' and no '.join(skipped)}: {MissingExtraError.for_extra('report', 'drawing')}")
 
-    def figures(self, draw: Callable[..., object], *arguments: object) -> None:
-        """Call what draws the figures, if it can."""
-        if self._figures:
-            draw(*arguments)
+    def draw(self, output: Path, result: Any, **options: Any) -> None:
+        """Draw what can be drawn of a result into its output, which does not have its final name yet."""
+        if self._save is not None:
+            from eckart import report
 
-    def page(self, folder: Path, *, title: str | None = None) -> None:
-        """Write the page of a folder's results into it, if it can be drawn.
-
-        Args:
-            folder: with the files of one result.
-            title: what the page is called; the folder's name if None.
-        """
-        if self._page:
+            getattr(report, self._save)(result, output, **options)
+        if self._page and self._output is not None:
             from eckart.report.page import read_results, write_page
 
-            write_page(read_results([folder], titles=title and [title]), folder / PAGE, force=True)
+            write_page(read_results([output], titles=[self._output.resolve().name]), output / PAGE)
 
-    def finish(self, folder: Path | None, what: str | None = "Results") -> None:
+    def finish(self, what: str | None = "Results") -> None:
         """Say where the results and the page are, and open the page if that was asked for.
 
         Args:
-            folder: where they are; None if nothing was written.
-            what: what the folder contains; None if its path is shown elsewhere.
+            what: what the output contains; None if its path is shown elsewhere.
         """
-        if folder is None:
+        if self._output is None:
             return
-        page = folder / PAGE
-        if what:
-            note(f"{what} in {folder}")
+        page = self._output / PAGE
+        if what and self._output.exists():
+            note(f"{what} in {self._output}")
         if page.is_file():
             note(f"Page: {page}")
         if self._open:
@@ -86,8 +86,5 @@ def open_in_browser(page: Path) -> None:
 
 
 def write_result(folder: Path, name: str, result: Mapping[str, Any]) -> None:
-    """Write a result as JSON into the folder that it describes."""
-    from eckart.checkpoint import atomic_file
-
-    with atomic_file(folder / name, force=True) as partial:
-        partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    """Write a result as JSON into the folder that will be the output."""
+    (folder / name).write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """`eckart extract`: a fine-tune as a small adapter, with the error of every layer and the gain it recovers."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +29,9 @@ from eckart.cli.options import (
     Workers,
     in_group,
 )
+
+if TYPE_CHECKING:
+    from eckart.operations import AdapterResult
 
 Saved = Annotated[
     list[str] | None,
@@ -130,7 +133,19 @@ def extract(
         return present(operations.plan_extract(base, tuned, **options).preview(), report.preview_table, as_json=as_json)
     check_output(output, force=force, inputs=[evaluation, distill])
     text = read_text(evaluation) if evaluation else None
-    drawing = Drawing(output, figures=None, open_page=open_page)
+    drawing = Drawing(output, open_page=open_page)
+    gain = None
+
+    def quality() -> dict[str, Any]:
+        distilled = refine.result if refine else None
+        return {"eval": gain.to_json() if gain else None, "distill": distilled.to_json() if distilled else None}
+
+    def finish(folder: Path, extraction: "AdapterResult") -> None:
+        nonlocal gain
+        gain = gain_of(base, tuned, extraction.adapter, text) if text is not None else None
+        write_result(folder, "extract.json", extraction.to_json() | quality())
+        drawing.draw(folder, extraction)
+
     with distillation(base, tuned, distill, steps=steps, seed=seed, device=device) as refine:
         extraction = operations.extract(
             base,
@@ -141,15 +156,11 @@ def extract(
             ),
             force=force,
             refine=refine,
+            finish=finish,
             **options,
         )
-    distilled = refine.result if refine else None
-    gain = gain_of(base, tuned, extraction.adapter, text) if text is not None else None
-    quality = {"eval": gain.to_json() if gain else None, "distill": distilled.to_json() if distilled else None}
-    write_result(output, "extract.json", extraction.to_json() | quality)
-    drawing.page(output)
     if as_json:
-        show_json(extraction.to_json() | quality)
+        show_json(extraction.to_json() | quality())
     else:
-        show(report.adapter_table(extraction, gain, distilled))
-    return drawing.finish(output, None)
+        show(report.adapter_table(extraction, gain, refine.result if refine else None))
+    return drawing.finish(None)

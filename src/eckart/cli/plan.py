@@ -144,13 +144,13 @@ def plan(
     from eckart.checkpoint import check_output
     from eckart.checkpoint.source import local_paths
     from eckart.cli.drawing import Drawing
-    from eckart.cli.output import note, show, show_json
+    from eckart.cli.output import show, show_json
     from eckart.cli.progress import StderrProgress
 
     _check(model, memory, data_size, rank)
     if figure is not None:
         check_output(figure, kind="file", force=force, inputs=local_paths(model, analysis))
-    drawing = Drawing(figure, figures=str(figure), page=False)
+    drawing = Drawing(figure, "save_plan_figure", figures=str(figure), page=False)
     checked, progress = None, StderrProgress()
     with _simulations(progress), _warnings_as_notes():
         plan = planning.plan(
@@ -173,7 +173,8 @@ def plan(
             progress.start("Running a real step", 0, "steps")
             checked = planning.check_prediction(model, plan.chosen.setting)
     if figure is not None:
-        drawing.figures(lambda: note(f"Figure in {report.save_plan_figure(plan, figure, force=force)}"))
+        drawing.draw(figure, plan, force=force)
+        drawing.finish("Figure")
     if as_json:
         show_json(plan.to_json() | ({"measured": checked.to_json()} if checked else {}))
     else:

@@ -93,7 +93,7 @@ def sweep(
 
     grid = training.SweepGrid.parse(ranks, targets, seeds=seeds, first_seed=seed, alpha_per_rank=alpha_per_rank)
     training.check_inputs(model, data, eval_data)
-    drawing = Drawing(output, figures="sweep.png", open_page=open_page)
+    drawing = Drawing(output, "save_sweep_figure", figures="sweep.png", open_page=open_page)
     progress = StderrProgress()
     try:
         result = training.sweep(
@@ -117,11 +117,10 @@ def sweep(
             held_out=eval_data,
             resume=not no_resume,
             force=force,
+            finish=drawing.draw,
             progress=progress,
         )
     finally:
         progress.finish()
-    drawing.figures(report.save_sweep_figure, result, output)
-    drawing.page(output)
     present(result, report.sweep_table, as_json=as_json)
-    drawing.finish(output, "Sweep")
+    drawing.finish("Sweep")

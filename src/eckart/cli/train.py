@@ -1,8 +1,6 @@
 """`eckart train`: an adapter of a language model, trained on data, with its loss on held-out data before and after."""
 
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -39,10 +37,6 @@ from eckart.cli.training_options import (
     Steps,
 )
 from eckart.nn.config import Bias, Init
-
-if TYPE_CHECKING:
-    from eckart.cli.drawing import Drawing
-    from eckart.training import TrainResult
 
 Schedule = Literal["linear", "cosine", "constant"]
 LossOn = Literal["answers", "all"]
@@ -219,8 +213,9 @@ def train(
     if training.is_writer():
         check_output(output, kind="folder", force=force, inputs=local_paths(model, data, eval_data))
     training.check_inputs(model, data, eval_data)
-    drawing = Drawing(output if training.is_writer() else None, open_page=open_page and training.is_writer())
-    progress = StderrProgress() if training.is_writer() else NoProgress()
+    is_writer = training.is_writer()
+    drawing = Drawing(output if is_writer else None, "save_training_figures", open_page=open_page and is_writer)
+    progress = StderrProgress() if is_writer else NoProgress()
     try:
         result = training.train(
             model,
@@ -233,21 +228,12 @@ def train(
             resume=not no_resume,
             force=force,
             dynamics=not no_dynamics,
-            finish=partial(_draw, drawing),
+            finish=drawing.draw,
             progress=progress,
         )
     finally:
         progress.finish()
     training.destroy_process_group()
-    if training.is_writer():
+    if is_writer:
         present(result, report.training_table, as_json=as_json)
-        drawing.finish(output, None)
-
-
-def _draw(drawing: "Drawing", folder: Path, result: "TrainResult") -> None:
-    """Figures and the page, while the folder does not have its final name yet."""
-    from eckart.report.figures.training import save_dynamics
-
-    drawing.page(folder, title=None if result.output is None else result.output.name)
-    if result.dynamics is not None:
-        drawing.figures(save_dynamics, result.dynamics, folder)
+        drawing.finish(None)

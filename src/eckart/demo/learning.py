@@ -12,7 +12,7 @@ from eckart.demo.corpus import Corpus, language_reference
 from eckart.engine.progress import Progress
 from eckart.errors import SourceError
 from eckart.nn import LoRAConfig
-from eckart.report import save_dynamics
+from eckart.report import save_training_figures
 from eckart.report.page import FILE as PAGE
 from eckart.report.page import read_results, write_page
 from eckart.training import DataOptions, Dynamics, TrainResult, TrainSettings, fast_dtype, read_dynamics, train
@@ -93,9 +93,8 @@ def learn(
     record, output = learning_record(base, settings), folder / ADAPTER
 
     def finish(finished: Path, result: TrainResult) -> None:
-        if result.dynamics is not None:
-            save_dynamics(result.dynamics, finished)
-        write_page(read_results([finished], titles=[ADAPTER]), finished / PAGE, force=True)
+        save_training_figures(result, finished)
+        write_page(read_results([finished], titles=[ADAPTER]), finished / PAGE)
         write_record(finished, record)
 
     if not all(is_finished(folder, {ADAPTER: record}, force=force)):

@@ -1,10 +1,12 @@
-"""Loading adapters: the format of a file, and its reader."""
+"""Files of adapters: the format of a file and its reader, and saving one together with other files."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from eckart.adapter.adapter import Adapter
-from eckart.checkpoint import locate, open_checkpoint
+from eckart.checkpoint import atomic_directory, atomic_file, locate, open_checkpoint
 from eckart.checkpoint.output import Kind
 from eckart.errors import OutputError, SourceError
 from eckart.formats import diffusers, kohya, peft, peft_config
@@ -65,6 +67,20 @@ def output_kind(adapter: Adapter, path: Path) -> Kind:
         raise OutputError(msg)
     is_file = adapter.format == "kohya" or (adapter.format == "diffusers" and path.suffix == ".safetensors")
     return "file" if is_file else "folder"
+
+
+@contextmanager
+def saved_adapter(adapter: Adapter, path: Path, *, force: bool) -> Iterator[Path]:
+    """The file or folder of an adapter before it is renamed to `path`, which happens when the block succeeds.
+
+    Raises:
+        OutputError: `path` exists and `force` is not given, or cannot be written.
+        MismatchError: the format cannot express the adapter.
+    """
+    writing = atomic_file if output_kind(adapter, path) == "file" else atomic_directory
+    with writing(path, force=force) as partial:
+        adapter.save(partial, force=True)
+        yield partial
 
 
 def unknown_fields(adapter: Adapter) -> list[Skipped]:

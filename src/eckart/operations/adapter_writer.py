@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.adapter.deferred import Deferred
-from eckart.checkpoint import check_output
+from eckart.checkpoint import InputFiles, check_output
 from eckart.checkpoint.naming import is_embedding
 from eckart.engine.fingerprint import fingerprint
 from eckart.errors import MismatchError, OutputError
-from eckart.formats import load_adapter, output_kind, unknown_fields
+from eckart.formats import load_adapter, output_kind, saved_adapter, unknown_fields
 from eckart.operations.adapter_result import AdapterResult, LayerRecord, Refine
 from eckart.operations.costs import break_even_note
 from eckart.operations.select_layers import parameter_of
-from eckart.result import Skipped
+from eckart.result import Finish, Skipped
 
 if TYPE_CHECKING:
     from eckart.engine import Execution, Journal, Record, Task
@@ -117,14 +117,18 @@ class AdapterWriter:
         output: the file or folder to write; None leaves the adapter in memory.
         execution: workers, memory, progress, resume.
         force: replace an existing output.
+        inputs: the files that are read.
         refine: changes the adapter before it is written.
+        finish: adds files to the output.
     """
 
     made_by: str
     output: Path | None
     execution: "Execution"
     force: bool
+    inputs: InputFiles
     refine: Refine | None = None
+    finish: Finish[AdapterResult] | None = None
     began: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -136,6 +140,7 @@ class AdapterWriter:
         *,
         force: bool,
         refine: Refine | None = None,
+        finish: Finish[AdapterResult] | None = None,
     ) -> "AdapterWriter":
         """A writer for a plan, after checking its output and execution options.
 
@@ -151,13 +156,14 @@ class AdapterWriter:
 
         execution = execution or Execution()
         execution.check()
-        return cls(plan.made_by, path, execution, force, refine)
+        return cls(plan.made_by, path, execution, force, InputFiles(plan.inputs), refine, finish)
 
-    def finish(self, work: LayerTasks) -> AdapterResult:
+    def write(self, work: LayerTasks) -> AdapterResult:
         """Run the tasks, and assemble and write the adapter.
 
         Raises:
             MismatchError: no layer is left.
+            SourceError: an input changed during the run.
         """
         from eckart.engine import open_journal, run_resumable
 
@@ -181,17 +187,22 @@ class AdapterWriter:
                 assert work.measure is not None
                 adapter, layers = refined, work.measure(refined, layers)
             del records, written  # they would keep every stored file mapped in memory
-            nbytes = adapter.nbytes
-            if self.output is not None:
-                adapter.save(self.output, force=self.force)
-                adapter = load_adapter(self.output)
-                nbytes = sum(file.stat().st_size for file in _files(self.output))
-        skipped = [*work.skipped, *dropped, *unknown_fields(work.frame)]
-        seconds = time.monotonic() - self.began
-        notes = self._notes(work, layers)
-        return AdapterResult(
-            self.made_by, adapter, layers, skipped, self.output, nbytes, seconds, work.guarantee, notes
-        )
+            skipped, notes = [*work.skipped, *dropped, *unknown_fields(work.frame)], self._notes(work, layers)
+
+            def result(adapter: Adapter, nbytes: int) -> AdapterResult:
+                seconds = time.monotonic() - self.began
+                return AdapterResult(
+                    self.made_by, adapter, layers, skipped, self.output, nbytes, seconds, work.guarantee, notes
+                )
+
+            if self.output is None:
+                return result(adapter, adapter.nbytes)
+            with saved_adapter(adapter, self.output, force=self.force) as partial:
+                written_result = result(load_adapter(partial), sum(file.stat().st_size for file in _files(partial)))
+                if self.finish is not None:
+                    self.finish(partial, written_result)
+                self.inputs.check_unchanged()
+            return replace(written_result, adapter=load_adapter(self.output))
 
     def _notes(self, work: LayerTasks, layers: Sequence[LayerRecord]) -> tuple[str, ...]:
         """All notes; ranks above break-even are reported now unless they were before the work."""

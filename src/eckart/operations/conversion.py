@@ -9,10 +9,10 @@ from typing import Any, get_args
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.deferred import Deferred
 from eckart.adapter.outline import AdapterFormat
-from eckart.checkpoint import atomic_directory, check_output
+from eckart.checkpoint import InputFiles, atomic_directory, check_output
 from eckart.checkpoint.source import local_paths
 from eckart.errors import MismatchError, OptionError
-from eckart.formats import diffusers, kohya, output_kind
+from eckart.formats import diffusers, kohya, output_kind, saved_adapter
 from eckart.formats.components import component_of, components
 from eckart.formats.model_names import Base, Model
 from eckart.formats.peft_config import config_of
@@ -100,6 +100,7 @@ class Conversion:
 
         Raises:
             OutputError: `output` exists or cannot be written.
+            SourceError: the source changed meanwhile.
         """
         nbytes = sum(adapter.nbytes for adapter in self.adapters.values())
         if output is not None:
@@ -111,12 +112,15 @@ class Conversion:
         return ConvertResult(self.source.format, self.to, self.adapters, self.renamed, self.skipped, output, nbytes)
 
     def _save(self, output: Path, *, force: bool) -> None:
+        inputs = InputFiles(self.source.files)
         if len(self.adapters) == 1:
-            next(iter(self.adapters.values())).save(output, force=force)
+            with saved_adapter(next(iter(self.adapters.values())), output, force=force):
+                inputs.check_unchanged()
             return
         with atomic_directory(output, force=force) as folder:
             for part, adapter in self.adapters.items():
                 adapter.save(folder / part)
+            inputs.check_unchanged()
 
 
 def convert(

@@ -12,6 +12,7 @@ from .figures.sweep import save_sweep_figure as save_sweep_figure
 from .figures.sweep import sweep_figure as sweep_figure
 from .figures.training import loss_figure as loss_figure
 from .figures.training import save_dynamics as save_dynamics
+from .figures.training import save_training_figures as save_training_figures
 from .tables.adapter import adapter_table as adapter_table
 from .tables.analysis import analysis_table as analysis_table
 from .tables.comparison import comparison_table as comparison_table

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eckart.checkpoint import InputFiles
 from eckart.errors import EckartError, FileFormatError, OptionError
 from eckart.training.examples import IGNORED, Encoder, content_fault, form_of
 from eckart.training.records import MAX_FAULTS, Source, find_files, has_records, read_records, require_datasets
@@ -140,13 +141,14 @@ def load_data(
         Sequences for a trainer. One record, or one piece of text, is in memory at a time.
 
     Raises:
-        SourceError: there is no such data.
+        SourceError: there is no such data, or it changed while it was read.
         FileFormatError: records are malformed; the first dozen are listed with line and reason.
         EckartError: there is too little to train on, or nothing to hold out.
         OptionError: there are messages, but the tokenizer has no chat template.
     """
     datasets = require_datasets("training")
     options = options or DataOptions()
+    inputs = InputFiles(path for given in (source, held_out) for path in _files(given))
     folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=folder))
     count = _Count()
     try:
@@ -156,6 +158,7 @@ def load_data(
             else:
                 train, form = _complete(source, tokenizer, options, count, folder / "train")
                 held, _ = _complete(held_out, tokenizer, options, count, folder / "held_out")
+            inputs.check_unchanged()
             records = len(train)
             _check_enough(train, held, source, options)
             if options.packing and form != "texts":
@@ -198,6 +201,11 @@ def _complete(
     return _dataset(
         _windows(paths, tokenizer, options, count, held=dict.fromkeys(paths, 0), split="train"), folder
     ), "texts"
+
+
+def _files(source: Source | None) -> tuple[Path, ...]:
+    files = find_files(source) if isinstance(source, (str, Path)) else None
+    return files.paths if files is not None else ()
 
 
 def _text_files(source: Source) -> tuple[Path, ...]:

@@ -31,12 +31,14 @@ class ModelToTrain:
         tokenizer: a copy that training may modify.
         window: tokens that the model can attend to, if its config states it.
         live: the model, if it was given as one.
+        files: its files, unless it is live.
     """
 
     source: str
     tokenizer: "PreTrainedTokenizerBase"
     window: int | None
     live: "PreTrainedModel | None" = None
+    files: tuple[Path, ...] = ()
 
     @classmethod
     def resolve(
@@ -49,8 +51,10 @@ class ModelToTrain:
             OptionError: a live model is not one of transformers, or has no tokenizer.
         """
         if not isinstance(model, nn.Module):
-            window = open_checkpoint(model).config.get("max_position_embeddings")
-            return cls(str(model), tokenizer or load_tokenizer(model), window if isinstance(window, int) else None)
+            opened = open_checkpoint(model)
+            length = opened.config.get("max_position_embeddings")
+            window = length if isinstance(length, int) else None
+            return cls(str(model), tokenizer or load_tokenizer(model), window, files=opened.files)
         if not hasattr(model, "get_output_embeddings") or not hasattr(model, "config"):
             msg = f"train needs a causal language model of transformers, got a {type(model).__name__}"
             raise OptionError(msg)

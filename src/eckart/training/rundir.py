@@ -14,10 +14,9 @@ from eckart.errors import MismatchError, OutputError
 
 RUN_FILE = "run.json"
 LAST_GOOD = "last-good"  # the adapter before a step that was refused
-FINISHED = "finished"  # the output until it gets its name
 LOGS_FOLDER = "tensorboard"
 DATA_FOLDERS = r"eckart-data-\w+"  # the sequences to train on
-NAMES = rf"checkpoint-\d+|{LAST_GOOD}|{FINISHED}|\.({LAST_GOOD}|{FINISHED})\.partial|{LOGS_FOLDER}|{DATA_FOLDERS}"
+NAMES = rf"checkpoint-\d+|{LAST_GOOD}|\.{LAST_GOOD}\.partial|{LOGS_FOLDER}|{DATA_FOLDERS}"
 STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that transformers' trainer writes
 
 

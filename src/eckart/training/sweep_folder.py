@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,13 +10,16 @@ from typing import Any
 
 from eckart.checkpoint import atomic_file, check_output
 from eckart.checkpoint.manifest import foreign_files
+from eckart.checkpoint.output import publish
 from eckart.engine.working_folder import WorkingFolder
 from eckart.errors import MismatchError, OutputError
+from eckart.result import Finish
 from eckart.training.rundir import differences
-from eckart.training.sweep_result import RESULT_FILE
+from eckart.training.sweep_result import RESULT_FILE, Sweep
 
 SETTINGS_FILE, CELLS = "sweep-settings.json", "cells"
-NAMES = rf"{CELLS}|\.?(sweep\.json|sweep\.png|report\.html)(\.partial)?"
+RESULT_FOLDER = ".result"  # result, figure and page until all of them are there
+NAMES = rf"{CELLS}|\{RESULT_FOLDER}|\.?(sweep\.json|sweep\.png|report\.html)(\.partial)?"
 
 
 @contextmanager
@@ -78,6 +82,22 @@ def _check_same_settings(folder: Path, shared: dict[str, Any], *, start_over: st
             f"resume with the same ones, choose another output, or start over with {start_over}"
         )
         raise MismatchError.listing(msg, faults)
+
+
+def write_result(folder: Path, result: Sweep, finish: Finish[Sweep] | None) -> None:
+    """Write `sweep.json` and what `finish` adds to it; it appears last, because it marks a finished sweep."""
+    partial = folder / RESULT_FOLDER
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed run
+    partial.mkdir()
+    try:
+        text = json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n"
+        (partial / RESULT_FILE).write_text(text, encoding="utf-8")
+        if finish is not None:
+            finish(partial, result)
+        for file in sorted(partial.iterdir(), key=lambda each: each.name == RESULT_FILE):
+            publish(file, folder / file.name, force=True)
+    finally:
+        shutil.rmtree(partial)
 
 
 def cell_name(rank: int, target: str, seed: int) -> str:

@@ -14,20 +14,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from eckart.checkpoint import atomic_file
 from eckart.checkpoint.source import local_paths
 from eckart.engine.progress import NoProgress, Progress
 from eckart.errors import MismatchError, OptionError
 from eckart.nn import LoRAConfig
+from eckart.result import Finish
 from eckart.training.data import DataOptions
 from eckart.training.health import DivergenceError
 from eckart.training.interruption import TrainingInterrupted
 from eckart.training.records import find_files
 from eckart.training.settings import TrainSettings
 from eckart.training.sweep_cell import CellJob, RunCell, labelled, train_apart
-from eckart.training.sweep_folder import CELLS, cell_name, finished_cell, record_failure, sweep_folder
+from eckart.training.sweep_folder import CELLS, cell_name, finished_cell, record_failure, sweep_folder, write_result
 from eckart.training.sweep_grid import SweepGrid, check_cells
-from eckart.training.sweep_result import RESULT_FILE, Sweep, SweepCell
+from eckart.training.sweep_result import Sweep, SweepCell
 
 
 def sweep(
@@ -45,6 +45,7 @@ def sweep(
     resume: bool = True,
     force: bool = False,
     run_cell: RunCell = train_apart,
+    finish: Finish[Sweep] | None = None,
     progress: Progress = NoProgress(),
 ) -> Sweep:
     """Train every combination of rank, target and seed, each in a process of its own.
@@ -64,6 +65,7 @@ def sweep(
         resume: keep the finished cells of a sweep with the same settings in `output`; False starts over.
         force: replace the sweep in `output`.
         run_cell: trains a cell; `train_here` does it in this process, whose peak memory then includes earlier cells.
+        finish: called with the result and a folder that contains `sweep.json`; files that it adds appear in `output`.
         progress: receives the progress of every training.
 
     Raises:
@@ -103,8 +105,7 @@ def sweep(
         with sweep_folder(folder, shared, resume=resume, force=force, inputs=inputs):
             cells = _train_cells(job, grid, run_cell, progress)
             result = _result(shared, grid, cells, time.perf_counter() - start)
-            with atomic_file(folder / RESULT_FILE, force=True) as partial:
-                partial.write_text(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            write_result(folder, result, finish)
     return result
 
 
@@ -149,14 +150,16 @@ def _train_cells(job: CellJob, grid: SweepGrid, run_cell: RunCell, progress: Pro
                 msg = f"the sweep was interrupted; {saved}; run the same again to resume"
                 raise TrainingInterrupted(msg) from None
         cells.append(content)
-        _check_same_data(folder, cells)
+        _check_same_inputs(folder, cells)
     return cells
 
 
-def _check_same_data(folder: Path, cells: Sequence[dict[str, Any]]) -> None:
-    if len({content["run"]["data"] for content in cells if "run" in content}) > 1:
-        msg = f"the data are not those that the cells in {folder} were trained on; `force` starts over"
-        raise MismatchError(msg)
+def _check_same_inputs(folder: Path, cells: Sequence[dict[str, Any]]) -> None:
+    runs = [content["run"] for content in cells if "run" in content]
+    for key, name in (("data", "data are"), ("model_files", "files of the model are")):
+        if len({run.get(key) for run in runs}) > 1:
+            msg = f"the {name} not those that the cells in {folder} were trained on; `force` starts over"
+            raise MismatchError(msg)
 
 
 def _result(shared: dict[str, Any], grid: SweepGrid, cells: Sequence[dict[str, Any]], seconds: float) -> Sweep:

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from eckart.checkpoint.output import publish, refusing_full_disk
+from eckart.checkpoint.inputs import InputFiles, files_digest
+from eckart.checkpoint.output import atomic_directory, refusing_full_disk
 from eckart.checkpoint.source import local_paths
 from eckart.engine.machine import peak_rss_bytes
 from eckart.engine.progress import NoProgress, Progress
 from eckart.errors import NotFiniteError
 from eckart.nn import LoRAConfig, adapter_of, count_params, save_adapter
+from eckart.result import Finish
 from eckart.training import rundir
 from eckart.training.data import DataOptions, TrainingData
 from eckart.training.fitting import ADAPTER, adapted, check_vocabulary, fitting_data
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from eckart.training.dynamics import DynamicsRecorder
     from eckart.training.trainer import AdapterTrainer
 
-Finish = Callable[[Path, TrainResult], None]
-
 
 def train(
     model: "str | Path | nn.Module",
@@ -53,7 +53,7 @@ def train(
     resume: bool = True,
     force: bool = False,
     dynamics: bool = True,
-    finish: Finish | None = None,
+    finish: Finish[TrainResult] | None = None,
     progress: Progress = NoProgress(),
 ) -> TrainResult:
     """Train an adapter.
@@ -73,7 +73,7 @@ def train(
             the same bits as if it had never stopped; False starts over.
         force: replace an existing output.
         dynamics: record how every update grows.
-        finish: called with the folder before it gets its final name, to add files to it.
+        finish: called with the folder before it gets its final name and the result, to add files.
         progress: receives the progress.
 
     Returns:
@@ -82,6 +82,7 @@ def train(
     Raises:
         OutputError: the output exists or cannot be written.
         SourceError, FileFormatError, MismatchError, OptionError: model, data, adapter or settings cannot be used.
+        SourceError: the files of the model changed during the training.
         DivergenceError: the loss or gradient is not finite; the message says what was saved.
         EckartError: not enough memory; the message says which settings to lower.
         TrainingInterrupted: SIGINT or SIGTERM came; the message says what was saved.
@@ -96,7 +97,7 @@ def train(
             data, source, options, settings, held_out=held_out, folder=folder if rundir.is_writer() else None
         )
         source.check(settings, config)
-        run = _run(source, data, config, settings)
+        run, files = _run(source, data, config, settings), InputFiles(source.files, stamped=False)
         checkpoint = rundir.last_checkpoint(folder) if resume and output is not None else None
         before = rundir.read_run(folder, run)["before"] if checkpoint else None
         stack.enter_context(keeping_verbosity())
@@ -132,10 +133,11 @@ def train(
             seconds=seconds,
             peak_bytes=_peak_bytes(trainer),
             run=run,
-            dynamics=None if trainer.recorder is None else trainer.recorder.dynamics,
+            dynamics=None if trainer.recorder is None else trainer.recorder.dynamics.rounded(),
             notes=tuple(notes),
         )
         if output is not None and rundir.is_writer():
+            files.check_unchanged()
             _write(live, result, folder, finish, force=force)
         trainer.accelerator.wait_for_everyone()  # a process that ends earlier would end the others
     return result
@@ -160,6 +162,7 @@ def _run(
     """The facts that a resumed training must share with the interrupted one."""
     run = {
         "model": source.source,
+        "model_files": files_digest(source.files, stamped=False),  # a copy on another machine is the same model
         "config": asdict(config or LoRAConfig()),
         "settings": asdict(replace(settings, save_every=None)),
         "options": asdict(data.options),
@@ -242,17 +245,18 @@ def _peak_bytes(trainer: "AdapterTrainer") -> int:
     return torch.cuda.max_memory_allocated() if trainer.args.device.type == "cuda" else peak_rss_bytes()
 
 
-def _write(model: nn.Module, result: TrainResult, folder: Path, finish: Finish | None, *, force: bool) -> None:
-    """Write the complete output in the working folder, and move it to its final name."""
-    finished = folder / rundir.FINISHED
-    save_adapter(model, finished, name=ADAPTER, force=True)
-    content = json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n"
-    (finished / RESULT_FILE).write_text(content, encoding="utf-8")
-    if result.dynamics is not None:
-        result.dynamics.save(finished)
-    if (folder / rundir.LOGS_FOLDER).is_dir():
-        shutil.copytree(folder / rundir.LOGS_FOLDER, finished / rundir.LOGS_FOLDER)
-    if finish is not None:
-        finish(finished, result)
+def _write(
+    model: nn.Module, result: TrainResult, folder: Path, finish: Finish[TrainResult] | None, *, force: bool
+) -> None:
+    """Write the complete output."""
     assert result.output is not None
-    publish(finished, result.output, force=force)
+    with atomic_directory(result.output, force=force) as finished:
+        save_adapter(model, finished, name=ADAPTER, force=True)
+        content = json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n"
+        (finished / RESULT_FILE).write_text(content, encoding="utf-8")
+        if result.dynamics is not None:
+            result.dynamics.save(finished)
+        if (folder / rundir.LOGS_FOLDER).is_dir():
+            shutil.copytree(folder / rundir.LOGS_FOLDER, finished / rundir.LOGS_FOLDER)
+        if finish is not None:
+            finish(finished, result)

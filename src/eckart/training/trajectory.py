@@ -136,6 +136,10 @@ class Dynamics:
         for column in (self.steps, *(column for layer in self.layers for column in layer.columns())):
             del column[count:]
 
+    def rounded(self) -> "Dynamics":
+        """The record as it is saved, with seven digits, which is all that a resumed run knows of its beginning."""
+        return _from_json(self.to_json())
+
     def to_json(self) -> dict[str, Any]:
         """The content of `dynamics.json`."""
         steps = sorted(self.log)

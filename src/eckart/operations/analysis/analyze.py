@@ -6,13 +6,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from eckart.checkpoint import atomic_directory, check_output
+from eckart.checkpoint import InputFiles, atomic_directory, check_output
 from eckart.engine import Execution, open_journal, run_resumable
 from eckart.engine.machine import peak_rss_bytes
 from eckart.formats.sources import Source
 from eckart.operations.analysis.matrix import MatrixAnalysis
 from eckart.operations.analysis.plan import plan_analysis
 from eckart.operations.analysis.result import Analysis
+from eckart.result import Finish
 
 DEFAULT_EXECUTION = Execution()
 
@@ -26,6 +27,7 @@ def analyze(
     exclude: str | Sequence[str] = (),
     output: str | Path | None = None,
     force: bool = False,
+    finish: Finish[Analysis] | None = None,
     execution: Execution = DEFAULT_EXECUTION,
 ) -> Analysis:
     """Spectra of every matrix of a checkpoint, of the difference of two, or of an adapter.
@@ -41,13 +43,14 @@ def analyze(
         output: folder to write `analysis.json` and `analysis.csv` to. Until they are complete, finished matrices are
             stored next to it, and an interrupted run resumes from them.
         force: replace an existing `output`.
+        finish: called with the folder before it gets its final name and the result, to add files.
         execution: device, workers, seed and progress; by default every core of the CPU, or the GPU if there is one.
 
     Returns:
         the `Analysis`, matrices in the order of the files.
 
     Raises:
-        SourceError, FileFormatError: a source cannot be read.
+        SourceError, FileFormatError: a source cannot be read, or changed during the run.
         MismatchError: `source` and `base` are not of one model (all faults together) or are equal, or a pattern
             matches nothing.
         OptionError: the device does not exist, an adapter is given with a base, or as the base.
@@ -57,7 +60,7 @@ def analyze(
     began = time.monotonic()
     execution.check()
     plan = plan_analysis(source, base, full=full, target=target, exclude=exclude, execution=execution)
-    folder = None if output is None else Path(output)
+    inputs, folder = InputFiles(plan.inputs), None if output is None else Path(output)
     if folder is not None:
         check_output(folder, force=force, inputs=plan.inputs)
     with open_journal(folder, plan.fingerprint, execution) as journal:
@@ -76,4 +79,7 @@ def analyze(
         if folder is not None:
             with atomic_directory(folder, force=force) as partial:
                 analysis.save(partial)
+                if finish is not None:
+                    finish(partial, analysis)
+                inputs.check_unchanged()
     return analysis

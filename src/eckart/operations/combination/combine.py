@@ -71,6 +71,7 @@ def combine(
         MismatchError: modules that do not fit together, each with the reason; or no layer is left.
         OptionError: an argument is invalid, the budget is too small, or factors are too large for the dtype.
         OutputError: the output exists or cannot be written.
+        SourceError: an input changed during the run.
         NotFiniteError: a tensor contains NaN or Inf.
     """
     plan = plan_combine(
@@ -80,4 +81,4 @@ def combine(
     writer = AdapterWriter.checked(plan, output, execution, force=force)
     from eckart.operations.combination.work import combination_tasks  # imports torch
 
-    return writer.finish(combination_tasks(plan, writer.execution))
+    return writer.write(combination_tasks(plan, writer.execution))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from eckart.engine import Execution
     from eckart.operations.adapter_result import AdapterResult, Refine
+    from eckart.result import Finish
 
 
 def extract(
@@ -33,6 +34,7 @@ def extract(
     execution: "Execution | None" = None,
     force: bool = False,
     refine: "Refine | None" = None,
+    finish: "Finish[AdapterResult] | None" = None,
 ) -> "AdapterResult":
     """The adapter that turns `base` into the best low-rank approximation of `tuned`.
 
@@ -57,6 +59,7 @@ def extract(
         force: replace an existing output.
         refine: changes the adapter before it is written, such as `eckart.training.Distillation`; errors are then
             measured again.
+        finish: called with the folder before it gets its final name and the result, to add files.
 
     Returns:
         `AdapterResult`: the adapter, each layer's measured error and the least error possible, and what was skipped.
@@ -65,13 +68,14 @@ def extract(
         MismatchError: the checkpoints do not belong together or do not differ, or a pattern matches nothing.
         OptionError: an argument is invalid, or the budget is too small.
         OutputError: the output exists or cannot be written.
+        SourceError: an input changed during the run.
         NotFiniteError: a tensor contains NaN or Inf.
     """
     plan = plan_extract(
         base, tuned, rank=rank, energy=energy, error=error, budget=budget, target=target, exclude=exclude,
         modules_to_save=modules_to_save, dtype=dtype, balanced=balanced,
     )  # fmt: skip
-    writer = AdapterWriter.checked(plan, output, execution, force=force, refine=refine)
+    writer = AdapterWriter.checked(plan, output, execution, force=force, refine=refine, finish=finish)
     from eckart.operations.extraction.work import extraction_tasks  # imports torch
 
-    return writer.finish(extraction_tasks(plan, writer.execution))
+    return writer.write(extraction_tasks(plan, writer.execution))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eckart.checkpoint import MatrixView, check_output, copy_companions
+from eckart.checkpoint import InputFiles, MatrixView, check_output, copy_companions
 from eckart.checkpoint.companions import has_companions, tokenizer_files
 from eckart.checkpoint.manifest import MANIFEST, foreign_files, write_manifest
 from eckart.checkpoint.matrices import rows_of
@@ -58,6 +58,7 @@ class ModelWriter:
 
     def __init__(self, plan: ModelPlan) -> None:
         self.plan = plan
+        self.inputs = InputFiles(plan.inputs)
 
     def write(self, output: Path, execution: Execution, *, force: bool = False) -> dict[str, dict[str, Any]]:
         """Write the folder, completely or not at all.
@@ -67,6 +68,7 @@ class ModelWriter:
 
         Raises:
             OutputError: it exists, or cannot be written.
+            SourceError: an input changed during the run.
             NotFiniteError: a changed matrix contains NaN or Inf, or a value that its dtype cannot represent.
         """
         plan, folder = self.plan, partial_folder(output)
@@ -85,6 +87,7 @@ class ModelWriter:
                 shutil.copyfile(file, folder / file.name)
             if plan.config:
                 (folder / "config.json").write_text(json.dumps(plan.config, indent=2, default=str) + "\n")
+            self.inputs.check_unchanged()
             publish(folder, output, force=force)
         return {name: record.facts for name, record in records.items()}
 

@@ -67,6 +67,7 @@ def resize(
         MismatchError: a pattern matches nothing, or no layer is left.
         OptionError: an argument is invalid, the budget is too small, or factors are too large for the dtype.
         OutputError: the output exists or cannot be written.
+        SourceError: an input changed during the run.
         NotFiniteError: a tensor contains NaN or Inf.
     """
     plan = plan_resize(
@@ -75,4 +76,4 @@ def resize(
     writer = AdapterWriter.checked(plan, output, execution, force=force, refine=refine)
     from eckart.operations.resizing.work import resize_tasks  # imports torch
 
-    return writer.finish(resize_tasks(plan, writer.execution))
+    return writer.write(resize_tasks(plan, writer.execution))

@@ -106,10 +106,10 @@ def save_comparison_figures(result: "Comparison | MergeCheck", folder: Path) -> 
 
     Raises:
         MissingExtraError: matplotlib is not installed.
+        OutputError: the folder cannot be written.
     """
     if isinstance(result, Comparison) and any(matrix.outputs for matrix in result.matrices):
-        alignment_map(result).savefig(folder / "alignment.png")
-        overlap_map(result).savefig(folder / "overlap.png")
+        style.save_all(result, {"alignment": alignment_map, "overlap": overlap_map}, folder)
 
 
 def _mean_overlap(alignments: "Sequence[Alignment]") -> tuple[Tensor, Tensor, int]:

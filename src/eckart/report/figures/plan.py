@@ -60,7 +60,7 @@ def save_plan_figure(plan: "PlanResult", path: str | Path, *, force: bool = Fals
         OutputError: the file exists and `force` is not given, cannot be written, or has another extension.
     """
     path = Path(path)
-    if path.suffix not in (".png", ".svg", ".pdf"):
+    if path.suffix not in style.METADATA:
         msg = f"{path}: the name of a figure must end in .png, .svg or .pdf"
         raise OutputError(msg)
     return style.save(plan_figure(plan), path, force=force)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from eckart.errors import OutputError
 from eckart.report import findings
 from eckart.report.figures import style
 from eckart.report.figures.curves import curve, groups, middle
@@ -131,19 +130,7 @@ def save_figures(analysis: "Analysis", folder: str | Path) -> list[Path]:
         "error": error_figure,
         "rank_map": rank_map,
     }
-    paths = []
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, draw in drawings.items():
-            path = Path(folder) / f"{name}.png"
-            partial = path.with_name(f".{name}.tmp.png")
-            draw(analysis).savefig(partial)
-            partial.replace(path)
-            paths.append(path)
-    except OSError as failed:
-        msg = f"cannot write figures to {folder}: {failed.strerror or failed}"
-        raise OutputError(msg) from failed
-    return paths
+    return style.save_all(analysis, drawings, folder)
 
 
 def _draw(

@@ -1,11 +1,12 @@
 """The style of all figures: white background, a light grid, colours that colour-blind readers can distinguish."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from eckart.checkpoint import atomic_file
 from eckart.checkpoint.manifest import FORMAT
-from eckart.errors import MissingExtraError
+from eckart.errors import MissingExtraError, OutputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,8 +18,15 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)))
 INK, SOFT, GRID = "#222222", "#666666", "#E4E4E4"
 
 Spacing = Literal["linear", "doubling"]
+T = TypeVar("T")
 
 WIDTH_INCHES, DPI = 10.0, 160
+
+METADATA: dict[str, dict[str, str | None]] = {  # without dates, so that drawing again gives the same file
+    ".png": {"Software": FORMAT},
+    ".svg": {"Creator": FORMAT, "Date": None},
+    ".pdf": {"Creator": FORMAT, "CreationDate": None},
+}
 
 
 def new_figure(*, height_inches: float = 4.6) -> "Figure":
@@ -76,11 +84,28 @@ def rank_axis(axes: "Axes", highest: int, *, spacing: Spacing) -> None:
 
 
 def save(figure: "Figure", path: Path, *, force: bool = False) -> Path:
-    """Write one figure, in the format that its name ends in.
+    """Write one figure, in the format that its name ends in; the same figure gives the same bytes.
 
     Raises:
         OutputError: the file exists and `force` is not given, or cannot be written.
     """
-    with atomic_file(path, force=force) as file:
-        figure.savefig(file, metadata={"Software" if path.suffix == ".png" else "Creator": FORMAT})
+    import matplotlib as mpl
+
+    with atomic_file(path, force=force) as file, mpl.rc_context({"svg.hashsalt": FORMAT}):
+        figure.savefig(file, metadata=METADATA[path.suffix])
     return path
+
+
+def save_all(result: T, drawings: "Mapping[str, Callable[[T], Figure]]", folder: str | Path) -> list[Path]:
+    """Draw every figure of a result as PNG, by its name.
+
+    Raises:
+        OutputError: the folder, which is created if it does not exist, cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as failed:
+        msg = f"cannot write figures to {folder}: {failed.strerror or failed}"
+        raise OutputError(msg) from failed
+    return [save(draw(result), folder / f"{name}.png", force=True) for name, draw in drawings.items()]

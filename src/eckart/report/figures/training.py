@@ -5,7 +5,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from eckart.errors import OutputError
 from eckart.report.figures import style
 from eckart.report.figures.updates import (
     alignment_figure,
@@ -20,6 +19,7 @@ from eckart.report.figures.updates import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from eckart.training import TrainResult
     from eckart.training.trajectory import Dynamics
 
 NEIGHBORS = 1 / 16  # of the steps, on each side, over which the smoothed loss is a mean
@@ -81,17 +81,12 @@ def save_dynamics(dynamics: "Dynamics", folder: str | Path) -> list[Path]:
         drawings |= {"growth": growth_figure, "spectra": spectra_figure, "update_map": update_map}
         if dynamics.directions:
             drawings["alignment"] = alignment_figure
-    paths = []
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, draw in drawings.items():
-            path = Path(folder) / f"{name}.png"
-            draw(dynamics).savefig(path)
-            paths.append(path)
-    except OSError as failed:
-        msg = f"cannot write figures to {folder}: {failed.strerror or failed}"
-        raise OutputError(msg) from failed
-    return paths
+    return style.save_all(dynamics, drawings, folder)
+
+
+def save_training_figures(result: "TrainResult", folder: str | Path) -> list[Path]:
+    """The figures of a training's dynamics, if they were recorded; see `save_dynamics`."""
+    return [] if result.dynamics is None else save_dynamics(result.dynamics, folder)
 
 
 def _loss_finding(losses: Sequence[float], held_out: dict[int, float]) -> str:
