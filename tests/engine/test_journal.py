@@ -102,8 +102,13 @@ def test_a_first_run_has_nothing_to_throw_away(output, resume):
         lambda data: b"\xff" * 8 + data[8:],
         lambda data: data.replace(b'"facts"', b'"fucts"'),
         lambda data: data.replace(b'\\"rank\\"', b'\\"rank\\\\'),
+        lambda data: data.replace(b'\\"rank\\": 3', b'\\"rank\\": 4'),
+        lambda data: data[:-1] + bytes([data[-1] ^ 1]),
     ],
-    ids=["empty", "no header", "cut short", "noise", "huge header", "no facts", "facts are no JSON"],
+    ids=[
+        *("empty", "no header", "cut short", "noise", "huge header", "no facts", "facts are no JSON", "another fact"),
+        "another value",
+    ],
 )
 def test_a_damaged_file_is_ignored_and_replaced(output, damage):
     folder = interrupted(output, names=["layer.0", "layer.1"])
@@ -117,6 +122,17 @@ def test_a_damaged_file_is_ignored_and_replaced(output, damage):
     assert same(journal.load("layer.1"), RECORD)
     journal.save("layer.0", RECORD)
     assert same(journal.load("layer.0"), RECORD)
+
+
+@pytest.mark.parametrize(("fingerprint", "name"), [("one", "layer.1"), ("another", "layer.0")])
+def test_a_file_of_another_matrix_or_run_is_ignored(fingerprint, name, output):
+    journal = Journal(output.with_name("other"), fingerprint)
+    journal.save(name, RECORD)
+    interrupted(output)
+    resumed = Journal(output, "one")
+    assert same(resumed.load("layer.0"), RECORD)
+    journal._file(name).replace(resumed._file("layer.0"))
+    assert resumed.load("layer.0") is None
 
 
 @pytest.mark.parametrize("head", ["", "{", "[]", '{"format": "eckart-journal/0", "fingerprint": "one"}'])

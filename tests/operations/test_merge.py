@@ -529,14 +529,24 @@ def test_what_an_interrupted_run_left_is_not_used_after_a_change(tmp_path, monke
         torch.testing.assert_close(tensors_in(tmp_path / "out")[f"{Q}.weight"], exact)
 
 
-def test_files_that_vanished_from_an_interrupted_run_are_written_again(tmp_path, monkeypatch):
+def zeroed(content):
+    """A safetensors file with the same header and other values."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    return content[:start] + bytes(len(content) - start)
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-3], zeroed])
+def test_files_of_an_interrupted_run_that_were_cut_or_replaced_are_written_again(damage, tmp_path, monkeypatch):
     base, adapter = interrupted(tmp_path, monkeypatch)
     file = tmp_path / "out.partial/model/model.safetensors"
-    file.write_bytes(file.read_bytes()[:-3])
+    count = len(list(tmp_path.glob("out.partial/*.safetensors")))
+    assert count > 3
+    file.write_bytes(damage(file.read_bytes()))
     notes = Notes()
     with pytest.raises(NotFiniteError):
         merge(base, adapter, tmp_path / "out", execution=Execution(workers=1, progress=notes))
-    assert not [note for note in notes.notes if "going on" in note]
+    assert len(notes.done) == count
+    assert not [note for note in notes.notes if "resuming" in note]
 
 
 def test_an_output_that_exists_is_replaced_only_by_force_and_inputs_never(tmp_path):

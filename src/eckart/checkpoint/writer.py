@@ -1,6 +1,7 @@
 """Writing a checkpoint while it is computed: headers first, tensors in any order, complete or in blocks."""
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHARD_BYTES = 5_000_000_000
+END_BYTES = 4096
 _METADATA = {"format": "pt"}  # required by transformers
 _CODES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -88,7 +90,7 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         # Without O_BINARY, Windows would change every byte that looks like the end of a line.
-        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         self._seeking = threading.Lock()
 
     def write_at(self, data: memoryview, offset: int) -> None:
@@ -102,6 +104,14 @@ class _File:
             with self._seeking:  # on Windows
                 os.lseek(self.descriptor, offset + done, os.SEEK_SET)
                 done += os.write(self.descriptor, data[done:])
+
+    def read_at(self, count: int, offset: int) -> bytes:
+        """Read bytes at an offset; several threads may do so at once."""
+        if hasattr(os, "pread"):
+            return os.pread(self.descriptor, count, offset)
+        with self._seeking:  # on Windows
+            os.lseek(self.descriptor, offset, os.SEEK_SET)
+            return os.read(self.descriptor, count)
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -152,6 +162,15 @@ class TensorFiles:
             raise ValueError(msg)
         data = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         target.file.write_at(data, target.offset + start * values.dtype.itemsize)
+
+    def ends_digest(self, names: Iterable[str]) -> str:
+        """A digest of the first and last bytes of tensors, which shows after an interruption whether they are there."""
+        digest = hashlib.sha256()
+        for target in (self.destinations[name] for name in names):
+            count = min(END_BYTES, target.spec.nbytes)
+            for offset in (target.offset, target.offset + target.spec.nbytes - count):
+                digest.update(target.file.read_at(count, offset))
+        return digest.hexdigest()
 
 
 @contextmanager

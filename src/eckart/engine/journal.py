@@ -1,12 +1,13 @@
 """Finished matrices stored on disk, so that an interrupted run resumes where it stopped.
 
 One safetensors file per matrix in a folder next to the output, each written under a temporary name and then renamed, so
-no file is ever incomplete. A fingerprint of inputs and options keeps two different runs apart.
+no file is ever incomplete. A fingerprint of inputs and options keeps two different runs apart, and the digest in a file
+shows whether it is what this run wrote for this matrix.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from eckart.errors import OutputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = "eckart-journal/1"
+FORMAT = "eckart-journal/2"
 HEAD = "journal.json"
 MODEL = "model"  # subfolder for the files of a model, which are filled in place
 NAMES = rf"[0-9a-f]+\.(safetensors|tmp)|{MODEL}"
@@ -50,6 +51,7 @@ class Journal:
         """
         self.folder = output.with_name(output.name + ".partial")
         self.restarted: str | None = None
+        self._fingerprint = fingerprint
         self._working = WorkingFolder(self.folder, output, NAMES, marker=HEAD)
         try:
             self._begin({"format": FORMAT, "fingerprint": fingerprint}, resume=resume)
@@ -71,13 +73,18 @@ class Journal:
         self._working.write_marker(json.dumps(header))
 
     def load(self, name: str) -> Record | None:
-        """The stored result of a matrix, or None. Tensors are read lazily from their file."""
+        """The stored result of a matrix, or None if this run wrote none or it changed since.
+
+        Tensors are mapped from their file.
+        """
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(self._file(name), framework="pt") as file:
-                facts = json.loads((file.metadata() or {})["facts"])
-                return Record(facts, {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                is_own = metadata["digest"] == self._digest(name, metadata["facts"], tensors)
+                return Record(json.loads(metadata["facts"]), tensors) if is_own else None
         except (OSError, SafetensorError, KeyError, ValueError):
             return None
 
@@ -90,7 +97,8 @@ class Journal:
         partial = file.with_suffix(".tmp")
         tensors = {key: tensor.contiguous() for key, tensor in record.tensors.items()}
         try:
-            save_file(tensors, partial, metadata={"name": name, "facts": json.dumps(record.facts)})
+            facts = json.dumps(record.facts)
+            save_file(tensors, partial, metadata={"facts": facts, "digest": self._digest(name, facts, tensors)})
             partial.replace(file)
         except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
@@ -112,6 +120,15 @@ class Journal:
             self._working.release()
         else:
             self.close()
+
+    def _digest(self, name: str, facts: str, tensors: "Mapping[str, Tensor]") -> str:
+        import torch
+
+        outlines = {key: [str(tensor.dtype), list(tensor.shape)] for key, tensor in sorted(tensors.items())}
+        digest = hashlib.sha256(json.dumps([self._fingerprint, name, facts, outlines]).encode())
+        for key in outlines:
+            digest.update(tensors[key].cpu().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.safetensors"
@@ -137,15 +154,22 @@ def open_journal(output: Path | None, fingerprint: str, execution: Execution) ->
 
 
 def run_resumable(
-    tasks: Sequence[Task[Record]], *, stage: str, execution: Execution, journal: Journal | None
+    tasks: Sequence[Task[Record]],
+    *,
+    stage: str,
+    execution: Execution,
+    journal: Journal | None,
+    is_valid: Callable[[str, Record], bool] = lambda *_: True,
 ) -> dict[str, Record]:
     """Records of all tasks by name: loaded from the journal where it has them, else computed and stored there.
 
-    Tensors of a stored record are mapped from its file, so they take no memory until they are used.
+    Tensors of a stored record are mapped from its file, so they take no memory until they are used. A stored record of
+    a task for whose name `is_valid` is false is computed again.
     """
     if journal is None:
         return {task.name: record for task, record in run_tasks(tasks, stage=stage, execution=execution)}
-    records = {task.name: record for task in tasks if (record := journal.load(task.name))}
+    stored = {task.name: record for task in tasks if (record := journal.load(task.name))}
+    records = {name: record for name, record in stored.items() if is_valid(name, record)}
     if records:
         execution.progress.note(f"resuming: {len(records)} of {len(tasks)} matrices are already done")
     remaining = [task for task in tasks if task.name not in records]

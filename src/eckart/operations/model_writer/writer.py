@@ -30,6 +30,7 @@ from eckart.operations.weight_update import Update, update_of
 
 LEAST_ROWS = 64  # of a block: with fewer, a product with a wide factor spends its time reading the factor
 MEASURED = 8  # rounding is measured on one block of this many
+_WRITTEN = "written"  # in a record: the digest of the ends of what was written
 _STAGES = {"merge": "Merging", "unmerge": "Unmerging", "quantize": "Quantizing"}
 
 
@@ -104,7 +105,13 @@ class ModelWriter:
             if files.is_new:
                 journal.clear()
             tasks = [self._task(tensor, files) for tensor in self.plan.tensors]
-            return run_resumable(tasks, stage=_STAGES[self.plan.command], execution=execution, journal=journal)
+            parts = {tensor.name: [spec.name for spec in tensor.specs] for tensor in self.plan.tensors}
+
+            def is_written(name: str, record: Record) -> bool:
+                return record.facts[_WRITTEN] == files.ends_digest(parts[name])
+
+            stage = _STAGES[self.plan.command]
+            return run_resumable(tasks, stage=stage, execution=execution, journal=journal, is_valid=is_written)
 
     def _task(self, tensor: OutputTensor, files: TensorFiles) -> Task[Record]:
         values = prod(tensor.views[0].stored_shape)
@@ -113,9 +120,13 @@ class ModelWriter:
             memory += 2 * values + 12 * values * (tensor.views[0].kind == "conv1d")
         elif tensor.views[0].kind == "expert":
             memory += 4 * values
-        return Task(tensor.name, tensor.info.nbytes, memory, lambda: self._write_tensor(tensor, files))
+        return Task(tensor.name, tensor.info.nbytes, memory, lambda: self._record(tensor, files))
 
-    def _write_tensor(self, tensor: OutputTensor, files: TensorFiles) -> Record:
+    def _record(self, tensor: OutputTensor, files: TensorFiles) -> Record:
+        facts = self._write_tensor(tensor, files)
+        return Record(facts | {_WRITTEN: files.ends_digest(spec.name for spec in tensor.specs)})
+
+    def _write_tensor(self, tensor: OutputTensor, files: TensorFiles) -> dict[str, Any]:
         transposed = tensor.views[0].kind == "conv1d"  # bitsandbytes stores each weight as (out, in), Conv1D's too
         requantized = Requantized(tensor.scheme, transposed=transposed) if tensor.scheme else None
         cost = RoundingCost()
@@ -135,10 +146,10 @@ class ModelWriter:
                     files.write(tensor.name, rows, (view.first_row + row) * view.stored_shape[1])
                 row += len(stored)
         if requantized is None:
-            return Record(cost.facts())
+            return cost.facts()
         for name, values in requantized.tensors():
             files.write(name, values)
-        return Record(requantized.facts())
+        return requantized.facts()
 
 
 def _updated(
