@@ -204,12 +204,11 @@ def _complete(
 
 
 def _files(source: Source | None) -> tuple[Path, ...]:
-    files = find_files(source) if isinstance(source, (str, Path)) else None
-    return files.paths if files is not None else ()
+    return (find_files(source) if isinstance(source, (str, Path)) else None) or ()
 
 
 def _text_files(source: Source) -> tuple[Path, ...]:
-    files = find_files(source) if isinstance(source, (str, Path)) else None
+    files = _files(source)
     return files if files and not has_records(files[0]) else ()
 
 
