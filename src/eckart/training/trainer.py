@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from trl.trainer.sft_trainer import SFTTrainer
 
 from eckart.engine.progress import NoProgress, Progress
@@ -258,6 +260,15 @@ class AdapterTrainer(SFTTrainer):
             raise MismatchError.listing(msg, sorted(differing))
         for name, tensor in trained.items():
             tensor.copy_(stored[name])
+
+    def load_finished(self, checkpoint: Path) -> bool:
+        """Load a checkpoint if it was written after the last step: resumed from it, transformers would add a step."""
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if state.global_step < state.max_steps:
+            return False
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        return True
 
     def _trained(self) -> dict[str, Tensor]:
         """The tensors that training changes, and the frozen initial factors that are subtracted from the update."""

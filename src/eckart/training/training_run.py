@@ -211,6 +211,10 @@ def _train_steps(
     """
     from eckart.training.step_monitor import StepMonitor
 
+    if checkpoint is not None and trainer.load_finished(checkpoint):
+        if make_recorder is not None and rundir.is_writer():
+            trainer.recorder = make_recorder(trainer.state.max_steps)
+        return 0.0
     interruption = Interruption()
     trainer.add_callback(
         StepMonitor(trainer, progress, interruption, heldout_loss=heldout_loss, make_recorder=make_recorder)
