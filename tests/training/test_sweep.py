@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import eckart
+from eckart.checkpoint.manifest import write_manifest
 from eckart.engine.progress import NoProgress
 from eckart.errors import EckartError, MismatchError, OptionError, OutputError
 from eckart.formats import load_adapter
@@ -49,6 +50,7 @@ class Trainings:
         }
         Path(job.output).mkdir()
         (Path(job.output) / "train.json").write_text(json.dumps(content))
+        write_manifest(Path(job.output))
         return content
 
     @property

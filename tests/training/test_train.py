@@ -481,7 +481,7 @@ def test_an_output_that_exists_is_replaced_only_when_asked(unbroken, tiny, text,
         force=True,
         finish=lambda folder, result: beside.append((folder.name, result.steps)),
     )
-    assert beside == [("finished", 1)]
+    assert beside == [("new", 1)]
     assert load_adapter(tmp_path / "out")
 
 
