@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from eckart.engine import Execution, NoProgress, Task, run_tasks
+from eckart.engine.tasks import TINY_BYTES
 
+READ = TINY_BYTES  # what a task reads that is worth a thread of its own
 PATIENCE = 20  # seconds that a test waits for what must happen at once
 
 
@@ -51,7 +53,7 @@ class Meter:
                 self.running -= 1
             return name
 
-        return Task(name, nbytes, nbytes, call)
+        return Task(name, READ, nbytes, call)
 
 
 def results(tasks, **options):
@@ -69,7 +71,7 @@ def test_every_task_is_done_once_and_its_result_handed_out(workers, count):
 
 def test_tasks_run_at_the_same_time():
     meeting = threading.Barrier(3, timeout=PATIENCE)
-    tasks = [Task(f"t{i}", 1, 1, meeting.wait) for i in range(3)]
+    tasks = [Task(f"t{i}", READ, 1, meeting.wait) for i in range(3)]
     assert len(results(tasks, workers=3)) == 3  # no one could have left the meeting alone
 
 
@@ -95,13 +97,25 @@ def test_a_task_larger_than_the_budget_runs_alone():
     assert meter.most == 1000  # and nothing beside it
 
 
+def test_one_worker_does_all_tiny_tasks_and_the_others_do_the_rest() -> None:
+    threads: dict[str, set[int]] = {"tiny": set(), "large": set()}
+    meeting = threading.Barrier(2, timeout=PATIENCE)
+    tasks = [Task(f"tiny {i}", READ - 1, 1, lambda: threads["tiny"].add(threading.get_ident())) for i in range(50)]
+    tasks += [
+        Task(f"large {i}", READ, 1, lambda: (threads["large"].add(threading.get_ident()), meeting.wait()))
+        for i in range(2)
+    ]
+    assert len(results(tasks, workers=2)) == 52
+    assert [len(ids) for ids in threads.values()] == [1, 2]
+
+
 def test_small_tasks_pass_one_that_has_to_wait():
     released = threading.Event()
     seen = []
     tasks = [
-        Task("holder", 1, 60, lambda: released.wait(PATIENCE)),
-        Task("too large beside it", 1, 50, lambda: seen.append("large")),
-        Task("fits beside it", 1, 30, lambda: (seen.append("small"), released.set())),
+        Task("holder", READ, 60, lambda: released.wait(PATIENCE)),
+        Task("too large beside it", READ, 50, lambda: seen.append("large")),
+        Task("fits beside it", READ, 30, lambda: (seen.append("small"), released.set())),
     ]
     results(tasks, workers=2, memory_bytes=100)
     assert seen == ["small", "large"]
@@ -115,7 +129,7 @@ def test_the_first_error_stops_what_has_not_begun_and_is_raised_as_it_was(worker
     def fail():
         raise error
 
-    tasks = [Task("broken", 1, 100, fail), *(meter.task(f"t{i}", 1, seconds=0.02) for i in range(60))]
+    tasks = [Task("broken", READ, 100, fail), *(meter.task(f"t{i}", 1, seconds=0.02) for i in range(60))]
     with pytest.raises(RuntimeError, match="this matrix is broken") as raised:
         results(tasks, workers=workers)
     assert raised.value is error
@@ -128,7 +142,7 @@ def test_the_first_error_stops_what_has_not_begun_and_is_raised_as_it_was(worker
 
 def test_leaving_the_iterator_starts_nothing_more_and_waits_for_nothing():
     meter, hold = Meter(), threading.Event()
-    tasks = [Task("slow", 1, 100, lambda: hold.wait(PATIENCE)), *(meter.task(f"t{i}", 1, 0.02) for i in range(60))]
+    tasks = [Task("slow", READ, 100, lambda: hold.wait(PATIENCE)), *(meter.task(f"t{i}", 1, 0.02) for i in range(60))]
     iterator = run_tasks(tasks, stage="test", execution=Execution(workers=3))
     next(iterator)
     before = time.perf_counter()

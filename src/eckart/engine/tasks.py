@@ -1,7 +1,8 @@
 """Independent work on many matrices, on several threads, within a memory limit.
 
 One thread per matrix beats all threads on one matrix: decompositions of a few thousand columns do not scale, and there
-are many matrices. Each worker therefore computes single-threaded, unless there is only one worker.
+are many matrices. Each worker therefore computes single-threaded, unless there is only one worker. One worker does all
+tiny tasks: they run mostly in the interpreter, where two threads only take turns and lose time over it.
 """
 
 import queue
@@ -13,6 +14,8 @@ from typing import Generic, TypeVar
 from threadpoolctl import threadpool_limits
 
 from eckart.engine.execution import Execution
+
+TINY_BYTES = 2**16  # read by a task that takes about a millisecond
 
 T = TypeVar("T")
 
@@ -42,7 +45,7 @@ def run_tasks(tasks: Sequence[Task[T]], *, stage: str, execution: Execution) -> 
     tasks and does not wait for those in progress.
     """
     execution.progress.start(stage, sum(task.nbytes for task in tasks), "bytes")
-    pool = _Pool(sorted(tasks, key=lambda task: -task.memory_bytes), execution)
+    pool = _Pool(sorted(tasks, key=lambda task: (_is_tiny(task), -task.memory_bytes)), execution)
     try:
         for _ in tasks:
             task, result, error = pool.next_result()
@@ -62,6 +65,7 @@ class _Pool(Generic[T]):
     def __init__(self, tasks: Sequence[Task[T]], execution: Execution) -> None:
         self._waiting = list(reversed(tasks))
         self._used_bytes = 0
+        self._tiny_worker: int | None = None
         self._limit = execution.memory_bytes
         self._condition = threading.Condition()
         self._done: queue.SimpleQueue = queue.SimpleQueue()
@@ -111,13 +115,21 @@ class _Pool(Generic[T]):
                 self._condition.notify_all()
 
     def _take(self) -> Task[T] | None:
-        """The next task that fits in memory, or None when there is none left."""
+        """The next task that fits in memory, or None when there is none left for this worker."""
+        worker = threading.get_ident()
         with self._condition:
-            while self._waiting:
+            while self._waiting and not (_is_tiny(self._waiting[-1]) and self._tiny_worker not in (None, worker)):
                 for index in range(len(self._waiting) - 1, -1, -1):
-                    needed = self._waiting[index].memory_bytes
+                    needed, tiny = self._waiting[index].memory_bytes, _is_tiny(self._waiting[index])
+                    if tiny and self._tiny_worker not in (None, worker):
+                        break  # those that follow are tiny too
                     if self._used_bytes == 0 or self._used_bytes + needed <= self._limit:
                         self._used_bytes += needed
+                        self._tiny_worker = worker if tiny else self._tiny_worker
                         return self._waiting.pop(index)
                 self._condition.wait()
             return None
+
+
+def _is_tiny(task: Task[T]) -> bool:
+    return task.nbytes < TINY_BYTES

@@ -4,7 +4,7 @@ A weight in memory is one slab; a weight on disk, or the difference of two, yiel
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -80,8 +80,8 @@ def as_slabs(weight: Matrix) -> RowSlabs:
     Raises:
         OptionError: `weight` is not a real floating-point matrix.
     """
-    if isinstance(weight, RowSlabs):
-        return weight
+    if hasattr(weight, "slabs"):  # the protocol's own check takes longer than a small matrix
+        return cast("RowSlabs", weight)
     if isinstance(weight, list | tuple):
         try:
             weight = np.array(weight, dtype=np.float64)

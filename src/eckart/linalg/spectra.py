@@ -6,6 +6,7 @@ depends on them is an `Interval`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -151,7 +152,7 @@ class Spectrum:
             msg = f"`error` must be in (0, 1], a share of the Frobenius norm, got {error}"
             raise OptionError(msg)
         total = self.energy_above[1][0]
-        return self._first_rank([(tail / total).sqrt() < error for tail in self.energy_above])
+        return self._first_rank(lambda tail: (tail / total).sqrt() < error)
 
     def rank_for_energy(self, energy: float) -> int | RankBound | None:
         """Smallest rank whose leading singular values have at least `energy` of ‖W‖_F²; None for a zero matrix.
@@ -165,14 +166,21 @@ class Spectrum:
         total = self.energy_above[1][0]
         # All of the energy means that the remainder is zero, not that it vanishes in the rounding of the total.
         allowed = total if energy < 1 else 0.0
-        return self._first_rank([((total - tail) / total >= energy) & (tail <= allowed) for tail in self.energy_above])
+        return self._first_rank(lambda tail: ((total - tail) / total >= energy) & (tail <= allowed))
 
-    def _first_rank(self, enough: list[Tensor]) -> int | RankBound | None:
+    def _first_rank(self, enough: Callable[[Tensor], Tensor]) -> int | RankBound | None:
         """Bounds on the first rank whose tail is small enough: by its lower and by its upper bound."""
         if self.fro_norm == 0:
             return None
-        lower, upper = (int(flags.to(torch.int8).argmax()) if bool(flags.any()) else self.max_rank for flags in enough)
-        return lower if lower == upper else RankBound(lower, upper)
+        lower, upper = self.energy_above
+        most = self._first(enough(upper))
+        least = most if lower is upper else self._first(enough(lower))
+        return most if least == most else RankBound(least, most)
+
+    def _first(self, flags: Tensor) -> int:
+        """The first rank that is marked, or the largest one."""
+        first = int(flags.numpy().argmax())  # NumPy starts faster, and there may be thousands of small matrices
+        return first if bool(flags[first]) else self.max_rank
 
     @property
     def spectral_norm(self) -> float | Interval:

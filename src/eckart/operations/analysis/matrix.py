@@ -75,8 +75,8 @@ class MatrixAnalysis:
         entry |= {key: number for key, number in numbers.items() if not key.startswith("rank_for_")}
         for rule, shares in (("rank_for_energy", ENERGIES), ("rank_for_error", ERRORS)):
             entry[rule] = {str(share): numbers[f"{rule}_{share}"] for share in shares}
-        noise = asdict(self.noise) if self.noise else None
-        entry["noise"] = noise and {key: _number_to_json(value) for key, value in noise.items()}
+        noise = self.noise and {key: _number_to_json(value) for key, value in vars(self.noise).items()}
+        entry["noise"] = noise
         entry["complete"] = self.spectrum.complete
         entry["singular_values"] = self.spectrum.singular_values.tolist()
         tail = self.spectrum.tail
