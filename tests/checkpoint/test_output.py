@@ -184,6 +184,7 @@ def killed(out):
     (hidden / "lock").touch()
     (hidden / "new").mkdir()
     (hidden / "new" / "half").touch()
+    (hidden / ".new.partial").mkdir()  # of an output in the output
     return hidden
 
 

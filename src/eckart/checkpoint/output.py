@@ -115,7 +115,7 @@ def publish(partial: Path, path: Path, *, force: bool = False, inputs: Sequence[
 def _replacing(path: Path, kind: Kind, *, force: bool, inputs: Sequence[Path | None]) -> Iterator[Path]:
     """A hidden, locked folder next to `path` to write in, removed at the end; `path` may be replaced meanwhile."""
     check_output(path, kind=kind, force=force, inputs=inputs)
-    working = WorkingFolder(_hidden(path), path, rf"{_NEW}(\..*)?|{_OLD}")
+    working = WorkingFolder(_hidden(path), path, rf"\.?{_NEW}(\..*)?|{_OLD}")
     try:
         _restore(working.path / _OLD, path)
         if fault := _existing_fault(path, kind, force=force):  # another process may have written it meanwhile

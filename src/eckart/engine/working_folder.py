@@ -98,8 +98,8 @@ class WorkingFolder:
         """Delete the folder, the marker last: what is left by a kill is still known as eckart's."""
         with suppress(OSError):
             self.clear()
-            if self._marker is not None:
-                (self.path / self._marker).unlink(missing_ok=True)
+            for name in (f"{self._marker}.tmp", self._marker) if self._marker is not None else ():
+                (self.path / name).unlink(missing_ok=True)
             (self.path / LOCK).unlink(missing_ok=True)
             self.path.rmdir()
         self._lock.release()
