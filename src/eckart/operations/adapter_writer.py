@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.adapter.deferred import Deferred
 from eckart.checkpoint import InputFiles, check_output
+from eckart.checkpoint.manifest import MANIFEST
 from eckart.checkpoint.naming import is_embedding
 from eckart.engine.fingerprint import fingerprint
 from eckart.errors import MismatchError, OutputError
@@ -251,4 +252,6 @@ def _tied_copy(layer: AdapterLayer, module: str) -> AdapterLayer:
 
 
 def _files(output: Path) -> list[Path]:
-    return [file for file in output.iterdir() if file.is_file()] if output.is_dir() else [output]
+    return (
+        [file for file in output.iterdir() if file.is_file() and file.name != MANIFEST] if output.is_dir() else [output]
+    )
