@@ -21,6 +21,7 @@ LLAMA4 = SIZES | {
     "num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 48, "interleave_moe_layer_step": 1,
 }  # fmt: skip
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 96, "n_positions": 64}
+VOCABULARY = ["embed_tokens", "lm_head"]
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 # Name: model type, its config, the adapter's config.
 CASES = {
@@ -36,6 +37,14 @@ CASES = {
     "Granite experts": (
         *("granitemoe", SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2}),
         {"target_modules": ["q_proj"], "target_parameters": EXPERTS},
+    ),
+    "all-linear": (
+        *("qwen3_moe", SIZES | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}),
+        {"target_modules": "all-linear"},
+    ),
+    "router": (
+        *("qwen3_moe", SIZES | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}),
+        {"target_modules": ["q_proj"], "target_parameters": ["mlp.gate.weight"]},
     ),
     "square Conv1D": ("gpt2", GPT2, {"target_modules": ["attn.c_proj"]}),
 }
@@ -67,17 +76,18 @@ TIED = {
 }  # fmt: skip
 
 
+CAUSAL = "AutoModelForCausalLM"
 CLASSIFIER = "AutoModelForSequenceClassification"
-# Name: class, model type, its config, the adapter's config; all of them save tensors next to updates.
+# Name: class, model type, its config, the adapter's config; all of them have more than plain updates.
 SAVING = {
     "embedding and head": (
         *("AutoModelForCausalLM", "llama", SIZES), {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
     ),
     "classifier": (CLASSIFIER, "roberta", BERT, {"target_modules": ["query"], "task_type": "SEQ_CLS"}),
+    "router and experts": (CAUSAL, "qwen3_moe", CASES["router"][1], {"target_modules": "all-linear"}),
     "score": (CLASSIFIER, "llama", SIZES, {"target_modules": ["q_proj"], "task_type": "SEQ_CLS"}),
 }  # fmt: skip
 
-CAUSAL = "AutoModelForCausalLM"
 MIXTURE = SIZES | {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2}
 # Model types and configs of mixtures: fused in the files, fused under other names, or one module for each expert.
 MIXTURES = {
@@ -279,13 +289,13 @@ def test_weights_that_an_adapter_unties_are_all_written_and_the_config_says_so(c
 
 
 @pytest.mark.parametrize("case", SAVING)
-def test_tensors_saved_next_to_updates_survive_resize_and_combine_for_peft(case, tmp_path):
+def test_what_is_not_a_plain_update_survives_resize_and_combine_for_peft(case, tmp_path):
     from peft import PeftModel
 
     auto, kind, config, options = SAVING[case]
     model = adapted(base_model(tmp_path / "base", kind, config, auto), tmp_path / "adapter", **options)
     expected = logits(model)
-    resize(tmp_path / "adapter", rank=6, output=tmp_path / "resized")
+    resize(tmp_path / "adapter", rank=8, output=tmp_path / "resized")  # PEFT doubles the rank of gate_up_proj
     both = [tmp_path / "adapter", tmp_path / "resized"]
     combine(both, weights=[0.25, 0.75], output=tmp_path / "combined")
     source = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
@@ -410,3 +420,28 @@ def test_experts_are_extracted_as_peft_names_them_however_the_files_store_them(k
     found, expected = again.merge_and_unload().state_dict(), tuned.state_dict()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5, msg=lambda text: f"{name}: {text}")  # noqa: B023
+
+
+@pytest.mark.parametrize("options", [{"exclude": VOCABULARY}, {"modules_to_save": VOCABULARY}], ids=["exclude", "save"])
+def test_a_fine_tune_with_more_tokens_is_extracted_without_them_or_with_all_of_them(options, tmp_path):
+    from peft import PeftModel
+
+    tuned = base_model(tmp_path / "base", "llama", SIZES)
+    tuned.resize_token_embeddings(100, mean_resizing=False)
+    with torch.no_grad():
+        weight = tuned.model.layers[0].self_attn.q_proj.weight
+        weight += torch.randn(len(weight), 2) @ torch.randn(2, weight.shape[1])
+    tuned.save_pretrained(tmp_path / "tuned")
+    extract(tmp_path / "base", tmp_path / "tuned", rank=2, output=tmp_path / "extracted", **options)
+    merge(tmp_path / "base", tmp_path / "extracted", tmp_path / "merged")
+    merged, expected = type(tuned).from_pretrained(tmp_path / "merged"), tuned.state_dict()
+    if "exclude" in options:
+        expected |= {name: expected[name][:96] for name in ("lm_head.weight", "model.embed_tokens.weight")}
+    assert merged.config.vocab_size == len(expected["lm_head.weight"])
+    for name, tensor in merged.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5)
+    grown = type(tuned).from_pretrained(tmp_path / "base")
+    if "modules_to_save" in options:
+        grown.resize_token_embeddings(100, mean_resizing=False)
+    again = PeftModel.from_pretrained(grown, tmp_path / "extracted").merge_and_unload()
+    torch.testing.assert_close(logits(again), logits(merged.eval()), rtol=0, atol=1e-4)

@@ -76,7 +76,7 @@ class Layer(Generic[T]):
         alpha: numerator of the scale.
         rslora: the scale is alpha / √rank rather than alpha / rank.
         kind: `conv1d` is GPT-2's Conv1D, whose weight is stored as (in, out): `fan_in_fan_out` in PEFT; `expert` is one
-            expert of a fused tensor, named `experts.gate_up_proj[3]`.
+            expert of a fused tensor, named `experts.gate_up_proj[3]`, or another parameter, such as `gate.weight`.
         bias: shape `(out_features,)`, scaled like the product (PEFT's `lora_bias`).
         magnitude: DoRA's norm of each output, shape `(out_features,)`.
     """

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
 from eckart.checkpoint.layouts import is_buffer, layout, module_of
 from eckart.checkpoint.naming import is_embedding, is_output_layer, matches
+from eckart.checkpoint.tying import is_vocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,7 +15,9 @@ MANY_FAULTS = 12  # more than a message lists: then look for a common cause
 COMPARED_BYTES = 2**23  # bytes read at a time to check whether a tensor changed
 
 
-def compare_layouts(base: Checkpoint, tuned: Checkpoint, exclude: Sequence[str] = ()) -> list[str]:
+def compare_layouts(
+    base: Checkpoint, tuned: Checkpoint, exclude: Sequence[str] = (), *, saved: Sequence[str] = ()
+) -> list[str]:
     """Why `tuned` minus `base` is undefined, tensor by tensor; empty if it is defined.
 
     If the checkpoints are of two different models, that is the only fault.
@@ -26,6 +29,7 @@ def compare_layouts(base: Checkpoint, tuned: Checkpoint, exclude: Sequence[str] 
         base: the checkpoint that was fine-tuned.
         tuned: the fine-tuned checkpoint.
         exclude: patterns by PEFT's rules; tensors of excluded modules are not compared.
+        saved: patterns of modules whose tensors are saved in full, so that their number of tokens may differ.
 
     Raises:
         MismatchError: an `exclude` is neither a name nor a regex.
@@ -45,6 +49,8 @@ def compare_layouts(base: Checkpoint, tuned: Checkpoint, exclude: Sequence[str] 
         if name in matrices and old and old.name in skipped:
             faults[name] = f"the base cannot be used: {skipped[old.name]}"
         elif fault := _fault(name, base, tuned):
+            if old and new and is_vocabulary(name) and any(matches(pattern, module_of(name)) for pattern in saved):
+                continue
             faults[name] = fault
     cause = _common_cause(base, tuned, faults)
     return [cause] if cause else [f"{name}: {fault}" for name, fault in faults.items()]
@@ -84,7 +90,8 @@ def _fault(name: str, base: Checkpoint, tuned: Checkpoint) -> str | None:
         return None
     module = module_of(name)
     if old.shape[1:] == new.shape[1:] and (is_embedding(module) or is_output_layer(module)):
-        return f"{old.shape[0]:,} rows in the base, {new.shape[0]:,} in the tuned checkpoint; {leave_out}"
+        save = f"`modules_to_save={module}` saves it in full"
+        return f"{old.shape[0]:,} rows in the base, {new.shape[0]:,} in the tuned checkpoint; {leave_out}, {save}"
     return f"shape {old.shape} in the base, {new.shape} in the tuned checkpoint; {leave_out}"
 
 
@@ -119,6 +126,8 @@ def changed(base: Checkpoint, tuned: Checkpoint, tensor: str) -> bool:
     if stored not in base.tensors:
         return True
     info = tuned.tensors[tensor]
+    if base.tensors[stored].shape != info.shape:
+        return True
     if not info.shape:
         return not _equal(base.read(stored), tuned.read(tensor))
     step = max(1, COMPARED_BYTES * info.shape[0] // max(info.nbytes, 1))

@@ -157,9 +157,9 @@ def _named(adapter: Adapter, stacks: Mapping[str, Stack]) -> Iterator[tuple[str,
         yield f"{PREFIX}{_stored_name(name, adapter)}", tensor
     experts: dict[str, list[tuple[int, str]]] = {parameter: [] for parameter in stacks}
     for module in adapter:
-        expert = expert_of(module)
-        if expert and expert[0] in stacks:
-            experts[expert[0]].append((expert[1], module))
+        parameter, index = expert_of(module) or (module, 0)
+        if parameter in stacks:
+            experts[parameter].append((index, module))
             continue
         layer = adapter[module]
         names = _EMBEDDING_NAMES if layer.kind == "embedding" else _NAMES

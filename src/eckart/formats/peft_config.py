@@ -79,10 +79,13 @@ class PeftConfig(BaseModel):
         return self._targets.value(module, default=False)
 
     def target_parameters_of(self, module: str) -> list[str]:
-        """Names of the module's parameters that the config targets, if it has them."""
+        """Names of the module's parameters that the config targets, if it has them.
+
+        A target that names the module too, such as a router's `gate.weight`, precedes one that any module may have.
+        """
         suffixes = (module[match.end() :] for match in re.finditer(r"^|\.", module))
-        leaves = (self._parameters.get(owner, ()) for owner in ("", *suffixes))
-        return sorted({leaf for each in leaves for leaf in each})
+        of_module = {leaf for owner in suffixes for leaf in self._parameters.get(owner, ())}
+        return sorted(of_module or self._parameters.get("", ()))
 
     @cached_property
     def _budget(self) -> RegexBudget:

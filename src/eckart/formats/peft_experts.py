@@ -38,8 +38,8 @@ class Stack:
     outline: LayerOutline
 
     def names(self) -> list[str]:
-        """A layer's name for each expert."""
-        return [f"{self.parameter}[{expert}]" for expert in range(self.count)]
+        """A layer's name for each expert; of a parameter that is one matrix, the parameter's."""
+        return [self.parameter] if self.count == 1 else [f"{self.parameter}[{expert}]" for expert in range(self.count)]
 
     def expert(self, index: int, factors: "Mapping[str, Tensor]") -> AdapterLayer:
         """One expert's update, from the stacked lora_A and lora_B."""
@@ -112,8 +112,8 @@ def stack_of(parameter: str, tensors: Mapping[str, TensorOutline], config: PeftC
         msg = f"rank is {rank} by {CONFIG}, lora_A is {A.shape} and lora_B {B.shape}"
         raise ValueError(msg)
     count = len(A) // rank
-    if not 1 < count <= _MAX_EXPERTS:
-        msg = f"only parameters of 2 to {_MAX_EXPERTS} experts are supported, this one has {count}"
+    if count > _MAX_EXPERTS:
+        msg = f"only parameters of up to {_MAX_EXPERTS} experts are supported, this one has {count}"
         raise ValueError(msg)
     alpha = config.alpha_of(parameter)
     lora_A, lora_B = TensorOutline((rank, A.shape[1]), A.dtype), TensorOutline((len(B), rank), B.dtype)
@@ -130,12 +130,12 @@ def stacks_of(outline: AdapterOutline) -> tuple[AdapterOutline, dict[str, Stack]
     groups: dict[str, dict[int, LayerOutline]] = {}
     plain: dict[str, LayerOutline] = {}
     for name, layer in outline.items():
-        expert = expert_of(name) if layer.kind == "expert" else None
-        if expert:
-            groups.setdefault(expert[0], {})[expert[1]] = layer
+        if layer.kind == "expert":
+            parameter, index = expert_of(name) or (name, 0)
+            groups.setdefault(parameter, {})[index] = layer
         else:
             plain[name] = layer
-    faults = [f"{name}: an expert without a number" for name, layer in plain.items() if layer.kind == "expert"]
+    faults: list[str] = []
     counts: dict[str, int] = {}
     for parameter, experts in groups.items():
         module = parameter.rpartition(".")[0]

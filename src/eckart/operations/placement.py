@@ -32,6 +32,7 @@ _UNKNOWN_ORIENTATION = {
 Fault = tuple[str, Literal["missing", "shape", "other"], str]
 """Why a module or tensor does not fit: its name, the kind of reason and the reason; one kind has one common cause."""
 
+_BOTH_FIT = {("expert", "expert"), ("conv1d", "linear")}  # kinds of a layer and of a square matrix
 SHOWN = 12  # faults that a message lists: for the others no nearest name is searched
 
 
@@ -161,7 +162,8 @@ def _place_layers(
     faults: list[Fault] = []
     counts = Counter[str]()
     for name, layer in adapter.items():
-        module = modules.find(name)
+        # A parameter that is one matrix, such as a router's `gate.weight`, is a module's weight here.
+        module = modules.find(name.removesuffix(".weight"))
         view = places.views.get(module or "")
         if module is None or view is None:
             reason = reasons.get(module or "")
@@ -252,7 +254,7 @@ def _shape_fault(layer: LayerOutline, view: MatrixView) -> str | None:
     """Why an update does not fit a matrix, from shapes alone."""
     A, B = tuple(layer.lora_A.shape), tuple(layer.lora_B.shape)
     rows, columns = view.stored_shape
-    if view.swaps_factors is None and rows == columns and layer.kind in ("expert", "conv1d"):
+    if view.swaps_factors is None and rows == columns and (layer.kind, view.kind) in _BOTH_FIT:
         return _UNKNOWN_ORIENTATION[layer.kind]
     kernel = tuple(view.tensor_shape[1:]) if view.kind == layer.kind == "conv" else None
     if kernel and A[1:] != kernel:

@@ -59,7 +59,9 @@ def split_tensors(base: Checkpoint, tuned: Checkpoint, scope: Scope) -> Parts:
         MismatchError: the checkpoints do not belong together, or a pattern matches nothing; all faults at once.
     """
     _check_kind(base, tuned)
-    faults = compare_layouts(base, tuned, scope.exclude)
+    faults = compare_layouts(
+        base, tuned, scope.exclude, saved=[p for p in scope.modules_to_save if p not in (NORM, BIAS)]
+    )
     if faults:
         msg = f"{tuned.source} is not a fine-tune of {base.source}"
         raise MismatchError.listing(msg, faults)
