@@ -62,7 +62,7 @@ class Harness:
     def place(self, name: str) -> Place:
         """A new copy of the inputs for a command."""
         self.count += 1
-        folder = self.folder / str(self.count)
+        folder = self.folder / f"{self.count:05}"  # paths of one length, which count in the bytes of an adapter
         (folder / "temporary").mkdir(parents=True)
         shutil.copytree(self.folder / "originals", folder / "work", symlinks=True)
         return Place(folder, name)
