@@ -142,7 +142,7 @@ class GgufCheckpoint:
         if tensor.shape and tensor.shape[-1] % block:
             return f"{what}: rows of {tensor.shape[-1]} do not divide into {kind.name} blocks of {block}"
         heads = self._rotary_heads(name)
-        if heads and (not tensor.shape or tensor.shape[0] % (2 * heads)):
+        if heads and (not tensor.shape or not tensor.shape[0] or tensor.shape[0] % (2 * heads)):
             return f"{what}: shape {tensor.shape} does not divide into {heads} heads"
         if tensor.offset + self._nbytes(tensor) > self._header.stamp.size:
             return f"{what} extends beyond the end of the file: it is truncated"

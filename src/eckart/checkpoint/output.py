@@ -47,11 +47,10 @@ def check_output(
         OutputError: with all faults.
     """
     path, parent = Path(path), Path(path).absolute().parent
+    working_name(path)
     faults = [fault] if (fault := _existing_fault(path, kind, force=force)) and not (reuse and path.is_dir()) else []
     if fault := shared_with_inputs(path, inputs) or shared_with_inputs(working_name(path), inputs):
         faults = [f"{fault}, and inputs are never changed; choose another name"]
-    if len(os.fsencode(path.name)) > _LONGEST_NAME:
-        faults.append(f"its name is longer than {_LONGEST_NAME} bytes; choose a shorter one")
     if not parent.is_dir():
         faults.append(f"its folder {parent} does not exist; create it first")
     elif not os.access(parent, os.W_OK | os.X_OK):
@@ -64,7 +63,14 @@ def check_output(
 
 
 def working_name(path: Path) -> Path:
-    """The folder next to an output in which long work keeps what is finished, so that an interrupted run resumes."""
+    """The folder next to an output in which long work keeps what is finished, so that an interrupted run resumes.
+
+    Raises:
+        OutputError: the output's name is too long for it.
+    """
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        msg = f"{path}: its name is longer than {_LONGEST_NAME} bytes; choose a shorter one"
+        raise OutputError(msg)
     return path.with_name(f"{path.name}.partial")
 
 

@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import os
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,36 +85,46 @@ def write_tensors(
 
 
 class _File:
-    """A file that is open until its last reference is gone: after an interruption a thread may still write to it."""
+    """A file of a fixed size that is opened for each write: a model may have more shards than a process may open.
 
-    def __init__(self, path: Path) -> None:
+    A thread that still writes after an interruption finds no file once it was renamed or removed.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        with self.opened(os.O_CREAT) as descriptor:
+            self.is_new = os.fstat(descriptor).st_size != size
+            _allocate(descriptor, size)
+
+    @contextmanager
+    def opened(self, flags: int = 0) -> Iterator[int]:
+        """A descriptor of its own, so that several threads may write at once."""
         # Without O_BINARY, Windows would change every byte that looks like the end of a line.
-        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-        self._seeking = threading.Lock()
+        descriptor = os.open(self.path, os.O_WRONLY | getattr(os, "O_BINARY", 0) | flags, 0o666)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def write_at(self, data: memoryview, offset: int) -> None:
-        """Write bytes at an offset; several threads may do so at once."""
-        done = 0
-        # One call writes at most 2 GiB.
-        while done < len(data):
-            if hasattr(os, "pwrite"):
-                done += os.pwrite(self.descriptor, data[done:], offset + done)
-                continue
-            with self._seeking:  # on Windows
-                os.lseek(self.descriptor, offset + done, os.SEEK_SET)
-                done += os.write(self.descriptor, data[done:])
+        """Write bytes at an offset."""
+        with self.opened() as descriptor:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            done = 0
+            # One call writes at most 2 GiB.
+            while done < len(data):
+                done += os.write(descriptor, data[done:])
 
     def read_at(self, count: int, offset: int) -> bytes:
-        """Read bytes at an offset; several threads may do so at once."""
-        if hasattr(os, "pread"):
-            return os.pread(self.descriptor, count, offset)
-        with self._seeking:  # on Windows
-            os.lseek(self.descriptor, offset, os.SEEK_SET)
-            return os.read(self.descriptor, count)
+        """Read bytes at an offset."""
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            return file.read(count)
 
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+    def sync(self) -> None:
+        """Wait until all of the file is on the disk."""
+        with self.opened() as descriptor:
+            os.fsync(descriptor)
 
 
 @dataclass(frozen=True)
@@ -187,15 +196,14 @@ def open_files(
     for name, specs in shards.items():
         header, offsets = _header(specs, metadata)
         size = len(header) + sum(spec.nbytes for spec in specs)
-        file = _File(folder / name)
+        file = _File(folder / name, size)
         files.append(file)
-        is_new |= os.fstat(file.descriptor).st_size != size
+        is_new |= file.is_new
         file.write_at(memoryview(header), 0)
-        _allocate(file.descriptor, size)
         destinations |= {spec.name: _Destination(spec, file, offsets[spec.name]) for spec in specs}
     yield TensorFiles(destinations, is_new=is_new)
     for file in files:
-        os.fsync(file.descriptor)
+        file.sync()
 
 
 def _allocate(descriptor: int, size: int) -> None:
