@@ -46,6 +46,11 @@ CASES = {
         *("qwen3_moe", SIZES | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}),
         {"target_modules": ["q_proj"], "target_parameters": ["mlp.gate.weight"]},
     ),
+    "tokens": ("llama", SIZES, {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [1, 95]}}),
+    "tokens of a tied embedding": (
+        *("llama", SIZES | {"tie_word_embeddings": True}),
+        {"target_modules": ["q_proj"], "trainable_token_indices": [7, 2, 5]},
+    ),
     "square Conv1D": ("gpt2", GPT2, {"target_modules": ["attn.c_proj"]}),
 }
 ENCODER_DECODER = {
@@ -84,6 +89,7 @@ SAVING = {
         *("AutoModelForCausalLM", "llama", SIZES), {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
     ),
     "classifier": (CLASSIFIER, "roberta", BERT, {"target_modules": ["query"], "task_type": "SEQ_CLS"}),
+    "tokens": (CAUSAL, *CASES["tokens"]),
     "router and experts": (CAUSAL, "qwen3_moe", CASES["router"][1], {"target_modules": "all-linear"}),
     "score": (CLASSIFIER, "llama", SIZES, {"target_modules": ["q_proj"], "task_type": "SEQ_CLS"}),
 }  # fmt: skip

@@ -19,13 +19,13 @@ from eckart.adapter.outline import AdapterOutline
 from eckart.checkpoint.json_files import read_json_object
 from eckart.errors import FileFormatError, MismatchError
 from eckart.formats.peft_patterns import NamePatterns, RegexBudget
+from eckart.formats.peft_tokens import is_token_rows
 
 CONFIG = "adapter_config.json"
 _MAX_CONFIG_BYTES = 16 * 2**20
 _REFUSED = {
     "megatron_config": "Megatron adapters are not read",
     "layer_replication": "replicated layers (layer_replication) are not read",
-    "trainable_token_indices": "adapters of single tokens (trainable_token_indices) are not read",
     **dict.fromkeys(
         ("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "use_qalora"),
         "a variant of LoRA that is not a fixed low-rank update of each weight",
@@ -206,7 +206,11 @@ def _saved_modules(adapter: AdapterOutline) -> list[str]:
 
     A tensor of an adapted module is in PEFT's base layer, and a bias may be trained in place: neither is an entry.
     """
-    saved = (name.rpartition(".")[0] for name in adapter.modules_to_save if not is_trained_bias(name, adapter))
+    saved = (
+        name.rpartition(".")[0]
+        for name in adapter.modules_to_save
+        if not is_trained_bias(name, adapter) and not is_token_rows(name)
+    )
     modules = {module for module in saved if module not in adapter}
     entries = adapter.config.get("modules_to_save")
     entries = entries if isinstance(entries, list) else []

@@ -14,6 +14,7 @@ from eckart.checkpoint.module_tree import core_name, names_in_transformers, tree
 from eckart.checkpoint.naming import nearest_names
 from eckart.errors import MismatchError
 from eckart.formats.expert_modules import with_expert_modules
+from eckart.formats.peft_tokens import embedding_of, is_token_rows, tokens_of
 from eckart.formats.renaming import rename_for_base
 
 if TYPE_CHECKING:
@@ -43,12 +44,12 @@ class Term:
     Attributes:
         adapter: index among the adapters.
         key: name of a module among its layers, or of a tensor that it saves completely.
-        part: which of the two, or the bias of the layer.
+        part: which of the two, or the bias of the layer, or rows of an embedding.
     """
 
     adapter: int
     key: str
-    part: Literal["update", "bias", "whole"]
+    part: Literal["update", "bias", "whole", "rows"]
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,9 @@ def _place_saved(
     faults: list[Fault] = []
     by_tensor = {view.tensor: view.name for view in places.views.values()}
     for name, value in adapter.modules_to_save.items():
+        if is_token_rows(name):
+            faults += _place_rows(number, name, adapter, places, tensors)
+            continue
         tensor = tensors.find(name)
         if tensor is None:
             faults.append((name, "missing", "the base has no such tensor"))
@@ -209,6 +213,26 @@ def _place_saved(
             changes = places.changes.setdefault(tensor, {})
             changes.setdefault(by_tensor.get(stored, stored), []).append(Term(number, name, "whole"))
     return faults
+
+
+def _place_rows(number: int, name: str, adapter: AdapterOutline, places: Places, tensors: NamesOfBase) -> list[Fault]:
+    """Rows of an embedding, which PEFT replaces in every module that shares it."""
+    tensor = tensors.find(embedding_of(name))
+    if tensor is None:
+        return [(name, "missing", "the base has no such tensor")]
+    base = tensors.base
+    stored = base.tied.get(tensor, tensor)
+    shape, rows = base.tensors[stored].shape, adapter.modules_to_save[name].shape
+    try:
+        largest = max(tokens_of(name, adapter))
+    except ValueError as fault:
+        return [(name, "other", str(fault))]
+    if rows[1:] != shape[1:] or largest >= shape[0]:
+        return [(name, "shape", f"its rows are {rows}, up to token {largest}, the base's tensor {shape}")]
+    view = next(view.name for view in places.views.values() if view.tensor == stored)
+    for shared in (stored, *(absent for absent, owner in base.tied.items() if owner == stored)):
+        places.changes.setdefault(shared, {}).setdefault(view, []).append(Term(number, name, "rows"))
+    return []
 
 
 def _misfit(

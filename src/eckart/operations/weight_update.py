@@ -12,6 +12,7 @@ from torch import Tensor
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.checkpoint import MatrixView
+from eckart.formats.peft_tokens import tokens_of
 from eckart.linalg import LowRank
 from eckart.linalg.finite import require_finite
 from eckart.linalg.scaling import SAFE_SQUARES
@@ -61,6 +62,7 @@ class Update:
         products: factors of all plain updates, including scales and weights; None without any.
         whole: tensors to add, each with its factor.
         dora: layers that renormalize.
+        rows: factor, indices and new values of single rows.
         scales: alpha and rank of each plain update and DoRA layer, for messages.
     """
 
@@ -69,6 +71,7 @@ class Update:
     products: tuple[Tensor, Tensor] | None = None
     whole: list[tuple[float, Tensor]] = field(default_factory=list)
     dora: list[_Dora] = field(default_factory=list)
+    rows: list[tuple[float, Tensor, Tensor]] = field(default_factory=list)
     scales: list[str] = field(default_factory=list)
 
     def change(self, slab: Tensor, start: int) -> Tensor:
@@ -91,6 +94,10 @@ class Update:
             total.add_(tensor[start:stop].to(slab.dtype), alpha=factor)
         for layer in self.dora:
             total.add_(layer.rows(slab, start), alpha=layer.weight)
+        for weight, indices, values in self.rows:
+            inside = (start <= indices) & (indices < stop)
+            here = indices[inside] - start
+            total[here] += weight * (values[inside].to(slab.dtype) - slab[here])
         return total
 
     def apply(self, slab: Tensor, start: int) -> Tensor:
@@ -128,6 +135,11 @@ def update_of(
     saved = {term.adapter: _saved(adapters[term.adapter], term.key) for term in terms if term.part == "whole"}
     for term in terms:
         if term.part == "whole":
+            continue
+        if term.part == "rows":
+            adapter, values = adapters[term.adapter], _saved(adapters[term.adapter], term.key)
+            indices = torch.tensor(tokens_of(term.key, adapter))
+            result.rows.append((weights[term.adapter], indices, values))
             continue
         weight, layer = weights[term.adapter], _checked(adapters[term.adapter], term.key)
         result.scales.append(f"{term.key} has alpha {layer.alpha:.4g} at rank {layer.rank}, weight {weight:.4g}")

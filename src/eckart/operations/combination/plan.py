@@ -14,6 +14,7 @@ from eckart.checkpoint.dtypes import promote
 from eckart.checkpoint.open import ModelSource
 from eckart.errors import MismatchError, OptionError
 from eckart.formats.common_names import to_common_names
+from eckart.formats.peft_tokens import FIELD, is_token_rows
 from eckart.formats.sources import open_adapter, open_model
 from eckart.operations.combination.mixture import Method, Mixture
 from eckart.operations.costs import Costs, break_even_note
@@ -260,11 +261,20 @@ class CombinePlan:
             weight = fsum(self.weights[i] for i in terms)
             if len(shapes) > 1:
                 yield f"{name}: saved in full with the shapes {' and '.join(map(str, sorted(shapes)))}"
+            elif is_token_rows(name):
+                yield from self._rows_faults(name, weight)
             elif weight != 1 and self.base is None and not self.is_copy_of_base(name):
                 yield (
                     f"{name}: saved in full with weights that sum to {weight:g}, so the result depends on the "
                     "model's tensor; give the model as `base`"
                 )
+
+    def _rows_faults(self, name: str, weight: float) -> Iterator[str]:
+        fields = [outline.config.get(FIELD) for outline in self.outlines]
+        if any(field != fields[0] for field in fields):
+            yield f"{name}: the adapters train different tokens ({FIELD})"
+        elif weight != 1:
+            yield f"{name}: rows of tokens with weights that sum to {weight:g}; they must sum to 1"
 
 
 def plan_combine(

@@ -156,7 +156,7 @@ def _same_term(term: Term, other: Term, adapters: Sequence[Adapter], view: Matri
     if (term.adapter, term.part) != (other.adapter, other.part):
         return False
     adapter = adapters[term.adapter]
-    if term.part == "whole" or view is None:
+    if term.part in ("whole", "rows") or view is None:
         return torch.equal(adapter.modules_to_save[term.key], adapter.modules_to_save[other.key])
     layer, second = adapter[term.key], adapter[other.key]
     if layer.magnitude is not None or second.magnitude is not None:

@@ -164,7 +164,7 @@ def _lost(plan: ModelPlan) -> list[OutputTensor]:
     def is_lost(term: Term) -> bool:
         if term.part == "update":
             return outlines[term.adapter][term.key].magnitude is not None
-        return term.part == "whole"
+        return term.part in ("whole", "rows")
 
     return [it for it in plan.changed if any(is_lost(term) for terms in it.terms.values() for term in terms)]
 
