@@ -136,7 +136,9 @@ def content(output: Path, work: Path) -> dict[str, bytes]:
     files = [output] if output.is_file() else sorted(path for path in output.rglob("*") if path.is_file())
 
     def cleaned(data: bytes) -> bytes:
-        return NAMED_BY_TIME.sub(b"", MEASURED.sub(b"", data.replace(str(work).encode(), b"work")))
+        for folder in (work, output.parent):
+            data = data.replace(str(folder).encode(), b"work")
+        return NAMED_BY_TIME.sub(b"", MEASURED.sub(b"", data))
 
     return {
         path.relative_to(output).as_posix(): cleaned(path.read_bytes())
