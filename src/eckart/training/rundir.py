@@ -55,6 +55,7 @@ def working_folder(output: Path, *, resume: bool, force: bool, inputs: Sequence[
     check_output(output, kind="folder", force=force, inputs=inputs)
     working = WorkingFolder(folder, output, NAMES, marker=RUN_FILE)
     try:
+        check_output(output, kind="folder", force=force)  # another process may have written it meanwhile
         checkpoint = last_checkpoint(folder)
         if resume and not force and checkpoint is None and (folder / LAST_GOOD).exists():
             msg = (
