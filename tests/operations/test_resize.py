@@ -321,7 +321,7 @@ def test_an_interrupted_resize_resumes_where_it_stopped(tmp_path, monkeypatch):
 @pytest.mark.parametrize("options", [{"rank": 2}, {"rank": 3, "dtype": torch.bfloat16}, {"rank": 3, "target": ["k"]}])
 def test_an_interrupted_resize_starts_over_where_anything_else_is_asked(tmp_path, monkeypatch, options):
     adapter = adapter_of(q=drawn(), k=drawn(seed=1))
-    expected = resize(adapter, **options).adapter
+    expected = resize(adapter, output=tmp_path / "expected", **options).adapter
 
     def stopped(*_, **__):
         raise RuntimeError

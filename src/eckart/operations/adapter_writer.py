@@ -61,7 +61,7 @@ class LayerTasks:
         tasks: one per layer; each returns a record from `layer_record` or `empty_record`.
         shapes: shape of each layer's update, in the order of the result.
         facts: everything that the records depend on, as JSON.
-        measure: measures the errors of an adapter whose factors a `Refine` changed; None where there is no `Refine`.
+        measure: measures the errors of records again whose factors changed after their task.
         skipped: what is not in the adapter, apart from layers with an empty record.
         guarantee: how much more energy another use of the budget could preserve.
         notes: warnings and advice that were already reported.
@@ -72,7 +72,7 @@ class LayerTasks:
     tasks: "Sequence[Task[Record]]"
     shapes: Mapping[str, tuple[int, int]]
     facts: Mapping[str, Any]
-    measure: Measure | None = None
+    measure: Measure
     skipped: Sequence[Skipped] = ()
     guarantee: str | None = None
     notes: tuple[str, ...] = ()
@@ -185,7 +185,6 @@ class AdapterWriter:
             ]
             adapter = replace(work.frame, layers=_layers(written, work, journal), files=())
             if self.refine is not None and (refined := self.refine(adapter)) is not adapter:
-                assert work.measure is not None
                 adapter, layers = refined, work.measure(refined, layers)
             del records, written  # they would keep every stored file mapped in memory
             skipped, notes = [*work.skipped, *dropped, *unknown_fields(work.frame)], self._notes(work, layers)
@@ -199,7 +198,9 @@ class AdapterWriter:
             if self.output is None:
                 return result(adapter, adapter.nbytes)
             with saved_adapter(adapter, self.output, force=self.force) as partial:
-                written_result = result(load_adapter(partial), sum(file.stat().st_size for file in _files(partial)))
+                saved = load_adapter(partial)
+                layers = _measured_as_saved(work, layers, adapter, saved)
+                written_result = result(saved, sum(file.stat().st_size for file in _files(partial)))
                 if self.finish is not None:
                     self.finish(partial, written_result)
                 self.inputs.check_unchanged()
@@ -212,6 +213,18 @@ class AdapterWriter:
             return work.notes
         self.execution.progress.note(note)
         return (*work.notes, note)
+
+
+def _measured_as_saved(
+    work: LayerTasks, layers: list[LayerRecord], adapter: Adapter, saved: Adapter
+) -> list[LayerRecord]:
+    """The records with the errors of the factors as saved: a format may store a part of a scale in lora_B."""
+    before, after = adapter.outline(), saved.outline()
+    moved = {name for name in after if name in before and after[name].scaling != before[name].scaling}
+    if not moved:
+        return layers
+    again = {record.name: record for record in work.measure(saved, [each for each in layers if each.name in moved])}
+    return [again.get(record.name, record) for record in layers]
 
 
 def _split(records: "Mapping[str, Record]") -> "tuple[dict[str, Record], list[Skipped]]":

@@ -8,9 +8,10 @@ from torch import Tensor
 from eckart.adapter.adapter import AdapterLayer
 from eckart.checkpoint import MatrixView
 from eckart.engine import Record
-from eckart.linalg import RowSlabs, spectrum_for, truncated_svd
+from eckart.linalg import LowRank, RowSlabs, spectrum_for, truncated_svd
 from eckart.linalg.krylov import resident
 from eckart.linalg.scaling import normalized, shifted, shifted_number
+from eckart.linalg.slabs import as_slabs
 from eckart.operations.rank_choice import RankChoice
 from eckart.operations.ranks import rank_by_rule, rule_of
 
@@ -75,6 +76,11 @@ def error_of(matrix: RowSlabs, layer: AdapterLayer, view: MatrixView, *, norm: f
     if view.swaps_factors:
         return _measured_error(matrix, product.lora_A.T, product.lora_B.T, norm)
     return _measured_error(matrix, product.lora_B, product.lora_A, norm)
+
+
+def error_of_product(update: Tensor, product: LowRank, *, norm: float) -> float:
+    """‖W − B·A‖_F / ‖W‖_F of a product against a matrix in memory, of that norm; 0 for a zero matrix."""
+    return _measured_error(as_slabs(update), product.lora_B, product.lora_A, norm) if norm else 0.0
 
 
 def _rank_for(matrix: RowSlabs, choice: RankChoice, generator: torch.Generator) -> int:

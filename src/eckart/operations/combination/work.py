@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from eckart.adapter.adapter import AdapterLayer
+from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.adapter.deferred import Deferred
 from eckart.adapter.outline import TensorOutline
 from eckart.checkpoint import WeightMatrix
@@ -20,10 +20,11 @@ from eckart.errors import OptionError
 from eckart.linalg import LowRank, Spectrum, as_slabs, spectrum
 from eckart.linalg.finite import count_non_finite, require_finite, too_large
 from eckart.linalg.scaling import frobenius_norm
+from eckart.operations.adapter_result import LayerRecord
 from eckart.operations.adapter_writer import LayerTasks, empty_record, layer_record
 from eckart.operations.combination.plan import CombinePlan
 from eckart.operations.combination.pruning import combined_update
-from eckart.operations.factors import factor
+from eckart.operations.factors import error_of_product, factor
 from eckart.operations.rank_change import (
     alpha_for,
     at_rank,
@@ -147,6 +148,17 @@ class Combining:
         least = min(facts["error"], facts["error_lower_bound"])
         return layer_record(check_range(name, layer), **(facts | {"error_lower_bound": least}))
 
+    def measure(self, adapter: Adapter, layers: Sequence[LayerRecord]) -> list[LayerRecord]:
+        """The records of layers with errors measured again, after the factors of the adapter were changed."""
+        return [replace(record, error=self._error(record, adapter[record.name])) for record in layers]
+
+    def _error(self, record: LayerRecord, result: AdapterLayer) -> float:
+        if self.plan.is_dense(record.name):
+            return error_of_product(self._dense(record.name), result.low_rank(), norm=record.fro_norm)
+        layers = self._layers(record.name)
+        scale = _scale(record.name, layers)
+        return measured_error(_sum(layers, scale), result, scaling=scale)
+
     def _dense(self, name: str) -> Tensor:
         """The combination of one module's updates as a matrix, in the orientation of `low_rank`."""
 
@@ -202,6 +214,7 @@ def combination_tasks(plan: CombinePlan, execution: Execution) -> LayerTasks:
         work.tasks(plan.terms, lambda name: work.record(name, ranks.by_name.get(name))),
         plan.shapes,
         facts,
+        work.measure,
         skipped=plan.skipped,
         guarantee=ranks.guarantee,
         notes=tuple(notes),
