@@ -85,6 +85,14 @@ def experts(kind="gpt_oss"):
     return transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**sizes)).eval()
 
 
+class Attention(torch.nn.Module):
+    """PyTorch's own attention, in which PEFT adapts in_proj_weight and out_proj."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn, self.out = torch.nn.MultiheadAttention(12, 2), torch.nn.Linear(12, 3)
+
+
 PARAMETERS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 ATTENTION = ["q_proj", "down_proj"]
 
@@ -104,13 +112,24 @@ ATTENTION = ["q_proj", "down_proj"]
         (gpt2, {"r": 2, "target_modules": ["c_attn"], "fan_in_fan_out": True, "lora_bias": True}),
         (experts, {"r": 2, "target_modules": ["q_proj"], "target_parameters": PARAMETERS}),
         (lambda: experts("mixtral"), {"r": 2, "target_modules": ["q_proj"], "target_parameters": PARAMETERS}),
+        (Attention, {"r": 3, "target_modules": ["attn", "out"]}),
         (Pixels, {"r": 3, "target_modules": ["conv1", "conv2", "head"]}),
         (Pixels, {"r": 3, "target_modules": ["conv1", "head"], "use_dora": True}),
         (Pixels, {"r": 3, "target_modules": ["conv1"], "lora_bias": True, "modules_to_save": ["head"]}),
     ],
     ids=[
         *("plain", "rslora", "dora", "saved", "embedding", "bias", "trained bias"),
-        *("conv1d", "conv1d dora", "conv1d bias", "transposed experts", "experts", "conv", "conv dora", "conv bias"),
+        *(
+            "conv1d",
+            "conv1d dora",
+            "conv1d bias",
+            "transposed experts",
+            "experts",
+            "attention",
+            "conv",
+            "conv dora",
+            "conv bias",
+        ),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])

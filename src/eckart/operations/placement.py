@@ -13,6 +13,7 @@ from eckart.checkpoint import Checkpoint, MatrixView, layout
 from eckart.checkpoint.module_tree import core_name, names_in_transformers, tree_name
 from eckart.checkpoint.naming import nearest_names
 from eckart.errors import MismatchError
+from eckart.formats.attention_modules import with_attention_modules
 from eckart.formats.expert_modules import with_expert_modules
 from eckart.formats.peft_tokens import embedding_of, is_token_rows, tokens_of
 from eckart.formats.renaming import rename_for_base
@@ -80,8 +81,10 @@ class NamesOfBase:
 
     def find(self, name: str) -> str | None:
         """The base's name for an adapter's; None if there is none, or it is ambiguous."""
-        if name in self.names:
-            return name
+        name = name.replace(".base_layer.", ".")  # PEFT has nn.MultiheadAttention's out_proj there
+        for exact in (name, f"{name}.in_proj_weight"):
+            if exact in self.names:
+                return exact
         tail = name.partition(".")[2]
         longer = [*self._by_tail.get(name, ()), *([tail] if tail in self.names else [])]
         if longer:
@@ -121,7 +124,7 @@ def fitted(adapter: Adapter, base: Checkpoint) -> Adapter:
     Raises:
         MismatchError: names that the base does not resolve, or other shapes.
     """
-    return with_expert_modules(rename_for_base(base, adapter), base.tensors)
+    return with_expert_modules(with_attention_modules(rename_for_base(base, adapter)), base.tensors)
 
 
 def find_places(base: Checkpoint, adapters: Sequence[AdapterOutline]) -> Places:
