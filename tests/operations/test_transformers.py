@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
+from eckart.checkpoint.replicated import replicated_config
 from eckart.errors import MismatchError
-from eckart.operations import combine, extract, resize
+from eckart.operations import combine, extract, resize, unmerge
 from eckart.operations.merging.merge import merge
 
 # PEFT and transformers warn about their own internals; what is tested here is their numbers.
@@ -451,3 +452,24 @@ def test_a_fine_tune_with_more_tokens_is_extracted_without_them_or_with_all_of_t
         grown.resize_token_embeddings(100, mean_resizing=False)
     again = PeftModel.from_pretrained(grown, tmp_path / "extracted").merge_and_unload()
     torch.testing.assert_close(logits(again), logits(merged.eval()), rtol=0, atol=1e-4)
+
+
+def test_repeated_layers_are_written_each_with_its_own_update(tmp_path):
+    """The truth is the model with the adapter: PEFT's merge adds the updates of all copies to the weight they share."""
+    base = base_model(tmp_path / "base", "llama", SIZES)
+    ranges = [[0, 2], [1, 2]]
+    model = adapted(base, tmp_path / "adapter", target_modules=["q_proj", "down_proj"], layer_replication=ranges)
+    merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    merged = type(base).from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits(merged), logits(model), rtol=0, atol=2e-5 * float(logits(model).abs().max()))
+    with pytest.raises(MismatchError, match="repeats layers"):
+        unmerge(tmp_path / "merged", tmp_path / "adapter", tmp_path / "restored")
+    base_model(tmp_path / "shallow", "llama", SIZES | {"num_hidden_layers": 1})
+    with pytest.raises(MismatchError, match="no single stack of that many layers"):
+        merge(tmp_path / "shallow", tmp_path / "adapter", tmp_path / "other")
+
+
+def test_the_config_of_repeated_layers_names_the_type_of_each():
+    config = {"num_hidden_layers": 2, "layer_types": ["full", "sliding"], "hidden_size": 2, "architectures": ["A", "B"]}
+    expected = config | {"num_hidden_layers": 3, "layer_types": ["sliding", "full", "sliding"]}
+    assert replicated_config(config, [1, 0, 1], 2) == expected

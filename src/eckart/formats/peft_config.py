@@ -25,7 +25,6 @@ CONFIG = "adapter_config.json"
 _MAX_CONFIG_BYTES = 16 * 2**20
 _REFUSED = {
     "megatron_config": "Megatron adapters are not read",
-    "layer_replication": "replicated layers (layer_replication) are not read",
     **dict.fromkeys(
         ("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "use_qalora"),
         "a variant of LoRA that is not a fixed low-rank update of each weight",

@@ -17,7 +17,7 @@ def match_layers(model: nn.Module, adapter: Adapter) -> tuple[dict[str, Target],
     A name is looked up as it is, then after the prefix of the whole model (`transformer.` for GPT-2, whose files leave
     it out).
     """
-    if fault := _expert_fault(adapter):
+    if fault := _fault_of_kind(adapter):
         return {}, [fault]
     modules = base_modules(model)
     paths, prefix = paths_of(modules), getattr(model, "base_model_prefix", "")
@@ -58,7 +58,9 @@ def _layer_fault(layer: AdapterLayer, target: Target) -> str | None:
     return None
 
 
-def _expert_fault(adapter: Adapter) -> str | None:
+def _fault_of_kind(adapter: Adapter) -> str | None:
+    if adapter.config.get("layer_replication"):
+        return "the adapter repeats layers (layer_replication), which a live model cannot do: merge it into the base"
     count = sum(layer.kind == "expert" for layer in adapter.values())
     if not count:
         return None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from eckart.checkpoint.layouts import as_view, is_buffer
 from eckart.engine import Execution, Task, run_tasks
+from eckart.errors import MismatchError
 from eckart.formats.sources import Source, name_of, open_adapter, open_model
 from eckart.linalg.block_sizes import SLAB_BYTES
 from eckart.operations.comparison.merge_check import MergeCheck, MergedMatrix
@@ -69,6 +70,9 @@ def plan_merge_check(
     sources = list(adapters) if isinstance(adapters, Sequence) and not isinstance(adapters, str) else [adapters]
     original, result = open_model(base), open_model(merged)
     opened = [fitted(open_adapter(source), original) for source in sources]
+    if any(adapter.config.get("layer_replication") for adapter in opened):
+        msg = "a merge of an adapter that repeats layers (layer_replication) is not checked against its base"
+        raise MismatchError(msg)
     places = find_places(original, [adapter.outline() for adapter in opened])
     parts, faults, skipped = _parts(original, result, places)
     return MergeClaim(

@@ -54,7 +54,7 @@ class ExtendedBase:
             **base.tensors,
             **{name: item.info for name, item in supplied.items()},
         }
-        self.config = extended_config(base.config, self)
+        self.config = _extended_config(self)
         self.tied: Mapping[str, str] = {**base.tied, **tied_weights(self.tensors, self.config)}
         self._read = lru_cache(maxsize=1)(self._read_supplied)
 
@@ -124,10 +124,10 @@ def extended(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[fl
     return result
 
 
-def extended_config(config: Mapping[str, Any], base: Checkpoint) -> dict[str, Any]:
-    """A config with the sizes, and the class, of a base's supplied tensors."""
-    result = dict(config)
-    if not isinstance(base, ExtendedBase) or not result:
+def _extended_config(base: ExtendedBase) -> dict[str, Any]:
+    """The base's config with the sizes, and the class, of the supplied tensors."""
+    result = dict(base.base.config)
+    if not result:
         return result
     for name, item in base.supplied.items():
         if old := base.base.tensors.get(name):

@@ -14,11 +14,12 @@ from eckart.checkpoint.layouts import as_view
 from eckart.checkpoint.model_config import read_config
 from eckart.checkpoint.nf4 import Nf4Checkpoint
 from eckart.checkpoint.nf4_scheme import stored_name
+from eckart.checkpoint.replicated import ReplicatedLayers, with_replicated_layers
 from eckart.checkpoint.tying import stored_twice, untied_config
-from eckart.errors import OptionError
+from eckart.errors import MismatchError, OptionError
 from eckart.formats import unknown_fields
 from eckart.formats.sources import Source, open_adapter, open_model
-from eckart.operations.merging.extended import ExtendedBase, extended, extended_config
+from eckart.operations.merging.extended import ExtendedBase, extended
 from eckart.operations.model_writer.plan import ModelPlan, OutputTensor, dtype_entry, untied
 from eckart.operations.output_dtype import float_dtype
 from eckart.operations.placement import Places, Term, find_places, fitted, stored_factors
@@ -48,7 +49,9 @@ def plan_merge(
     """
     instead = "give the model first, then the adapters; eckart combine joins adapters"
     checkpoint = open_model(base, instead=instead)
-    loaded = tuple(fitted(adapter, checkpoint) for adapter in open_adapters(adapters))
+    opened = open_adapters(adapters)
+    checkpoint = _deepened(checkpoint, opened)
+    loaded = tuple(fitted(adapter, checkpoint) for adapter in opened)
     factors = checked_weights(weights, len(loaded))
     checkpoint = extended(checkpoint, loaded, factors)
     outlines = [adapter.outline() for adapter in loaded]
@@ -63,6 +66,17 @@ def plan_merge(
     config = _config(checkpoint, tensors, changes, dtype=target)
     tokenizer = checkpoint.tokenizer if isinstance(checkpoint, ExtendedBase) else None
     return ModelPlan("merge", checkpoint, tensors, matches, skipped, config, loaded, factors, tokenizer=tokenizer)
+
+
+def _deepened(base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
+    """The base with the layers that the adapters' `layer_replication` repeats."""
+    ranges = [adapter.config.get("layer_replication") or [] for adapter in adapters]
+    if not any(ranges):
+        return base
+    if any(each != ranges[0] for each in ranges):
+        msg = f"the adapters repeat different layers (layer_replication): {', '.join(map(str, ranges))}"
+        raise MismatchError(msg)
+    return with_replicated_layers(base, ranges[0])
 
 
 def open_adapters(adapters: Adapters) -> list[Adapter]:
@@ -186,7 +200,7 @@ def _config(
     """The config.json to write; {} if the base's is copied as it is, or there is none."""
     complete = has_companions(base)
     original = read_config(base.folder) if complete else base.config
-    config = extended_config(original, base)
+    config = dict(base.config if isinstance(base, (ReplicatedLayers, ExtendedBase)) else original)
     if dtype is not None:
         config.pop("quantization_config", None)
     if config and (dtype is not None or not complete):

@@ -83,6 +83,9 @@ def plan_unmerge(
     if dtype is None and isinstance(plan.base, Nf4Checkpoint):
         msg = f"{plan.base.source}: the values before 4-bit rounding are lost; restore plain weights: `dtype=bfloat16`"
         raise OptionError(msg)
+    if any(adapter.config.get("layer_replication") for adapter in plan.adapters):
+        msg = "an adapter that repeats layers (layer_replication) is not unmerged; its base is the model to go back to"
+        raise MismatchError(msg)
     lost = _lost(plan)
     if lost and base is None:
         msg = "only the base restores what DoRA renormalized or the adapter replaced: give it as `base`"
