@@ -50,7 +50,12 @@ def test_json_and_files_hold_the_same_comparison(folder: Path) -> None:
     assert ended.exit_code == 0, ended.stderr
     content = json.loads(ended.stdout)
     assert content == json.loads((out / "comparison.json").read_text())
-    assert sorted(path.name for path in out.glob("[!.]*")) == ["alignment.png", "comparison.json", "overlap.png"]
+    assert sorted(path.name for path in out.glob("[!.]*")) == [
+        "alignment.png",
+        "comparison.json",
+        "overlap.png",
+        "report.html",
+    ]
     assert (content["format"], content["kind"], len(content["matrices"])) == ("eckart-compare/2", "adapters", 20)
     matrix = content["matrices"][0]
     assert matrix["outputs"]["chance"] == [[round(max(i, j) / 24, 6) for j in (1, 2)] for i in (1, 2)]

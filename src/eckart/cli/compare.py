@@ -32,7 +32,7 @@ def compare(
     """Compare two adapters or checkpoints: norms, cosine, shared directions.
 
     With --base, also count the intruder dimensions of both. A checkpoint and an adapter are checked instead: is the
-    adapter merged into it, and with which weight? With -o, write comparison.json and figures.
+    adapter merged into it, and with which weight? With -o, write comparison.json, figures and report.html.
 
     \b
     $ eckart compare adapter extracted --target attention
@@ -67,7 +67,7 @@ def compare(
         return present(plan.preview(), report.preview_table, as_json=as_json)
     if output:
         check_output(output, force=force, inputs=plan.inputs)
-    drawing = Drawing(output, "save_comparison_figures", page=False)
+    drawing = Drawing(output, "save_comparison_figures")
     inputs = InputFiles(plan.inputs)
     result = plan.compare()
     if output:

@@ -14,6 +14,12 @@ export function digits(number, most = 3) {
   return String(Number(number.toPrecision(most)));
 }
 
+/** A number that fits into a cell of a map: two decimals below one, else two digits: .14, -.02, 3.4, 340. */
+export function inCell(number) {
+  if (number === null || Math.abs(number) >= 0.995) return digits(number, 2);
+  return Math.abs(number) < 0.005 ? "0" : number.toFixed(2).replace("0.", ".");
+}
+
 /** A share in percent, with enough digits to distinguish 99.9 from 100; one at the level of rounding as a bound. */
 export function percent(share, most = 3) {
   if (share === null || share === undefined || Number.isNaN(share)) return "–";

@@ -1,7 +1,7 @@
 // The tab of a comparison of two adapters or checkpoints: cosine and shared directions as a map and a table.
 
 import { el, fill, select } from "./dom.js";
-import { digits, median, shape, whole } from "./format.js";
+import { digits, inCell, median, shape, whole } from "./format.js";
 import { HeatMap, legend } from "./heatmap.js";
 import { cellsOf, facts, intro, scrolled } from "./parts.js";
 import { Scale } from "./scale.js";
@@ -56,7 +56,7 @@ export class AlignmentView {
     const ofCell = (cell) => median(cell.items.map((i) => this.value(i)).filter((number) => number !== null));
     const scale = new Scale(this.map.cells.map(ofCell), { fromZero: false });
     this.map.paint(ofCell, scale, (cell, number) => ({
-      short: number === null ? "–" : digits(number, 2),
+      short: number === null ? "–" : inCell(number),
       long: `${kinds[cell.row]}, layer ${layers[cell.column] ?? "–"}: ${label} ${digits(number)}`,
     }));
     fill(this.key, legend(scale, label, digits));

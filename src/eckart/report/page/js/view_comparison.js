@@ -2,7 +2,7 @@
 
 import { chart, logTicks, plain, series } from "./chart.js";
 import { el, fill, select } from "./dom.js";
-import { digits, median, upper, whole } from "./format.js";
+import { digits, inCell, median, upper, whole } from "./format.js";
 import { HeatMap, legend } from "./heatmap.js";
 import { cellsOf, intro, scrolled } from "./parts.js";
 import { Scale } from "./scale.js";
@@ -103,7 +103,7 @@ export class ComparisonView {
     const ofCell = (cell) => median(cell.items.map((i) => this.ratio(i)).filter((ratio) => ratio !== null));
     const scale = new Scale(this.map.cells.map(ofCell), { fromZero: false });
     this.map.paint(ofCell, scale, (cell, number) => ({
-      short: number === null ? "·" : digits(number, 2),
+      short: number === null ? "·" : inCell(number),
       long: `${this.both[cell.items[0]].name}: ${QUANTITIES[this.quantity]} of B is ${digits(number)} × that of A`,
     }));
     fill(this.key, legend(scale, `${QUANTITIES[this.quantity]}, B over A`, digits));
