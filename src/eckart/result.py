@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN_ROWS = 20  # of a table in a notebook
-R = TypeVar("R")
-Finish = Callable[[Path, R], object]
+_R = TypeVar("_R")
+Finish = Callable[[Path, _R], object]
 """Adds files to the output of an operation before it gets its final name: called with the folder and the result."""
 
 

@@ -94,6 +94,7 @@ def test_an_unexpected_error_is_one_line_that_says_how_to_see_more(monkeypatch: 
 
 def test_an_interruption_is_status_130_and_says_what_is_kept(tmp_path: Path) -> None:
     (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "finished.safetensors").touch()
     ended = python(
         "import sys, eckart.operations\n"
         "def interrupted(*_, **__): raise KeyboardInterrupt\n"

@@ -101,7 +101,7 @@ def test_the_site_loads_nothing_from_a_network(site):
 def test_every_json_format_is_described_with_its_version():
     sources = (path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
     formats = {name for source in sources for name in re.findall(r'"(eckart-\w+/\d+)"', source)}
-    formats -= {"eckart-journal/1"}  # a file of unfinished work, not a result
+    formats -= {"eckart-journal/2"}  # a file of unfinished work, not a result
     assert len(formats) > 8
     described = "".join(path.read_text(encoding="utf-8") for path in (DOCS / "formats").glob("*.md"))
     assert sorted(name for name in formats if f"`{name}`" not in described) == []

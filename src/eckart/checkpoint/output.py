@@ -117,11 +117,19 @@ def publish(partial: Path, path: Path, *, force: bool = False, inputs: Sequence[
         _publish(partial, hidden, path)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what a process that was killed left of its work on `path`; an earlier result gets its name back."""
+    if _hidden(path).exists():
+        working = _hidden_folder(path)
+        _restore(working.path / _OLD, path)
+        working.close()
+
+
 @contextmanager
 def _replacing(path: Path, kind: Kind, *, force: bool, inputs: Sequence[Path | None]) -> Iterator[Path]:
     """A hidden, locked folder next to `path` to write in, removed at the end; `path` may be replaced meanwhile."""
     check_output(path, kind=kind, force=force, inputs=inputs)
-    working = WorkingFolder(_hidden(path), path, rf"\.?{_NEW}(\..*)?|{_OLD}")
+    working = _hidden_folder(path)
     try:
         _restore(working.path / _OLD, path)
         if fault := _existing_fault(path, kind, force=force):  # another process may have written it meanwhile
@@ -132,6 +140,10 @@ def _replacing(path: Path, kind: Kind, *, force: bool, inputs: Sequence[Path | N
     finally:
         _restore(working.path / _OLD, path)
         working.close()
+
+
+def _hidden_folder(path: Path) -> WorkingFolder:
+    return WorkingFolder(_hidden(path), path, rf"\.?{_NEW}(\..*)?|{_OLD}")
 
 
 def _hidden(path: Path) -> Path:

@@ -107,6 +107,7 @@ def extract(
     """  # noqa: D301
     from eckart import operations, report
     from eckart.checkpoint import check_output
+    from eckart.checkpoint.source import local_paths
     from eckart.cli.distill import distillation
     from eckart.cli.drawing import Drawing, write_result
     from eckart.cli.evaluate import gain_of, read_text
@@ -131,7 +132,7 @@ def extract(
     }
     if dry_run:
         return present(operations.plan_extract(base, tuned, **options).preview(), report.preview_table, as_json=as_json)
-    check_output(output, force=force, inputs=[evaluation, distill])
+    check_output(output, force=force, inputs=[evaluation, distill, *local_paths(base, tuned)])
     text = read_text(evaluation) if evaluation else None
     drawing = Drawing(output, open_page=open_page)
     gain = None

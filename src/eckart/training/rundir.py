@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from eckart.checkpoint.output import check_output, working_name
+from eckart.checkpoint.output import check_output, remove_leftovers, working_name
 from eckart.engine.working_folder import WorkingFolder
 from eckart.errors import MismatchError, OutputError
 
@@ -74,6 +74,13 @@ def working_folder(output: Path, *, resume: bool, force: bool, inputs: Sequence[
         working.release() if is_needed else working.close()
         raise
     working.close()
+
+
+def remove_work(output: Path) -> None:
+    """Remove what a training left that was killed when its output was complete already."""
+    remove_leftovers(output)
+    if working_name(output).exists():
+        WorkingFolder(working_name(output), output, NAMES, marker=RUN_FILE).close()
 
 
 def last_checkpoint(folder: Path) -> Path | None:

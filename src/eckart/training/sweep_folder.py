@@ -14,7 +14,7 @@ from eckart.checkpoint.output import publish
 from eckart.engine.working_folder import WorkingFolder
 from eckart.errors import MismatchError, OutputError
 from eckart.result import Finish
-from eckart.training.rundir import differences
+from eckart.training.rundir import differences, remove_work
 from eckart.training.sweep_result import RESULT_FILE, Sweep
 
 SETTINGS_FILE, CELLS = "sweep-settings.json", "cells"
@@ -107,9 +107,14 @@ def cell_name(rank: int, target: str, seed: int) -> str:
 
 
 def finished_cell(cell: Path) -> dict[str, Any] | None:
-    """The `train.json` of a finished cell, or the error of a failed one; None if it has to be trained."""
+    """The `train.json` of a finished cell, or the error of a failed one; None if it has to be trained.
+
+    What a kill just after the end of its training left is removed.
+    """
     for file in (cell / "train.json", _failure_file(cell)):
         if file.exists():
+            if file.parent == cell:
+                remove_work(cell)
             return json.loads(file.read_text(encoding="utf-8"))
     return None
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from eckart.checkpoint.output import refusing_full_disk
 from eckart.checkpoint.source import local_paths
 from eckart.engine.progress import NoProgress, Progress
 from eckart.errors import MismatchError, OptionError
@@ -91,7 +92,7 @@ def sweep(
         if source is not None:
             find_files(source)  # a cell would refuse it too, but only after its imports
     check_cells(model, grid, config)
-    with _folder(output) as folder:
+    with _folder(output) as folder, refusing_full_disk(folder, "finished cells are kept"):
         job = CellJob(
             str(model),
             str(data),
