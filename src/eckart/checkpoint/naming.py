@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 from eckart.errors import MismatchError
@@ -63,6 +64,20 @@ def in_preset(preset: str, module: str) -> bool:
         return _ends_with(module, _ATTENTION)
     # BERT's attention.output.dense ends like the MLP's output.dense.
     return _ends_with(module, _MLP) and not _ends_with(module, _ATTENTION)
+
+
+def shown_names(names: Iterable[str], *, most: int) -> dict[str, str]:
+    """Each name as it is shown: of one with more than `most` characters the beginning and the end.
+
+    Names that look the same then are numbered.
+    """
+    half = most // 2
+    shown = {name: name if len(name) <= most else f"{name[:half]}…{name[-half:]}" for name in names}
+    counts, seen = Counter(shown.values()), Counter[str]()
+    for name, short in shown.items():
+        seen[short] += 1
+        shown[name] = f"{short} ({seen[short]})" if counts[short] > 1 else short
+    return shown
 
 
 def as_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:

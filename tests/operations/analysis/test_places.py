@@ -55,3 +55,9 @@ def test_a_module_path_says_layer_and_kind(expected: dict[str, tuple[int | None,
 
 def test_no_names_have_no_places() -> None:
     assert places([]) == {}
+
+
+def test_kinds_too_long_to_show_are_shortened_and_stay_apart() -> None:
+    names = [f"model.layers.0.{'x' * 60_000}{end}{'y' * 60_000}" for end in "ab"]
+    kinds = [place.kind for place in places(names).values()]
+    assert kinds == [f"{'x' * 32}…{'y' * 32} ({number})" for number in (1, 2)]

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from eckart.checkpoint.naming import shown_names
+
 _EXPERT = re.compile(r"\[\d+\]$")  # the slice of a fused experts tensor, "experts.gate_up_proj[3]"
 # The order in which a layer computes; files store tensors alphabetically. Other kinds follow in the files' order.
 _FORWARD = (
@@ -12,6 +14,7 @@ _FORWARD = (
     *("gate_proj", "up_proj", "down_proj"),
 )
 _GENERIC = frozenset({"proj", "linear", "dense", "conv", "fc", "layer", "block"})  # says nothing on its own
+LONGEST_KIND = 64  # characters, next to a map or a figure
 _FLATTENED = re.compile(r"(?<=\d)_|_(?=\d+(?:_|$))")  # next to a number, where kohya's names have _ for every dot
 _INDEX = re.compile(r"(?:^|(?<=\.))\d+(?=\.)")
 
@@ -113,7 +116,8 @@ def _shortest_suffixes(paths: Sequence[str]) -> dict[str, str]:
         ):
             length += 1
         labels[path] = ".".join(parts[-length:])
-    return labels
+    shown = shown_names(labels.values(), most=LONGEST_KIND)
+    return {path: shown[label] for path, label in labels.items()}
 
 
 def _with_stack(label: str, stack: str, stacks: Sequence[str]) -> str:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from eckart.checkpoint.naming import shown_names
 from eckart.linalg import Interval
+from eckart.operations.analysis.places import LONGEST_KIND
 
 if TYPE_CHECKING:
     from eckart.linalg import Spectrum
@@ -43,7 +45,8 @@ def groups(analysis: "Analysis") -> dict[str, list["MatrixAnalysis"]]:
         raise ValueError(msg)
     everything = [matrix for matrices in nonzero.values() for matrix in matrices]
     if len(everything) <= FEW_MATRICES:
-        return {matrix.name: [matrix] for matrix in everything}
+        names = shown_names((matrix.name for matrix in everything), most=LONGEST_KIND)
+        return {names[matrix.name]: [matrix] for matrix in everything}
     heaviest = sorted(nonzero, key=lambda kind: -sum(matrix.params for matrix in nonzero[kind]))[:MOST_KINDS]
     return {kind: matrices for kind, matrices in nonzero.items() if kind in heaviest}
 

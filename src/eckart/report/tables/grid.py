@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
+from eckart.checkpoint.naming import shown_names
 from eckart.linalg import Interval
 from eckart.operations.analysis.places import Named, by_kind
 from eckart.report.words import Number, number_text, percent_text, shape_text
@@ -16,7 +17,7 @@ from eckart.report.words import Number, number_text, percent_text, shape_text
 SUMMARY = "Median over the layers of each module kind (lowest–highest)."
 FEW = 16  # matrices listed one by one; more are summarized by their kind
 WIDTH = 80
-
+LONGEST_NAME = 120  # characters, in a table
 
 M = TypeVar("M", bound=Named)
 
@@ -74,7 +75,8 @@ class Grid(Generic[M]):
             table.add_column("shape", no_wrap=True)
         for column in columns:
             table.add_column(column.heading, justify="right", no_wrap=True)
-        rows = by_kind(self.matrices) if summarized else {matrix.name: [matrix] for matrix in self.matrices}
+        names = shown_names((matrix.name for matrix in self.matrices), most=LONGEST_NAME)
+        rows = by_kind(self.matrices) if summarized else {names[matrix.name]: [matrix] for matrix in self.matrices}
         for label, members in rows.items():
             shapes = {shape_text(matrix.shape) for matrix in members}
             cells = [str(len(members))] if summarized else []
