@@ -12,7 +12,17 @@ from bench.results import markdown, save
 
 HERE = Path(__file__).parent
 DEFAULT = ("startup", "minimal_rank", "partial_svd", "adapter_svd", "extract", "analyze", "resize", "merge", "nf4")
-ON_REQUEST = ("training_step", "training_curve", "distill", "dynamics", "memory", "merge_memory", "page", "planning")
+ON_REQUEST = (
+    "training_step",
+    "training_curve",
+    "distill",
+    "dynamics",
+    "memory",
+    "merge_memory",
+    "page",
+    "planning",
+    "load",
+)
 
 
 def main() -> None:
