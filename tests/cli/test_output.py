@@ -151,7 +151,7 @@ def test_open_without_a_page_is_refused_before_the_work(pair):
     ("command", "files", "skipped"),
     [
         (("analyze",), ["analysis.csv", "analysis.json"], "No figures and no report.html: "),
-        (("compare",), ["comparison.json"], "No figures: "),
+        (("compare",), ["comparison.json"], "No figures and no report.html: "),
         (
             ("extract", "--rank", 2),
             ["adapter_config.json", "adapter_model.safetensors", "extract.json"],
