@@ -73,15 +73,16 @@ def with_fused_experts(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with its experts fused as in the model; itself if it has none, or the model does not fuse them."""
     if model_types(checkpoint.config).isdisjoint(_FUSED):
         return checkpoint
-    owners: dict[str, set[int]] = {}
+    owners: dict[str, set[str]] = {}
     for name in checkpoint.tensors:
         if match := _EXPERT.fullmatch(name):
-            owners.setdefault(match[1], set()).add(int(match[2]))
+            owners.setdefault(match[1], set()).add(match[2])
     parts = {}
-    for owner, numbers in owners.items():
+    complete = {owner: len(found) for owner, found in owners.items() if found == set(map(str, range(len(found))))}
+    for owner, count in complete.items():
         for leaf, forms in _PARTS.items():
             for form in forms:
-                experts = [[f"{owner}.{n}.{part}.weight" for part in form] for n in range(max(numbers) + 1)]
+                experts = [[f"{owner}.{n}.{part}.weight" for part in form] for n in range(count)]
                 if _are_alike(checkpoint, experts):
                     parts[f"{owner.replace('.block_sparse_moe.', '.mlp.')}.{leaf}"] = experts
     return FusedExperts(checkpoint, parts) if parts else checkpoint

@@ -8,9 +8,7 @@ from eckart.checkpoint.links import refuse_links
 from eckart.errors import FileFormatError
 
 FILE = "config.json"
-
-
-_MOST_LAYERS = 10_000
+MOST_LAYERS = 10_000
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers")
 _FIELDS = {
     "architectures": (
@@ -22,7 +20,7 @@ _FIELDS = {
     "hidden_size": (lambda value: type(value) is int, "a number"),
     "max_position_embeddings": (lambda value: type(value) is int, "a number of tokens"),
     **dict.fromkeys(
-        _LAYERS, (lambda value: type(value) is int and value <= _MOST_LAYERS, f"a number up to {_MOST_LAYERS:,}")
+        _LAYERS, (lambda value: type(value) is int and value <= MOST_LAYERS, f"a number up to {MOST_LAYERS:,}")
     ),
 }
 

@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
+from eckart.checkpoint.model_config import MOST_LAYERS
 from eckart.errors import MismatchError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_LAYER = re.compile(r"((?:[\w-]+\.)*?(?:layers|layer|h)\.)(\d+)(\..+)")
+_LAYER = re.compile(r"((?:[\w-]+\.)*?(?:layers|layer|h)\.)(\d{1,9})(\..+)")
 
 
 class ReplicatedLayers:
@@ -64,19 +65,31 @@ def with_replicated_layers(base: Checkpoint, ranges: Sequence[Sequence[int]]) ->
     numbered = {name: match for name in base.tensors if (match := _LAYER.fullmatch(name))}
     stacks = {match[1] for match in numbered.values()}
     count = 1 + max((int(match[2]) for match in numbered.values()), default=-1)
-    order = [layer for start, stop in ranges for layer in range(start, stop)]
-    if len(stacks) != 1 or not order or not 0 <= min(order) <= max(order) < count or hasattr(base, "schemes"):
+    if len(stacks) != 1 or hasattr(base, "schemes") or not _are_ranges(ranges, count):
         msg = (
-            f"layer_replication repeats the layers {list(ranges)}, but {base.source} is quantized, or has no single "
-            f"stack of that many layers"
+            f"layer_replication repeats the layers {repr(ranges)[:60]}, but {base.source} is quantized, or has no "
+            "single stack of that many layers"
         )
         raise MismatchError(msg)
+    order = [layer for start, stop in ranges for layer in range(start, stop)]
+    layers: dict[int, list[re.Match[str]]] = {}
+    for match in numbered.values():
+        layers.setdefault(int(match[2]), []).append(match)
     names = {name: name for name in base.tensors if name not in numbered}
     for new, layer in enumerate(order):
-        for name, match in numbered.items():
-            if int(match[2]) == layer:
-                names[f"{match[1]}{new}{match[3]}"] = name
+        names |= {f"{match[1]}{new}{match[3]}": match[0] for match in layers.get(layer, ())}
     return ReplicatedLayers(base, names, replicated_config(base.config, order, count))
+
+
+def _are_ranges(ranges: Any, count: int) -> bool:
+    """Whether these are ranges of `count` layers, not all empty, of a model that is not absurdly deep."""
+    if not isinstance(ranges, Sequence) or isinstance(ranges, str):
+        return False
+    for pair in ranges:
+        is_pair = isinstance(pair, Sequence) and len(pair) == 2 and all(type(number) is int for number in pair)
+        if not is_pair or (pair[0] < pair[1] and not 0 <= pair[0] < pair[1] <= count):
+            return False
+    return 0 < sum(max(0, stop - start) for start, stop in ranges) <= MOST_LAYERS
 
 
 def replicated_config(config: Mapping[str, Any], order: Sequence[int], count: int) -> dict[str, Any]:
