@@ -40,12 +40,14 @@ class Parts:
     """Every tensor of a fine-tune in exactly one list.
 
     Attributes:
+        naming: how names in the files become those of the module tree.
         matrices: to factor.
         saved: tensors to save in full if they changed.
         biases: biases of factored modules, saved as differences if they changed.
         skipped: all others, each with the reason.
     """
 
+    naming: Callable[[str], str]
     matrices: list[MatrixView]
     saved: list[str] = field(default_factory=list)
     biases: list[str] = field(default_factory=list)
@@ -76,7 +78,7 @@ def split_tensors(base: Checkpoint, tuned: Checkpoint, scope: Scope) -> Parts:
         msg = f"none of the tensors that {', '.join(scope.target)} matches can be factored into a PEFT adapter"
         raise MismatchError(msg)
     naming = tree_naming(tuned)
-    parts = Parts([_renamed(view, naming) for view in chosen.values()])
+    parts = Parts(naming, [_renamed(view, naming) for view in chosen.values()])
     for view in found.matrices:
         if view.name not in chosen:
             _assign(view.tensor, view.module, _without_lora(view) or NOT_TARGETED, scope, parts)

@@ -11,7 +11,6 @@ from torch import Tensor
 from eckart.adapter.adapter import Adapter
 from eckart.checkpoint import DifferenceMatrix, MatrixView
 from eckart.checkpoint.compare import changed
-from eckart.checkpoint.module_tree import tree_naming
 from eckart.engine import Execution, Record, Task, run_tasks
 from eckart.errors import MismatchError
 from eckart.linalg import Spectrum, spectrum
@@ -161,8 +160,7 @@ def extraction_tasks(plan: ExtractPlan, execution: Execution) -> LayerTasks:
         "balanced": plan.balanced,
         "seed": execution.seed,
     }
-    naming = tree_naming(plan.tuned)
-    saved = {naming(name): tensor for name, tensor in work.saved.items()}
+    saved = {plan.parts.naming(name): tensor for name, tensor in work.saved.items()}
     return LayerTasks(
         replace(plan.frame, modules_to_save=saved, config=_bias_config(plan, work.saved)),
         work.tasks(ranks),
