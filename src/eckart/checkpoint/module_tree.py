@@ -8,12 +8,10 @@ The two differ where a library version moved modules: a vision-language model's 
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from eckart.checkpoint.checkpoint import Checkpoint
-from eckart.checkpoint.orientation import model_types
+from eckart.checkpoint.orientation import model_types, transformers_folder
 
 _LLAVA = (
     (r"^language_model\.lm_head(?=$|\.)", "lm_head"),
@@ -127,6 +125,6 @@ def _is_in_tables(config: Mapping[str, Any]) -> bool:
 
 @lru_cache
 def _tables() -> str:
-    spec = find_spec("transformers")
-    file = Path(spec.origin).with_name("conversion_mapping.py") if spec and spec.origin else None
+    folder = transformers_folder()
+    file = folder / "conversion_mapping.py" if folder else None
     return file.read_text("utf-8") if file and file.is_file() else ""

@@ -77,8 +77,14 @@ def _is_surely_linear(info: TensorInfo, checkpoint: Checkpoint) -> bool:
 @lru_cache
 def _is_in_transformers(model_type: str) -> bool:
     """Whether transformers, which is not imported, has a model of this type."""
+    folder = transformers_folder()
+    return folder is not None and (folder / "models" / model_type.replace("-", "_")).is_dir()
+
+
+def transformers_folder() -> Path | None:
+    """Where transformers is installed; it is not imported, which takes seconds."""
     spec = find_spec("transformers")
-    return bool(spec and spec.origin and (Path(spec.origin).parent / "models" / model_type.replace("-", "_")).is_dir())
+    return Path(spec.origin).parent if spec and spec.origin else None
 
 
 def _expert_is_transposed(info: TensorInfo, checkpoint: Checkpoint) -> bool | None:
