@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from eckart.engine.working_folder import write_whole
 from eckart.version import __version__
 
 FORMAT = "eckart-output/1"
@@ -24,9 +25,7 @@ def write_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
     """
     files = sorted(set(_files(folder) if names is None else names) - {MANIFEST, _PARTIAL})
     content = {"format": FORMAT, "eckart": __version__, "files": files}
-    partial = folder / _PARTIAL
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=True) + "\n", encoding="ascii")
-    partial.replace(folder / MANIFEST)
+    write_whole(folder / MANIFEST, json.dumps(content, indent=1, ensure_ascii=True) + "\n")
 
 
 def has_manifest(folder: Path) -> bool:

@@ -13,14 +13,13 @@ from typing import Literal
 
 from eckart.checkpoint.manifest import foreign_files, has_manifest, is_written_by_eckart, write_manifest
 from eckart.checkpoint.overlap import shared_with_inputs
-from eckart.engine.working_folder import WorkingFolder
+from eckart.engine.working_folder import WorkingFolder, first_names
 from eckart.errors import OutputError
 
 Kind = Literal["file", "folder"]
 _WRITING_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 _NEW, _OLD = "new", "old"
 _LONGEST_NAME = 240  # bytes; what eckart adds to a name must fit into 255
-_SHOWN = 5  # names in a message
 
 
 def check_output(
@@ -47,9 +46,9 @@ def check_output(
         OutputError: with all faults.
     """
     path, parent = Path(path), Path(path).absolute().parent
-    working_name(path)
+    working = working_name(path)
     faults = [fault] if (fault := _existing_fault(path, kind, force=force)) and not (reuse and path.is_dir()) else []
-    if fault := shared_with_inputs(path, inputs) or shared_with_inputs(working_name(path), inputs):
+    if fault := shared_with_inputs(path, inputs) or shared_with_inputs(working, inputs):
         faults = [f"{fault}, and inputs are never changed; choose another name"]
     if not parent.is_dir():
         faults.append(f"its folder {parent} does not exist; create it first")
@@ -211,7 +210,7 @@ def _foreign_fault(path: Path) -> str | None:
     if Path.cwd().is_relative_to(path.resolve()):
         return "it is the working folder, or contains it"
     foreign = foreign_files(path)
-    listed = ", ".join(foreign[:_SHOWN]) + (", …" if len(foreign) > _SHOWN else "")
+    listed = first_names(foreign)
     if foreign and has_manifest(path):
         return f"it contains files that eckart did not write ({listed}); move them away"
     return f"eckart did not write this folder, which contains {listed}; remove it yourself" if foreign else None

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -64,19 +65,16 @@ class WorkingFolder:
             if entry.name not in own and not (is_marked and self._names.fullmatch(entry.name))
         )
         if foreign:
-            listed = ", ".join(foreign[:SHOWN]) + (", …" if len(foreign) > SHOWN else "")
             msg = (
-                f"{self.path} contains files that eckart did not write ({listed}), and eckart works in a folder of "
-                "this name; move them away, or choose another output"
+                f"{self.path} contains files that eckart did not write ({first_names(foreign)}), and eckart works in a "
+                "folder of this name; move them away, or choose another output"
             )
             raise OutputError(msg)
 
     def write_marker(self, text: str) -> None:
         """Write the marker, completely or not at all."""
         assert self._marker is not None
-        partial = self.path / f"{self._marker}.tmp"
-        partial.write_text(text)
-        partial.replace(self.path / self._marker)
+        write_whole(self.path / self._marker, text)
 
     def clear(self) -> None:
         """Delete all work: everything with one of the names."""
@@ -111,6 +109,18 @@ class WorkingFolder:
     def release(self) -> None:
         """Let another process use the folder."""
         self._lock.release()
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a small file, completely or not at all; a kill leaves at most a file of its name and `.tmp`."""
+    partial = file.with_name(f"{file.name}.tmp")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+
+
+def first_names(names: Sequence[str]) -> str:
+    """The first few names, for a message."""
+    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
 
 
 def remove(path: Path) -> None:

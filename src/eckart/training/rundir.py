@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eckart.checkpoint.output import check_output, remove_leftovers, working_name
-from eckart.engine.working_folder import WorkingFolder
+from eckart.engine.working_folder import WorkingFolder, write_whole
 from eckart.errors import MismatchError, OutputError
 
 RUN_FILE = "run.json"
@@ -104,9 +104,7 @@ def _is_complete(checkpoint: Path) -> bool:
 
 def write_run(folder: Path, run: Mapping[str, Any]) -> None:
     """Store the settings of a training, to be compared when it resumes."""
-    partial = folder / f"{RUN_FILE}.tmp"
-    partial.write_text(json.dumps(run, indent=1) + "\n")
-    partial.replace(folder / RUN_FILE)
+    write_whole(folder / RUN_FILE, json.dumps(run, indent=1) + "\n")
 
 
 def read_run(folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
