@@ -6,7 +6,7 @@ from eckart.adapter.adapter import Adapter
 from eckart.errors import MismatchError
 from eckart.formats.components import components
 from eckart.formats.model_names import Base, Model
-from eckart.formats.renaming import named, to_modules
+from eckart.formats.renaming import named, names_of
 
 
 def to_common_names(adapters: Sequence[Adapter], base: Base | None = None) -> list[Adapter]:
@@ -31,11 +31,14 @@ def to_common_names(adapters: Sequence[Adapter], base: Base | None = None) -> li
 
 def _among(adapter: Adapter, model: Model) -> Adapter:
     """An adapter under the names of the modules that others update; of a pipeline, that of its only component."""
-    if adapter.format == "kohya":
+    if names_of(adapter.format):
         try:
             return named(adapter, model)
         except MismatchError as error:
-            msg = f"the PEFT adapters do not determine every name of a kohya adapter; give the model as `base`\n{error}"
+            msg = (
+                f"the PEFT adapters do not determine every name of a {adapter.format} adapter; give the model as "
+                f"`base`\n{error}"
+            )
             raise MismatchError(msg) from None
     parts = components(adapter)
     if len(parts) > 1:
@@ -48,11 +51,12 @@ def _among(adapter: Adapter, model: Model) -> Adapter:
 
 
 def _in_pipeline(adapter: Adapter) -> Adapter:
-    """A kohya adapter under diffusers' names."""
-    if adapter.format != "kohya":
+    """An adapter under diffusers' names."""
+    names = names_of(adapter.format)
+    if names is None:
         return adapter
-    renaming = to_modules(adapter, None)
+    renaming = names.to_modules(adapter, None)
     if renaming.faults:
-        msg = "this adapter in kohya's format cannot be renamed to diffusers' names"
+        msg = f"this adapter in {adapter.format}'s format cannot be renamed to diffusers' names"
         raise MismatchError.listing(msg, renaming.faults)
     return renaming.of(adapter, config={}, format="diffusers")

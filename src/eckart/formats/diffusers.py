@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from eckart.adapter.adapter import Adapter, AdapterLayer, on_meta, with_tensors
 from eckart.adapter.deferred import Deferred
-from eckart.adapter.outline import AdapterOutline, LayerKind, LayerOutline
+from eckart.adapter.outline import LayerKind, LayerOutline
 from eckart.checkpoint import (
     Checkpoint,
     TensorSpec,
@@ -24,6 +24,7 @@ from eckart.checkpoint import (
 )
 from eckart.checkpoint.json_files import parse_json
 from eckart.checkpoint.manifest import TEXTS
+from eckart.checkpoint.output import Kind
 from eckart.errors import FileFormatError, MismatchError
 from eckart.formats.components import COMPONENTS, canonical, component, component_of, components
 from eckart.formats.peft_config import PeftConfig, config_of
@@ -96,10 +97,7 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
         MismatchError: the format cannot express the adapter; every fault is listed.
     """
     layers = adapter.outline()
-    faults = refusals(layers)
-    faults += [
-        f"{name}: its name does not begin with a component of a pipeline" for name in layers if not component(name)
-    ]
+    faults = refusals(adapter)
     if faults or not layers:
         msg = f"{path}: diffusers' format cannot store this adapter"
         raise MismatchError.listing(msg, faults or ["it has no layers"])
@@ -114,14 +112,30 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
             write_tensors(folder / WEIGHTS, specs, _named(adapter), texts)
 
 
-def refusals(adapter: AdapterOutline) -> list[str]:
+def output_kind(path: Path) -> Kind:
+    """A file if its name says so, or else a folder."""
+    return "file" if path.suffix == ".safetensors" else "folder"
+
+
+def refusals(adapter: Adapter) -> list[str]:
     """The parts of an adapter that the format cannot store, each with the reason."""
     reasons: dict[LayerKind, str] = {
         "embedding": "diffusers loads only updates of linear layers and convolutions",
         "expert": "diffusers does not load updates of single experts",
         "conv1d": "no component of a pipeline has a Conv1D",
     }
-    return refused_kinds(adapter, reasons)
+    outside = [name for name in adapter if not component(name)]
+    if len(outside) == len(adapter):
+        reason = "not a module of a pipeline's UNet, transformer or text encoder: its name begins with no component"
+        return [f"{next(iter(outside), 'it')}: {reason}"]
+    faults = [f"{name}: its name does not begin with a component of a pipeline" for name in outside]
+    faults += refused_kinds(adapter.outline(), reasons)
+    for part in components(adapter).values() if not faults else ():
+        try:
+            config_of(part.outline())
+        except MismatchError as fault:
+            faults.append(str(fault))
+    return faults
 
 
 def module_and_part(key: str) -> tuple[str, str] | None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from eckart.adapter.adapter import Adapter
 from eckart.checkpoint import atomic_directory, atomic_file, locate, open_checkpoint
 from eckart.checkpoint.output import Kind
-from eckart.errors import OutputError, SourceError
+from eckart.errors import SourceError
 from eckart.formats import diffusers, kohya, peft, peft_config
 from eckart.formats.components import COMPONENTS, component, component_of, joined
 from eckart.formats.peft_config import CONFIG
+from eckart.formats.table import format_of
 from eckart.result import Skipped
 
 
@@ -57,16 +58,7 @@ def output_kind(adapter: Adapter, path: Path) -> Kind:
     Raises:
         OutputError: the message suggests a name.
     """
-    if adapter.format == "kohya":
-        kohya.check_name(path)
-    elif adapter.format == "peft" and path.suffix in (".safetensors", ".gguf", ".bin"):
-        msg = (
-            f"{path}: a PEFT adapter is a folder, not a file; use {path.with_suffix('')}, or convert the adapter to a "
-            "format of one file"
-        )
-        raise OutputError(msg)
-    is_file = adapter.format == "kohya" or (adapter.format == "diffusers" and path.suffix == ".safetensors")
-    return "file" if is_file else "folder"
+    return format_of(adapter.format).output_kind(path)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from eckart.adapter.outline import AdapterOutline, LayerKind, LayerOutline, Tens
 from eckart.checkpoint import TensorSpec, atomic_file, open_checkpoint, write_tensors
 from eckart.checkpoint.dtypes import FLOAT32, promote
 from eckart.checkpoint.manifest import TEXTS
+from eckart.checkpoint.output import Kind
 from eckart.errors import FileFormatError, MismatchError, OutputError
 from eckart.formats.stored import factor_fault, header_texts, outline, read_alpha, read_finite, refused_kinds
 
@@ -80,9 +81,9 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
         OutputError: `path` does not end in .safetensors, exists and `force` is not given, or cannot be written.
         MismatchError: the format cannot express the adapter; every fault is listed.
     """
-    check_name(path)
+    output_kind(path)
     layers = adapter.outline()
-    faults = refusals(layers)
+    faults = refusals(adapter)
     faults += [
         f"{name}: its name has dots; convert the adapter to kohya, which flattens names"
         for name in layers
@@ -96,21 +97,22 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
         write_tensors(file, specs, _named(adapter), _metadata(layers))
 
 
-def check_name(path: Path) -> None:
-    """Refuse a name that readers of one-file adapters would not find; OutputError says what to do."""
+def output_kind(path: Path) -> Kind:
+    """An adapter is a file; OutputError for a name that its readers would not find."""
     if path.suffix != ".safetensors":
         msg = f"{path}: an adapter in kohya's format is one file; name it {path.name}.safetensors"
         raise OutputError(msg)
+    return "file"
 
 
-def refusals(adapter: AdapterOutline) -> list[str]:
+def refusals(adapter: Adapter) -> list[str]:
     """The parts of an adapter that the format cannot store, each with the reason."""
     reasons: dict[LayerKind, str] = {
         "embedding": "an embedding, and readers support only updates of linear layers and convolutions",
         "expert": "an expert, and readers do not support updates of single experts",
         "conv1d": "readers assume that a Conv1D's weight is (out, in) and would add its update transposed",
     }
-    return refused_kinds(adapter, reasons)
+    return refused_kinds(adapter.outline(), reasons)
 
 
 def _parts(keys: list[str]) -> tuple[dict[str, dict[str, str]], list[str]]:

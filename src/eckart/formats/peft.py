@@ -15,12 +15,13 @@ from eckart.adapter.deferred import Deferred
 from eckart.adapter.outline import LayerKind, LayerOutline, TensorOutline
 from eckart.checkpoint import TensorSpec, atomic_directory, open_checkpoint, write_tensors
 from eckart.checkpoint.links import refuse_links
-from eckart.errors import FileFormatError, SourceError
+from eckart.checkpoint.output import Kind
+from eckart.errors import FileFormatError, MismatchError, SourceError
 from eckart.formats.peft_config import CONFIG, PeftConfig, config_of, read_config
 from eckart.formats.peft_experts import Stack, expert_of, parameters_of, stack_of, stacks_of, wrapper_names
 from eckart.formats.peft_keys import PREFIX, module_names
 from eckart.formats.peft_scales import common_alpha, folded, with_alpha
-from eckart.formats.stored import outline, read_finite
+from eckart.formats.stored import folder_kind, outline, read_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,6 +133,20 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
     with atomic_directory(path, force=force, inputs=adapter.files) as folder:
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         write_tensors(folder / WEIGHTS, specs, _named(adapter, stacks), {"format": "pt"})
+
+
+def output_kind(path: Path) -> Kind:
+    """An adapter is a folder; OutputError for the name of a file."""
+    return folder_kind(path, "a PEFT adapter")
+
+
+def refusals(adapter: Adapter) -> list[str]:
+    """Why one PEFT config cannot describe an adapter."""
+    try:
+        config_of(stacks_of(adapter.outline())[0])
+    except MismatchError as fault:
+        return [str(fault)]
+    return []
 
 
 def _sorted_names(names: Mapping[str, str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:

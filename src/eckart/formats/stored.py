@@ -9,6 +9,8 @@ from eckart.adapter.outline import AdapterOutline, LayerKind, TensorOutline
 from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.header import read_header
 from eckart.checkpoint.manifest import TEXTS
+from eckart.checkpoint.output import Kind
+from eckart.errors import OutputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +57,17 @@ def header_texts(file: Path) -> dict[str, str]:
     header, _ = read_header(file)
     texts = dict(header.metadata) if header else {}
     return {name: text for name, text in texts.items() if name not in ("format", *TEXTS)}
+
+
+def folder_kind(path: Path, adapter: str) -> Kind:
+    """The kind of an output that is a folder; OutputError for the name of a file."""
+    if path.suffix in (".safetensors", ".gguf", ".bin"):
+        msg = (
+            f"{path}: {adapter} is a folder, not a file; use {path.with_suffix('')}, or convert the adapter to a "
+            "format of one file"
+        )
+        raise OutputError(msg)
+    return "folder"
 
 
 def factor_fault(A: TensorOutline, B: TensorOutline) -> str | None:

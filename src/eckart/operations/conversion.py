@@ -12,12 +12,12 @@ from eckart.adapter.outline import AdapterFormat
 from eckart.checkpoint import InputFiles, atomic_directory, check_output
 from eckart.checkpoint.source import local_paths
 from eckart.errors import MismatchError, OptionError
-from eckart.formats import diffusers, kohya, output_kind, saved_adapter
+from eckart.formats import output_kind, saved_adapter
 from eckart.formats.components import component_of, components
 from eckart.formats.model_names import Base, Model
-from eckart.formats.peft_config import config_of
-from eckart.formats.renaming import Renaming, to_component, to_kohya, to_modules
+from eckart.formats.renaming import Renaming, names_of, to_component
 from eckart.formats.sources import is_adapter, open_adapter
+from eckart.formats.table import format_of
 from eckart.operations.preview import Match, Preview
 from eckart.result import Result, Skipped
 
@@ -137,7 +137,7 @@ def convert(
 
     Args:
         adapter: the adapter, or its SOURCE.
-        to: "peft", "kohya" or "diffusers".
+        to: a format of `eckart.formats.table`, such as "peft" or "kohya".
         base: the model: resolves kohya's names, and every shape is compared with it.
         output: a folder for PEFT, with one folder per component of a pipeline; for kohya a .safetensors file; for
             diffusers either.
@@ -168,8 +168,8 @@ def plan_conversion(adapter: Adapter | str | Path, to: AdapterFormat, *, base: B
     model = None if base is None else Model.of(base)
     steps: list[Renaming] = []
     result = source
-    if source.format == "kohya" and (to != "kohya" or model):
-        steps.append(to_modules(source, model))
+    if (names := names_of(source.format)) and (to != source.format or model):
+        steps.append(names.to_modules(source, model))
         result = steps[-1].of(source, format="diffusers" if steps[-1].is_pipeline else "peft", config={})
     elif source.format == "peft" and to != "peft" and (part := component_of(source)):
         steps.append(to_component(source, part))
@@ -178,42 +178,21 @@ def plan_conversion(adapter: Adapter | str | Path, to: AdapterFormat, *, base: B
         result = steps[-1].of(source, format="diffusers", config={}, modules_to_save=saved)
     faults = [fault for step in steps for fault in step.faults]
     faults += model.misfits(result.outline()) if model else []
-    faults += _refusals(result, source, to)
-    if to == "kohya" and source.format != "kohya":
-        steps.append(to_kohya(result))
+    targets = _targets(result, to, base)
+    faults += [fault for target in targets.values() for fault in format_of(to).refusals(target)]
+    if (names := names_of(to)) and source.format != to:
+        steps.append(names.from_modules(result, model))
         faults += steps[-1].faults
     if faults:
         msg = f"this adapter cannot be converted to {to}"
         raise MismatchError.listing(msg, faults)
-    if to == source.format == "kohya":
-        result, steps = source, []
-    elif to == "kohya":
-        result = steps[-1].of(result, format="kohya", config={})
+    if names and to == source.format:
+        targets, steps = _targets(source, to, base), []
+    elif names:
+        targets = _targets(steps[-1].of(result, format=to, config={}), to, base)
     skipped = [item for step in steps for item in step.skipped]
     inputs = [*source.files, *local_paths(base if isinstance(base, str | Path) else None)]
-    return Conversion(source, to, _targets(result, to, base), _renamed(steps), skipped, inputs)
-
-
-def _refusals(result: Adapter, source: Adapter, to: AdapterFormat) -> list[str]:
-    """Layers that the target format cannot express, with the reason."""
-    faults, outline = [], result.outline()
-    if to == "kohya":
-        faults = kohya.refusals(outline)
-        if source.format != "kohya":
-            bias = "it has a trained bias (lora_bias), which only ComfyUI would add, of all that read kohya's format"
-            faults += [f"{name}: {bias}" for name, layer in outline.items() if layer.bias is not None]
-    elif to == "diffusers":
-        faults = diffusers.refusals(outline)
-        if outline.format != "diffusers":
-            first = next(iter(outline), "it")
-            faults.append(f"{first}: not a module of a pipeline's UNet, transformer or text encoder")
-    if to != "kohya" and source.format != "peft":
-        for adapter in _targets(result, "peft", None).values():
-            try:
-                config_of(adapter.outline())
-            except MismatchError as fault:
-                faults.append(str(fault))
-    return faults
+    return Conversion(source, to, targets, _renamed(steps), skipped, inputs)
 
 
 def _targets(adapter: Adapter, to: AdapterFormat, base: Base | None) -> dict[str, Adapter]:
