@@ -19,7 +19,7 @@ from eckart.cli.main import app
 PACKAGES = sorted(
     path.name.removesuffix(".py")
     for path in (ROOT / "src" / "eckart").iterdir()
-    if not path.name.startswith("__") and path.stem not in ("cli", "version") and path.suffix != ".typed"
+    if not path.name.startswith("__") and path.stem not in ("cli", "schemas", "version") and path.suffix != ".typed"
 )
 COMMANDS = sorted(typer.main.get_command(app).commands)
 

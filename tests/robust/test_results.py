@@ -29,7 +29,7 @@ DAMAGE = [
     ("analysis.json", "matrices.0.shape", [3], "matrices.0.shape"),
     ("analysis.json", "matrices.0.singular_values", [[1.0]], "singular_values.0"),
     ("analysis.json", "matrices.0.singular_values", [1.0] * 9, "more singular values than"),
-    ("analysis.json", "matrices.0.fro_norm", float("nan"), "fro_norm: Input should be a finite"),
+    ("analysis.json", "matrices.0.fro_norm", float("nan"), "fro_norm should be a finite"),
     ("analysis.json", "matrices.0.dtype", 5, "dtype"),
     ("analysis.json", "matrices.0.name", None, "name"),
     ("analysis.json", "kind", "constructor", "kind"),

@@ -1,60 +1,63 @@
-"""Result files from strangers: every field is checked against a schema before anything is computed from it."""
+"""Result files from strangers: everything is checked against the schema of its format before it is used."""
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Callable, Collection
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field, TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+from typing import Any
 
 from eckart.checkpoint.json_files import read_json_object
 from eckart.errors import FileFormatError
 
 MOST_BYTES = 512 * 2**20
-MOST_ROWS = 2**31
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0, lt=2**53)]  # exact in the page's script
-Size = Annotated[int, Field(ge=0, lt=MOST_ROWS)]
-Shape = Annotated[list[Size], Field(min_length=2, max_length=2)]
 
 
-class Bounds(TypedDict):
-    """An interval."""
-
-    lower: Finite
-    upper: Finite
-
-
-class SkippedItem(TypedDict):
-    """What was skipped, and why."""
-
-    name: str
-    reason: str
-
-
-def read_result(file: Path, formats: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a result file; fields that its schema does not have are left out.
+def read_result(file: Path, formats: Collection[str]) -> dict[str, Any]:
+    """The content of a result file.
 
     Args:
         file: the file.
-        formats: schema of each value of `format` that is read.
+        formats: the values of `format` that are read, such as `eckart-analysis/1`; each has a JSON Schema in
+            `eckart/schemas`.
 
     Raises:
         SourceError: there is no such file.
         FileFormatError: it is not such a result, or a field is missing, of another type or not finite.
     """
+    from fastjsonschema import JsonSchemaValueException
+
     content = read_json_object(file, most_bytes=MOST_BYTES)
     given = content.get("format")
     if not isinstance(given, str) or given not in formats:
         msg = f"{file}: its format is {repr(given)[:60]}, expected {' or '.join(map(repr, formats))}"
         raise FileFormatError(msg)
     try:
-        return TypeAdapter(formats[given]).validate_python(content, strict=True)
-    except ValidationError as error:
-        faults = [
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, got {repr(fault['input'])[:60]}"
-            for fault in error.errors(include_url=False)
-        ]
-        msg = f"{file}: damaged, or of another version; write it again"
-        raise FileFormatError.listing(msg, faults) from None
+        _validator(given)(content)
+        fault = _first_not_finite(content)
+    except JsonSchemaValueException as broken:
+        place = ".".join(broken.path[1:])
+        words = broken.message.removeprefix(str(broken.name)).strip()
+        fault = f"{place} {words}, got {repr(broken.value)[:60]}"
+    if fault:
+        msg = f"{file}: damaged, or of another version ({fault}); write it again"
+        raise FileFormatError(msg)
+    return content
+
+
+@cache
+def _validator(name: str) -> Callable[[dict[str, Any]], Any]:
+    """Checks the content of a file of one format."""
+    import fastjsonschema
+
+    schema = files("eckart") / "schemas" / f"{name.replace('/', '-')}.json"
+    return fastjsonschema.compile(json.loads(schema.read_text(encoding="utf-8")))
+
+
+def _first_not_finite(value: Any, place: str = "") -> str | None:
+    """Where a number is not finite, if one is: JSON has none, but Python reads them."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{place[1:]} should be a finite number, got {value}"
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return next((fault for key, each in inner if (fault := _first_not_finite(each, f"{place}.{key}"))), None)

@@ -24,10 +24,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from typing_extensions import TypedDict
-
 from eckart.checkpoint import atomic_file
-from eckart.checkpoint.result_files import Count, Finite, Shape, read_result
+from eckart.checkpoint.result_files import read_result
 from eckart.errors import FileFormatError, SourceError
 
 FORMAT = "eckart-dynamics/1"
@@ -177,7 +175,7 @@ def read_dynamics(path: str | Path) -> Dynamics:
     if not file.exists():
         msg = f"{file} does not exist; expected the {FILE} of a training run"
         raise SourceError(msg)
-    content = read_result(file, {FORMAT: StoredDynamics})
+    content = read_result(file, [FORMAT])
     try:
         return _from_json(content)
     except (KeyError, TypeError, ValueError) as broken:
@@ -210,64 +208,8 @@ def _from_json(content: dict[str, Any]) -> Dynamics:
     return dynamics
 
 
-class StoredSide(TypedDict):
-    """`SideDynamics`."""
-
-    chance: Finite
-    share: list[Finite | None]
-    phi: list[list[Finite] | None]
-
-
-class StoredLayer(TypedDict):
-    """`LayerDynamics`."""
-
-    name: str
-    shape: Shape
-    rank: Count
-    base_norm: Finite
-    base_energy: list[Finite] | None
-    A_norm: list[Finite | None]
-    B_norm: list[Finite | None]
-    norm: list[Finite | None]
-    relative_norm: list[Finite | None]
-    effective_rank: list[Finite | None]
-    stable_rank: list[Finite | None]
-    singular_values: list[list[Finite] | None]
-    outputs: StoredSide | None
-    inputs: StoredSide | None
-    magnitude_change: list[Finite | None] | None
-
-
-class StoredLog(TypedDict):
-    """The logged quantities."""
-
-    step: list[Count]
-    loss: list[Finite | None]
-    learning_rate: list[Finite | None]
-    gradient_norm: list[Finite | None]
-    heldout_loss: list[Finite | None]
-
-
-class StoredSeconds(TypedDict):
-    """Times."""
-
-    recording: Finite
-    subspaces: Finite
-
-
-class StoredDynamics(TypedDict):
-    """`dynamics.json`."""
-
-    title: str
-    directions: Count
-    log: StoredLog
-    steps: list[Count]
-    layers: list[StoredLayer]
-    seconds: StoredSeconds
-
-
 def _layer(entry: dict[str, Any]) -> LayerDynamics:
-    fields: dict[str, Any] = entry | {"shape": tuple(entry["shape"])}
+    fields: dict[str, Any] = entry | {"shape": tuple(map(int, entry["shape"])), "rank": int(entry["rank"])}
     fields["base_energy"] = fields["base_energy"] and tuple(fields["base_energy"])
     for side in ("outputs", "inputs"):
         fields[side] = fields[side] and SideDynamics(**fields[side])

@@ -96,7 +96,7 @@ class MatrixAnalysis:
         from eckart.linalg import NoiseEstimate, Spectrum, Tail
 
         tail = entry.get("tail")
-        rows, columns = entry["shape"]
+        rows, columns = map(int, entry["shape"])
         dtype = getattr(torch, entry["dtype"], None)
         spectrum = Spectrum(
             singular_values=torch.tensor(entry["singular_values"], dtype=torch.float64),

@@ -148,13 +148,13 @@ class Analysis(Result):
             FileFormatError: it is not an analysis that this version can read.
         """
         from eckart.checkpoint.result_files import read_result
-        from eckart.operations.analysis.schema import StoredAnalysis, size_fault
+        from eckart.operations.analysis.stored_sizes import size_fault
 
         file = Path(path) / JSON_NAME if Path(path).is_dir() else Path(path)
         if not file.exists():
             msg = f"{file} does not exist; expected a folder that `eckart analyze SOURCE -o FOLDER` wrote"
             raise SourceError(msg)
-        content = read_result(file, {FORMAT: StoredAnalysis})
+        content = read_result(file, [FORMAT])
         if fault := size_fault(content):
             msg = f"{file}: damaged: {fault}; run `eckart analyze` again"
             raise FileFormatError(msg)

@@ -9,16 +9,15 @@ from eckart.checkpoint.links import refuse_links
 from eckart.checkpoint.result_files import read_result
 from eckart.errors import SourceError
 from eckart.operations import Analysis
-from eckart.report.page import schemas
 from eckart.training.trajectory import Dynamics, read_dynamics
 
 ANALYSIS, DYNAMICS, TRAINING = "analysis.json", "dynamics.json", "train.json"
 SWEEP, EXTRACTION, COMPARISON = "sweep.json", "extract.json", "comparison.json"
-SCHEMAS = {
-    TRAINING: {"eckart-train/1": schemas.StoredTraining},
-    SWEEP: {"eckart-sweep/1": schemas.StoredSweep},
-    EXTRACTION: {"eckart-extract/2": schemas.StoredExtraction},
-    COMPARISON: {"eckart-compare/2": schemas.StoredPair},
+FORMATS = {
+    TRAINING: "eckart-train/1",
+    SWEEP: "eckart-sweep/1",
+    EXTRACTION: "eckart-extract/2",
+    COMPARISON: "eckart-compare/2",
 }
 FILES = (ANALYSIS, TRAINING, DYNAMICS, SWEEP, EXTRACTION, COMPARISON)
 
@@ -88,8 +87,8 @@ def _read(folder: Path, label: str, results: Results) -> bool:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """The fields of a result file that the page shows, checked."""
-    return read_result(file, SCHEMAS[file.name])
+    """The content of a result file, checked."""
+    return read_result(file, [FORMATS[file.name]])
 
 
 def _labels(folders: Sequence[str | Path]) -> list[str]:

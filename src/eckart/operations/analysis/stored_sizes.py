@@ -1,63 +1,10 @@
-"""What is read of `analysis.json`, and the sizes in it checked against the singular values that are there."""
+"""Sizes in `analysis.json`, checked against the singular values that are there."""
 
-from typing import Any, Literal, NotRequired
-
-from typing_extensions import TypedDict
-
-from eckart.checkpoint.result_files import Count, Finite, Shape, SkippedItem
+from typing import Any
 
 MOST_UNKNOWN = 2**22  # singular values that shapes may declare beyond those in the file,
 MOST_UNKNOWN_PER_VALUE = 2**14  # and as many for each of those: partial spectra and adapters have few
 MOST_DECLARED = 2**26
-
-
-class StoredTail(TypedDict):
-    """`linalg.Tail`."""
-
-    energy_upper: list[Finite]
-    norm: Finite
-    rounding: Finite
-    failure_probability: Finite
-
-
-class StoredNoise(TypedDict):
-    """`linalg.NoiseEstimate`."""
-
-    zero_fraction: Finite | None
-    rounding_floor: Finite | None
-    edge: Finite | None
-    signal_rank: Count
-    regime: str
-
-
-class StoredMatrix(TypedDict):
-    """A matrix; its statistics are recomputed."""
-
-    name: str
-    shape: Shape
-    dtype: str
-    fro_norm: Finite
-    singular_values: list[Finite]
-    noise: StoredNoise | None
-    tail: NotRequired[StoredTail | None]
-
-
-class StoredTotal(TypedDict):
-    """Time and memory."""
-
-    seconds: Finite
-    peak_rss_bytes: Count
-
-
-class StoredAnalysis(TypedDict):
-    """`analysis.json`."""
-
-    kind: Literal["weights", "delta", "adapter"]
-    source: str
-    base: str | None
-    matrices: list[StoredMatrix]
-    left_out: list[SkippedItem]
-    total: StoredTotal
 
 
 def size_fault(content: dict[str, Any]) -> str | None:
