@@ -4,11 +4,13 @@ PEFT adapts the model's `experts.gate_up_proj` and `experts.down_proj`. Source: 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
-from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo, check_rows
+from eckart.checkpoint.checkpoint import Checkpoint
+from eckart.checkpoint.derived import DerivedCheckpoint
 from eckart.checkpoint.orientation import model_types
 
 if TYPE_CHECKING:
@@ -22,51 +24,6 @@ _FUSED = {
 }
 _EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
 _PARTS = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("down_proj",), ("w2",))}
-
-
-class FusedExperts:
-    """A checkpoint under the names of fused experts: see `Checkpoint`.
-
-    Attributes:
-        parts: fused tensor -> of each expert, the tensors of the files that it consists of, first output first.
-    """
-
-    def __init__(self, base: Checkpoint, parts: Mapping[str, list[list[str]]]) -> None:
-        self.source, self.config, self.folder, self.files = base.source, base.config, base.folder, base.files
-        self.kinds: Mapping[str, str] = base.kinds
-        self.tied: Mapping[str, str] = base.tied
-        self.base, self.parts = base, parts
-        joined = {name for experts in parts.values() for names in experts for name in names}
-        tensors = {name: info for name, info in base.tensors.items() if name not in joined}
-        for name, experts in parts.items():
-            infos = [base.tensors[part] for part in experts[0]]
-            shape = (len(experts), sum(info.shape[0] for info in infos), infos[0].shape[1])
-            nbytes = len(experts) * sum(info.nbytes for info in infos)
-            tensors[name] = replace(infos[0], name=name, shape=shape, nbytes=nbytes)
-        self.tensors: Mapping[str, TensorInfo] = tensors
-
-    def read(self, name: str) -> "Tensor":
-        """The complete tensor."""
-        return self.rows(name, 0, len(self.parts[name])) if name in self.parts else self.base.read(name)
-
-    def read_bytes(self, name: str) -> bytes:
-        """The stored bytes of a tensor that is stored as it is."""
-        return self.base.read_bytes(name)
-
-    def rows(self, name: str, start: int, stop: int) -> "Tensor":
-        """Entries `start` to `stop` of the first dimension: experts, if the tensor is of experts."""
-        if name not in self.parts:
-            return self.base.rows(name, start, stop)
-        import torch
-
-        check_rows(self.tensors[name], start, stop)
-        return torch.stack(
-            [torch.cat([self.base.read(part) for part in names]) for names in self.parts[name][start:stop]]
-        )
-
-    def fingerprint(self) -> str:
-        """A hex digest that changes when any file of the checkpoint changes."""
-        return self.base.fingerprint()
 
 
 def with_fused_experts(checkpoint: Checkpoint) -> Checkpoint:
@@ -85,7 +42,28 @@ def with_fused_experts(checkpoint: Checkpoint) -> Checkpoint:
                 experts = [[f"{owner}.{n}.{part}.weight" for part in form] for n in range(count)]
                 if _are_alike(checkpoint, experts):
                     parts[f"{owner.replace('.block_sparse_moe.', '.mlp.')}.{leaf}"] = experts
-    return FusedExperts(checkpoint, parts) if parts else checkpoint
+    return _fused(checkpoint, parts) if parts else checkpoint
+
+
+def _fused(base: Checkpoint, parts: Mapping[str, list[list[str]]]) -> DerivedCheckpoint:
+    """The checkpoint with fused tensors, each made of some tensors of every expert, first output first."""
+    joined = {name for experts in parts.values() for names in experts for name in names}
+    tensors = {name: info for name, info in base.tensors.items() if name not in joined}
+    for name, experts in parts.items():
+        infos = [base.tensors[part] for part in experts[0]]
+        shape = (len(experts), sum(info.shape[0] for info in infos), infos[0].shape[1])
+        nbytes = len(experts) * sum(info.nbytes for info in infos)
+        tensors[name] = replace(infos[0], name=name, shape=shape, nbytes=nbytes)
+    return DerivedCheckpoint(
+        base, tensors, computed={name: partial(_experts, base, experts) for name, experts in parts.items()}
+    )
+
+
+def _experts(base: Checkpoint, experts: Sequence[Sequence[str]], start: int, stop: int) -> "Tensor":
+    """Experts `start` to `stop`, `(experts, out, in)`."""
+    import torch
+
+    return torch.stack([torch.cat([base.read(part) for part in parts]) for parts in experts[start:stop]])
 
 
 def _are_alike(checkpoint: Checkpoint, experts: list[list[str]]) -> bool:

@@ -6,53 +6,17 @@ Source: PEFT's `replicate_layers`.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
+from eckart.checkpoint.checkpoint import Checkpoint
+from eckart.checkpoint.derived import DerivedCheckpoint
 from eckart.checkpoint.model_config import MOST_LAYERS
 from eckart.errors import MismatchError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _LAYER = re.compile(r"((?:[\w-]+\.)*?(?:layers|layer|h)\.)(\d{1,9})(\..+)")
 
 
-class ReplicatedLayers:
-    """A checkpoint under the names of a deeper model: see `Checkpoint`.
-
-    Attributes:
-        names: name in the deeper model -> name in the base.
-    """
-
-    def __init__(self, base: Checkpoint, names: Mapping[str, str], config: Mapping[str, Any]) -> None:
-        self.source, self.folder, self.files = base.source, base.folder, base.files
-        self.config = dict(config)
-        self.kinds: Mapping[str, str] = {}
-        self.tied: Mapping[str, str] = base.tied
-        self.base, self.names = base, names
-        self.tensors: Mapping[str, TensorInfo] = {
-            new: replace(base.tensors[old], name=new) for new, old in names.items()
-        }
-
-    def read(self, name: str) -> "Tensor":
-        """The complete tensor."""
-        return self.base.read(self.names[name])
-
-    def read_bytes(self, name: str) -> bytes:
-        """The stored bytes of a tensor."""
-        return self.base.read_bytes(self.names[name])
-
-    def rows(self, name: str, start: int, stop: int) -> "Tensor":
-        """Entries `start` to `stop` of the first dimension."""
-        return self.base.rows(self.names[name], start, stop)
-
-    def fingerprint(self) -> str:
-        """A hex digest that changes when any file of the checkpoint changes."""
-        return self.base.fingerprint()
-
-
-def with_replicated_layers(base: Checkpoint, ranges: Sequence[Sequence[int]]) -> ReplicatedLayers:
+def with_replicated_layers(base: Checkpoint, ranges: Sequence[Sequence[int]]) -> DerivedCheckpoint:
     """The model whose layers are those of the base in these ranges, one range after another.
 
     Args:
@@ -78,7 +42,8 @@ def with_replicated_layers(base: Checkpoint, ranges: Sequence[Sequence[int]]) ->
     names = {name: name for name in base.tensors if name not in numbered}
     for new, layer in enumerate(order):
         names |= {f"{match[1]}{new}{match[3]}": match[0] for match in layers.get(layer, ())}
-    return ReplicatedLayers(base, names, replicated_config(base.config, order, count))
+    tensors = {new: replace(base.tensors[old], name=new) for new, old in names.items()}
+    return DerivedCheckpoint(base, tensors, renamed=names, config=replicated_config(base.config, order, count))
 
 
 def _are_ranges(ranges: Any, count: int) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo, check_rows
+from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
+from eckart.checkpoint.derived import DerivedCheckpoint
 from eckart.checkpoint.nf4 import Nf4Checkpoint
 from eckart.checkpoint.tying import is_vocabulary, tied_weights
 from eckart.errors import MismatchError
@@ -28,66 +28,6 @@ _CLASSES = {
 }
 
 
-@dataclass(frozen=True)
-class _Supplied:
-    """A tensor that an adapter saves.
-
-    Attributes:
-        adapter: the adapter.
-        key: its name there.
-        info: header of the tensor as part of the base.
-    """
-
-    adapter: Adapter
-    key: str
-    info: TensorInfo
-
-
-class ExtendedBase:
-    """A checkpoint with some tensors of adapters in place of its own, or in addition to them: see `Checkpoint`."""
-
-    def __init__(self, base: Checkpoint, supplied: Mapping[str, _Supplied]) -> None:
-        self.source, self.folder, self.files = base.source, base.folder, base.files
-        self.kinds: Mapping[str, str] = base.kinds
-        self.base, self.supplied = base, supplied
-        self.tensors: Mapping[str, TensorInfo] = {
-            **base.tensors,
-            **{name: item.info for name, item in supplied.items()},
-        }
-        self.config = _extended_config(self)
-        self.tied: Mapping[str, str] = {**base.tied, **tied_weights(self.tensors, self.config)}
-        self._read = lru_cache(maxsize=1)(self._read_supplied)
-
-    @property
-    def tokenizer(self) -> Path | None:
-        """The folder with the tokenizer of the new vocabulary, if there is one."""
-        grown = [item for name, item in self.supplied.items() if name in self.base.tensors and item.adapter.files]
-        return grown[0].adapter.files[0].parent if grown else None
-
-    def read(self, name: str) -> Tensor:
-        """The complete tensor."""
-        return self._read(name) if name in self.supplied else self.base.read(name)
-
-    def read_bytes(self, name: str) -> bytes:
-        """The stored bytes of a tensor of the base."""
-        return self.base.read_bytes(name)
-
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Entries `start` to `stop` of the first dimension."""
-        if name not in self.supplied:
-            return self.base.rows(name, start, stop)
-        check_rows(self.tensors[name], start, stop)
-        return self._read(name)[start:stop]
-
-    def fingerprint(self) -> str:
-        """A hex digest that changes when any file of the base changes."""
-        return self.base.fingerprint()
-
-    def _read_supplied(self, name: str) -> Tensor:
-        item = self.supplied[name]
-        return item.adapter.modules_to_save[item.key].detach().cpu().to(item.info.dtype.torch)
-
-
 def extended(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[float]) -> Checkpoint:
     """The base, with what an adapter saves for a vocabulary of another size, or as a head that the base lacks.
 
@@ -96,7 +36,10 @@ def extended(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[fl
     """
     if isinstance(base, Nf4Checkpoint):
         return base
-    names, supplied, faults = NamesOfBase([*base.tensors, *base.tied], base), {}, []
+    names = NamesOfBase([*base.tensors, *base.tied], base)
+    owners: dict[str, tuple[Adapter, str]] = {}  # of each supplied tensor, and its name there
+    infos: dict[str, TensorInfo] = {}
+    faults = []
     for adapter, weight in zip(adapters, weights, strict=True):
         for key, saved in adapter.outline().modules_to_save.items() if weight else ():
             name = None if _is_head(key) and key not in names.names else names.find(key)
@@ -110,38 +53,64 @@ def extended(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[fl
             target = stored or key
             if weight != 1:
                 faults.append(f"{key}: the base has no tensor of this shape to mix it with, so its weight must be 1")
-            elif target in supplied and supplied[target].adapter is not adapter:
+            elif target in owners and owners[target][0] is not adapter:
                 faults.append(f"{key}: several adapters bring a tensor that the base has not; merge one of them")
-            info = replace(like, name=target, shape=saved.shape, nbytes=saved.numel() * like.dtype.itemsize)
-            supplied.setdefault(target, _Supplied(adapter, key, info))
+            owners.setdefault(target, (adapter, key))
+            nbytes = saved.numel() * like.dtype.itemsize
+            infos.setdefault(target, replace(like, name=target, shape=saved.shape, nbytes=nbytes))
     if faults:
         msg = f"the adapters do not fit {base.source}"
         raise MismatchError.listing(msg, faults)
-    if not supplied:
-        return base
-    result = ExtendedBase(base, supplied)
-    _check_vocabulary(result)
-    return result
+    return _with_tensors(base, owners, infos) if owners else base
 
 
-def _extended_config(base: ExtendedBase) -> dict[str, Any]:
-    """The base's config with the sizes, and the class, of the supplied tensors."""
-    result = dict(base.base.config)
-    if not result:
-        return result
-    for name, item in base.supplied.items():
-        if old := base.base.tensors.get(name):
-            result = _with_vocabulary(result, old.shape[0], item.info.shape[0])
-            continue
-        ending = _CLASSES.get(item.adapter.task_type or "")
-        if ending and isinstance(result.get("architectures"), list):
-            classes = [re.sub(r"(LMHeadModel|Model|For[A-Z]\w+)$", ending, str(cls)) for cls in result["architectures"]]
-            result["architectures"] = classes
-        labels = item.info.shape[0]
-        if len(item.info.shape) == 2 and ending in ("ForSequenceClassification", "ForTokenClassification"):
-            # The last of a head's matrices has a row for each label.
-            result |= {"id2label": {str(i): f"LABEL_{i}" for i in range(labels)}}
-            result |= {"label2id": {f"LABEL_{i}": i for i in range(labels)}}
+def _with_tensors(
+    base: Checkpoint, owners: Mapping[str, tuple[Adapter, str]], infos: Mapping[str, TensorInfo]
+) -> DerivedCheckpoint:
+    """The base with these tensors of adapters in place of its own, or in addition to them.
+
+    Raises:
+        MismatchError: only some of the embeddings and output layers have the new vocabulary.
+    """
+    config = dict(base.config)
+    for name, (adapter, _) in owners.items() if config else ():
+        config = _config_with(config, base.tensors.get(name), infos[name], adapter.task_type or "")
+    tensors = {**base.tensors, **infos}
+    resized = [name for name in owners if name in base.tensors]
+    _check_vocabulary(base, tensors, resized)
+    read = lru_cache(maxsize=1)(partial(_saved_tensor, owners, infos))
+    folders = [files[0].parent for name in resized if (files := owners[name][0].files)]
+    return DerivedCheckpoint(
+        base,
+        tensors,
+        computed={name: partial(_rows, read, name) for name in owners},
+        config=config,
+        tied={**base.tied, **tied_weights(tensors, config)},
+        tokenizer=folders[0] if folders else None,
+    )
+
+
+def _saved_tensor(owners: Mapping[str, tuple[Adapter, str]], infos: Mapping[str, TensorInfo], name: str) -> Tensor:
+    adapter, key = owners[name]
+    return adapter.modules_to_save[key].detach().cpu().to(infos[name].dtype.torch)
+
+
+def _rows(read: Callable[[str], Tensor], name: str, start: int, stop: int) -> Tensor:
+    return read(name)[start:stop]
+
+
+def _config_with(config: dict[str, Any], old: TensorInfo | None, new: TensorInfo, task: str) -> dict[str, Any]:
+    """A config with the vocabulary of a resized tensor, or with the class and labels of a head."""
+    if old:
+        return _with_vocabulary(config, old.shape[0], new.shape[0])
+    result, ending, labels = dict(config), _CLASSES.get(task), new.shape[0]
+    if ending and isinstance(config.get("architectures"), list):
+        classes = [re.sub(r"(LMHeadModel|Model|For[A-Z]\w+)$", ending, str(cls)) for cls in config["architectures"]]
+        result["architectures"] = classes
+    if len(new.shape) == 2 and ending in ("ForSequenceClassification", "ForTokenClassification"):
+        # The last of a head's matrices has a row for each label.
+        result["id2label"] = {str(i): f"LABEL_{i}" for i in range(labels)}
+        result["label2id"] = {f"LABEL_{i}": i for i in range(labels)}
     return result
 
 
@@ -154,11 +123,11 @@ def _with_vocabulary(config: dict[str, Any], old: int, new: int) -> dict[str, An
     return config | changed
 
 
-def _check_vocabulary(base: ExtendedBase) -> None:
+def _check_vocabulary(base: Checkpoint, tensors: Mapping[str, TensorInfo], resized: Sequence[str]) -> None:
     """Refuse a new vocabulary that only some of the embeddings and output layers have."""
-    grown = {name: item.info.shape[0] for name, item in base.supplied.items() if name in base.base.tensors}
-    rows = {name: info.shape[0] for name, info in base.tensors.items() if info.shape and is_vocabulary(name)}
-    sizes = {base.base.tensors[name].shape[0] for name in grown}
+    grown = {name: tensors[name].shape[0] for name in resized}
+    rows = {name: info.shape[0] for name, info in tensors.items() if info.shape and is_vocabulary(name)}
+    sizes = {base.tensors[name].shape[0] for name in grown}
     short = [name for name, size in rows.items() if name not in grown and size in sizes]
     if grown and (short or len(set(grown.values())) > 1):
         size = max(grown.values())

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.outline import AdapterOutline
 from eckart.checkpoint.companions import has_companions, missing_companions
+from eckart.checkpoint.derived import DerivedCheckpoint
 from eckart.checkpoint.layouts import as_view
 from eckart.checkpoint.model_config import read_config
 from eckart.checkpoint.nf4 import Nf4Checkpoint
 from eckart.checkpoint.nf4_scheme import stored_name
-from eckart.checkpoint.replicated import ReplicatedLayers, with_replicated_layers
+from eckart.checkpoint.replicated import with_replicated_layers
 from eckart.checkpoint.tying import stored_twice, untied_config
 from eckart.errors import MismatchError, OptionError
 from eckart.formats import unknown_fields
 from eckart.formats.sources import Source, open_adapter, open_model
-from eckart.operations.merging.extended import ExtendedBase, extended
+from eckart.operations.merging.extended import extended
 from eckart.operations.model_writer.plan import ModelPlan, OutputTensor, dtype_entry, untied
 from eckart.operations.output_dtype import float_dtype
 from eckart.operations.placement import Places, Term, find_places, fitted, stored_factors
@@ -64,7 +65,7 @@ def plan_merge(
     skipped += [Skipped(f"adapter {n}", "its weight is zero") for n, w in enumerate(factors, start=1) if w == 0]
     matches = _matches(changes, outlines, places.views, checkpoint)
     config = _config(checkpoint, tensors, changes, dtype=target)
-    tokenizer = checkpoint.tokenizer if isinstance(checkpoint, ExtendedBase) else None
+    tokenizer = checkpoint.tokenizer if isinstance(checkpoint, DerivedCheckpoint) else None
     return ModelPlan("merge", checkpoint, tensors, matches, skipped, config, loaded, factors, tokenizer=tokenizer)
 
 
@@ -200,7 +201,7 @@ def _config(
     """The config.json to write; {} if the base's is copied as it is, or there is none."""
     complete = has_companions(base)
     original = read_config(base.folder) if complete else base.config
-    config = dict(base.config if isinstance(base, (ReplicatedLayers, ExtendedBase)) else original)
+    config = dict(base.config if isinstance(base, DerivedCheckpoint) else original)
     if dtype is not None:
         config.pop("quantization_config", None)
     if config and (dtype is not None or not complete):
