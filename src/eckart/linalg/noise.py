@@ -11,6 +11,7 @@ proof.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from eckart.linalg.krylov import PartialSVD, partial_svd
 from eckart.linalg.scaling import normalized, shifted, shifted_number
-from eckart.linalg.slabs import Matrix, RowSlabs, as_slabs, compute_dtype
+from eckart.linalg.slabs import Matrix, RowSlabs, Streamed, as_slabs, compute_dtype
 from eckart.linalg.spectra import Spectrum
 
 DEAD_ZONE = 0.5  # share of unchanged entries from which rounding no longer acts as independent noise
@@ -60,14 +61,14 @@ class RoundingVariance:
     @property
     def floor(self) -> float:
         """Expected Frobenius norm of the rounding error."""
-        return shifted_number(float(self.rows.sum()) ** 0.5, self.exponent)
+        return shifted_number(math.sqrt(float(self.rows.sum())), self.exponent)
 
     @property
     def edge(self) -> float:
         """Upper bound on the spectral norm of independent rounding errors; tight for equal variances."""
         if not len(self.rows) or not len(self.columns):
             return 0.0
-        highest = float(self.rows.max()) ** 0.5 + float(self.columns.max()) ** 0.5
+        highest = math.sqrt(float(self.rows.max())) + math.sqrt(float(self.columns.max()))
         return shifted_number(highest * _scatter(len(self.rows), len(self.columns)), self.exponent)
 
 
@@ -133,9 +134,9 @@ def bulk_noise(weight: Matrix, spectrum: Spectrum) -> NoiseEstimate:
     computed = max(rows, columns) * torch.finfo(torch.float64).eps * (float(values[0]) if len(values) else 0.0)
     while True:
         free = (rows - rank) * (columns - rank)
-        deviation = (float(spectrum.energy_above[1][rank]) / free) ** 0.5 if free else 0.0
+        deviation = math.sqrt(float(spectrum.energy_above[1][rank]) / free) if free else 0.0
         deviation = shifted_number(deviation, spectrum.exponent)
-        edge = max(deviation * (rows**0.5 + columns**0.5) * _scatter(rows, columns), stored.edge, computed)
+        edge = max(deviation * (math.sqrt(rows) + math.sqrt(columns)) * _scatter(rows, columns), stored.edge, computed)
         count = int((values > edge).sum())
         if count <= rank or count >= min(rows, columns):
             break
@@ -178,7 +179,7 @@ def _flipped_edge(matrix: RowSlabs, spectrum: Spectrum, generator: torch.Generat
     seed = int(torch.randint(2**31, (1,), generator=generator))
     edge, count, svd = 0.0, 0, None
     for _ in range(2):
-        flipped = _SignFlipped(matrix, svd, seed)
+        flipped = Streamed(matrix.shape, matrix.dtype, matrix.device, partial(_sign_flipped, matrix, svd, seed))
         edge = FLIP_MARGIN * float(partial_svd(flipped, rank=1, generator=generator).S[0])
         count = int((values > edge).sum())
         if not 0 < count < limit:
@@ -187,34 +188,15 @@ def _flipped_edge(matrix: RowSlabs, spectrum: Spectrum, generator: torch.Generat
     return shifted_number(edge, exponent), count
 
 
-@dataclass(frozen=True)
-class _SignFlipped:
+def _sign_flipped(matrix: RowSlabs, leading: PartialSVD | None, seed: int) -> Iterator[Tensor]:
     """A matrix minus its leading triplets, every entry with a random sign that is the same in each pass."""
-
-    matrix: RowSlabs
-    leading: PartialSVD | None
-    seed: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.matrix.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.matrix.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.matrix.device
-
-    def slabs(self) -> Iterator[Tensor]:
-        signs = torch.Generator().manual_seed(self.seed)
-        start, dtype = 0, compute_dtype(self.matrix)
-        for slab in self.matrix.slabs():
-            residual = slab.to(dtype)
-            if self.leading is not None:
-                weighted = self.leading.U[start : start + len(slab)] * self.leading.S.to(residual)
-                residual = residual - weighted @ self.leading.Vh
-            flips = torch.randint(0, 2, residual.shape, generator=signs, dtype=torch.int8).to(residual)
-            start += len(slab)
-            yield residual * (2 * flips - 1)
+    signs = torch.Generator().manual_seed(seed)
+    start, dtype = 0, compute_dtype(matrix)
+    for slab in matrix.slabs():
+        residual = slab.to(dtype)
+        if leading is not None:
+            weighted = leading.U[start : start + len(slab)] * leading.S.to(residual)
+            residual = residual - weighted @ leading.Vh
+        flips = torch.randint(0, 2, residual.shape, generator=signs, dtype=torch.int8).to(residual)
+        start += len(slab)
+        yield residual * (2 * flips - 1)

@@ -6,7 +6,6 @@ decomposition of 2ᵏ·W is 2ᵏ times that of W.
 """
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from eckart.errors import OptionError
 from eckart.linalg.block_sizes import NORM_CHUNK
 from eckart.linalg.finite import require_finite
-from eckart.linalg.slabs import InMemory, RowSlabs, compute_dtype, materialize
+from eckart.linalg.slabs import InMemory, RowSlabs, Streamed, compute_dtype, materialize
 
 # Norms up to 2^±k are safe: fourth powers of singular values are computed in the dtype of products.
 SAFE_EXPONENTS = {torch.float32: 20, torch.float64: 200}
@@ -47,17 +46,15 @@ def shifted_number(value: float, exponent: int) -> float:
         return math.copysign(math.inf, value)
 
 
-class Shifted:
-    """A matrix times 2^exponent, as `RowSlabs`."""
-
-    def __init__(self, matrix: RowSlabs, exponent: int) -> None:
-        self.matrix, self.exponent = matrix, exponent
-        self.shape, self.dtype, self.device = matrix.shape, matrix.dtype, matrix.device
-
-    def slabs(self) -> Iterator[Tensor]:
-        """The scaled rows, in the matrix's `compute_dtype`."""
-        dtype = compute_dtype(self.matrix)
-        return (shifted(slab.to(dtype), self.exponent) for slab in self.matrix.slabs())
+def shifted_matrix(matrix: RowSlabs, exponent: int) -> Streamed:
+    """A matrix times 2^exponent, in its `compute_dtype`."""
+    dtype = compute_dtype(matrix)
+    return Streamed(
+        matrix.shape,
+        matrix.dtype,
+        matrix.device,
+        lambda: (shifted(slab.to(dtype), exponent) for slab in matrix.slabs()),
+    )
 
 
 def normalized(matrix: RowSlabs, norm: float) -> tuple[RowSlabs, int]:
@@ -73,7 +70,7 @@ def normalized(matrix: RowSlabs, norm: float) -> tuple[RowSlabs, int]:
     exponent = exponent_of(norm, SAFE_EXPONENTS[compute_dtype(matrix)])
     if exponent == 0:
         return matrix, 0
-    scaled = Shifted(matrix, -exponent)
+    scaled = shifted_matrix(matrix, -exponent)
     return (InMemory(materialize(scaled), stored=matrix.dtype) if isinstance(matrix, InMemory) else scaled), exponent
 
 
@@ -91,7 +88,7 @@ def frobenius_norm(matrix: RowSlabs) -> float:
     if not math.isfinite(largest):
         require_finite(torch.tensor(largest), "`weight`", rows=matrix.slabs)
     exponent = math.frexp(largest)[1]
-    return require_float64(shifted_number(math.sqrt(_sum_of_squares(Shifted(matrix, -exponent))), exponent))
+    return require_float64(shifted_number(math.sqrt(_sum_of_squares(shifted_matrix(matrix, -exponent))), exponent))
 
 
 def require_float64(norm: float, name: str = "`weight`") -> float:

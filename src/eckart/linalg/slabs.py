@@ -3,7 +3,8 @@
 A weight in memory is one slab; a weight on disk, or the difference of two, yields its slabs as often as needed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -69,6 +70,27 @@ class InMemory:
         rows, columns = self.shape
         copied = self.weight.dtype not in (torch.float32, torch.float64)
         yield from self.weight.split(rows_per_slab(columns) if copied else max(rows, 1))
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A matrix whose row blocks are computed in every pass, as `RowSlabs`.
+
+    Attributes:
+        shape: rows and columns.
+        dtype: the dtype in which the values were stored.
+        device: the device of the blocks.
+        blocks: starts a pass over consecutive row blocks.
+    """
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
+    blocks: Callable[[], Iterator[Tensor]]
+
+    def slabs(self) -> Iterator[Tensor]:
+        """The row blocks of one pass."""
+        return self.blocks()
 
 
 Matrix = Tensor | np.ndarray | RowSlabs | Sequence[Sequence[float]]

@@ -139,7 +139,7 @@ class AdapterPair:
 
         from eckart.checkpoint import WeightMatrix
         from eckart.operations.comparison.measures import compare_updates
-        from eckart.operations.comparison.updated import UpdatedMatrix, intruders_of
+        from eckart.operations.comparison.updated import intruders_of, updated
         from eckart.operations.rank_change import low_rank_of
 
         layers = [adapter[name] for adapter in self.adapters]
@@ -150,7 +150,7 @@ class AdapterPair:
             return found
         device = self.execution.torch_device()
         weight = WeightMatrix(self.base, self.places[name])
-        tuned = (UpdatedMatrix(weight, self._update(name, side, weight), device) for side in (0, 1))
+        tuned = (updated(weight, self._update(name, side, weight), device) for side in (0, 1))
         return intruders_of(found, WeightMatrix(self.base, self.places[name], device), tuned, self.execution)
 
     def _update(self, name: str, side: int, weight: WeightMatrix) -> Update:

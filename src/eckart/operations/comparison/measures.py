@@ -1,6 +1,6 @@
 """How two matrices of one shape relate: norms, cosine, and the alignment of their singular directions."""
 
-from collections.abc import Iterator
+import math
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from eckart.engine import Execution
 from eckart.linalg import LowRank, RowSlabs, overlap, principal_angles, truncated_svd
 from eckart.linalg.block_sizes import NORM_CHUNK
 from eckart.linalg.scaling import SAFE_SQUARES, frobenius_norm, normalized
-from eckart.linalg.slabs import as_slabs
+from eckart.linalg.slabs import Streamed, as_slabs
 from eckart.operations.comparison.result import Alignment, MatrixComparison, clamped
 
 
@@ -105,13 +105,13 @@ def _products(a: RowSlabs, b: RowSlabs) -> tuple[float, float, float, float]:
     wide = torch.float64 in (a.dtype, b.dtype)  # squares of any other dtype have room in float64
     if wide and not all(SAFE_SQUARES[0] < square < SAFE_SQUARES[1] for square in squares):
         return _extreme_products(a, b)
-    norm_a, norm_b, difference = (square**0.5 for square in squares)
+    norm_a, norm_b, difference = map(math.sqrt, squares)
     return norm_a, norm_b, difference, inner / (norm_a or 1.0) / (norm_b or 1.0)
 
 
 def _extreme_products(a: RowSlabs, b: RowSlabs) -> tuple[float, float, float, float]:
     """The same for matrices whose squares may leave the range of float64, in more passes."""
-    norm_a, norm_b, difference = map(frobenius_norm, (a, b, _Difference(a, b)))
+    norm_a, norm_b, difference = map(frobenius_norm, (a, b, _difference(a, b)))
     (first, _), (second, _) = normalized(a, norm_a), normalized(b, norm_b)
     sizes = [frobenius_norm(matrix) or 1.0 for matrix in (first, second)]
     pairs = zip(first.slabs(), second.slabs(), strict=True)
@@ -119,14 +119,11 @@ def _extreme_products(a: RowSlabs, b: RowSlabs) -> tuple[float, float, float, fl
     return norm_a, norm_b, difference, inner
 
 
-class _Difference:
-    """A − B in float64, as `RowSlabs`."""
-
-    def __init__(self, a: RowSlabs, b: RowSlabs) -> None:
-        self.a, self.b = a, b
-        self.shape, self.dtype, self.device = a.shape, torch.float64, a.device
-
-    def slabs(self) -> Iterator[Tensor]:
-        """Consecutive row blocks of the difference."""
-        pairs = zip(self.a.slabs(), self.b.slabs(), strict=True)
-        return (first.to(torch.float64) - second.to(torch.float64) for first, second in pairs)
+def _difference(a: RowSlabs, b: RowSlabs) -> Streamed:
+    """A − B in float64."""
+    return Streamed(
+        a.shape,
+        torch.float64,
+        a.device,
+        lambda: (x.to(torch.float64) - y.to(torch.float64) for x, y in zip(a.slabs(), b.slabs(), strict=True)),
+    )

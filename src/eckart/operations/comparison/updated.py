@@ -10,27 +10,21 @@ from eckart.checkpoint import WeightMatrix
 from eckart.engine import Execution
 from eckart.linalg import InMemory, RowSlabs
 from eckart.linalg.intruder import intruders
-from eckart.linalg.slabs import materialize
+from eckart.linalg.slabs import Streamed, materialize
 from eckart.operations.comparison.result import MatrixComparison
 from eckart.operations.weight_update import Update
 
 
-class UpdatedMatrix:
-    """A matrix plus an update, computed on the CPU, as `RowSlabs` on any device."""
+def updated(weight: WeightMatrix, update: Update, device: torch.device) -> Streamed:
+    """A matrix plus an update, computed on the CPU; its slabs are on `device`."""
 
-    def __init__(self, weight: WeightMatrix, update: Update, device: torch.device) -> None:
-        self.weight = weight
-        self.update = update
-        self.shape = weight.shape
-        self.dtype = weight.dtype
-        self.device = device
-
-    def slabs(self) -> Iterator[Tensor]:
-        """Consecutive row blocks of the changed matrix."""
+    def blocks() -> Iterator[Tensor]:
         start = 0
-        for slab in self.weight.slabs():
-            yield self.update.apply(slab, start).to(self.device)
+        for slab in weight.slabs():
+            yield update.apply(slab, start).to(device)
             start += len(slab)
+
+    return Streamed(weight.shape, weight.dtype, device, blocks)
 
 
 def intruders_of(
