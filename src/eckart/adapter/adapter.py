@@ -1,6 +1,7 @@
 """An adapter as a value: low-rank updates by module name, in memory or read from files on lookup."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,7 +63,7 @@ class AdapterLayer(Layer["Tensor"]):
         elif self.kind == "conv":
             left = left.reshape(*left.shape, *(1 for _ in self.lora_A.shape[2:]))
             right = right.reshape(rank, *self.lora_A.shape[1:])
-        alpha = scale * (rank**0.5 if self.rslora else rank)
+        alpha = scale * (math.sqrt(rank) if self.rslora else rank)
         return replace(self, lora_A=right.contiguous(), lora_B=left.contiguous(), alpha=alpha)
 
     def delta(self) -> "Tensor":

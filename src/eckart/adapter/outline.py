@@ -1,5 +1,6 @@
 """The outline of an adapter: ranks, shapes, kinds and sizes of its layers, without values and without torch."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -97,7 +98,7 @@ class Layer(Generic[T]):
     @property
     def scaling(self) -> float:
         """Factor of the product."""
-        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     @property
     def update_shape(self) -> tuple[int, int]:

@@ -9,6 +9,7 @@ orthogonal matrices and of tied values are all found.
 Musco & Musco (2015), "Randomized block Krylov methods".
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -138,7 +139,7 @@ class PartialSVD:
         """Relative Frobenius error of the rank-r approximation U·diag(S)·Vh, from ‖W‖² − ΣS²."""
         if self.fro_norm == 0:
             return 0.0
-        return max(0.0, 1 - float((self.S / self.fro_norm).square().sum())) ** 0.5
+        return math.sqrt(max(0.0, 1 - float((self.S / self.fro_norm).square().sum())))
 
 
 def partial_svd(

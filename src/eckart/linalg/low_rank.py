@@ -190,7 +190,7 @@ def _in_float64(norm: float, exponent: int) -> float:
 def _norm_limit(matrix: Tensor) -> float:
     """An upper bound on the spectral norm, √(‖M‖₁·‖M‖∞)."""
     sizes = matrix.abs()
-    return float(sizes.sum(0).max() * sizes.sum(1).max()) ** 0.5
+    return math.sqrt(float(sizes.sum(0).max() * sizes.sum(1).max()))
 
 
 def factorize(weight: Matrix, *, rank: int, generator: torch.Generator | None = None) -> LowRank:

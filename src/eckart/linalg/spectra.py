@@ -134,7 +134,7 @@ class Spectrum:
         """Bounds on the relative Frobenius error of the best approximation of a rank; 0 for a zero matrix."""
         if self.fro_norm == 0:
             return 0.0, 0.0
-        lower, upper = (float(energy[min(rank, self.max_rank)]) ** 0.5 for energy in self.energy_above)
+        lower, upper = (math.sqrt(float(energy[min(rank, self.max_rank)])) for energy in self.energy_above)
         return lower / self._scaled_norm, upper / self._scaled_norm
 
     def cumulative_energy(self) -> Float64[Tensor, " k"]:

@@ -1,5 +1,7 @@
 """The trained tensors of an adapter on one module: its factors, and DoRA's magnitude."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -52,7 +54,7 @@ class LoRAFactors(nn.Module):
     @property
     def scaling(self) -> float:
         """The scale of the product."""
-        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     @property
     def start(self) -> tuple[Tensor, Tensor] | None:
@@ -83,7 +85,7 @@ class LoRAFactors(nn.Module):
         with torch.no_grad():
             A, B = (factor.clone() for factor in self._difference())
         share = A.shape[0] / self.rank
-        alpha = self.alpha * (share**0.5 if self.rslora else share)
+        alpha = self.alpha * (math.sqrt(share) if self.rslora else share)
         bias, magnitude = (None if t is None else t.detach().clone() for t in (self.lora_bias, self.magnitude))
         return AdapterLayer(A, B, alpha, rslora=self.rslora, kind=self.kind, bias=bias, magnitude=magnitude)
 

@@ -1,5 +1,6 @@
 """Which modules of a live model a configuration targets, and which of them cannot be adapted."""
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -165,7 +166,7 @@ def sizes_of(module: nn.Module, kind: LayerKind) -> tuple[int, int]:
 
 def _warn_of_scaling(config: LoRAConfig, targets: Sequence[Target]) -> None:
     lowest = min(target.rank for target in targets)
-    scaling = config.alpha / (lowest**0.5 if config.rslora else lowest)
+    scaling = config.alpha / (math.sqrt(lowest) if config.rslora else lowest)
     if scaling > ABSURD_SCALING:
         warnings.warn(
             f"alpha {config.alpha:g} at rank {lowest} multiplies the update by {scaling:g}; 1 to 4 are usual, "

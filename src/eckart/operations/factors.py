@@ -1,5 +1,6 @@
 """One matrix's low-rank factors from its difference, with their measured error."""
 
+import math
 from typing import Any
 
 import torch
@@ -103,4 +104,4 @@ def _measured_error(matrix: RowSlabs, left: Tensor, right: Tensor, norm: float) 
             residual = torch.addmm(block, rows, right.to(block), alpha=-1).to(torch.float64).flatten()
             total += float(residual @ residual)
             start += len(block)
-    return total**0.5 / shifted_number(norm, -exponent)
+    return math.sqrt(total) / shifted_number(norm, -exponent)

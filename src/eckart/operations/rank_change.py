@@ -100,7 +100,7 @@ def zero_layer(layer: AdapterLayer, rank: int, generator: torch.Generator) -> Ad
 
 def alpha_for(scaling: float, rank: int, *, rslora: bool) -> float:
     """The alpha for a scaling at a rank, exact where a float can represent it."""
-    root = rank**0.5 if rslora else rank
+    root = math.sqrt(rank) if rslora else rank
     alpha = scaling * root
     near = (alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, -math.inf))
     return next((value for value in near if value / root == scaling), alpha)

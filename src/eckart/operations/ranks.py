@@ -4,6 +4,7 @@ The experts of one parameter are written with the same rank: the highest that on
 of a budget.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -130,7 +131,7 @@ def _together(spectra: list[Spectrum]) -> Spectrum:
     for known in spectra:
         squares[: len(known.singular_values)] += shifted(known.singular_values, -exponent).square()
     norm = require_float64(
-        shifted_number(float(squares.sum()) ** 0.5, exponent), "the update of one parameter's experts"
+        shifted_number(math.sqrt(float(squares.sum())), exponent), "the update of one parameter's experts"
     )
     return Spectrum(shifted(squares.sqrt(), exponent), spectra[0].shape, norm, spectra[0].dtype)
 

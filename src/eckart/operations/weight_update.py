@@ -4,6 +4,7 @@ A plain layer has Δ = scaling·BA; DoRA has Δ = m⊙(W+ΔW)/‖W+ΔW‖ − W 
 completely saved tensor has Δ = saved − W. The last two subtract their share of the base; `keep` is the remaining one.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -198,7 +199,7 @@ def _norms(dora: _Dora, slabs: Slabs) -> Tensor:
 def _lengths(rows: Tensor, *, dim: int) -> Tensor:
     """Norms along a dimension in float64, also where the squares of float64 values have no room there."""
     norms = torch.linalg.vector_norm(rows, dim=dim, dtype=torch.float64)
-    least, most = (bound**0.5 for bound in SAFE_SQUARES)
+    least, most = map(math.sqrt, SAFE_SQUARES)
     if rows.dtype != torch.float64 or bool(((least < norms) & (norms < most)).all()):
         return norms
     largest = rows.abs().amax(dim, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
