@@ -1,0 +1,66 @@
+"""A checkpoint some of whose tensors are other tensors of a base, or are computed from them."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo, check_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Rows = Callable[[int, int], "Tensor"]
+"""Entries `start` to `stop` of the first dimension of a tensor."""
+
+
+class DerivedCheckpoint:
+    """A model that differs from a stored one: see `Checkpoint`.
+
+    Args:
+        base: the stored model, whose source, files, folder and fingerprint this one has.
+        tensors: the tensors of the model.
+        renamed: name in the model -> name in the base, of tensors that the base has under another name.
+        computed: the tensors that the base does not have.
+        config: the model's config; by default that of the base.
+        tied: the model's tied tensors; by default those of the base.
+        tokenizer: the folder of the model's tokenizer, if it is not that of the base.
+    """
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        tensors: Mapping[str, TensorInfo],
+        *,
+        renamed: Mapping[str, str] | None = None,
+        computed: Mapping[str, Rows] | None = None,
+        config: Mapping[str, Any] | None = None,
+        tied: Mapping[str, str] | None = None,
+        tokenizer: Path | None = None,
+    ) -> None:
+        self.source, self.folder, self.files = base.source, base.folder, base.files
+        self.kinds: Mapping[str, str] = {} if renamed else base.kinds
+        self.base, self.tensors, self.tokenizer = base, tensors, tokenizer
+        self.config: dict[str, Any] = dict(base.config if config is None else config)
+        self.tied: Mapping[str, str] = base.tied if tied is None else tied
+        self._renamed, self._computed = renamed or {}, computed or {}
+
+    def read(self, name: str) -> "Tensor":
+        """The complete tensor."""
+        if name in self._computed:
+            return self._computed[name](0, self.tensors[name].shape[0])
+        return self.base.read(self._renamed.get(name, name))
+
+    def read_bytes(self, name: str) -> bytes:
+        """The stored bytes of a tensor of the base."""
+        return self.base.read_bytes(self._renamed.get(name, name))
+
+    def rows(self, name: str, start: int, stop: int) -> "Tensor":
+        """Entries `start` to `stop` of the first dimension."""
+        if name in self._computed:
+            check_rows(self.tensors[name], start, stop)
+            return self._computed[name](start, stop)
+        return self.base.rows(self._renamed.get(name, name), start, stop)
+
+    def fingerprint(self) -> str:
+        """That of the base."""
+        return self.base.fingerprint()
