@@ -179,6 +179,7 @@ def test_a_planted_second_class_of_one_name_is_found(tmp_path: Path) -> None:
 FLAG = re.compile(r"(^|[^\w-])--[a-z]")
 BUILDS_COMMANDS = {  # functions and constants that are a command to copy or to run
     "demo/package.py": {"INSTALL", "install_model_package"},
+    "operations/checking/remedies.py": {"command"},
     "planning/advice.py": {"command"},
     "report/tables/comparison.py": {"comparison_table"},
 }

@@ -38,6 +38,7 @@ from .nn import set_adapters as set_adapters
 from .nn import unmerge_weights as unmerge_weights
 from .operations import AdapterResult as AdapterResult
 from .operations import Analysis as Analysis
+from .operations import CheckResult as CheckResult
 from .operations import Comparison as Comparison
 from .operations import ConvertResult as ConvertResult
 from .operations import LayerRecord as LayerRecord
@@ -48,6 +49,7 @@ from .operations import Preview as Preview
 from .operations import QuantizeResult as QuantizeResult
 from .operations import UnmergeResult as UnmergeResult
 from .operations import analyze as analyze
+from .operations import check as check
 from .operations import check_merge as check_merge
 from .operations import combine as combine
 from .operations import compare as compare

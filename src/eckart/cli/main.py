@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from eckart.cli.analyze import analyze
+from eckart.cli.check import check
 from eckart.cli.combine import combine
 from eckart.cli.command import Command
 from eckart.cli.compare import compare
@@ -38,7 +39,10 @@ app = typer.Typer(
 
 
 def run() -> None:
-    """Run the command line: exit status 0 done, 1 refused, 2 wrong usage, 3 a plan does not fit, 130 interrupted."""
+    """Run the command line.
+
+    Exit status 0 done, 1 refused, 2 wrong usage, 3 a plan or adapter does not fit, 130 interrupted.
+    """
     _settle()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -81,11 +85,27 @@ def _common(
     $ eckart analyze tuned --base base -o update       how much rank it really has
     $ eckart plan llama-3-8b --memory 24GB             whether a fine-tune fits
 
-    Exit status: 0 done, 1 refused, 2 wrong usage, 3 a plan does not fit, 130 interrupted.
+    Exit status: 0 done, 1 refused, 2 wrong usage, 3 a plan or adapter does not fit, 130 interrupted.
     """  # noqa: D301
 
 
 for _command in (
-    *(analyze, extract, resize, combine, merge, unmerge, convert, compare, quantize, train, sweep, plan, report, demo),
+    *(
+        analyze,
+        extract,
+        resize,
+        combine,
+        merge,
+        unmerge,
+        convert,
+        compare,
+        check,
+        quantize,
+        train,
+        sweep,
+        plan,
+        report,
+        demo,
+    ),
 ):
     app.command(cls=Command)(_command)

@@ -12,6 +12,7 @@ LAYERS, RANK, EXECUTION, RESULT = "Layers", "Rank (choose one)", "Execution", "O
 
 FloatDtype = Literal["float32", "bfloat16", "float16", "float64"]
 DTYPES = "float32|bfloat16|float16|float64"
+Runtime = Literal["peft", "vllm", "sglang", "llama.cpp", "mlx", "diffusers", "comfyui"]
 
 
 def _device(value: str) -> str:

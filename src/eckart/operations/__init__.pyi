@@ -6,6 +6,10 @@ from .analysis.places import Place as Place
 from .analysis.places import by_kind as by_kind
 from .analysis.places import places as places
 from .analysis.result import Analysis as Analysis
+from .checking.check import check as check
+from .checking.result import CheckResult as CheckResult
+from .checking.result import Finding as Finding
+from .checking.result import Verdict as Verdict
 from .combination.combine import combine as combine
 from .combination.plan import CombinePlan as CombinePlan
 from .combination.plan import plan_combine as plan_combine

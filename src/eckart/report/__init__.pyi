@@ -15,6 +15,7 @@ from .figures.training import save_dynamics as save_dynamics
 from .figures.training import save_training_figures as save_training_figures
 from .tables.adapter import adapter_table as adapter_table
 from .tables.analysis import analysis_table as analysis_table
+from .tables.check import check_table as check_table
 from .tables.comparison import comparison_table as comparison_table
 from .tables.comparison import merge_check_table as merge_check_table
 from .tables.conversion import conversion_table as conversion_table
