@@ -273,6 +273,56 @@ def test_a_file_with_bytes_changed_is_read_or_refused_but_never_breaks(tiny_gguf
         assert checkpoint.read(name).shape == info.shape
 
 
+def split_gguf(file, folder, count=3):
+    """The files into which llama.cpp's `gguf-split` splits a model: metadata only in the first, tensors in all."""
+    reader = gguf.GGUFReader(file)
+    paths = []
+    for number in range(count):
+        paths.append(folder / f"model-{number + 1:05}-of-{count:05}.gguf")
+        writer = gguf.GGUFWriter(paths[-1], "llama")
+        fields = [f for f in reader.fields.values() if not f.name.startswith(("GGUF.", "general.arch"))]
+        for field in fields if number == 0 else ():
+            writer.add_key_value(
+                field.name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None
+            )
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", count)
+        for tensor in reader.tensors[number::count]:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return paths
+
+
+def test_a_split_model_is_read_from_all_of_its_files(tiny_gguf, tmp_path) -> None:
+    paths, whole = split_gguf(tiny_gguf, tmp_path), open_checkpoint(tiny_gguf)
+    for source in (*paths, tmp_path):
+        checkpoint = open_checkpoint(source)
+        assert checkpoint.files == tuple(paths)
+        assert checkpoint.config == whole.config
+        assert set(checkpoint.tensors) == set(whole.tensors)
+        for name in whole.tensors:
+            assert torch.equal(checkpoint.read(name), whole.read(name))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda paths: paths[1].unlink(), r"missing next to it: model-00002-of-00003.gguf"),
+        (lambda paths: paths[0].rename(paths[0].with_name("other.gguf")), r"must be named NAME-00001-of-00003.gguf"),
+        (lambda paths: paths[0].write_bytes(paths[1].read_bytes()), r"does not say that it is file 1 of 3"),
+    ],
+)
+def test_an_incomplete_split_model_is_refused(damage, message, tiny_gguf, tmp_path) -> None:
+    paths = split_gguf(tiny_gguf, tmp_path)
+    damage(paths)
+    source = next(path for path in (tmp_path / "other.gguf", paths[2]) if path.is_file())
+    with pytest.raises(FileFormatError, match=message):
+        open_checkpoint(source)
+
+
 def test_a_file_that_changes_after_it_was_opened_is_not_read(tiny_gguf, tmp_path) -> None:
     file = tmp_path / "model.gguf"
     file.write_bytes(tiny_gguf.read_bytes())

@@ -6,6 +6,7 @@ a malicious file declares. This one reads the same bytes in order and stops at t
 
 import math
 import os
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _TEXT_LIMIT_BYTES = 16 * 2**20
 _VERSIONS = (2, 3)
+_MAX_PARTS = 1024
+SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,32 @@ def read_gguf_header(path: Path) -> GgufHeader:
     except OSError as error:
         msg = f"{path}: cannot be read ({error.strerror})"
         raise FileFormatError(msg) from None
+
+
+def read_gguf_headers(path: Path) -> list[GgufHeader]:
+    """The headers of all files of a model that llama.cpp may have split, the one with the metadata first.
+
+    Raises:
+        FileFormatError: a file is malformed or missing.
+    """
+    header = read_gguf_header(path)
+    count, match = header.metadata.get("split.count", 1), SPLIT_NAME.fullmatch(path.name)
+    if count in (0, 1):
+        return [header]
+    if type(count) is not int or count > _MAX_PARTS or match is None or int(match[3]) != count:
+        msg = f"{path}: one of {count} files of a split model, which must be named NAME-00001-of-{count:0>5}.gguf"
+        raise FileFormatError(msg)
+    paths = [path.with_name(f"{match[1]}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    missing = [part.name for part in paths if not part.is_file()]
+    if missing:
+        msg = f"{path}: one of {count} files of a split model; missing next to it: {', '.join(missing[:8])}"
+        raise FileFormatError(msg)
+    headers = [header if part == path else read_gguf_header(part) for part in paths]
+    for number, part in enumerate(headers):
+        if (part.metadata.get("split.no"), part.metadata.get("split.count")) != (number, count):
+            msg = f"{part.path}: its metadata does not say that it is file {number + 1} of {count} of a split model"
+            raise FileFormatError(msg)
+    return headers
 
 
 class _Reader:

@@ -1,6 +1,7 @@
 """Hugging Face config keys and tensor names of GGUF files, for dense models of the llama family."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from eckart.checkpoint.gguf_header import GgufHeader
@@ -49,12 +50,16 @@ def hf_name(name: str) -> str:
     return f"{module}.{leaf}" if layer is None else f"model.layers.{layer}.{module}.{leaf}"
 
 
-def config_of(header: GgufHeader) -> dict[str, Any]:
+def config_of(headers: Sequence[GgufHeader]) -> dict[str, Any]:
     """The keys of config.json that are in the metadata.
+
+    Args:
+        headers: of all files of the model, the one with the metadata first.
 
     Raises:
         FileFormatError: the architecture is not supported, or a required size is missing.
     """
+    header = headers[0]
     architecture = header.metadata.get("general.architecture")
     if architecture not in _CLASSES:
         msg = (
@@ -69,7 +74,7 @@ def config_of(header: GgufHeader) -> dict[str, Any]:
     for key, name in _TOKENS.items():
         if f"tokenizer.ggml.{key}" in header.metadata:
             config[name] = header.metadata[f"tokenizer.ggml.{key}"]
-    shapes = {tensor.name: tensor.shape for tensor in header.tensors}
+    shapes = {tensor.name: tensor.shape for header in headers for tensor in header.tensors}
     if shapes.get("token_embd.weight"):
         config["vocab_size"] = shapes["token_embd.weight"][0]
     config["tie_word_embeddings"] = "output.weight" not in shapes

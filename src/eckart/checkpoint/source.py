@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 from eckart.checkpoint import pickled
+from eckart.checkpoint.gguf_header import SPLIT_NAME
 from eckart.checkpoint.json_files import read_json_object
 from eckart.checkpoint.links import link_fault
 from eckart.checkpoint.naming import nearest_names
@@ -25,7 +26,7 @@ class SourceFiles:
     """The files behind a SOURCE.
 
     Attributes:
-        weights: .safetensors shards sorted by name, or one .gguf file.
+        weights: .safetensors shards sorted by name, or one .gguf file, the first if llama.cpp split it.
         folder: where config and tokenizer files are searched.
         weight_map: tensor name -> file name, from the index of a sharded checkpoint.
     """
@@ -97,7 +98,9 @@ def _locate_folder(folder: Path) -> SourceFiles:
         if index.is_file():
             return _locate_shards(index)
     found = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".gguf") and p.is_file())
-    if len(found) == 1:
+    splits = {(match[1], match[3]) for path in found if (match := SPLIT_NAME.fullmatch(path.name))}
+    is_split = len(splits) == 1 and all(SPLIT_NAME.fullmatch(path.name) for path in found)
+    if len(found) == 1 or is_split:
         return _files_in(folder, [found[0].name])
     if found:
         names = ", ".join(p.name for p in found[:8])

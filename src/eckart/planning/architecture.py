@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from eckart.checkpoint import locate
-from eckart.checkpoint.gguf_header import read_gguf_header
+from eckart.checkpoint.gguf_header import read_gguf_headers
 from eckart.checkpoint.gguf_names import config_of
 from eckart.checkpoint.model_config import FILE, read_config, read_config_file
 from eckart.errors import EckartError, SourceError
@@ -191,7 +191,7 @@ def _from_source(text: str) -> "PretrainedConfig":
     if path.exists() or text.startswith("pkg:"):
         files = locate(text)
         if files.is_gguf:
-            config_of(read_gguf_header(files.weights[0]))  # refuses what transformers would divide by
+            config_of(read_gguf_headers(files.weights[0]))  # refuses what transformers would divide by
             return AutoConfig.from_pretrained(files.folder, gguf_file=files.weights[0].name)
         return _from_fields(read_config_file(files.folder / FILE), text)
     name, _, revision = text.partition("@")
