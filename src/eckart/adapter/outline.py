@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LayerKind = Literal["linear", "conv1d", "embedding", "conv", "expert"]
-AdapterFormat = Literal["peft", "kohya", "diffusers"]
+AdapterFormat = Literal["peft", "kohya", "diffusers", "mlx"]
 
 
 @dataclass(frozen=True)

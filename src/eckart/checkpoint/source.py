@@ -18,7 +18,7 @@ SOURCE_MAY_BE = (
     "a hub name org/name[@revision], or pkg:DISTRIBUTION"
 )
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_STEMS = ("model", "diffusion_pytorch_model", "adapter_model", "pytorch_lora_weights")
+_STEMS = ("model", "diffusion_pytorch_model", "adapter_model", "pytorch_lora_weights", "adapters")
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ import typer
 
 from eckart.cli.options import RESULT, Debug, DryRun, Force, Json, KeepScales, in_group
 
-Format = Literal["peft", "kohya", "diffusers"]
-To = Annotated[Format, typer.Option("--to", metavar="peft|kohya|diffusers", help="The format to write.")]
+Format = Literal["peft", "kohya", "diffusers", "mlx"]
+To = Annotated[Format, typer.Option("--to", metavar="peft|kohya|diffusers|mlx", help="The format to write.")]
 Base = Annotated[
     str | None,
-    typer.Option("--base", metavar="BASE", help="The model: resolves kohya's module names and checks every shape."),
+    typer.Option("--base", metavar="BASE", help="The model: resolves module names and checks every shape."),
 ]
 
 
@@ -21,6 +21,10 @@ def convert(
     *,
     to: To,
     base: Base = None,
+    family: Annotated[
+        str | None,
+        typer.Option("--family", metavar="NAME", help="Without --base: the model's type, such as llama."),
+    ] = None,
     output: Annotated[
         Path,
         in_group(RESULT, "--output", "-o", metavar="OUT", help="A folder; for kohya a .safetensors file."),
@@ -34,8 +38,8 @@ def convert(
     """Write ADAPTER in another format, with every update unchanged.
 
     What the format cannot express is refused by name before anything is written. Factors are copied bit for bit; only
-    where parts with several scales become one layer (FLUX's qkv), or layers of several alphas a PEFT adapter, are they
-    rounded, once.
+    where parts with several scales become one layer (FLUX's qkv), or layers of several scales a PEFT or MLX adapter,
+    are they rounded, once.
 
     \b
     $ eckart convert adapter -o adapter.safetensors --to kohya
@@ -55,7 +59,7 @@ def convert(
     from eckart.formats.sources import open_adapter
     from eckart.operations.conversion import plan_conversion
 
-    plan = plan_conversion(replace(open_adapter(adapter), keep_scales=keep_scales), to, base=base)
+    plan = plan_conversion(replace(open_adapter(adapter), keep_scales=keep_scales), to, base=base, family=family)
     if dry_run:
         return present(plan.preview(), report.preview_table, as_json=as_json)
     return present(plan.write(output, force=force), report.conversion_table, as_json=as_json)

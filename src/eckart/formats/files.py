@@ -9,7 +9,7 @@ from eckart.adapter.adapter import Adapter
 from eckart.checkpoint import atomic_directory, atomic_file, locate, open_checkpoint
 from eckart.checkpoint.output import Kind
 from eckart.errors import SourceError
-from eckart.formats import diffusers, kohya, peft, peft_config
+from eckart.formats import diffusers, kohya, mlx, peft, peft_config
 from eckart.formats.components import COMPONENTS, component, component_of, joined
 from eckart.formats.peft_config import CONFIG
 from eckart.formats.table import format_of
@@ -19,8 +19,9 @@ from eckart.result import Skipped
 def load_adapter(source: str | Path) -> Adapter:
     """An adapter from its files or from the hub; headers are checked here, a layer is read when it is looked up.
 
-    A folder with `adapter_config.json` is in PEFT's format. A folder of such folders, named like the components of a
-    pipeline, is one adapter under diffusers' names. In other files, tensor names decide between diffusers and kohya.
+    A folder with `adapter_config.json` is in PEFT's format, or in mlx-lm's by the name of its weights. A folder of PEFT
+    folders, named like the components of a pipeline, is one adapter under diffusers' names. In other files, tensor
+    names decide between diffusers and kohya.
 
     Args:
         source: folder, .safetensors file or hub name.
@@ -31,7 +32,8 @@ def load_adapter(source: str | Path) -> Adapter:
     """
     path = Path(source).expanduser()
     if (path / CONFIG).is_file():
-        return peft.read(path)
+        is_mlx = (path / mlx.WEIGHTS).is_file() and not (path / peft.WEIGHTS).is_file()
+        return mlx.read(path) if is_mlx else peft.read(path)
     folders = {part: path / part for part in COMPONENTS if (path / part / CONFIG).is_file()}
     if folders:
         return joined({part: peft.read(folder) for part, folder in folders.items()})
@@ -39,6 +41,8 @@ def load_adapter(source: str | Path) -> Adapter:
     file = files.weights[0]
     if (files.folder / CONFIG).is_file() and file.name == peft.WEIGHTS:
         return peft.read(files.folder)
+    if file.name.endswith(mlx.WEIGHTS):  # mlx-lm numbers earlier states of a training run: 0000100_adapters.safetensors
+        return mlx.read(file)
     keys = [] if files.is_gguf or len(files.weights) > 1 else list(open_checkpoint(file).tensors)
     lora = [key for key in keys if re.search("lora[._]", key)]
     if any(component(key) or component_of([key]) for key in lora):
@@ -46,8 +50,8 @@ def load_adapter(source: str | Path) -> Adapter:
     if lora:
         return kohya.read(file)
     msg = (
-        f"{source}: neither a PEFT adapter (a folder with {CONFIG} and {peft.WEIGHTS}) nor a .safetensors file with "
-        "LoRA tensors under the names of diffusers or kohya's sd-scripts"
+        f"{source}: neither a PEFT adapter (a folder with {CONFIG} and {peft.WEIGHTS}), nor one of mlx-lm (with "
+        f"{mlx.WEIGHTS}), nor a .safetensors file with LoRA tensors under the names of diffusers or kohya's sd-scripts"
     )
     raise SourceError(msg)
 

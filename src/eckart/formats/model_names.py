@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias, Union, cast
+from typing import Any, TypeAlias, Union, cast
 
 from eckart.adapter.outline import AdapterOutline, LayerOutline
 from eckart.checkpoint import Checkpoint, MatrixView, ModelSource, layout, open_checkpoint
+from eckart.checkpoint.base_names import NamesOfBase
 from eckart.formats.components import COMPONENTS, canonical, component_of
 
 Base: TypeAlias = Union[ModelSource, Checkpoint, "Model"]
@@ -30,12 +31,16 @@ class Model:
         views: its matrices by module name; in a pipeline the name begins with the component.
         component: the component, if the base is a single one of a pipeline; its files do not name it.
         is_pipeline: whether the base is a pipeline, or a component of one.
+        config: the config.json of a single model.
+        checkpoint: the files of a single model.
     """
 
     source: str
     views: Mapping[str, MatrixView]
     component: str | None
     is_pipeline: bool
+    config: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
 
     @classmethod
     def of(cls, base: Base) -> "Model":
@@ -61,13 +66,19 @@ class Model:
         return cls(str(base), views, None, is_pipeline=True) if views else cls._single(open_checkpoint(base))
 
     @classmethod
+    def of_type(cls, model_type: str) -> "Model":
+        """A model of which only transformers' `model_type` is known, such as llama."""
+        return cls(model_type, {}, None, is_pipeline=False, config={"model_type": model_type})
+
+    @classmethod
     def of_layers(cls, layers: Mapping[str, LayerOutline]) -> "Model":
         """The part of a model that these layers of an adapter update."""
         return cls._from_views("the other adapters", {name: _updated(name, layer) for name, layer in layers.items()})
 
     @classmethod
     def _single(cls, checkpoint: Checkpoint) -> "Model":
-        return cls._from_views(checkpoint.source, _views(checkpoint))
+        model = cls._from_views(checkpoint.source, _views(checkpoint))
+        return replace(model, config=checkpoint.config, checkpoint=checkpoint)
 
     @classmethod
     def _from_views(cls, source: str, views: Mapping[str, MatrixView]) -> "Model":
@@ -92,10 +103,17 @@ class Model:
         return table
 
     def misfits(self, adapter: AdapterOutline) -> list[str]:
-        """Faults of layers that the model has no module for, or one of a different shape."""
+        """Faults of layers that the model has no module for, or one of a different shape.
+
+        A model without matrices is known by its type, or quantized in a way that is not read.
+        """
         faults = []
-        for name, layer in adapter.items():
+        names = NamesOfBase(list(self.views), self.checkpoint) if self.checkpoint else None
+        for name, layer in adapter.items() if self.views else ():
             view = self.views.get(name) or self.views.get(f"{self.component}.{name}")
+            if view is None and names is not None:
+                # A parameter that is one matrix, such as a router's `gate.weight`, is a module's weight here.
+                view = self.views.get(names.find(name.removesuffix(".weight")) or "")
             shape = layer.update_shape
             if view is None:
                 faults.append(f"{name}: {self.source} has no such module")

@@ -173,7 +173,7 @@ def config_of(adapter: AdapterOutline) -> dict[str, Any]:
     config = {
         **adapter.config,
         "peft_type": "LORA",
-        "base_model_name_or_path": _hub_name_or_absolute_path(adapter.base_model),
+        "base_model_name_or_path": hub_name_or_absolute_path(adapter.base_model),
         "task_type": adapter.task_type,
         "inference_mode": True,
         "r": rank,
@@ -233,7 +233,7 @@ def _plain(number: float) -> float | int:
     return int(number) if number.is_integer() and abs(number) < 2**53 else number
 
 
-def _hub_name_or_absolute_path(model: str | None) -> str | None:
+def hub_name_or_absolute_path(model: str | None) -> str | None:
     """The name of a model as a config states it: the relative path of a folder would read as a hub name."""
     path = Path(model).expanduser() if model else None
     return os.path.abspath(path) if path and path.exists() else model  # noqa: PTH100 - also takes out `..`

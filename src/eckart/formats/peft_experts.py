@@ -19,7 +19,7 @@ from eckart.formats.peft_config import CONFIG, PeftConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MAX_EXPERTS = 4096
+MAX_EXPERTS = 4096
 _DOWN = re.compile(r"down|w2|output")  # in the name of the parameter that projects back to the hidden size
 
 
@@ -112,8 +112,8 @@ def stack_of(parameter: str, tensors: Mapping[str, TensorOutline], config: PeftC
         msg = f"rank is {rank} by {CONFIG}, lora_A is {A.shape} and lora_B {B.shape}"
         raise ValueError(msg)
     count = len(A) // rank
-    if count > _MAX_EXPERTS:
-        msg = f"only parameters of up to {_MAX_EXPERTS} experts are supported, this one has {count}"
+    if count > MAX_EXPERTS:
+        msg = f"only parameters of up to {MAX_EXPERTS} experts are supported, this one has {count}"
         raise ValueError(msg)
     alpha = config.alpha_of(parameter)
     lora_A, lora_B = TensorOutline((rank, A.shape[1]), A.dtype), TensorOutline((len(B), rank), B.dtype)

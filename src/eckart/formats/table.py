@@ -14,6 +14,7 @@ FORMATS: Mapping[AdapterFormat, tuple[str, str | None]] = {
     "peft": ("peft", None),
     "kohya": ("kohya", "kohya_names"),
     "diffusers": ("diffusers", None),
+    "mlx": ("mlx", "mlx_names"),
 }
 
 

@@ -14,6 +14,7 @@ from eckart.checkpoint.source import local_paths
 from eckart.errors import MismatchError, OptionError
 from eckart.formats import output_kind, saved_adapter
 from eckart.formats.components import component_of, components
+from eckart.formats.expert_modules import with_expert_modules
 from eckart.formats.model_names import Base, Model
 from eckart.formats.renaming import Renaming, names_of, to_component
 from eckart.formats.sources import is_adapter, open_adapter
@@ -128,6 +129,7 @@ def convert(
     to: AdapterFormat,
     *,
     base: Base | None = None,
+    family: str | None = None,
     output: str | Path | None = None,
     force: bool = False,
 ) -> ConvertResult:
@@ -138,7 +140,9 @@ def convert(
     Args:
         adapter: the adapter, or its SOURCE.
         to: a format of `eckart.formats.table`, such as "peft" or "kohya".
-        base: the model: resolves kohya's names, and every shape is compared with it.
+        base: the model: resolves names, and every shape is compared with it.
+        family: without `base`, the model's type where the names of a format depend on it: transformers' `model_type`,
+            such as llama.
         output: a folder for PEFT, with one folder per component of a pipeline; for kohya a .safetensors file; for
             diffusers either.
         force: replace an existing result.
@@ -149,11 +153,13 @@ def convert(
         OutputError: `output` exists or cannot be written.
         MissingExtraError: diffusers, whose tables of names are needed, is not installed.
     """
-    plan = plan_conversion(adapter, to, base=base)
+    plan = plan_conversion(adapter, to, base=base, family=family)
     return plan.write(None if output is None else Path(output), force=force)
 
 
-def plan_conversion(adapter: Adapter | str | Path, to: AdapterFormat, *, base: Base | None = None) -> Conversion:
+def plan_conversion(
+    adapter: Adapter | str | Path, to: AdapterFormat, *, base: Base | None = None, family: str | None = None
+) -> Conversion:
     """Check a conversion from headers; for layers that kohya fuses, lora_B is read, whose zeros show the parts.
 
     Errors as of `convert`, except those of the output.
@@ -165,7 +171,10 @@ def plan_conversion(adapter: Adapter | str | Path, to: AdapterFormat, *, base: B
     if isinstance(base, (str, Path)) and is_adapter(base):
         msg = f"{base} is an adapter, not a model: `base` is the model that the adapter was made for"
         raise OptionError(msg)
-    model = None if base is None else Model.of(base)
+    if base is not None and family is not None:
+        msg = "give `base` or `family`, not both: the base says what its type is"
+        raise OptionError(msg)
+    model = Model.of(base) if base is not None else Model.of_type(family) if family else None
     steps: list[Renaming] = []
     result = source
     if (names := names_of(source.format)) and (to != source.format or model):
@@ -177,7 +186,9 @@ def plan_conversion(adapter: Adapter | str | Path, to: AdapterFormat, *, base: B
         saved = Deferred(specs, lambda name: source.modules_to_save[name.removeprefix(f"{part}.")])
         result = steps[-1].of(source, format="diffusers", config={}, modules_to_save=saved)
     faults = [fault for step in steps for fault in step.faults]
-    faults += model.misfits(result.outline()) if model else []
+    if model:
+        tensors = model.checkpoint.tensors if model.checkpoint else ()
+        faults += model.misfits(with_expert_modules(result, tensors).outline())
     targets = _targets(result, to, base)
     faults += [fault for target in targets.values() for fault in format_of(to).refusals(target)]
     if (names := names_of(to)) and source.format != to:

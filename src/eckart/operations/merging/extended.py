@@ -8,12 +8,12 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
+from eckart.checkpoint.base_names import NamesOfBase
 from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
 from eckart.checkpoint.derived import DerivedCheckpoint
 from eckart.checkpoint.nf4 import Nf4Checkpoint
 from eckart.checkpoint.tying import is_vocabulary, tied_weights
 from eckart.errors import MismatchError
-from eckart.operations.placement import NamesOfBase
 
 if TYPE_CHECKING:
     from torch import Tensor
