@@ -4,6 +4,8 @@ A moment is a number of events that change files: opening for writing, renaming,
 means the same on every machine. Requests and answers are lines of JSON.
 """
 
+import gc
+import io
 import json
 import os
 import signal
@@ -16,8 +18,8 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 def preload() -> None:
-    """Import what commands import."""
-    import matplotlib.figure  # noqa: F401
+    """Import what commands import, and fill the caches that every drawing would fill again."""
+    import matplotlib.figure
     import torch.utils.tensorboard  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
     from trl.trainer import sft_trainer  # noqa: F401
@@ -28,6 +30,15 @@ def preload() -> None:
     import eckart.report.page
     import eckart.training.trainer  # noqa: F401
     from eckart.operations.merging import restored  # noqa: F401
+    from eckart.report.figures import style
+    from eckart.report.page import bundle
+
+    style.DPI = 20
+    bundle.plotly()
+    figure = matplotlib.figure.Figure()
+    figure.subplots().set_title("0")
+    figure.savefig(io.BytesIO(), dpi=style.DPI)
+    gc.freeze()  # a fork collects no garbage of this process, and shares its memory
 
 
 class Moment:

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from eckart.errors import MismatchError
 
@@ -80,9 +80,40 @@ def shown_names(names: Iterable[str], *, most: int) -> dict[str, str]:
     return shown
 
 
+def count_endings(names: Iterable[Sequence[str]]) -> Callable[[Sequence[str]], list[int]]:
+    """Count how many of the names, each a sequence of its dotted parts, end with the parts of another.
+
+    Returns:
+        a function of such a sequence, whose entry i counts the names that end with its last i + 1 parts; both take time
+        linear in the number of parts.
+    """
+    nodes: dict[tuple[int, str], int] = {}
+    counts = [0]
+
+    def count(name: Sequence[str]) -> list[int]:
+        path = [0]
+        for part in reversed(name):
+            path.append(nodes.get((path[-1], part), -1))
+        return [0 if node < 0 else counts[node] for node in path[1:]]
+
+    for name in names:
+        node = 0
+        for part in reversed(name):
+            node = nodes.setdefault((node, part), len(counts))
+            if node == len(counts):
+                counts.append(0)
+            counts[node] += 1
+    return count
+
+
 def as_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
     """Patterns of `target` or `exclude` as a tuple; a string is one pattern."""
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def is_suffix(pattern: str) -> bool:
+    """Whether a pattern is a plain dotted name, which matches the modules that end with it."""
+    return re.fullmatch(r"[\w-]+(\.[\w-]+)*", pattern) is not None
 
 
 def matches(pattern: str, module: str) -> bool:
@@ -95,7 +126,7 @@ def matches(pattern: str, module: str) -> bool:
     """
     if pattern in PRESETS:
         return in_preset(pattern, module)
-    if re.fullmatch(r"[\w-]+(\.[\w-]+)*", pattern):
+    if is_suffix(pattern):
         return _ends_with(module, [pattern])
     try:
         return re.fullmatch(pattern, module) is not None

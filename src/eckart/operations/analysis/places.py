@@ -1,11 +1,12 @@
 """The position of a module in its model: its layer and its kind."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from eckart.checkpoint.naming import shown_names
+from eckart.checkpoint.naming import count_endings, shown_names
 
 _EXPERT = re.compile(r"\[\d+\]$")  # the slice of a fused experts tensor, "experts.gate_up_proj[3]"
 # The order in which a layer computes; files store tensors alphabetically. Other kinds follow in the files' order.
@@ -42,14 +43,14 @@ def places(names: Iterable[str]) -> dict[str, Place]:
     """
     parts = {name: _split(name) for name in names}
     short = _shortest_suffixes(list(dict.fromkeys(path for _, _, path in parts.values())))
-    stacks: dict[str, list[str]] = {}
+    stacks: dict[str, set[str]] = {}
     for stack, _, path in parts.values():
-        stacks.setdefault(short[path], [])
-        if stack not in stacks[short[path]]:
-            stacks[short[path]].append(stack)
+        stacks.setdefault(short[path], set()).add(stack)
+    shared = {label: Counter(part for stack in each for part in {*stack.split(".")}) for label, each in stacks.items()}
     return {
-        name: Place(layer, _with_stack(short[path], stack, stacks[short[path]]))
+        name: Place(layer, _with_stack(label, stack, shared[label]) if len(stacks[label]) > 1 else label)
         for name, (stack, layer, path) in parts.items()
+        for label in [short[path]]
     }
 
 
@@ -101,17 +102,18 @@ def _split(name: str) -> tuple[str, int | None, str]:
 
 def _shortest_suffixes(paths: Sequence[str]) -> dict[str, str]:
     """A label for every path: as few trailing components as keep all labels different."""
-    components = {path: [part for part in path.split(".") if part != "*"] for path in paths}
+    components = {path: tuple(part for part in path.split(".") if part != "*") for path in paths}
+    endings = count_endings(set(components.values()))
     labels: dict[str, str] = {}
     for path, parts in components.items():
-        others = [other for other in components.values() if other != parts]
+        counts = endings(parts)
         length = 1
         while (
             length < len(parts)
             and (
                 parts[-length].isdigit()  # to_out.0
                 or parts[-length] in _GENERIC  # net.proj
-                or any(other[-length:] == parts[-length:] for other in others)
+                or counts[length - 1] > 1
             )
         ):
             length += 1
@@ -120,8 +122,7 @@ def _shortest_suffixes(paths: Sequence[str]) -> dict[str, str]:
     return {path: shown[label] for path, label in labels.items()}
 
 
-def _with_stack(label: str, stack: str, stacks: Sequence[str]) -> str:
-    """The label; if several stacks share it, prefixed with a part that only this stack has (`decoder.q_proj`)."""
-    elsewhere = {part for other in stacks if other != stack for part in other.split(".")}
-    unique = [part for part in stack.split(".") if part and part not in elsewhere]
-    return f"{unique[0]}.{label}" if len(stacks) > 1 and unique else label
+def _with_stack(label: str, stack: str, shared: Counter[str]) -> str:
+    """The label of several stacks, prefixed with a part that only this stack has (`decoder.q_proj`)."""
+    unique = next((part for part in stack.split(".") if part and shared[part] == 1), None)
+    return label if unique is None else f"{unique}.{label}"

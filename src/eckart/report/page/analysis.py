@@ -29,7 +29,7 @@ def analysis_data(
     if exponent:
         analysis = replace(analysis, matrices=[matrix.shifted(-exponent) for matrix in analysis.matrices])
     values, targets = values_that_fit(analysis.matrices, most), targets_of(analysis)
-    where, kinds = analysis.places(), list(analysis.by_kind())
+    where, kinds = analysis.places(), {kind: index for index, kind in enumerate(analysis.by_kind())}
     matrices = [_matrix(matrix, where[matrix.name], kinds, values, numbers) for matrix in analysis.matrices]
     thinned = [entry for entry in matrices if "rest" in entry["spectrum"]]
     unknown = [entry for entry in matrices if "tail" in entry["spectrum"]]
@@ -44,7 +44,7 @@ def analysis_data(
         "base": analysis.base,
         "finding": findings.energy_finding(analysis) if findings.measured(analysis) else "Every matrix is zero",
         "params": analysis.params,
-        "kinds": kinds,
+        "kinds": list(kinds),
         "layers": sorted({place.layer for place in where.values()}, key=lambda layer: -1 if layer is None else layer),
         "matrices": matrices,
         "thinned": {"matrices": len(thinned), "values": values, "partial": len(unknown)},
@@ -60,13 +60,13 @@ def analysis_data(
 
 
 def _matrix(
-    matrix: MatrixAnalysis, place: Place, kinds: list[str], values: int | None, numbers: Numbers
+    matrix: MatrixAnalysis, place: Place, kinds: dict[str, int], values: int | None, numbers: Numbers
 ) -> dict[str, Any]:
     """One matrix."""
     statistics, noise = matrix.statistics(), matrix.noise
     return {
         "name": matrix.name,
-        "kind": kinds.index(place.kind),
+        "kind": kinds[place.kind],
         "layer": place.layer,
         "shape": list(matrix.shape),
         "dtype": matrix.dtype,

@@ -1,9 +1,10 @@
 """`target` patterns that match exactly the matrices of a module kind, so that a command does what the page shows."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
-from eckart.checkpoint.naming import in_preset, is_embedding, is_output_layer, matches
+from eckart.checkpoint.naming import count_endings, in_preset, is_embedding, is_output_layer, is_suffix, matches
 from eckart.operations import Analysis
 
 PRESETS = ("all-linear", "attention", "attention-min", "mlp")
@@ -22,7 +23,8 @@ def targets_of(analysis: Analysis) -> dict[str, dict[str, list[str]]]:
     known = [*(matrix.name for matrix in analysis.matrices)]
     known += [item.name for item in analysis.skipped if item.reason == NOT_TARGETED]
     linear = [name for name in known if _extractable(name)]
-    patterns = {kind: _patterns(kind, names, known) for kind, names in chosen.items()}
+    count = _counter(known)
+    patterns = {kind: _patterns(kind, names, count) for kind, names in chosen.items()}
     presets = {}
     for preset in PRESETS:
         taken = {name for name in linear if in_preset(preset, name)}
@@ -37,11 +39,34 @@ def _extractable(name: str) -> bool:
     return "[" not in name and not is_embedding(name) and (in_preset("all-linear", name) or is_output_layer(name))
 
 
-def _patterns(kind: str, names: Sequence[str], known: Iterable[str]) -> list[str]:
+def _counter(known: Iterable[str]) -> Callable[[str], int]:
+    """A function that counts the known names that one of the patterns below matches.
+
+    It compares no pattern with every name: many kinds would take the square of their number, and a name may itself be a
+    regex that takes forever.
+    """
+    known = set(known)
+    endings = count_endings(name.split(".") for name in known)
+    generals = Counter(map(_general, known))
+
+    def count(pattern: str) -> int:
+        if pattern in PRESETS:
+            return sum(in_preset(pattern, name) for name in known)
+        return endings(pattern.split("."))[-1] if is_suffix(pattern) else generals[pattern]
+
+    return count
+
+
+def _general(name: str) -> str:
+    """The pattern of all names that differ from this one in their numbers only."""
+    return re.sub(r"\d+", r"\\d+", re.escape(name))
+
+
+def _patterns(kind: str, names: Sequence[str], count: Callable[[str], int]) -> list[str]:
     """The shortest patterns that match exactly these names: a suffix, a regex, or a list of all names."""
-    known = list(known)
-    general = sorted({re.sub(r"\d+", r"\\d+", re.escape(name)) for name in names})
-    for patterns in ([kind], general):
-        if {name for name in known if any(matches(pattern, name) for pattern in patterns)} == set(names):
-            return patterns
-    return [re.escape(name) if "." in name else f"(?:{name})" for name in names]
+    if is_suffix(kind) and all(matches(kind, name) for name in names) and count(kind) == len(names):
+        return [kind]
+    general = sorted({*map(_general, names)})
+    if sum(map(count, general)) == len(names):
+        return general
+    return [re.escape(name) if "." in name else f"(?:{re.escape(name)})" for name in names]
