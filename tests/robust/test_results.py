@@ -24,8 +24,16 @@ def test_the_results_that_are_damaged_below_are_shown_unharmed(file, tmp_path):
     assert "<html" in page_html(read_results([write(tmp_path / "in", file, RESULTS[file])]))
 
 
+TAIL = {"energy_upper": [0.0, 1.0, 2.0], "norm": 1.0, "rounding": 0.0, "failure_probability": 0.0}
+PARTIAL = {"name": "q", "dtype": "float32", "fro_norm": 2.0, "singular_values": [1.0, 1.0], "noise": None, "tail": TAIL}
 DAMAGE = [
-    ("analysis.json", "matrices.0.shape", [10**9, 10**9], "shapes declare 1,000,000"),
+    ("analysis.json", "matrices.0", PARTIAL | {"shape": [10**9, 10**9]}, "shapes declare 1,000,000"),
+    (
+        "analysis.json",
+        "matrices",
+        [PARTIAL | {"name": str(i), "shape": [1000, 2000]} for i in range(17_000)],
+        "declare",
+    ),
     ("analysis.json", "matrices.0.shape", [3], "matrices.0.shape"),
     ("analysis.json", "matrices.0.singular_values", [[1.0]], "singular_values.0"),
     ("analysis.json", "matrices.0.singular_values", [1.0] * 9, "more singular values than"),
@@ -47,6 +55,14 @@ DAMAGE = [
     ("comparison.json", "matrices.0.outputs", {"phi": [], "chance": []}, "damaged"),
     ("comparison.json", "unpaired", [7], "unpaired.0"),
 ]
+
+
+def test_a_few_values_of_a_huge_matrix_take_no_more_memory_than_of_a_small_one(tmp_path):
+    content = copy.deepcopy(RESULTS["analysis.json"])
+    content["matrices"][0]["shape"] = [2**31 - 1, 2**31 - 1]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "<html" in page_html(read_results([write(tmp_path / "in", "analysis.json", content)]))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
 
 @pytest.mark.parametrize(("file", "place", "value", "said"), DAMAGE)

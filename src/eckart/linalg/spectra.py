@@ -105,12 +105,11 @@ class Spectrum:
         """Lower and upper bounds of the squared error of the best rank-r approximation, r = 0…`max_rank`.
 
         In units of 4^`exponent`. For a complete spectrum both are the suffix sums of σ², added from the smallest up,
-        so that a tiny tail keeps its digits next to a large head.
+        so that a tiny tail keeps its digits next to a large head; they end at rank k, above which nothing remains.
         """
         squares = self._scaled_values.square()
         if self.tail is None:
-            suffix = torch.zeros(self.max_rank + 1, dtype=torch.float64)
-            suffix[: len(squares)] = squares.flip(0).cumsum(0).flip(0)
+            suffix = torch.cat([squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)])
             return suffix, suffix
         count, rest = len(squares), self.max_rank - len(squares)
         beyond = torch.arange(1, rest + 1, dtype=torch.float64)
@@ -134,7 +133,7 @@ class Spectrum:
         """Bounds on the relative Frobenius error of the best approximation of a rank; 0 for a zero matrix."""
         if self.fro_norm == 0:
             return 0.0, 0.0
-        lower, upper = (math.sqrt(float(energy[min(rank, self.max_rank)])) for energy in self.energy_above)
+        lower, upper = (math.sqrt(float(energy[min(rank, len(energy) - 1)])) for energy in self.energy_above)
         return lower / self._scaled_norm, upper / self._scaled_norm
 
     def cumulative_energy(self) -> Float64[Tensor, " k"]:

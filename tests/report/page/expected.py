@@ -36,8 +36,9 @@ def expected(analysis: Analysis, mode: str, value: float | str, kinds: list[str]
         ranks = {name: rule(spectrum, mode, value, analysis.kind) for name, spectrum in taken.items()}
     missed = whole = 0.0
     for name, spectrum in taken.items():  # one after the other, as the page adds
-        missed += float(spectrum.energy_above[1][min(ranks[name], spectrum.max_rank)])
-        whole += float(spectrum.energy_above[1][0])
+        energies = spectrum.energy_above[1].tolist()
+        missed += energies[min(ranks[name], len(energies) - 1)]
+        whole += energies[0]
     return Chosen(
         [ranks.get(matrix.name) for matrix in analysis.matrices],
         sum(rank * sum(taken[name].shape) for name, rank in ranks.items()),

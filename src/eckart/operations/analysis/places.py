@@ -108,13 +108,10 @@ def _shortest_suffixes(paths: Sequence[str]) -> dict[str, str]:
     for path, parts in components.items():
         counts = endings(parts)
         length = 1
-        while (
-            length < len(parts)
-            and (
-                parts[-length].isdigit()  # to_out.0
-                or parts[-length] in _GENERIC  # net.proj
-                or counts[length - 1] > 1
-            )
+        while length < len(parts) and (
+            parts[-length].isdigit()  # to_out.0
+            or parts[-length] in _GENERIC  # net.proj
+            or counts[length - 1] > 1
         ):
             length += 1
         labels[path] = ".".join(parts[-length:])

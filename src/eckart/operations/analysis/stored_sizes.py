@@ -2,9 +2,8 @@
 
 from typing import Any
 
-MOST_UNKNOWN = 2**22  # singular values that shapes may declare beyond those in the file,
-MOST_UNKNOWN_PER_VALUE = 2**14  # and as many for each of those: partial spectra and adapters have few
-MOST_DECLARED = 2**26
+MOST_UNKNOWN = 2**24  # singular values of partial spectra that are not in the file: each takes memory,
+MOST_UNKNOWN_PER_VALUE = 2**9  # and so many for each that is: analyze computes 256 of each matrix
 
 
 def size_fault(content: dict[str, Any]) -> str | None:
@@ -13,9 +12,10 @@ def size_fault(content: dict[str, Any]) -> str | None:
     names = [matrix["name"] for matrix in content["matrices"]]
     if len(set(names)) < len(names):
         faults.append("it has two matrices of one name")
-    values = sum(len(matrix["singular_values"]) for matrix in content["matrices"])
-    declared = sum(min(matrix["shape"]) for matrix in content["matrices"])
-    if declared > min(MOST_DECLARED, MOST_UNKNOWN + MOST_UNKNOWN_PER_VALUE * values):
+    partial = [matrix for matrix in content["matrices"] if matrix.get("tail")]
+    values = sum(len(matrix["singular_values"]) for matrix in partial)
+    declared = sum(min(matrix["shape"]) for matrix in partial)
+    if declared - values > min(MOST_UNKNOWN, MOST_UNKNOWN_PER_VALUE * values):
         faults.append(f"its shapes declare {declared:,} singular values, and it has {values:,}")
     return faults[0] if faults else None
 

@@ -57,7 +57,7 @@ def spectrum_data(spectrum: Spectrum, thinned: int | None, numbers: Numbers) -> 
         energies = spectrum.energy_above[0]
         ranks = _selected_ranks(spectrum, count)
         rest, length = numbers.add(map(float, ranks))
-        numbers.add(energies[ranks].tolist())
+        numbers.add(energies[[min(rank, len(energies) - 1) for rank in ranks]].tolist())
         data |= {"remains": float(energies[count]), "rest": [rest, length]}
     return data
 
