@@ -5,7 +5,6 @@ means the same on every machine. Requests and answers are lines of JSON.
 """
 
 import gc
-import io
 import json
 import os
 import signal
@@ -30,14 +29,11 @@ def preload() -> None:
     import eckart.report.page
     import eckart.training.trainer  # noqa: F401
     from eckart.operations.merging import restored  # noqa: F401
-    from eckart.report.figures import style
     from eckart.report.page import bundle
 
-    style.DPI = 20
     bundle.plotly()
-    figure = matplotlib.figure.Figure()
-    figure.subplots().set_title("0")
-    figure.savefig(io.BytesIO(), dpi=style.DPI)
+    # Blank figures: drawing takes most of the time of a command, and changes no file.
+    matplotlib.figure.Figure.draw = lambda self, renderer: None
     gc.freeze()  # a fork collects no garbage of this process, and shares its memory
 
 
