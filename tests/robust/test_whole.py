@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from eckart import training
 from eckart.checkpoint import InputFiles
 from eckart.cli.main import app
+from eckart.operations.merging import restored
 from eckart.report.figures import style
 from eckart.report.page import page
 from eckart.training.sweep_cell import train_here
@@ -24,9 +25,10 @@ DONE = (0, 3)  # `plan` ends with 3 where a setting does not fit
 MEASURED = re.compile(rb'"(seconds|peak_rss_bytes|peak_bytes)":\s*(\{[^}]*\}|[^,}\]]+)|"tensorboard/[^"]*",?\s*')
 
 FIGURES, PAGE = (Figure, "savefig"), (page, "page_html")
-DRAWN = [
+LAST = [
     *(("analyze", FIGURES), ("analyze", PAGE), ("analyze adapter", FIGURES), ("extract", PAGE), ("compare", FIGURES)),
     *(("train", FIGURES), ("train", PAGE), ("sweep", FIGURES), ("sweep", PAGE), ("report", PAGE), ("plan", FIGURES)),
+    ("unmerge", (restored, "compare_restored")),
 ]
 RESUMED = {
     "analyze": "base",
@@ -116,12 +118,12 @@ def reference(originals, tmp_path, monkeypatch):
     return write
 
 
-@pytest.mark.parametrize(("name", "drawing"), DRAWN)
-def test_a_command_killed_while_drawing_leaves_no_output_and_its_repetition_gives_the_same_bytes(
-    name, drawing, inputs, reference, monkeypatch
+@pytest.mark.parametrize(("name", "last"), LAST)
+def test_a_command_that_ends_while_drawing_or_measuring_leaves_no_output_and_its_repetition_gives_the_same_bytes(
+    name, last, inputs, reference, monkeypatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(*drawing, stop)
+        patch.setattr(*last, stop)
         assert run(name).exit_code not in DONE
     assert not is_there(name)
     repeated = run(name)

@@ -326,6 +326,15 @@ def test_an_interruption_keeps_a_checkpoint_and_resuming_gives_the_bits_of_an_un
     assert len(drawn[0]) == 5
 
 
+def test_an_interruption_in_the_last_step_has_nothing_left_to_stop(unbroken, tiny, text, tmp_path):
+    options = {"config": LoRAConfig(rank=4, alpha=8, dropout=0.2), "settings": SETTINGS, "options": OPTIONS}
+    progress = Reports(9, lambda: os.kill(os.getpid(), signal.SIGINT))
+    result = train(tiny, text, **options, output=tmp_path / "out", progress=progress)
+    assert result.steps == SETTINGS.steps
+    assert same(tmp_path / "out", unbroken[0])
+    assert not (tmp_path / "out.partial").exists()
+
+
 def test_a_checkpoint_holds_only_what_trains(tiny, text, tmp_path):
     from safetensors.torch import load_file
 

@@ -144,17 +144,19 @@ def unmerge(
     from eckart.operations.model_writer.writer import ModelWriter
 
     require_merged(plan, original, adapters, weights, execution)
-    ModelWriter(plan).write(Path(output), execution, force=force)
-    again = plan_merge(output, adapters, weights=weights)
-    bit_equal, base_equal, max_ulps = compare_restored(again, plan.base, original, execution)
+    measured: list[tuple[float, float | None, float | None]] = []
+
+    def measure(folder: Path) -> None:
+        again = plan_merge(folder, adapters, weights=weights)
+        measured.append(compare_restored(again, plan.base, original, execution))
+
+    ModelWriter(plan).write(Path(output), execution, force=force, check=measure)
     return UnmergeResult(
         Path(output),
         plan.count,
         len(plan.changed),
         plan.nbytes,
-        bit_equal,
-        base_equal,
-        max_ulps,
+        *measured[0],
         plan.skipped,
         time.monotonic() - began,
     )

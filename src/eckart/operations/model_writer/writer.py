@@ -5,7 +5,7 @@ Files are in `OUT.partial/model` until all tensors are written. Each finished te
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,21 @@ class ModelWriter:
         self.plan = plan
         self.inputs = InputFiles(plan.inputs)
 
-    def write(self, output: Path, execution: Execution, *, force: bool = False) -> dict[str, dict[str, Any]]:
+    def write(
+        self,
+        output: Path,
+        execution: Execution,
+        *,
+        force: bool = False,
+        check: Callable[[Path], None] = lambda folder: None,
+    ) -> dict[str, dict[str, Any]]:
         """Write the folder, completely or not at all.
+
+        Args:
+            output: the folder.
+            execution: workers, memory, progress, resume.
+            force: replace an existing output.
+            check: called with the complete folder before it gets its final name; after an error it does not get it.
 
         Returns:
             measurements of each tensor, by its name.
@@ -88,6 +101,7 @@ class ModelWriter:
                 shutil.copyfile(file, folder / file.name)
             if plan.config:
                 (folder / "config.json").write_text(json.dumps(plan.config, indent=2, default=str) + "\n")
+            check(folder)
             self.inputs.check_unchanged()
             publish(folder, output, force=force)
         return {name: record.facts for name, record in records.items()}
