@@ -175,6 +175,49 @@ def test_factors_that_overflow_are_refused_with_the_dtype_that_holds_them(scale,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("scale", "dtype", "remedy"),
+    [
+        (1e-20, "float16", "; use `dtype=bfloat16` or `dtype=float32`"),
+        (1e-200, "float32", "; use `dtype=float64`"),
+        (1e-200, "float16", "; use `dtype=float64`"),
+    ],
+)
+@pytest.mark.parametrize("of", ["extract", "resize", "resize to a lower rank", "combine", "prune"])
+def test_factors_that_vanish_are_refused_with_the_dtype_that_holds_them(of, scale, dtype, remedy, tmp_path):
+    base, tuned = (model(it.double() * scale) for it in (WEIGHT, CHANGED))
+    tiny = [Adapter({"m.q": drawn(alpha=6, seed=seed, dtype=torch.float64)}) for seed in (1, 2)]
+    for adapter in tiny:
+        layer = adapter["m.q"]
+        adapter.layers["m.q"] = replace(layer, lora_A=layer.lora_A * scale**0.5, lora_B=layer.lora_B * scale**0.5)
+    out = {"dtype": dtype, "output": tmp_path / "out"}
+    run = {
+        "extract": lambda: extract(base, tuned, rank=2, **out),
+        "resize": lambda: resize(tiny[0], rank=6, **out),
+        "resize to a lower rank": lambda: resize(tiny[0], rank=2, **out),
+        "combine": lambda: combine(tiny, weights=[1, 0.5], **out),
+        "prune": lambda: combine(tiny, weights=[1, 0.5], method="ties", **out),
+    }
+    with pytest.raises(EckartError, match=f"m.q: its factors become zero in {dtype}, but their product is not{remedy}"):
+        run[of]()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("exponent", [-60, -30, 40])
+@pytest.mark.parametrize("of", ["resize", "combine"])
+def test_factors_of_which_a_dtype_holds_only_one_are_brought_to_one_size(of, exponent, tmp_path):
+    layer = drawn(alpha=6)
+    moved = replace(layer, lora_A=shifted(layer.lora_A, exponent), lora_B=shifted(layer.lora_B, -exponent))
+    run = {
+        "resize": lambda: resize(Adapter({"m.q": moved}), rank=6, dtype="float16"),
+        "combine": lambda: combine([Adapter({"m.q": moved})] * 2, weights=[0.5, 0.5], dtype="float16", rank=12),
+    }
+    found = run[of]()
+    assert 0 < found.error < 2e-3
+    difference = found.adapter["m.q"].low_rank() - layer.low_rank()
+    assert difference.fro_norm == pytest.approx(found.error * layer.low_rank().fro_norm, rel=1e-5)
+
+
 def test_a_difference_that_its_dtype_does_not_hold_is_refused():
     with pytest.raises(NotFiniteError, match=r"m\.q: tuned minus base is 6e\+38, more than float32 holds"):
         extract(model(torch.full((8, 8), -3e38)), model(torch.full((8, 8), 3e38)), rank=1)

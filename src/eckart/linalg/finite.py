@@ -60,6 +60,19 @@ def too_large(name: str, dtype: torch.dtype, largest: float | None = None) -> st
     return f"{shown} {str(dtype).removeprefix('torch.')}{verb}{remedy}"
 
 
+def too_small(name: str, dtype: torch.dtype, norm: float) -> str:
+    """The message for factors that a dtype rounds to zero, with the dtypes that hold them.
+
+    Args:
+        name: what the message calls the factors.
+        dtype: too coarse for them.
+        norm: of their product, which is not zero.
+    """
+    beyond = dtype in (torch.float32, torch.bfloat16) or norm**0.5 < torch.finfo(torch.float32).tiny
+    remedy = "" if dtype == torch.float64 else "; use `dtype=float64`" if beyond else REMEDY
+    return f"{name}: its factors become zero in {str(dtype).removeprefix('torch.')}, but their product is not{remedy}"
+
+
 def count_non_finite(tensors: Iterable[Tensor]) -> int:
     """How many values of some tensors are NaN or Inf."""
     return sum(int((~torch.isfinite(_comparable(tensor))).sum()) for tensor in tensors)

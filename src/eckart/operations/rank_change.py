@@ -4,12 +4,13 @@ import math
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from eckart.adapter.adapter import AdapterLayer
 from eckart.errors import OptionError
 from eckart.linalg import LowRank, Spectrum
-from eckart.linalg.finite import count_non_finite, require_finite, too_large
-from eckart.linalg.scaling import frobenius_norm
+from eckart.linalg.finite import count_non_finite, require_finite, too_large, too_small
+from eckart.linalg.scaling import frobenius_norm, largest_of, shifted
 from eckart.linalg.slabs import as_slabs
 
 
@@ -74,6 +75,7 @@ def at_rank(
         if count == 0:
             return zero_layer(cast(layer, dtype), rank, generator)
         layer = layer.with_product(LowRank.from_svd(U[:, :count], S[:count], Vh[:count]), dtype=dtype)
+        return padded(layer, rank, generator)
     return padded(cast(layer, dtype), rank, generator)
 
 
@@ -129,22 +131,42 @@ def check_finite(name: str, layer: AdapterLayer) -> AdapterLayer:
     return layer
 
 
-def check_range(name: str, layer: AdapterLayer) -> AdapterLayer:
+def check_range(name: str, layer: AdapterLayer, norm: float) -> AdapterLayer:
     """Return a computed layer unchanged if it fits its dtype.
 
+    Args:
+        name: what messages call it.
+        layer: the layer.
+        norm: ‖Δ‖_F of the update that it approximates; 0 if it may be zero.
+
     Raises:
-        OptionError: its values are too large for its dtype, or its alpha for a float.
+        OptionError: its values are too large for its dtype, or all too small, or its alpha is too large for a float.
     """
     if not math.isfinite(layer.alpha):
         msg = f"{name}: its alpha, the scale {layer.scaling:.4g} times rank {layer.rank}, is larger than any float64"
         raise OptionError(msg)
     if count_non_finite(layer.tensors().values()):
         raise OptionError(too_large(name, layer.lora_A.dtype))
+    if norm and layer.scaling and not (layer.lora_A.any() and layer.lora_B.any()):
+        raise OptionError(too_small(name, layer.lora_A.dtype, norm / abs(layer.scaling)))
     return layer
 
 
 def cast(layer: AdapterLayer, dtype: torch.dtype | None) -> AdapterLayer:
-    """The layer with its factors in another dtype."""
+    """The layer with its factors in another dtype.
+
+    Where that does not hold one of them, both are first brought to one size by a power of two; their product stays.
+    """
     if dtype is None:
         return layer
-    return replace(layer, lora_A=layer.lora_A.to(dtype), lora_B=layer.lora_B.to(dtype))
+    A, B = layer.lora_A, layer.lora_B
+    if not (_fits(A, dtype) and _fits(B, dtype)):
+        exponent = (math.frexp(largest_of(B))[1] - math.frexp(largest_of(A))[1]) // 2
+        A, B = shifted(A.to(torch.float64), exponent), shifted(B.to(torch.float64), -exponent)
+    return replace(layer, lora_A=A.to(dtype), lora_B=B.to(dtype))
+
+
+def _fits(factor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the largest value of a factor is a normal number of a dtype, or zero."""
+    largest, limits = largest_of(factor), torch.finfo(dtype)
+    return largest == 0 or limits.smallest_normal <= largest <= limits.max

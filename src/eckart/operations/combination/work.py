@@ -120,7 +120,7 @@ class Combining:
             if limit < stacked.rank or (stacked.rank > known.max_rank and len(layers) > 1):
                 limit = max(1, min(limit, int((known.singular_values > 0).sum())))
             result = at_rank(stacked, target, limit, dtype=dtype, generator=generator)
-        check_range(name, result)
+        check_range(name, result, 0.0 if rank == 0 else norm)
         unchanged = len(layers) == 1 and result.rank == stacked.rank and dtype in (None, result.lora_A.dtype)
         error = 0.0 if unchanged else measured_error(target, result, scaling=scale)
         least = min(error, known.error_bounds(result.rank)[0])
@@ -146,7 +146,8 @@ class Combining:
         layer = frame.with_update(LowRank(result.tensors["left"], result.tensors["right"]), dtype=dtype)
         facts = result.facts
         least = min(facts["error"], facts["error_lower_bound"])
-        return layer_record(check_range(name, layer), **(facts | {"error_lower_bound": least}))
+        layer = check_range(name, layer, facts["fro_norm"])
+        return layer_record(layer, **(facts | {"error_lower_bound": least}))
 
     def measure(self, adapter: Adapter, layers: Sequence[LayerRecord]) -> list[LayerRecord]:
         """The records of layers with errors measured again, after the factors of the adapter were changed."""
@@ -285,14 +286,15 @@ def _stacked(layers: Weighted, scale: float, dtype: torch.dtype | None) -> Adapt
         return cast(first, dtype)
     shares = [(_share(weight, layer, scale), layer) for weight, layer in layers]
     dtype = dtype or _promoted([factor for _, layer in layers for factor in (layer.lora_A, layer.lora_B)])
-    A = torch.cat([layer.lora_A.to(dtype) for _, layer in shares])
-    B = torch.cat([(layer.lora_B.double() * share).to(dtype) for share, layer in shares], dim=1)
+    A = torch.cat([layer.lora_A.double() for _, layer in shares])
+    B = torch.cat([layer.lora_B.double() * share for share, layer in shares], dim=1)
     biases = [(share, layer.bias) for share, layer in shares if layer.bias is not None]
     bias = None
     if biases:
         total = torch.stack([bias.double() * share for share, bias in biases]).sum(0)
         bias = total.to(_promoted([bias for _, bias in biases]))
-    return replace(first, lora_A=A, lora_B=B, bias=bias, alpha=alpha_for(scale, len(A), rslora=first.rslora))
+    layer = replace(first, lora_A=A, lora_B=B, bias=bias, alpha=alpha_for(scale, len(A), rslora=first.rslora))
+    return cast(layer, dtype)
 
 
 def _unscaled(layer: AdapterLayer) -> AdapterLayer:

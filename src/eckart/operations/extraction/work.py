@@ -104,7 +104,7 @@ class Extraction:
         result = factor(self._difference(view), choice, generator, dtype=dtype, balanced=plan.balanced)
         if result.tensors:
             layer = layer_of(view, result.tensors["left"], result.tensors["right"], bias=bias)
-            return layer_record(check_range(view.name, layer), **result.facts)
+            return layer_record(check_range(view.name, layer, result.facts["fro_norm"]), **result.facts)
         if bias is None and view.kind != "expert":
             return empty_record("unchanged", 0.0, skipped_name=view.tensor)
         rows, columns = view.stored_shape

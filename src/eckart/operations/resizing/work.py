@@ -116,7 +116,7 @@ def resized(name: str, layer: AdapterLayer, rank: int, dtype: DType | None, exec
         return empty_record("no rank within the budget" if norm else "zero update", norm)
     new_dtype = dtype.torch if dtype else None
     result = at_rank(layer, target, rank, dtype=new_dtype, generator=execution.generator(name))
-    check_range(name, result)
+    check_range(name, result, norm)
     same = new_dtype in (None, layer.lora_A.dtype) and rank >= layer.rank
     error = 0.0 if same else _error(layer, result)
     least = min(spectrum.error_bounds(rank)[0], error)
