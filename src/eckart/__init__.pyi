@@ -61,6 +61,7 @@ from .operations import plan_extract as plan_extract
 from .operations import plan_resize as plan_resize
 from .operations import quantize as quantize
 from .operations import resize as resize
+from .operations import to_lora as to_lora
 from .operations import unmerge as unmerge
 from .planning import PlanResult as PlanResult
 from .planning import plan as plan

@@ -87,3 +87,28 @@ def test_refusals_end_with_one_message_and_leave_nothing(kohya, tmp_path, change
     assert said in ended.stderr
     assert "Traceback" not in ended.stderr
     assert list(tmp_path.iterdir()) == [kohya]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "choose one of --to, a format, and --for, a runtime"),
+        (["--to", "peft", "--for", "peft"], "choose one of"),
+        (["--to", "peft", "--rank", "4"], "eckart resize changes the rank of others"),
+        (["--to", "lora"], "give it as --base"),
+        (["--for", "vllm"], "no conversion makes this adapter fit vLLM"),
+    ],
+)
+def test_options_that_do_not_belong_together_are_refused(options, said, kohya, tmp_path):
+    ended = eckart("convert", kohya, "-o", tmp_path / "out", *options)
+    assert ended.exit_code == 1
+    assert said in ended.stderr
+    assert list(tmp_path.iterdir()) == [kohya]
+
+
+def test_for_a_runtime_writes_its_format(kohya, tmp_path):
+    ended = eckart("convert", kohya, "-o", tmp_path / "out", "--for", "peft", "--json")
+    assert ended.exit_code == 0, ended.stderr
+    result = json.loads(ended.stdout)
+    assert (result["to"], result["steps"]) == ("peft", [])
+    assert (tmp_path / "out" / "adapter_config.json").is_file()

@@ -88,7 +88,7 @@ def test_the_choices_are_those_of_the_library():
     from eckart.training import settings
 
     assert set(get_args(combine.Method)) == set(get_args(mixture.Method))
-    assert set(get_args(convert.Format)) == set(get_args(AdapterFormat))
+    assert set(get_args(convert.Format)) == {*get_args(AdapterFormat), "lora"}
     assert set(get_args(train.Schedule)) == set(get_args(settings.Schedule))
     assert set(get_args(training_options.BaseDtype)) == set(get_args(settings.Dtype))
 

@@ -6,10 +6,26 @@ from typing import Annotated, Literal
 
 import typer
 
-from eckart.cli.options import RESULT, Debug, DryRun, Force, Json, KeepScales, in_group
+from eckart.cli.options import RESULT, Debug, DryRun, Force, ForRuntime, Json, KeepScales, Workers, in_group
 
-Format = Literal["peft", "kohya", "diffusers", "mlx"]
-To = Annotated[Format, typer.Option("--to", metavar="peft|kohya|diffusers|mlx", help="The format to write.")]
+Format = Literal["peft", "kohya", "diffusers", "mlx", "lora"]
+To = Annotated[
+    Format | None,
+    typer.Option(
+        "--to",
+        metavar="peft|kohya|diffusers|mlx|lora",
+        help="The format to write; lora is peft with plain low-rank updates only.",
+    ),
+]
+RANKS = "Ranks of --to lora"
+Rank = Annotated[
+    int | None,
+    in_group(RANKS, "--rank", "-r", metavar="N", help="Of every update computed from BASE. [default: 16]"),
+]
+Error = Annotated[
+    float | None,
+    in_group(RANKS, "--error", metavar="SHARE", help="The smallest ranks with a relative error below this."),
+]
 Base = Annotated[
     str | None,
     typer.Option("--base", metavar="BASE", help="The model: resolves module names and checks every shape."),
@@ -19,12 +35,16 @@ Base = Annotated[
 def convert(
     adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A folder, a .safetensors file or a hub name.")],
     *,
-    to: To,
+    to: To = None,
+    runtime: ForRuntime = None,
     base: Base = None,
     family: Annotated[
         str | None,
         typer.Option("--family", metavar="NAME", help="Without --base: the model's type, such as llama."),
     ] = None,
+    rank: Rank = None,
+    error: Error = None,
+    workers: Workers = None,
     output: Annotated[
         Path,
         in_group(RESULT, "--output", "-o", metavar="OUT", help="A folder; for kohya a .safetensors file."),
@@ -35,11 +55,14 @@ def convert(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write ADAPTER in another format, with every update unchanged.
+    """Write ADAPTER in another format, with every update unchanged, or as a runtime loads it.
 
     What the format cannot express is refused by name before anything is written. Factors are copied bit for bit; only
     where parts with several scales become one layer (FLUX's qkv), or layers of several scales a PEFT or MLX adapter,
     are they rounded, once.
+
+    --to lora turns DoRA, saved matrices and trained tokens into plain updates of BASE, with the error of each. --for
+    takes every step that a runtime needs, which eckart check lists: plain updates, an allowed rank, its format.
 
     \b
     $ eckart convert adapter -o adapter.safetensors --to kohya
@@ -55,11 +78,43 @@ def convert(
     210 layers, 9.84 MB
     """  # noqa: D301
     from eckart import report
-    from eckart.cli.output import present
+    from eckart.cli.output import present, show, show_json
+    from eckart.cli.progress import StderrProgress
+    from eckart.engine import Execution
+    from eckart.errors import OptionError
     from eckart.formats.sources import open_adapter
+    from eckart.operations.checking.fitting import fit
     from eckart.operations.conversion import plan_conversion
+    from eckart.operations.plain_lora.plan import plan_to_lora
+    from eckart.operations.plain_lora.to_lora import to_lora
 
-    plan = plan_conversion(replace(open_adapter(adapter), keep_scales=keep_scales), to, base=base, family=family)
+    if (to is None) == (runtime is None):
+        msg = "choose one of `to`, a format, and `for`, a runtime"
+        raise OptionError(msg)
+    if runtime is None and to != "lora" and (rank, error) != (None, None):
+        msg = "`rank` and `error` are of updates that `to=lora` computes; eckart resize changes the rank of others"
+        raise OptionError(msg)
+    if to == "lora" and base is None:
+        msg = "`to=lora` computes plain updates from the model: give it as `base`"
+        raise OptionError(msg)
+    source = replace(open_adapter(adapter), keep_scales=keep_scales)
+    execution = Execution(device="cpu", workers=workers, progress=StderrProgress())
+    if to == "lora":
+        plan = plan_to_lora(source, str(base), rank=rank, error=error)
+        if dry_run:
+            return present(plan.preview(), report.preview_table, as_json=as_json)
+        result = to_lora(source, str(base), rank=rank, error=error, output=output, execution=execution, force=force)
+        return present(result, report.adapter_table, as_json=as_json)
+    steps = []
+    if runtime is not None:
+        steps, plan = fit(source, runtime, base=base, family=family, rank=rank, error=error, execution=execution)
+    else:
+        plan = plan_conversion(source, to or "peft", base=base, family=family)
     if dry_run:
         return present(plan.preview(), report.preview_table, as_json=as_json)
-    return present(plan.write(output, force=force), report.conversion_table, as_json=as_json)
+    result = plan.write(output, force=force)
+    if as_json:
+        return show_json(result.to_json() | ({"steps": [step.to_json() for step in steps]} if runtime else {}))
+    for step in steps:
+        show(report.adapter_table(step))
+    return show(report.conversion_table(result))

@@ -96,6 +96,14 @@ DryRun = Annotated[
     bool,
     in_group(*(RESULT, "--dry-run", "-n"), help="Show what would be matched, read and written; reads headers only."),
 ]
+ForRuntime = Annotated[
+    Runtime | None,
+    in_group(
+        *(RESULT, "--for"),
+        metavar="RUNTIME",
+        help="Write what this runtime loads: peft, vllm, sglang, llama.cpp, mlx, diffusers or comfyui.",
+    ),
+]
 KeepScales = Annotated[
     bool,
     in_group(

@@ -33,6 +33,9 @@ from .merging.unmerge import UnmergeResult as UnmergeResult
 from .merging.unmerge import plan_unmerge as plan_unmerge
 from .merging.unmerge import unmerge as unmerge
 from .model_writer.plan import ModelPlan as ModelPlan
+from .plain_lora.plan import LoraPlan as LoraPlan
+from .plain_lora.plan import plan_to_lora as plan_to_lora
+from .plain_lora.to_lora import to_lora as to_lora
 from .preview import Match as Match
 from .preview import Preview as Preview
 from .quantization.plan import plan_quantize as plan_quantize

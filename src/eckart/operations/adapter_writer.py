@@ -25,7 +25,7 @@ from eckart.result import Finish, Skipped
 if TYPE_CHECKING:
     from eckart.engine import Execution, Journal, Record, Task
 
-_STAGES = {"extract": "Extracting", "resize": "Resizing", "combine": "Combining"}
+_STAGES = {"extract": "Extracting", "resize": "Resizing", "combine": "Combining", "lora": "Converting"}
 Measure = Callable[[Adapter, Sequence[LayerRecord]], list[LayerRecord]]
 
 

@@ -6,6 +6,7 @@ from pathlib import PurePath
 from typing import get_args
 
 from eckart.adapter.outline import AdapterFormat, AdapterOutline
+from eckart.operations.checking.parts import unlike_ranks
 from eckart.operations.checking.result import Finding
 from eckart.operations.checking.runtimes import RUNTIMES, RuntimeName, Step
 
@@ -40,14 +41,20 @@ def command(
         base: the model as the user named it; by default the one that the adapter names.
     """
     target = RUNTIMES[name].formats[0]
-    if not steps or "lora" in steps or ("format" in steps and target not in get_args(AdapterFormat)):
+    if not steps or ("format" in steps and target not in get_args(AdapterFormat)):
         return None
     output = f"{PurePath(source.partition('@')[0]).stem}-{name}{_ENDS.get(target, '')}"
     resized = steps == {"rank"} or (steps == {"rank", "format"} and outline.format == target)
     if resized:  # which writes the format anew, too
         rank = RUNTIMES[name].rank(outline)
         return shlex.join(["eckart", "resize", source, "-o", output, "--rank", str(rank)])
-    to = ["--to", "lora"] if steps == {"lora"} else ["--to", target] if steps == {"format"} else ["--for", name]
+    # Updates that are computed may have other ranks than the adapter's.
+    one_rank = any(rule.finds is unlike_ranks for rule in RUNTIMES[name].rules)
+    to = ["--for", name]
+    if steps == {"format"}:
+        to = ["--to", target]
+    elif steps == {"lora"} and not one_rank:
+        to = ["--to", "lora"]
     needs_base = "lora" in steps or ("format" in steps and target in _NEED_BASE)
     model = ["--base", base or outline.base_model or "BASE"] if needs_base else []
     return shlex.join(["eckart", "convert", source, "-o", output, *to, *model])

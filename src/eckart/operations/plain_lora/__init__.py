@@ -1,0 +1,1 @@
+"""An adapter as plain LoRA: DoRA, saved matrices and token rows as low-rank updates of their base."""
