@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from eckart.cli.main import app
 from eckart.errors import OptionError
+from eckart.formats import load_adapter
 from eckart.operations.checking.check import check
 from eckart.operations.checking.runtimes import RUNTIMES
 from eckart.operations.conversion import convert
@@ -218,6 +219,36 @@ def test_a_command_is_printed_wherever_a_step_helps(adapters):
     for kind, verb in expected.items():
         fix = check(adapters(kind), ["sglang"]).verdicts["sglang"].fix
         assert (fix and shlex.split(fix)[1]) == verb
+
+
+@pytest.mark.parametrize("runtime", ["vllm", "sglang", "mlx"])
+@pytest.mark.parametrize("choice", [["--rank", "4"], ["--energy", "0.6"]], ids=" ".join)
+def test_an_extraction_for_a_runtime_fits_it(runtime, choice, llama_pair, tmp_path):
+    base, output = llama_pair / "base", tmp_path / "out"
+    words = ["extract", base, llama_pair / "tuned", "-o", output, *choice, "--for", runtime]
+    ended = CliRunner().invoke(app, [str(word) for word in words])
+    assert ended.exit_code == 0, ended.stderr
+    assert check(output, [runtime], base=base).fits
+    ranks = {layer.rank for layer in load_adapter(output).values()}
+    assert (len(ranks) == 1) == (runtime != "vllm" or choice[0] == "--rank")
+
+
+def test_an_extraction_that_no_runtime_takes_is_refused_before_any_work(llama_pair, tmp_path):
+    words = ["extract", llama_pair / "base", llama_pair / "tuned", "-o", tmp_path / "out", "--for", "vllm"]
+    words += ["--modules-to-save", "norm"]
+    ended = CliRunner().invoke(app, [str(word) for word in words])
+    assert ended.exit_code == 1
+    assert "no conversion makes this adapter fit vLLM" in ended.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("kind", "runtime"), [("ranks", "sglang"), ("dora", "vllm"), ("rank 24", "mlx")])
+def test_a_resized_adapter_for_a_runtime_fits_it(kind, runtime, adapters, tiny_folder, tmp_path):
+    base = tiny_folder("llama")
+    words = ["resize", adapters(kind), "-o", tmp_path / "out", "--energy", "0.8", "--for", runtime, "--base", base]
+    ended = CliRunner().invoke(app, [str(word) for word in words])
+    assert ended.exit_code == 0, ended.stderr
+    assert check(tmp_path / "out", [runtime], base=base).fits
 
 
 def test_a_runtime_that_does_not_exist_is_refused(adapters):

@@ -1,5 +1,6 @@
 """`eckart extract`: a fine-tune as a small adapter, with the error of every layer and the gain it recovers."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from eckart.cli.options import (
     Exclude,
     FloatDtype,
     Force,
+    ForRuntime,
     Json,
     NoResume,
     Open,
@@ -72,6 +74,7 @@ def extract(
     dry_run: DryRun = False,
     dtype: Dtype = "float32",
     unbalanced: Unbalanced = False,
+    runtime: ForRuntime = None,
     force: Force = False,
     as_json: Json = False,
     open_page: Open = False,
@@ -80,6 +83,8 @@ def extract(
     """Write TUNED − BASE as a PEFT adapter with the best factors of the chosen rank (16 by default).
 
     The adapter's folder also gets extract.json and report.html. An interrupted run resumes where it stopped.
+
+    With --for, write what a runtime loads (see eckart check); if that is another format, without a page.
 
     With --eval, measure how much of the fine-tune's lower loss the adapter recovers. With --distill, also train the
     factors on TEXT towards TUNED's predictions; they are kept if the last 15 % of TEXT shows that this helped.
@@ -115,6 +120,7 @@ def extract(
     from eckart.cli.progress import StderrProgress
     from eckart.engine import Execution
     from eckart.errors import OptionError
+    from eckart.operations.checking.fitting import fit, fits_as_planned
 
     if distill is not None and unbalanced:
         msg = "`unbalanced` keeps lora_A orthonormal, but `distill` trains it; choose one of them"
@@ -134,8 +140,10 @@ def extract(
         return present(operations.plan_extract(base, tuned, **options).preview(), report.preview_table, as_json=as_json)
     check_output(output, force=force, inputs=[evaluation, distill, *local_paths(base, tuned)])
     text = read_text(evaluation) if evaluation else None
-    drawing = Drawing(output, open_page=open_page)
-    gain = None
+    fits = runtime is None or fits_as_planned(operations.plan_extract(base, tuned, **options), runtime)
+    drawing = Drawing(output if fits else None, open_page=open_page)
+    execution = Execution(device=device, workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress())
+    gain, fitted = None, None
 
     def quality() -> dict[str, Any]:
         distilled = refine.result if refine else None
@@ -151,17 +159,24 @@ def extract(
         extraction = operations.extract(
             base,
             tuned,
-            output=output,
-            execution=Execution(
-                device=device, workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress()
-            ),
+            output=output if fits else None,
+            execution=execution,
             force=force,
             refine=refine,
-            finish=finish,
+            finish=finish if fits else None,
             **options,
         )
+    facts = {}
+    if runtime is not None and not fits:
+        gain = gain_of(base, tuned, extraction.adapter, text) if text is not None else None
+        changes, plan = fit(extraction.adapter, runtime, base=base, execution=execution)
+        inputs = [*local_paths(base, tuned), *plan.inputs]
+        fitted = replace(plan, inputs=inputs).write(output, force=force)
+        facts = {"for": fitted.to_json(), "steps": [step.to_json() for step in changes]}
     if as_json:
-        show_json(extraction.to_json() | quality())
+        show_json(extraction.to_json() | quality() | facts)
     else:
         show(report.adapter_table(extraction, gain, refine.result if refine else None))
+        if fitted is not None:
+            show(report.conversion_table(fitted))
     return drawing.finish(None)

@@ -16,6 +16,7 @@ from eckart.cli.options import (
     Exclude,
     FactorDtype,
     Force,
+    ForRuntime,
     Json,
     KeepScales,
     NoResume,
@@ -28,7 +29,9 @@ from eckart.cli.options import (
 
 Base = Annotated[
     str | None,
-    in_group(QUALITY, "--base", metavar="BASE", help="Model for --distill. [default: the one the adapter names]"),
+    in_group(
+        QUALITY, "--base", metavar="BASE", help="Model for --distill and --for. [default: the one the adapter names]"
+    ),
 ]
 
 
@@ -50,6 +53,7 @@ def resize(
     output: AdapterOutput,
     dtype: FactorDtype = None,
     keep_scales: KeepScales = False,
+    runtime: ForRuntime = None,
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
@@ -58,6 +62,8 @@ def resize(
     """Write the best adapter of the chosen rank, energy, error or budget, with the error of every layer.
 
     A --rank above the adapter's pads it: the update stays the same, and training can continue at the higher rank.
+
+    With --for, write the result in the format that a runtime loads, with what else it needs (see eckart check).
 
     With --distill, also train the factors on TEXT towards ADAPTER's predictions; they are kept if the last 15 % of TEXT
     shows that this helped.
@@ -93,6 +99,7 @@ def resize(
     from eckart.formats.sources import open_adapter
     from eckart.operations import plan_resize
     from eckart.operations import resize as resized
+    from eckart.operations.checking.fitting import fit
 
     options: dict[str, Any] = {
         "rank": rank,
@@ -105,15 +112,23 @@ def resize(
     }
     if dry_run:
         return present(plan_resize(adapter, **options).preview(), report.preview_table, as_json=as_json)
-    if base is not None and distill is None:
-        msg = "`base` is the model to distill with; name the text with `distill`"
+    if base is not None and distill is None and runtime is None:
+        msg = "`base` is the model to distill with, or of `for`; name the text with `distill`"
         raise OptionError(msg)
     check_output(output, force=force, inputs=[distill, *local_paths(base)])
     source = replace(open_adapter(adapter), keep_scales=keep_scales)
     execution = Execution(device="cpu", workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress())
     with distillation(base or source.base_model, source, distill, steps=steps, seed=seed) as refine:
-        result = resized(source, output=output, execution=execution, force=force, refine=refine, **options)
+        written = output if runtime is None else None
+        result = resized(source, output=written, execution=execution, force=force, refine=refine, **options)
     distilled = refine.result if refine else None
+    facts = result.to_json() | {"distill": distilled.to_json() if distilled else None}
+    fitted = None
+    if runtime is not None:
+        changes, plan = fit(result.adapter, runtime, base=base, execution=execution)
+        fitted = replace(plan, inputs=[*source.files, *plan.inputs]).write(output, force=force)
+        facts |= {"for": fitted.to_json(), "steps": [step.to_json() for step in changes]}
     if as_json:
-        return show_json(result.to_json() | {"distill": distilled.to_json() if distilled else None})
-    return show(report.adapter_table(result, distilled=distilled))
+        return show_json(facts)
+    show(report.adapter_table(result, distilled=distilled))
+    return show(report.conversion_table(fitted)) if fitted else None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eckart.adapter.adapter import Adapter
+from eckart.adapter.outline import AdapterOutline, LayerOutline, TensorOutline
 from eckart.errors import MismatchError, OptionError
 from eckart.formats.sources import Source, open_adapter
 from eckart.operations.checking.check import as_stored, findings
@@ -13,6 +14,7 @@ from eckart.operations.checking.remedies import steps_of
 from eckart.operations.checking.result import Finding
 from eckart.operations.checking.runtimes import RUNTIMES, RuntimeName
 from eckart.operations.conversion import Conversion, plan_conversion
+from eckart.operations.extraction.plan import ExtractPlan
 
 if TYPE_CHECKING:
     from eckart.engine import Execution
@@ -79,6 +81,42 @@ def fit(
         if left:
             raise _refusal(runtime, left)
     return results, replace(conversion, inputs=[*source.files, *conversion.inputs])
+
+
+def fits_as_planned(plan: ExtractPlan, runtime: RuntimeName) -> bool:
+    """Whether an extraction will write what a runtime takes; if not, `fit` changes its result.
+
+    Raises:
+        MismatchError: nothing will make it fit; the reasons are listed.
+    """
+    found = [it for it in findings(_outline(plan), None, RUNTIMES[runtime]) if it.rule.effect != "needs"]
+    if steps_of(found) is None:
+        raise _refusal(runtime, [it for it in found if it.rule.step is None])
+    return not found and plan.planned_ranks() is not None
+
+
+def _outline(plan: ExtractPlan) -> AdapterOutline:
+    """The adapter that an extraction will write, at rank 1 where spectra decide the ranks."""
+    ranks, layers = plan.planned_ranks() or {}, {}
+    for view in plan.parts.matrices:
+        rank, (outputs, inputs) = ranks.get(view.name, 1), view.shape
+        if view.kind == "embedding":
+            outputs, inputs = inputs, outputs
+        A, B = (
+            ((rank, *view.tensor_shape[1:]), (outputs, rank, 1, 1))
+            if view.kind == "conv"
+            else ((rank, inputs), (outputs, rank))
+        )
+        has_bias = f"{view.module}.bias" in plan.parts.biases
+        layers[view.name] = LayerOutline(
+            TensorOutline(A, plan.dtype),
+            TensorOutline(B, plan.dtype),
+            float(rank),
+            kind=view.kind if view.kind != "parameter" else "linear",
+            bias=TensorOutline((outputs,), plan.dtype) if has_bias else None,
+        )
+    saved = {plan.parts.naming(name): plan.tuned.tensors[name] for name in plan.parts.saved}
+    return AdapterOutline(layers, {name: TensorOutline(info.shape, info.dtype) for name, info in saved.items()})
 
 
 def _findings(adapter: Adapter, runtime: RuntimeName) -> list[Finding]:

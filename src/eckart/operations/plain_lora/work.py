@@ -66,7 +66,7 @@ class LoraWork:
         if bias is not None:
             bias = (bias.double() * plan.adapter[name].scaling).to(bias.dtype)
         layer = layer_of(view, result.tensors["left"], result.tensors["right"], bias=bias)
-        return layer_record(check_range(name, layer), **result.facts)
+        return layer_record(check_range(name, layer, result.facts["fro_norm"]), **result.facts)
 
     def measure(self, adapter: Adapter, layers: Sequence[LayerRecord]) -> list[LayerRecord]:
         """The records of layers with errors measured again, on their factors as saved."""
