@@ -8,7 +8,13 @@ from typing import Literal
 from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
 from eckart.checkpoint.dtypes import COPIED
 from eckart.checkpoint.naming import is_embedding
-from eckart.checkpoint.orientation import CONV1D_MODULES, has_conv1d_modules, is_expert, orientation
+from eckart.checkpoint.orientation import (
+    CONV1D_MODULES,
+    has_conv1d_modules,
+    is_expert,
+    orientation,
+    outputs_by_bias,
+)
 from eckart.result import Skipped
 
 Kind = Literal["linear", "conv1d", "embedding", "conv", "expert", "parameter"]
@@ -76,10 +82,18 @@ def layout(checkpoint: Checkpoint) -> Layout:
         if reason:
             result.skipped.append(Skipped(name, reason))
             continue
-        kind = _kind(info, checkpoint.kinds, has_conv1d=has_conv1d)
+        kind = _kind(info, checkpoint, has_conv1d=has_conv1d)
         oriented = orientation(info, kind, checkpoint)
         result.matrices.extend(_views(info, kind, oriented, tuple(sharing.get(name, ()))))
     return result
+
+
+def expert_views(checkpoint: Checkpoint, tensor: str) -> list[MatrixView]:
+    """The matrices of a 3-D tensor that stacks one for each expert, whatever its name; [] if it is no such tensor."""
+    info = checkpoint.tensors[tensor]
+    if len(info.shape) != 3 or not info.dtype.is_floating_point:
+        return []
+    return _views(info, "expert", orientation(info, "expert", checkpoint), ())
 
 
 def module_of(tensor: str) -> str:
@@ -101,7 +115,7 @@ def conv1d_tensors(checkpoint: Checkpoint) -> set[str]:
     return {
         name
         for name, info in checkpoint.tensors.items()
-        if len(info.shape) == 2 and _kind(info, checkpoint.kinds, has_conv1d=True) == "conv1d"
+        if len(info.shape) == 2 and _kind(info, checkpoint, has_conv1d=True) == "conv1d"
     }
 
 
@@ -137,18 +151,20 @@ def _reason_to_leave(info: TensorInfo, checkpoint: Checkpoint) -> str | None:
     return next((reason for applies, reason in rules if applies), None)
 
 
-def _kind(info: TensorInfo, kinds: Mapping[str, str], *, has_conv1d: bool) -> Kind:
+def _kind(info: TensorInfo, checkpoint: Checkpoint, *, has_conv1d: bool) -> Kind:
     """The kind of a tensor that contains matrices; the type of a live module takes precedence over names."""
     module, _, leaf = info.name.rpartition(".")
-    known = kinds.get(module)
+    known = checkpoint.kinds.get(module)
     if len(info.shape) > 2:
         return "conv" if _is_conv(info, known) else "expert"
     if leaf != "weight":
         return "parameter"
     if known in _NAMED_KINDS:
         return _NAMED_KINDS[known]
-    if is_embedding(module):
+    if is_embedding(module) and f"{module}.bias" not in checkpoint.tensors:
         return "embedding"
+    if outputs_by_bias(info, checkpoint) == "columns":
+        return "conv1d"
     return "conv1d" if has_conv1d and module.rpartition(".")[2] in CONV1D_MODULES else "linear"
 
 

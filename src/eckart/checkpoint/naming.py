@@ -40,7 +40,7 @@ _OUTPUT_LAYERS = (
 _ROUTERS = ("router", "mlp.gate", "block_sparse_moe.gate")
 _EMBEDDINGS = re.compile(
     r"embed_tokens|embed_positions|wte|wpe|shared|embed_in|tokens_embed|positions_embed|tok_embeddings"
-    r"|relative_attention_bias|(\w+_)?embeddings?"
+    r"|relative_attention_bias|(\w+_)?(?:embeddings?|emb)|embed"
 )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
 
@@ -58,12 +58,20 @@ def _conv1d_evidence(checkpoint: Checkpoint) -> list[bool]:
         if last not in CONV1D_MODULES or leaf != "weight" or len(info.shape) != 2 or info.shape[0] == info.shape[1]:
             continue
         rows, columns = info.shape
-        bias = checkpoint.tensors.get(f"{module}.bias")
-        if bias and bias.shape in ((rows,), (columns,)):
-            found.append(bias.shape == (columns,))
+        if outputs := outputs_by_bias(info, checkpoint):
+            found.append(outputs == "columns")
         elif last == "c_attn" and 3 in (rows / columns, columns / rows):
             found.append(rows < columns)
     return found
+
+
+def outputs_by_bias(info: TensorInfo, checkpoint: Checkpoint) -> Literal["rows", "columns"] | None:
+    """Where the bias of a module shows the outputs of its weight; None without a bias, or if the weight is square."""
+    bias = checkpoint.tensors.get(f"{info.name.removesuffix('.weight')}.bias")
+    if bias is None or len(info.shape) != 2 or info.shape[0] == info.shape[1]:
+        return None
+    rows, columns = info.shape
+    return "rows" if bias.shape == (rows,) else "columns" if bias.shape == (columns,) else None
 
 
 def _is_surely_linear(info: TensorInfo, checkpoint: Checkpoint) -> bool:
