@@ -13,15 +13,15 @@ from eckart.adapter.deferred import Deferred
 from eckart.adapter.outline import Layer
 
 AnyLayer = TypeVar("AnyLayer", bound=Layer[Any])
-_OUT_PROJ = ".base_layer.out_proj"
+OUT_PROJ = ".base_layer.out_proj"
 
 
 def with_attention_modules(adapter: Adapter) -> Adapter:
     """The adapter with each update of an attention's `out_proj` under the module's name, as PEFT computes it."""
     outline = adapter.outline()
-    if not any(name.endswith(_OUT_PROJ) for name in outline):
+    if not any(name.endswith(OUT_PROJ) for name in outline):
         return adapter
-    names = {name.replace(_OUT_PROJ, ".out_proj"): name for name in outline}
+    names = {name.replace(OUT_PROJ, ".out_proj"): name for name in outline}
 
     def doubled(new: str, layer: AnyLayer) -> AnyLayer:
         return replace(layer, alpha=2 * layer.alpha) if names[new] != new else layer

@@ -207,6 +207,12 @@ def _outline(module: str, tensors: Mapping[str, TensorOutline], config: PeftConf
         raise ValueError(msg)
     A, B = (tensors[name] for name in names)
     rank = config.rank_of(module)
+    if A.ndim == B.ndim > 2 and A.shape[0] == rank and 0 < B.shape[1] < rank and rank % B.shape[1] == 0:
+        msg = (
+            f"its convolution has {rank // B.shape[1]} groups, and PEFT's update mixes the channels of all of them, "
+            "which no weight of such a convolution can express"
+        )
+        raise ValueError(msg)
     if A.ndim < 2 or A.ndim != B.ndim or A.shape[0] != rank or B.shape[1] != rank:
         msg = f"rank is {rank} by {CONFIG}, lora_A is {A.shape} and lora_B {B.shape}"
         raise ValueError(msg)

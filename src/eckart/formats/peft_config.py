@@ -18,6 +18,7 @@ from eckart.adapter.adapter import Adapter
 from eckart.adapter.outline import AdapterOutline
 from eckart.checkpoint.json_files import read_json_object
 from eckart.errors import FileFormatError, MismatchError
+from eckart.formats.attention_modules import OUT_PROJ
 from eckart.formats.peft_patterns import NamePatterns, RegexBudget
 from eckart.formats.peft_tokens import is_token_rows
 
@@ -29,6 +30,12 @@ _REFUSED = {
         ("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "use_qalora"),
         "a variant of LoRA that is not a fixed low-rank update of each weight",
     ),
+}
+# Of a trained adapter they say nothing, and of a changed one something false: the layers that PEFT selected, which a
+# written config names one by one, and how it initialized them, which may not be possible at another rank.
+_OF_TRAINING = {
+    *("exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights", "velora_config"),
+    *("corda_config", "eva_config", "loftq_config", "lora_ga_config"),
 }
 # These change the base when PEFT loads the adapter: the tensors update the remainder of the base.
 _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -67,11 +74,11 @@ class PeftConfig(BaseModel):
 
     def rank_of(self, module: str) -> int:
         """The rank of a module; ValueError if regexes in the config could take minutes to match."""
-        return self._ranks.value(module, self.r)
+        return self._ranks.value(_adapted_module(module), self.r)
 
     def alpha_of(self, module: str) -> float:
         """The alpha of a module (errors as `rank_of`)."""
-        return float(self._alphas.value(module, self.lora_alpha))
+        return float(self._alphas.value(_adapted_module(module), self.lora_alpha))
 
     def targets(self, module: str) -> bool:
         """Whether the config targets a module itself, rather than a parameter in it (errors as `rank_of`)."""
@@ -112,6 +119,11 @@ class PeftConfig(BaseModel):
             owner, _, leaf = target.rpartition(".")
             owners.setdefault(owner, []).append(leaf)
         return owners
+
+
+def _adapted_module(module: str) -> str:
+    """The module whose rank and alpha a module in PEFT's file has: of an attention's `out_proj` the attention's."""
+    return module.removesuffix(OUT_PROJ)
 
 
 def read_config(file: Path) -> PeftConfig:
@@ -171,7 +183,7 @@ def config_of(adapter: AdapterOutline) -> dict[str, Any]:
     rank, alpha = max(ranks.values()), Counter(alphas.values()).most_common(1)[0][0]
     bias = adapter.config.get("bias", "none")
     config = {
-        **adapter.config,
+        **{field: value for field, value in adapter.config.items() if field not in _OF_TRAINING},
         "peft_type": "LORA",
         "base_model_name_or_path": hub_name_or_absolute_path(adapter.base_model),
         "task_type": adapter.task_type,

@@ -10,6 +10,10 @@ _LEADING = re.compile(r"^(?:module\.)*(?:base_model\.model\.)?(?:module\.)*")
 _ADAPTER_NAME = re.compile(
     r"\.(?:(lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))|modules_to_save)\.(?!(?:weight|bias)$)[^.]+(?=\.|$)"
 )
+_TRAINING_ONLY = re.compile(r"\.lora_velora_embed(?:\.|$)")  # VeLoRA compresses activations for the backward pass
+_BIAS_OF_TOKENS = re.compile(
+    r"\.token_adapter\.(?:base_layer\.)?bias$"
+)  # of an output layer whose weight's rows are trained
 
 
 def module_names(names: Collection[str]) -> dict[str, str]:
@@ -20,14 +24,16 @@ def module_names(names: Collection[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for name in names:
-        # With a larger vocabulary PEFT writes a saved embedding under each of its names.
-        if ".original_module." in name or (
-            ".modules_to_save." in name and name.replace(".modules_to_save.", ".") in names
-        ):
+        if ".original_module." in name or _TRAINING_ONLY.search(name):
             continue
         plain = _LEADING.sub("", _WRAPPERS.sub("", name))
         plain = _ADAPTER_NAME.sub(lambda match: f".{match[1]}" if match[1] else "", plain)
-        plain = plain.replace(".modules_to_save.", ".")
+        plain = _BIAS_OF_TOKENS.sub(".bias", plain.replace(".modules_to_save.", "."))
+        is_copy = ".modules_to_save." in name
+        if plain in found and is_copy != (".modules_to_save." in found[plain]):
+            # With `bias="all"`, or a larger vocabulary, PEFT writes a saved tensor under each of its names.
+            found[plain] = found[plain] if is_copy else name
+            continue
         if plain in found:
             msg = f"{found[plain]} and {name} are both {plain}: the file contains several adapters; save one of them"
             raise ValueError(msg)
