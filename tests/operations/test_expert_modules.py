@@ -7,6 +7,7 @@ from eckart.checkpoint import open_checkpoint
 from eckart.formats import load_adapter
 from eckart.formats.expert_modules import with_expert_modules
 from eckart.operations.merging.merge import merge
+from eckart.operations.placement import NamesOfBase
 
 from .test_peft_experts import BOTH, logits, moe, peft_folder
 
@@ -28,7 +29,7 @@ def test_each_expert_becomes_the_modules_that_the_files_hold(tmp_path):
     peft_folder("mixtral", tmp_path / "a", BOTH)
     moe("mixtral").save_pretrained(tmp_path / "base")
     base = open_checkpoint(tmp_path / "base")
-    adapter = with_expert_modules(load_adapter(tmp_path / "a"), base.tensors)
+    adapter = with_expert_modules(load_adapter(tmp_path / "a"), NamesOfBase([*base.tensors], base).find)
     assert len(adapter) == 2 * (1 + 4 * 3)
     for name, layer in adapter.items():
         assert layer.delta().shape == base.tensors[f"{name}.weight"].shape
@@ -38,5 +39,5 @@ def test_each_expert_becomes_the_modules_that_the_files_hold(tmp_path):
 def test_an_adapter_that_fits_is_left_as_it_is(tmp_path):
     peft_folder("gpt_oss", tmp_path / "a", BOTH)
     adapter, names = load_adapter(tmp_path / "a"), [name for name, _ in moe("gpt_oss").named_parameters()]
-    assert with_expert_modules(adapter, names) is adapter
-    assert with_expert_modules(adapter, []) is adapter
+    assert with_expert_modules(adapter, dict.fromkeys(names, "").get) is adapter
+    assert with_expert_modules(adapter, {}.get) is adapter

@@ -20,10 +20,14 @@ _FUSED = {
     *("afmoe", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe", "exaone_moe"),
     *("flex_olmo", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "hunyuan_v1_moe", "jamba", "lfm2_moe"),
     *("longcat_flash", "mellum", "minimax", "minimax_m2", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe"),
-    *("qwen3_next", "qwen3_omni_moe", "solar_open"),
+    *("nemotron_h", "qwen3_next", "qwen3_omni_moe", "solar_open"),
 }
 _EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
-_PARTS = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("down_proj",), ("w2",))}
+_PARTS = {
+    "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
+    "down_proj": (("down_proj",), ("w2",)),
+    "up_proj": (("up_proj",),),  # without a gate
+}
 
 
 def with_fused_experts(checkpoint: Checkpoint) -> Checkpoint:
@@ -37,11 +41,13 @@ def with_fused_experts(checkpoint: Checkpoint) -> Checkpoint:
     parts = {}
     complete = {owner: len(found) for owner, found in owners.items() if found == set(map(str, range(len(found))))}
     for owner, count in complete.items():
+        model_owner = owner.replace(".block_sparse_moe.", ".mlp.")
         for leaf, forms in _PARTS.items():
             for form in forms:
                 experts = [[f"{owner}.{n}.{part}.weight" for part in form] for n in range(count)]
-                if _are_alike(checkpoint, experts):
-                    parts[f"{owner.replace('.block_sparse_moe.', '.mlp.')}.{leaf}"] = experts
+                is_gated = leaf == "up_proj" and f"{model_owner}.gate_up_proj" in parts
+                if not is_gated and _are_alike(checkpoint, experts):
+                    parts[f"{model_owner}.{leaf}"] = experts
     return _fused(checkpoint, parts) if parts else checkpoint
 
 

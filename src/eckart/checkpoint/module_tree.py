@@ -43,8 +43,10 @@ _RULES = {
     ),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), _QWEN_VL),
     **dict.fromkeys(("granitemoe", "granitemoeshared", "granitemoehybrid"), _GRANITE_MOE),
+    "nemotron_h": ((r"^backbone\.", "model."),),
     "gpt_neox": ((r"^embed_out(?=$|\.)", "lm_head"),),
 }
+_FLOATS = ("Infinity", "-Infinity", "NaN")
 
 
 def tree_name(name: str, config: Mapping[str, Any]) -> str:
@@ -90,6 +92,7 @@ def names_in_transformers(checkpoint: Checkpoint) -> dict[str, str]:
     try:
         import torch
         import transformers
+        from huggingface_hub.errors import StrictDataclassError
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
     except ImportError:
@@ -100,9 +103,9 @@ def names_in_transformers(checkpoint: Checkpoint) -> dict[str, str]:
         return {}
     try:
         with torch.device("meta"):
-            model = model_class(model_class.config_class.from_dict(dict(checkpoint.config)))
+            model = model_class(model_class.config_class.from_dict(_with_floats(checkpoint.config)))
         transforms = get_model_conversion_mapping(model)
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError):
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, StrictDataclassError):
         return {}  # a config that this version of transformers does not load
     renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
     converters = [each for each in transforms if isinstance(each, WeightConverter)]
@@ -112,6 +115,14 @@ def names_in_transformers(checkpoint: Checkpoint) -> dict[str, str]:
         new, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
         found.setdefault(new, []).append(name)
     return {olds[0]: new for new, olds in found.items() if len(olds) == 1 and new in state}
+
+
+def _with_floats(config: Any) -> Any:
+    """A config with the numbers that JSON lacks, which transformers writes as `{"__float__": "Infinity"}`."""
+    if isinstance(config, Mapping):
+        tagged = config.get("__float__") if len(config) == 1 else None
+        return float(tagged) if tagged in _FLOATS else {key: _with_floats(value) for key, value in config.items()}
+    return [_with_floats(value) for value in config] if isinstance(config, list) else config
 
 
 def _is_in_tables(config: Mapping[str, Any]) -> bool:

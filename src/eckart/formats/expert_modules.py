@@ -5,7 +5,8 @@ for each expert, and `gate_up_proj` stacks the gate and the up projection. Rows 
 Source: transformers' `conversion_mapping.py`.
 """
 
-from collections.abc import Collection
+import re
+from collections.abc import Callable
 from dataclasses import replace
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
@@ -13,20 +14,21 @@ from eckart.adapter.deferred import Deferred
 from eckart.adapter.outline import LayerOutline, TensorOutline
 from eckart.formats.peft_experts import expert_of
 
-# Parent of the experts in files, for `mlp.experts` of the model, and the names of gate, up and down projection.
-_FORMS = (
-    ("mlp", ("gate_proj", "up_proj", "down_proj")),
-    ("mlp", ("w1", "w3", "w2")),
-    ("block_sparse_moe", ("w1", "w3", "w2")),
-)
+# Names of an expert's projections in files, for each fused parameter, from its first output to its last.
+_FORMS = {
+    "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3"), ("fc1", "fc3")),
+    "up_proj": (("up_proj",), ("w1",), ("fc1",)),
+    "down_proj": (("down_proj",), ("w2",), ("fc2",)),
+}
+_PARENTS = ("mlp", "block_sparse_moe", "feed_forward", "mixer", "moe")  # of the experts; files and models differ in it
 
 
-def with_expert_modules(adapter: Adapter, tensors: Collection[str]) -> Adapter:
+def with_expert_modules(adapter: Adapter, find: Callable[[str], str | None]) -> Adapter:
     """The adapter, with each fused expert that a checkpoint lacks as the separate modules that it has instead.
 
     Args:
         adapter: an adapter; layers are still read when they are looked up.
-        tensors: names of the checkpoint's tensors.
+        find: the checkpoint's name of a tensor by that in the model; None if it has none.
 
     Returns:
         The same adapter if the checkpoint has its parameters, or none of the modules either.
@@ -34,7 +36,7 @@ def with_expert_modules(adapter: Adapter, tensors: Collection[str]) -> Adapter:
     sources: dict[str, tuple[str, slice]] = {}
     outlines: dict[str, LayerOutline] = {}
     for name, layer in adapter.outline().items():
-        modules = _modules(name, layer, tensors)
+        modules = _modules(name, layer, find)
         outputs = layer.lora_B.shape[0] // max(len(modules), 1)
         for index, module in enumerate(modules):
             sources[module] = (name, slice(index * outputs, (index + 1) * outputs))
@@ -55,15 +57,18 @@ def with_expert_modules(adapter: Adapter, tensors: Collection[str]) -> Adapter:
     return replace(adapter, layers=Deferred(outlines, read))
 
 
-def _modules(name: str, layer: LayerOutline, tensors: Collection[str]) -> list[str]:
+def _modules(name: str, layer: LayerOutline, find: Callable[[str], str | None]) -> list[str]:
     """The modules of one expert in the files, from its first output to its last; none if they store it fused."""
     expert = expert_of(name) if layer.kind == "expert" else None
-    if expert is None or expert[0] in tensors:
+    if expert is None or find(expert[0]) is not None:
         return []
     owner, _, leaf = expert[0].rpartition(".")
-    for part, (gate, up, down) in _FORMS:
-        leaves = {"gate_up_proj": [gate, up], "down_proj": [down]}.get(leaf, [])
-        modules = [f"{owner.replace('.mlp.', f'.{part}.')}.{expert[1]}.{projection}" for projection in leaves]
-        if modules and all(f"{module}.weight" in tensors for module in modules):
-            return modules if layer.lora_B.shape[0] % len(modules) == 0 else []
+    parent = re.search(rf"\.({'|'.join(_PARENTS)})\.experts$", owner)
+    owners = [owner, *(f"{owner[: parent.start()]}.{other}.experts" for other in _PARENTS if parent)]
+    for form in _FORMS.get(leaf, ()):
+        for place in owners:
+            found = [find(f"{place}.{expert[1]}.{projection}.weight") for projection in form]
+            modules = [each.removesuffix(".weight") for each in found if each]
+            if len(modules) == len(form):
+                return modules if layer.lora_B.shape[0] % len(modules) == 0 else []
     return []

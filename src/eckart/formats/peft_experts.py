@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_EXPERTS = 4096
 _DOWN = re.compile(r"down|w2|output")  # in the name of the parameter that projects back to the hidden size
+_UP_FIRST = {"gate_up_proj", "up_proj"}  # with `down_proj`: transformers' models register these before it
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,8 @@ def _in_order(leaves: list[str], levels: list[Mapping[str, TensorOutline]]) -> l
         raise ValueError(msg)
     inner, outer = ((level["lora_A"].shape[1], len(level["lora_B"])) for level in levels)
     up, down = sorted(leaves, key=_projects_down)
+    if _widens(inner, outer) and up in _UP_FIRST and down == "down_proj":
+        return [up, down]
     if _widens(inner, outer) == _widens(outer, inner) or _projects_down(up) or not _projects_down(down):
         msg = f"shapes and names do not distinguish {up} from {down}: (in, out) is {inner} inside and {outer} outside"
         raise ValueError(msg)
