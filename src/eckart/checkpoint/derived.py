@@ -47,7 +47,7 @@ class DerivedCheckpoint:
     def read(self, name: str) -> "Tensor":
         """The complete tensor."""
         if name in self._computed:
-            return self._computed[name](0, self.tensors[name].shape[0])
+            return self._computed[name](0, *self.tensors[name].shape[:1] or (1,))
         return self.base.read(self._renamed.get(name, name))
 
     def read_bytes(self, name: str) -> bytes:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Literal
 
 from eckart.checkpoint import Checkpoint, MatrixView, layout
 from eckart.checkpoint.base_names import NamesOfBase
+from eckart.checkpoint.layouts import expert_views
 from eckart.checkpoint.naming import nearest_names
 from eckart.errors import MismatchError
 from eckart.formats.attention_modules import with_attention_modules
 from eckart.formats.expert_modules import with_expert_modules
+from eckart.formats.peft_experts import expert_of
 from eckart.formats.peft_tokens import embedding_of, is_token_rows, tokens_of
 from eckart.formats.renaming import rename_for_base
 
@@ -72,7 +74,8 @@ def fitted(adapter: Adapter, base: Checkpoint) -> Adapter:
     Raises:
         MismatchError: names that the base does not resolve, or other shapes.
     """
-    return with_expert_modules(with_attention_modules(rename_for_base(base, adapter)), base.tensors)
+    find = NamesOfBase([*base.tensors], base).find
+    return with_expert_modules(with_attention_modules(rename_for_base(base, adapter)), find)
 
 
 def find_places(base: Checkpoint, adapters: Sequence[AdapterOutline]) -> Places:
@@ -89,6 +92,8 @@ def find_places(base: Checkpoint, adapters: Sequence[AdapterOutline]) -> Places:
     views = {view.name: view for view in found.matrices}
     for view in found.matrices:
         views |= dict.fromkeys(view.tied_modules, view)
+    for adapter in adapters:
+        views |= _stacked_views(adapter, base, views)
     places = Places({}, views)
     reasons = {item.name.removesuffix(".weight"): item.reason for item in found.skipped}
     modules = NamesOfBase([*places.views, *reasons], base)
@@ -100,6 +105,12 @@ def find_places(base: Checkpoint, adapters: Sequence[AdapterOutline]) -> Places:
     if any(faults):
         raise _misfit(faults, adapters, base, modules, tensors)
     return places
+
+
+def _stacked_views(adapter: AdapterOutline, base: Checkpoint, views: Mapping[str, MatrixView]) -> dict[str, MatrixView]:
+    """Matrices of 3-D tensors that only an adapter's `target_parameters` show to be those of experts."""
+    stacked = {expert[0] for name in adapter if name not in views and (expert := expert_of(name))}
+    return {view.name: view for name in stacked & base.tensors.keys() for view in expert_views(base, name)}
 
 
 def _place_layers(
@@ -157,7 +168,9 @@ def _place_saved(
             text = f"its saved tensor has the shape {tuple(value.shape)}, the base's {info.shape}"
             faults.append((name, "shape", text))
         elif not info.dtype.is_floating_point:
-            faults.append((name, "other", f"{info.dtype} in the base, not a floating-point tensor"))
+            # A counter, such as a batch norm's, is copied from the adapter when the base is extended by it.
+            if value.dtype != info.dtype:
+                faults.append((name, "other", f"{value.dtype}, but {info.dtype} in the base"))
         elif stored in by_tensor and places.views[by_tensor[stored]].kind == "expert":
             faults.append((name, "other", "a tensor of experts cannot be replaced by a saved one"))
         else:
@@ -181,7 +194,9 @@ def _place_rows(number: int, name: str, adapter: AdapterOutline, places: Places,
     if rows[1:] != shape[1:] or largest >= shape[0]:
         return [(name, "shape", f"its rows are {rows}, up to token {largest}, the base's tensor {shape}")]
     view = next(view.name for view in places.views.values() if view.tensor == stored)
-    for shared in (stored, *(absent for absent, owner in base.tied.items() if owner == stored)):
+    # PEFT knows which embeddings share a weight only from the config of a transformers model.
+    sharing = [stored, *(absent for absent, owner in base.tied.items() if owner == stored)] if base.config else [tensor]
+    for shared in sharing:
         places.changes.setdefault(shared, {}).setdefault(view, []).append(Term(number, name, "rows"))
     return []
 

@@ -11,10 +11,12 @@ from eckart.adapter.adapter import Adapter
 from eckart.adapter.outline import AdapterOutline, LayerOutline
 from eckart.checkpoint import Checkpoint, DType, MatrixView
 from eckart.checkpoint.dtypes import promote
+from eckart.checkpoint.fused_experts import with_fused_experts
 from eckart.checkpoint.open import ModelSource
 from eckart.errors import MismatchError, OptionError
 from eckart.formats.common_names import to_common_names
-from eckart.formats.peft_tokens import FIELD, is_token_rows
+from eckart.formats.peft_experts import expert_of
+from eckart.formats.peft_tokens import FIELD, embedding_of, is_token_rows
 from eckart.formats.sources import open_adapter, open_model
 from eckart.operations.combination.mixture import Method, Mixture
 from eckart.operations.costs import Costs, break_even_note
@@ -197,13 +199,14 @@ class CombinePlan:
         """The result without layers and tensors: the first adapter's metadata, completed from the others."""
         first = self.adapters[0]
         bias = next((mode for each in self.adapters if (mode := each.config.get("bias", "none")) != "none"), None)
+        tokens = next((found for each in self.adapters if (found := each.config.get(FIELD))), None)
         return replace(
             first,
             layers={},
             modules_to_save={},
             base_model=next((each.base_model for each in self.adapters if each.base_model), None),
             task_type=next((each.task_type for each in self.adapters if each.task_type), None),
-            config=first.config | ({"bias": bias} if bias else {}),
+            config=first.config | ({"bias": bias} if bias else {}) | ({FIELD: tokens} if tokens else {}),
         )
 
     @property
@@ -270,8 +273,11 @@ class CombinePlan:
                 )
 
     def _rows_faults(self, name: str, weight: float) -> Iterator[str]:
-        fields = [outline.config.get(FIELD) for outline in self.outlines]
-        if any(field != fields[0] for field in fields):
+        fields = [outline.config.get(FIELD) for outline in self.outlines if name in outline.modules_to_save]
+        embedding = embedding_of(name)
+        if embedding in self.savers or embedding.removesuffix(".weight") in self.terms:
+            yield f"{name}: one adapter trains single tokens, and another changes all of them"
+        elif any(field != fields[0] for field in fields):
             yield f"{name}: the adapters train different tokens ({FIELD})"
         elif weight != 1:
             yield f"{name}: rows of tokens with weights that sum to {weight:g}; they must sum to 1"
@@ -305,6 +311,8 @@ def plan_combine(
         msg = "nothing to combine: " + ("every weight is zero" if adapters else "no adapter was given")
         raise OptionError(msg)
     opened = open_model(base) if base is not None else None
+    if opened is not None and any(expert_of(name) for adapter in loaded for name in adapter):
+        opened = with_fused_experts(opened)
     chosen, chosen_weights = zip(*used, strict=True)
     zero = [Skipped(f"adapter {i}", "zero weight") for i, weight in enumerate(factors, 1) if not weight]
     common = tuple(to_common_names(chosen, base))

@@ -202,8 +202,10 @@ def read_unfactored(plan: ExtractPlan, execution: Execution) -> Extraction:
     """
     base, tuned, parts = plan.base, plan.tuned, plan.parts
     result = Extraction(plan, execution)
+    # PEFT looks for every tensor of a module that it replaces.
+    replaced = {name.rpartition(".")[0] for name in parts.saved if changed(base, tuned, name)}
     for name in parts.saved:
-        if changed(base, tuned, name):
+        if name.rpartition(".")[0] in replaced:
             result.saved[name] = tensor = tuned.read(name)
             require_finite(tensor, name)
         else:

@@ -1,4 +1,4 @@
-"""A base with tensors that only an adapter has: those of a new vocabulary, and the head of another task."""
+"""A base with tensors that only an adapter has: a new vocabulary's, the head of another task, and counters."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from eckart.adapter.adapter import Adapter
+    from eckart.adapter.outline import TensorOutline
 
 _HEADS = {"score", "classifier", "qa_outputs", "pre_classifier", "classification_head"}
 _CLASSES = {
@@ -47,12 +48,12 @@ def extended(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[fl
             old = base.tensors[stored] if stored else None
             if old is None and not _is_head(key):
                 continue
-            if old is not None and (old.shape == saved.shape or not _is_resized(old, saved.shape)):
+            if old is not None and not (_is_counter(old, saved) or _is_resized(old, saved.shape)):
                 continue
-            like = old or _first_floating(base)
+            like = old or _first_floating(base)  # a new head has the model's dtype, not the adapter's
             target = stored or key
             if weight != 1:
-                faults.append(f"{key}: the base has no tensor of this shape to mix it with, so its weight must be 1")
+                faults.append(f"{key}: it cannot be mixed with the base's, so its weight must be 1")
             elif target in owners and owners[target][0] is not adapter:
                 faults.append(f"{key}: several adapters bring a tensor that the base has not; merge one of them")
             owners.setdefault(target, (adapter, key))
@@ -73,10 +74,12 @@ def _with_tensors(
         MismatchError: only some of the embeddings and output layers have the new vocabulary.
     """
     config = dict(base.config)
+    same = {name for name, info in infos.items() if name in base.tensors and base.tensors[name].shape == info.shape}
     for name, (adapter, _) in owners.items() if config else ():
-        config = _config_with(config, base.tensors.get(name), infos[name], adapter.task_type or "")
+        if name not in same:
+            config = _config_with(config, base.tensors.get(name), infos[name], adapter.task_type or "")
     tensors = {**base.tensors, **infos}
-    resized = [name for name in owners if name in base.tensors]
+    resized = [name for name in owners if name in base.tensors and name not in same]
     _check_vocabulary(base, tensors, resized)
     read = lru_cache(maxsize=1)(partial(_saved_tensor, owners, infos))
     folders = [files[0].parent for name in resized if (files := owners[name][0].files)]
@@ -96,7 +99,8 @@ def _saved_tensor(owners: Mapping[str, tuple[Adapter, str]], infos: Mapping[str,
 
 
 def _rows(read: Callable[[str], Tensor], name: str, start: int, stop: int) -> Tensor:
-    return read(name)[start:stop]
+    tensor = read(name)
+    return tensor[start:stop] if tensor.ndim else tensor
 
 
 def _config_with(config: dict[str, Any], old: TensorInfo | None, new: TensorInfo, task: str) -> dict[str, Any]:
@@ -144,7 +148,13 @@ def _is_head(name: str) -> bool:
 
 
 def _is_resized(old: TensorInfo, shape: tuple[int, ...]) -> bool:
-    return is_vocabulary(old.name) and len(shape) == len(old.shape) and shape[1:] == old.shape[1:]
+    is_other = shape != old.shape and shape[1:] == old.shape[1:] and len(shape) == len(old.shape)
+    return is_other and is_vocabulary(old.name)
+
+
+def _is_counter(old: TensorInfo, saved: TensorOutline) -> bool:
+    """Whether the adapter replaces integers, such as a batch norm's number of batches."""
+    return not old.dtype.is_floating_point and (old.dtype, old.shape) == (saved.dtype, saved.shape)
 
 
 def _first_floating(base: Checkpoint) -> TensorInfo:
