@@ -51,6 +51,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = list(cases.values())
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The count of the sweep of PEFT's configurations, from whatever process ran them."""
+    name = "PEFT configuration"
+    reports = [each for key in ("passed", "failed") for each in terminalreporter.stats.get(key, ())]
+    outcomes = [value for report in reports for key, value in report.user_properties if key == name]
+    wrong = sum(report.failed and "test_peft_configurations.py" in report.nodeid for report in reports)
+    if outcomes:
+        counts = f"{outcomes.count('right')} right, {outcomes.count('refused')} refused with the reason, {wrong} wrong"
+        terminalreporter.write_line(f"{name}s: {counts}")
+
+
 _WHISPER = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
 TINY = {
     "llama": ("LlamaConfig", {"num_key_value_heads": 2}),
