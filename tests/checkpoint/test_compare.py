@@ -25,6 +25,24 @@ def changed(**tensors):
     return BASE | {name.replace("__", "."): tensor for name, tensor in tensors.items()}
 
 
+def renamed(old, new):
+    return {name.replace(old, new): tensor for name, tensor in BASE.items()}
+
+
+@pytest.mark.parametrize(
+    ("tuned", "count", "others"),
+    [
+        (renamed("model.layers", "model.language_model.layers"), 2, 0),
+        (renamed("model.layers", "layers") | {"score.weight": torch.zeros(2, 4)}, 2, 1),
+        (renamed("model.", "language_model.model.") | {"model.norm.weight": torch.zeros(4)}, 3, 1),
+    ],
+)
+def test_names_that_begin_differently_are_one_fault(tuned, count, others) -> None:
+    first, *rest = compare(BASE, tuned)
+    assert first.startswith(f"{count} tensors have names that begin differently: model.")
+    assert len(rest) == others
+
+
 def without(name):
     return {key: tensor for key, tensor in BASE.items() if key != name}
 

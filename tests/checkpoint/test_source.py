@@ -184,3 +184,26 @@ def test_a_link_out_of_the_hub_cache_is_refused(hub_cache, model) -> None:
 def test_a_hub_name_that_cannot_be_had_says_what_a_source_may_be(source, hub_cache) -> None:
     with pytest.raises(SourceError, match=r"could not be downloaded from the hub.*a SOURCE is"):
         locate(source)
+
+
+def test_parts_of_a_model_without_an_index_are_one_model_and_a_part_alone_is_none(model) -> None:
+    parts = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for number, part in enumerate(parts):
+        save_file({f"a{number}": torch.ones(2, 2)}, model / part)
+    (model / "model.safetensors").unlink()
+    assert set(open_checkpoint(model).tensors) == {"a0", "a1"}
+    with pytest.raises(SourceError, match=f"part 2 of 2 of a model; give the folder with all of them: {model}"):
+        locate(model / parts[1])
+    (model / parts[0]).unlink()
+    with pytest.raises(FileFormatError, match=f"{parts[0]} is missing"):
+        locate(model)
+
+
+def test_a_folder_of_the_hubs_cache_is_refused_with_the_name_and_the_snapshot(model) -> None:
+    cache = model.parent / "models--org--name"
+    (cache / "snapshots").mkdir(parents=True)
+    model.rename(cache / "snapshots/1234")
+    for source in (cache, cache / "snapshots"):
+        with pytest.raises(SourceError, match=r"the hub's cache of org/name.*models--org--name/snapshots/1234"):
+            locate(source)
+    assert open_checkpoint(cache / "snapshots/1234").config == {"model_type": "llama"}

@@ -52,8 +52,43 @@ def compare_layouts(
             if old and new and is_vocabulary(name) and any(matches(pattern, module_of(name)) for pattern in saved):
                 continue
             faults[name] = fault
+    prefix, renamed = _renamed(base, tuned, faults)
+    faults = {name: fault for name, fault in faults.items() if name not in renamed}
     cause = _common_cause(base, tuned, faults)
-    return [cause] if cause else [f"{name}: {fault}" for name, fault in faults.items()]
+    return prefix + ([cause] if cause else [f"{name}: {fault}" for name, fault in faults.items()])
+
+
+def _renamed(base: Checkpoint, tuned: Checkpoint, faults: Mapping[str, str]) -> tuple[list[str], set[str]]:
+    """One fault for several names that differ only in how they begin, and those names; none if fewer than two do."""
+    olds = [name for name in faults if name in base.tensors and name not in tuned.tensors]
+    news = {name for name in faults if name in tuned.tensors and name not in base.tensors}
+    if not olds or not news:
+        return [], set()
+    ends = {name: _common_end(olds[0], name) for name in news}
+    longest, best = max(ends.values(), key=len), {}
+    for name in (name for name, end in ends.items() if end == longest):
+        old, new = olds[0].removesuffix(longest), name.removesuffix(longest)
+        pairs = {each: new + each.removeprefix(old) for each in olds if each.startswith(old)}
+        if len(pairs) > len(best) and news.issuperset(pairs.values()):
+            best = pairs
+    if len(best) < 2:
+        return [], set()
+    old, new = next(iter(best.items()))
+    fault = (
+        f"{len(best)} tensors have names that begin differently: {old} in the base ({base.source}) is {new} in the "
+        f"tuned checkpoint ({tuned.source}); save both from the same model class"
+    )
+    return [fault], {*best, *best.values()}
+
+
+def _common_end(first: str, second: str) -> str:
+    """The last parts that two names share."""
+    shared = 0
+    for one, other in zip(reversed(first.split(".")), reversed(second.split(".")), strict=False):
+        if one != other:
+            break
+        shared += 1
+    return ".".join(first.split(".")[-shared:]) if shared else ""
 
 
 def _common_cause(base: Checkpoint, tuned: Checkpoint, faults: Mapping[str, str]) -> str | None:

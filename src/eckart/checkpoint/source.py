@@ -18,6 +18,7 @@ SOURCE_MAY_BE = (
     "a hub name org/name[@revision], or pkg:DISTRIBUTION"
 )
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")  # one of several files of a model
 _STEMS = ("model", "diffusion_pytorch_model", "adapter_model", "pytorch_lora_weights", "adapters")
 
 
@@ -81,6 +82,7 @@ def _locate_path(path: Path) -> SourceFiles:
     if path.is_dir():
         return _locate_folder(path)
     if path.suffix in (".safetensors", ".gguf") and path.is_file():
+        _refuse_part(path)
         return SourceFiles((path,), path.parent)
     if path.suffix in pickled.SUFFIXES:
         raise SourceError(pickled.pickled_fault(path))
@@ -98,6 +100,8 @@ def _locate_folder(folder: Path) -> SourceFiles:
         if index.is_file():
             return _locate_shards(index)
     found = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".gguf") and p.is_file())
+    if parts := _parts_of_one_model(found):
+        return _files_in(folder, parts)
     splits = {(match[1], match[3]) for path in found if (match := SPLIT_NAME.fullmatch(path.name))}
     is_split = len(splits) == 1 and all(SPLIT_NAME.fullmatch(path.name) for path in found)
     if len(found) == 1 or is_split:
@@ -109,8 +113,38 @@ def _locate_folder(folder: Path) -> SourceFiles:
     unsafe = sorted(p for p in folder.iterdir() if p.suffix in pickled.SUFFIXES)
     if unsafe:
         raise SourceError(pickled.pickled_fault(unsafe[0]))
-    msg = f"{folder}: contains no .safetensors or .gguf weights; {SOURCE_MAY_BE}"
+    msg = f"{folder}: contains no .safetensors or .gguf weights{_in_cache(folder)}; {SOURCE_MAY_BE}"
     raise SourceError(msg)
+
+
+def _refuse_part(path: Path) -> None:
+    """Refuse one of several files of a model: the rest of its tensors would be missing without a word."""
+    match = _PART.fullmatch(path.name)
+    if match and int(match[3]) > 1:
+        part = f"part {int(match[2])} of {int(match[3])} of a model"
+        msg = f"{path}: {part}; give the folder with all of them: {path.parent}"
+        raise SourceError(msg)
+
+
+def _parts_of_one_model(files: Sequence[Path]) -> list[str]:
+    """The names of all parts of a model without an index; [] if the files are not parts of one model."""
+    matches = [_PART.fullmatch(path.name) for path in files]
+    kinds = {(match[1], match[3]) for match in matches if match}
+    if None in matches or len(kinds) != 1:
+        return []
+    stem, count = kinds.pop()
+    return [f"{stem}-{str(part).zfill(len(count))}-of-{count}.safetensors" for part in range(1, int(count) + 1)]
+
+
+def _in_cache(folder: Path) -> str:
+    """Where the weights of a folder of the hub's cache are, as part of a message."""
+    cached = next((each for each in (folder, folder.parent) if each.name.startswith("models--")), None)
+    if cached is None or not (cached / "snapshots").is_dir():
+        return ""
+    repo = cached.name.removeprefix("models--").replace("--", "/")
+    snapshots = sorted(each.name for each in (cached / "snapshots").iterdir())
+    listed = f", or {cached / 'snapshots' / snapshots[0]}" if len(snapshots) == 1 else ""
+    return f": it is the hub's cache of {repo}, which is read by that name{listed}"
 
 
 def _locate_shards(index: Path) -> SourceFiles:
