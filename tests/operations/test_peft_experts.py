@@ -171,13 +171,14 @@ def square(config, tensors):
     """Parameters whose shapes tell nothing: an ungated unit of the same sizes both ways."""
     for name in (INNER, OUTER):
         tensors[f"{name}A.weight"], tensors[f"{name}B.weight"] = torch.ones(12, 32), torch.ones(32, 12)
+    config["target_parameters"] = [name.replace("gate_up_proj", "first") for name in config["target_parameters"]]
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (drop(INNER), "layers.0.mlp.experts: the file has 1 parameters, the config targets down_proj, gate_up_proj"),
-        (square, "layers.0.mlp.experts: shapes and names do not distinguish gate_up_proj from down_proj"),
+        (square, "layers.0.mlp.experts: shapes and names do not distinguish first from down_proj"),
         (lambda config, tensors: config.update(r=5), r"rank is 5 .* lora_A is \(12, "),
         (lambda config, tensors: config.update(r=12), r"q_proj: rank is 12 .* lora_A is \(3, 32\)"),
         (lambda config, tensors: config["target_parameters"].append("mlp.experts.router"), "which is which"),

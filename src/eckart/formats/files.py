@@ -37,9 +37,11 @@ def load_adapter(source: str | Path) -> Adapter:
     folders = {part: path / part for part in COMPONENTS if (path / part / CONFIG).is_file()}
     if folders:
         return joined({part: peft.read(folder) for part, folder in folders.items()})
+    if nested := nested_adapter(path):
+        return peft.read(nested)
     files = locate(source)
     file = files.weights[0]
-    if (files.folder / CONFIG).is_file() and file.name == peft.WEIGHTS:
+    if (files.folder / CONFIG).is_file() and file.name.startswith(Path(peft.WEIGHTS).stem):
         return peft.read(files.folder)
     if file.name.endswith(mlx.WEIGHTS):  # mlx-lm numbers earlier states of a training run: 0000100_adapters.safetensors
         return mlx.read(file)
@@ -54,6 +56,21 @@ def load_adapter(source: str | Path) -> Adapter:
         f"{mlx.WEIGHTS}), nor a .safetensors file with LoRA tensors under the names of diffusers or kohya's sd-scripts"
     )
     raise SourceError(msg)
+
+
+def nested_adapter(folder: Path) -> Path | None:
+    """The subfolder with a PEFT adapter of a folder without weights, where PEFT saves one with a name of its own.
+
+    Raises:
+        SourceError: several subfolders have one.
+    """
+    if not folder.is_dir() or any(file.suffix in (".safetensors", ".gguf") for file in folder.iterdir()):
+        return None
+    nested = sorted(file.parent for file in folder.glob(f"*/{CONFIG}"))
+    if len(nested) > 1:
+        msg = f"{folder}: contains several adapters; give one of them"
+        raise SourceError.listing(msg, [str(each) for each in nested])
+    return nested[0] if nested else None
 
 
 def output_kind(adapter: Adapter, path: Path) -> Kind:

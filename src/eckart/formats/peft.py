@@ -16,6 +16,7 @@ from eckart.adapter.outline import LayerKind, LayerOutline, TensorOutline
 from eckart.checkpoint import TensorSpec, atomic_directory, open_checkpoint, write_tensors
 from eckart.checkpoint.links import refuse_links
 from eckart.checkpoint.output import Kind
+from eckart.checkpoint.pickled import pickled_fault
 from eckart.errors import FileFormatError, MismatchError, SourceError
 from eckart.formats.peft_config import CONFIG, PeftConfig, config_of, read_config
 from eckart.formats.peft_experts import Stack, expert_of, parameters_of, stack_of, stacks_of, wrapper_names
@@ -53,16 +54,14 @@ def read(path: Path) -> Adapter:
         SourceError: `path` does not contain a PEFT adapter.
         FileFormatError: config and tensors are damaged or disagree; every fault is listed.
     """
-    if not (path / CONFIG).is_file() or not (path / WEIGHTS).is_file():
-        msg = f"{path}: not a PEFT adapter, which is a folder with {CONFIG} and {WEIGHTS}"
-        raise SourceError(msg)
-    refuse_links([path / CONFIG, path / WEIGHTS], path)
+    weights = _weights_in(path)
+    refuse_links([path / CONFIG, weights], path)
     config = read_config(path / CONFIG)
-    stored = open_checkpoint(path / WEIGHTS)
+    stored = open_checkpoint(weights)
     try:
         modules, saved = _sorted_names(module_names(stored.tensors))
     except ValueError as fault:
-        msg = f"{path / WEIGHTS}: {fault}"
+        msg = f"{weights}: {fault}"
         raise FileFormatError(msg) from None
     shapes = {
         module: {part: outline(stored, name) for part, name in names.items()} for module, names in modules.items()
@@ -108,8 +107,23 @@ def read(path: Path) -> Adapter:
         config.base_model_name_or_path,
         config.task_type,
         dict(config.model_extra or {}),
-        files=(path / CONFIG, path / WEIGHTS),
+        files=(path / CONFIG, *stored.files),
     )
+
+
+def _weights_in(folder: Path) -> Path:
+    """The file of an adapter's weights, or the index of several.
+
+    Raises:
+        SourceError: there is none, or only a pickled one.
+    """
+    for name in (WEIGHTS, f"{WEIGHTS}.index.json"):
+        if (folder / CONFIG).is_file() and (folder / name).is_file():
+            return folder / name
+    if (pickled := folder / "adapter_model.bin").is_file():
+        raise SourceError(pickled_fault(pickled))
+    msg = f"{folder}: not a PEFT adapter, which is a folder with {CONFIG} and {WEIGHTS}"
+    raise SourceError(msg)
 
 
 def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:

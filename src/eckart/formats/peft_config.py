@@ -31,6 +31,11 @@ _REFUSED = {
         "a variant of LoRA that is not a fixed low-rank update of each weight",
     ),
 }
+_OF_INPUTS = {
+    *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE"),
+}
+# How lora_B of fused experts is stored, by Unsloth: PEFT's order, or all columns of one expert after another.
+_LAYOUT, RANK_MAJOR, BY_EXPERT = "lora_B_layout", "rank_major", "grouped_by_expert"
 # Of a trained adapter they say nothing, and of a changed one something false: the layers that PEFT selected, which a
 # written config names one by one, and how it initialized them, which may not be possible at another rank.
 _OF_TRAINING = {
@@ -94,6 +99,12 @@ class PeftConfig(BaseModel):
         return sorted(of_module or self._parameters.get("", ()))
 
     @cached_property
+    def expert_layouts(self) -> set[Any]:
+        """What the fields beyond PEFT's state about the columns of lora_B of fused experts."""
+        extra = self.model_extra or {}
+        return {fields[_LAYOUT] for fields in (extra, *extra.values()) if _states_layout(fields)}
+
+    @cached_property
     def _budget(self) -> RegexBudget:
         return RegexBudget()
 
@@ -121,6 +132,10 @@ class PeftConfig(BaseModel):
         return owners
 
 
+def _states_layout(fields: Any) -> bool:
+    return isinstance(fields, Mapping) and isinstance(fields.get(_LAYOUT), str)
+
+
 def _adapted_module(module: str) -> str:
     """The module whose rank and alpha a module in PEFT's file has: of an attention's `out_proj` the attention's."""
     return module.removesuffix(OUT_PROJ)
@@ -133,6 +148,12 @@ def read_config(file: Path) -> PeftConfig:
         FileFormatError: it is damaged, or describes an adapter that is not supported; every fault is listed.
     """
     fields = read_json_object(file, most_bytes=_MAX_CONFIG_BYTES)
+    if (kind := fields.get("peft_type")) != "LORA" and isinstance(kind, str):
+        remedy = "merge it with PEFT (merge_and_unload), and extract a LoRA from the merged model"
+        if kind in _OF_INPUTS:
+            remedy = "it changes a model's inputs, not its weights, which no LoRA can express"
+        msg = f"{file}: peft_type is {kind}; only LORA adapters are supported; {remedy}"
+        raise FileFormatError(msg)
     try:
         config = PeftConfig.model_validate(fields)
     except ValidationError as error:
@@ -146,8 +167,9 @@ def read_config(file: Path) -> PeftConfig:
             f"init_lora_weights is {extra['init_lora_weights']!r}: the update is for the base as PEFT changes it; save "
             "the adapter again with PEFT's path_initial_model_for_weight_conversion"
         )
-    if config.peft_type != "LORA":
-        faults.append(f"peft_type is {config.peft_type}; only LORA adapters are supported")
+    if len(config.expert_layouts) > 1 or not config.expert_layouts <= {RANK_MAJOR, BY_EXPERT}:
+        listed = ", ".join(sorted(map(str, config.expert_layouts)))
+        faults.append(f"{_LAYOUT} is {listed}; expected {RANK_MAJOR} or {BY_EXPERT}")
     if faults:
         msg = f"{file}: this adapter cannot be read"
         raise FileFormatError.listing(msg, faults)
@@ -183,7 +205,7 @@ def config_of(adapter: AdapterOutline) -> dict[str, Any]:
     rank, alpha = max(ranks.values()), Counter(alphas.values()).most_common(1)[0][0]
     bias = adapter.config.get("bias", "none")
     config = {
-        **{field: value for field, value in adapter.config.items() if field not in _OF_TRAINING},
+        **{field: value for field, value in adapter.config.items() if _is_kept(field, value)},
         "peft_type": "LORA",
         "base_model_name_or_path": hub_name_or_absolute_path(adapter.base_model),
         "task_type": adapter.task_type,
@@ -205,6 +227,11 @@ def config_of(adapter: AdapterOutline) -> dict[str, Any]:
         "lora_bias": any(layer.bias is not None for layer in layers),
     }
     return config | {name: value for name, value in optional.items() if value}
+
+
+def _is_kept(field: str, value: Any) -> bool:
+    """Whether a written config repeats a field of the source's; experts are always written in PEFT's order."""
+    return field not in _OF_TRAINING and field != _LAYOUT and not _states_layout(value)
 
 
 def is_trained_bias(name: str, adapter: Adapter | AdapterOutline) -> bool:
@@ -232,7 +259,7 @@ def _saved_modules(adapter: AdapterOutline) -> list[str]:
 
 def unknown_fields(config: Mapping[str, Any]) -> list[str]:
     """Fields of an adapter's config that neither PEFT 0.21 nor eckart knows; they may change what the tensors mean."""
-    return sorted(set(config) - KNOWN_FIELDS)
+    return sorted(name for name in set(config) - KNOWN_FIELDS - {_LAYOUT} if not _states_layout(config[name]))
 
 
 def _pattern(values: Mapping[str, Any], common: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from eckart.adapter.adapter import AdapterLayer, with_tensors
 from eckart.adapter.outline import AdapterOutline, LayerOutline, TensorOutline
 from eckart.checkpoint.dtypes import promote
 from eckart.errors import MismatchError
-from eckart.formats.peft_config import CONFIG, PeftConfig
+from eckart.formats.peft_config import BY_EXPERT, CONFIG, PeftConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,11 +32,13 @@ class Stack:
         parameter: such as `model.layers.0.mlp.experts.gate_up_proj`.
         count: number of experts.
         outline: outline of each of them.
+        by_expert: whether the columns of lora_B are grouped by expert, which is not PEFT's order.
     """
 
     parameter: str
     count: int
     outline: LayerOutline
+    by_expert: bool = False
 
     def names(self) -> list[str]:
         """A layer's name for each expert; of a parameter that is one matrix, the parameter's."""
@@ -45,7 +47,10 @@ class Stack:
     def expert(self, index: int, factors: "Mapping[str, Tensor]") -> AdapterLayer:
         """One expert's update, from the stacked lora_A and lora_B."""
         rank, A, B = self.outline.rank, factors["lora_A"], factors["lora_B"]
-        lora_B = B.view(len(B), rank, self.count)[:, :, index]
+        if self.by_expert:
+            lora_B = B.view(len(B), self.count, rank)[:, index]
+        else:
+            lora_B = B.view(len(B), rank, self.count)[:, :, index]
         lora_A = A[index * rank : (index + 1) * rank]
         return with_tensors(self.outline, {"lora_A": lora_A, "lora_B": lora_B.contiguous()})
 
@@ -119,7 +124,7 @@ def stack_of(parameter: str, tensors: Mapping[str, TensorOutline], config: PeftC
     alpha = config.alpha_of(parameter)
     lora_A, lora_B = TensorOutline((rank, A.shape[1]), A.dtype), TensorOutline((len(B), rank), B.dtype)
     outline = LayerOutline(lora_A, lora_B, alpha, config.use_rslora, kind="expert")
-    return Stack(parameter, count, outline)
+    return Stack(parameter, count, outline, by_expert=BY_EXPERT in config.expert_layouts)
 
 
 def stacks_of(outline: AdapterOutline) -> tuple[AdapterOutline, dict[str, Stack]]:

@@ -9,7 +9,7 @@ from eckart.checkpoint import Checkpoint, open_checkpoint
 from eckart.checkpoint.open import ModelSource
 from eckart.errors import OptionError, SourceError
 from eckart.formats.components import COMPONENTS
-from eckart.formats.files import load_adapter
+from eckart.formats.files import load_adapter, nested_adapter
 from eckart.formats.peft_config import CONFIG
 
 Source: TypeAlias = ModelSource | Checkpoint | Adapter
@@ -29,6 +29,8 @@ def open_adapter_or_checkpoint(source: Source) -> Adapter | Checkpoint:
         return source if is_open else open_checkpoint(source)  # type: ignore[return-value, arg-type]  # as just seen
     folder = Path(source).expanduser()
     if any((folder / part / CONFIG).is_file() for part in ("", *COMPONENTS)):
+        return load_adapter(source)
+    if nested_adapter(folder):
         return load_adapter(source)
     opened = open_checkpoint(source)
     if not any(part in name for name in opened.tensors for part in _ADAPTER_TENSORS):
