@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from eckart.checkpoint import open_checkpoint
+from eckart.checkpoint.base_names import NamesOfBase
 from eckart.formats import load_adapter
 from eckart.formats.expert_modules import with_expert_modules
 from eckart.operations.merging.merge import merge
-from eckart.operations.placement import NamesOfBase
 
 from .test_peft_experts import BOTH, logits, moe, peft_folder
 

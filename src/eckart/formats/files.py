@@ -31,14 +31,13 @@ def load_adapter(source: str | Path) -> Adapter:
         FileFormatError: config and tensors are damaged or disagree; every fault is listed.
     """
     path = Path(source).expanduser()
+    path = nested_adapter(path) or path
     if (path / CONFIG).is_file():
         is_mlx = (path / mlx.WEIGHTS).is_file() and not (path / peft.WEIGHTS).is_file()
         return mlx.read(path) if is_mlx else peft.read(path)
     folders = {part: path / part for part in COMPONENTS if (path / part / CONFIG).is_file()}
     if folders:
         return joined({part: peft.read(folder) for part, folder in folders.items()})
-    if nested := nested_adapter(path):
-        return peft.read(nested)
     files = locate(source)
     file = files.weights[0]
     if (files.folder / CONFIG).is_file() and file.name.startswith(Path(peft.WEIGHTS).stem):
@@ -59,14 +58,15 @@ def load_adapter(source: str | Path) -> Adapter:
 
 
 def nested_adapter(folder: Path) -> Path | None:
-    """The subfolder with a PEFT adapter of a folder without weights, where PEFT saves one with a name of its own.
+    """The subfolder with a PEFT adapter, where PEFT saves one with a name, of a folder without files of its own.
 
     Raises:
         SourceError: several subfolders have one.
     """
-    if not folder.is_dir() or any(file.suffix in (".safetensors", ".gguf") for file in folder.iterdir()):
+    own = (CONFIG, "*.safetensors", "*.gguf")
+    if not folder.is_dir() or any(any(folder.glob(pattern)) for pattern in own):
         return None
-    nested = sorted(file.parent for file in folder.glob(f"*/{CONFIG}"))
+    nested = sorted(file.parent for file in folder.glob(f"*/{CONFIG}") if file.parent.name not in COMPONENTS)
     if len(nested) > 1:
         msg = f"{folder}: contains several adapters; give one of them"
         raise SourceError.listing(msg, [str(each) for each in nested])
