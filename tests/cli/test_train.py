@@ -61,6 +61,8 @@ def test_every_option_arrives(model, tmp_path):
         "batch-size": 2, "accumulate": 2, "loss-on": "all", "eval-data": held, "lora-plus": 4, "schedule": "cosine",
         "warmup": 0.2, "weight-decay": 0.01, "dtype": "float32", "device": "cpu", "save-every": 2, "seed": 3,
     }  # fmt: skip
+    (tmp_path / "ranks.json").write_text('{"down_proj": 3, "up_proj": 0}')
+    options["rank-pattern"] = tmp_path / "ranks.json"
     flags = ("--rslora", "--packing", "--gradient-checkpointing")
     given = [part for name, value in options.items() for part in (f"--{name}", value)]
     ended = eckart(
@@ -68,9 +70,14 @@ def test_every_option_arrives(model, tmp_path):
     )
     assert ended.exit_code == 0, ended.stderr
     run = json.loads(ended.stdout)["run"]
-    config = {"rank": 2, "alpha": 6.0, "dropout": 0.1, "bias": "lora-only", "init": "olora", "exclude": ["o_proj"]}
+    config = {"rank": 2, "alpha": 6.0, "dropout": 0.1, "bias": "lora-only", "init": "olora"}
+    config["exclude"] = ["o_proj", "up_proj"]
     assert config.items() <= (run["config"] | {"exclude": list(run["config"]["exclude"])}).items()
     assert run["config"]["rslora"]
+    ranks = {name.rpartition(".")[2]: layer.rank for name, layer in load_adapter(tmp_path / "out").items()}
+    assert ranks["down_proj"] == 2 * 3  # with OLoRA's start, which is subtracted
+    assert ranks["q_proj"] == 2 * 2
+    assert "up_proj" not in ranks
     settings = {
         "epochs": 0.5, "batch_size": 2, "accumulate": 2, "lora_plus_ratio": 4.0, "schedule": "cosine", "warmup": 0.2,
         "weight_decay": 0.01, "dtype": "float32", "device": "cpu", "seed": 3, "gradient_checkpointing": True,

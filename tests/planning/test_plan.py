@@ -21,6 +21,7 @@ from eckart.planning.measured_ranks import measured_ranks
 from eckart.planning.memory import RESERVED_BYTES, Memory, smallest_card
 from eckart.planning.shallow import at_depth, extrapolate, shallow_depths
 from eckart.planning.simulation import SimulationError
+from eckart.training import with_ranks
 
 SIZES = {
     "vocab_size": 512,
@@ -217,6 +218,15 @@ def test_measured_spectra_give_each_module_its_rank(update, tmp_path):
     assert kept > kept_evenly
     assert made.advice.forecast.trainable_params == made.advice.measured.params
     assert made.advice.reasons[-1].source == "spectrum"
+
+
+def test_the_printed_command_trains_with_the_planned_ranks(update, tmp_path):
+    analyze(update, output=tmp_path / "update")
+    made = plan(MODEL, method="lora", rank=2, target=["attention-min"], max_length=64, analysis=tmp_path / "update")
+    assert " --rank 2 " in made.advice.command("base")
+    assert f" --rank-pattern {tmp_path / 'update'} " in made.advice.command("base")
+    config = with_ranks(LoRAConfig(2, target="attention-min"), tmp_path / "update")
+    assert config.rank_pattern == {name: rank for name, rank in made.advice.measured.ranks.items() if rank}
 
 
 def test_spectra_of_weights_or_of_another_model_are_refused(update, tmp_path):

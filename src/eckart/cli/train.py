@@ -1,5 +1,6 @@
 """`eckart train`: an adapter of a language model, trained on data, with its loss on held-out data before and after."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -42,6 +43,15 @@ Schedule = Literal["linear", "cosine", "constant"]
 LossOn = Literal["answers", "all"]
 
 RankOption = Annotated[int, in_group(ADAPTER, "--rank", "-r", metavar="N", help="Rank of the adapter.")]
+RankPattern = Annotated[
+    Path | None,
+    in_group(
+        *(ADAPTER, "--rank-pattern"),
+        metavar="FILE",
+        help="Other ranks for some modules: a JSON object of names or patterns, or an analysis.json, whose spectra "
+        "distribute the parameters of --rank.",
+    ),
+]
 Alpha = Annotated[
     float, in_group(ADAPTER, "--alpha", "--lora-alpha", metavar="X", help="The update is scaled by alpha / rank.")
 ]
@@ -113,6 +123,7 @@ def train(
     *,
     method: MethodOption = "lora",
     rank: RankOption = 16,
+    rank_pattern: RankPattern = None,
     alpha: Alpha = 32.0,
     rslora: RsLora = False,
     dropout: Dropout = 0.05,
@@ -193,6 +204,7 @@ def train(
         init=init,
         rslora=rslora,
     )
+    config = training.with_ranks(config, rank_pattern) if rank_pattern else config
     settings = training.TrainSettings(
         steps=steps,
         epochs=epochs,
@@ -211,7 +223,7 @@ def train(
         save_every=save_every,
     )
     if training.is_writer():
-        check_output(output, kind="folder", force=force, inputs=local_paths(model, data, eval_data))
+        check_output(output, kind="folder", force=force, inputs=local_paths(model, data, eval_data, rank_pattern))
     training.check_inputs(model, data, eval_data)
     is_writer = training.is_writer()
     drawing = Drawing(output if is_writer else None, "save_training_figures", open_page=open_page and is_writer)

@@ -1,7 +1,9 @@
 """What to train with, and why: the result of `advise`."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from eckart.linalg import Allocation
@@ -34,6 +36,7 @@ class Advice:
         largest_batch: largest that fits at the advised length; None where no memory was given.
         largest_length: longest single sequence that fits.
         measured: ranks for each module, where spectra were given.
+        analysis: the file with these spectra.
     """
 
     forecast: Forecast
@@ -42,6 +45,7 @@ class Advice:
     largest_batch: int | None = None
     largest_length: int | None = None
     measured: Allocation | None = None
+    analysis: Path | None = None
 
     @property
     def setting(self) -> PlanSetting:
@@ -49,14 +53,15 @@ class Advice:
         return self.forecast.setting
 
     def command(self, source: str) -> str:
-        """The matching `eckart train`; empty where it has no such options: full fine-tuning, ranks by module."""
+        """The matching `eckart train`; empty where it has no such options, as for full fine-tuning."""
         setting, lora, default = self.setting, self.setting.adapter, LoRAConfig()
-        if lora is None or setting.dtype == "float16" or self.measured is not None:
+        if lora is None or setting.dtype == "float16":
             return ""
         options = {
             "--method dora": lora.method == "dora",
             "--quantize nf4": setting.method == "qlora",
             f"--rank {lora.rank}": True,
+            f"--rank-pattern {shlex.quote(str(self.analysis))}": self.analysis is not None,
             f"--alpha {lora.alpha:g}": True,
             f"--dropout {lora.dropout:g}": True,
             **{f"--target {target}": lora.target != default.target for target in lora.target},

@@ -102,6 +102,7 @@ def with_measured_ranks(forecaster: Forecaster, advice: Advice, analysis: str | 
         forecast=replace(forecast, setting=advice.setting),
         reasons=(*advice.reasons, Reason("rank by module", span, why, "spectrum")),
         measured=measured,
+        analysis=Path(analysis),
     )
 
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from eckart.errors import MismatchError
-from eckart.linalg import Allocation, allocate
-from eckart.operations import Analysis
+from eckart.linalg import Allocation
 from eckart.planning.architecture import AdapterCount
+from eckart.training.rank_file import share_parameters, spectra_of_update
 
 
 def measured_ranks(path: str | Path, adapter: AdapterCount, *, rank: int) -> tuple[Allocation, float, float]:
@@ -25,19 +25,12 @@ def measured_ranks(path: str | Path, adapter: AdapterCount, *, rank: int) -> tup
         SourceError, FileFormatError: there is no such analysis.
         MismatchError: it is of weights, which do not show the rank of an update, or of another model.
     """
-    analysis = Analysis.load(path)
-    if analysis.kind == "weights":
-        msg = (
-            f"{path} contains spectra of weights, which do not show the rank of an update; "
-            "analyze a fine-tune minus its base instead (`base`)"
-        )
-        raise MismatchError(msg)
-    spectra = {m.name: m.spectrum for m in analysis.matrices if adapter.modules.get(m.name) == m.spectrum.shape}
+    found = spectra_of_update(path)
+    spectra = {name: each for name, each in found.items() if adapter.modules.get(name) == each.shape}
     if missing := [name for name in adapter.modules if name not in spectra]:
         msg = f"{path} does not cover all adapted modules"
         raise MismatchError.listing(msg, [f"{name}: missing, or of a different shape" for name in missing])
-    budget = rank * sum(map(sum, adapter.modules.values()))
-    allocation = allocate(spectra, budget_params=budget)
+    allocation = share_parameters(spectra, rank)
     largest = max(spectrum.fro_norm for spectrum in spectra.values()) or 1.0
     shares = {name: (spectrum.fro_norm / largest) ** 2 for name, spectrum in spectra.items()}
     total = sum(shares.values())

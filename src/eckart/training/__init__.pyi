@@ -13,6 +13,7 @@ from .finetuning import finetune as finetune
 from .health import DivergenceError as DivergenceError
 from .inputs import check_inputs as check_inputs
 from .interruption import TrainingInterrupted as TrainingInterrupted
+from .rank_file import with_ranks as with_ranks
 from .result import TrainResult as TrainResult
 from .rundir import destroy_process_group as destroy_process_group
 from .rundir import is_writer as is_writer
