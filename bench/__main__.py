@@ -11,7 +11,9 @@ from bench.options import Options
 from bench.results import markdown, save
 
 HERE = Path(__file__).parent
-DEFAULT = ("startup", "minimal_rank", "partial_svd", "adapter_svd", "extract", "analyze", "resize", "merge", "nf4")
+DEFAULT = (
+    *("startup", "check", "minimal_rank", "partial_svd", "adapter_svd", "extract", "analyze", "resize", "merge", "nf4"),
+)
 ON_REQUEST = (
     "training_step",
     "training_curve",

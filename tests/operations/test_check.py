@@ -188,6 +188,15 @@ LANGUAGE = [(kind, name) for kind in KINDS for name in ("vllm", "sglang", "peft"
 PICTURES = [(kind, name) for kind in ("diffusers", "kohya", "kohya-dora", "peft") for name in ("diffusers", "comfyui")]
 
 
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder, which is the current one: commands name their outputs in it."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
 def assert_the_command_works(source, runtime, base, folder):
     """Run the command that a check prints, if there is one, and check its result."""
     verdict = check(source, [runtime], base=base).verdicts[runtime]
@@ -203,22 +212,35 @@ def assert_the_command_works(source, runtime, base, folder):
 
 
 @pytest.mark.parametrize(("kind", "runtime"), LANGUAGE)
-def test_every_command_works_and_its_result_fits(kind, runtime, adapters, tiny_folder, tmp_path, monkeypatch):  # noqa: PLR0917
-    monkeypatch.chdir(tmp_path)
-    assert_the_command_works(adapters(kind), runtime, tiny_folder("llama"), tmp_path)
+def test_every_command_works_and_its_result_fits(kind, runtime, adapters, tiny_folder, here):
+    assert_the_command_works(adapters(kind), runtime, tiny_folder("llama"), here)
+
+
+@pytest.mark.parametrize("runtime", ["vllm", "sglang", "peft", "mlx"])
+@pytest.mark.parametrize("form", ["kohya", "mlx"])
+def test_every_command_for_another_format_works_and_its_result_fits(form, runtime, adapters, tiny_folder, here):
+    source, base = here.parent / ("one.safetensors" if form == "kohya" else "one"), tiny_folder("llama")
+    convert(adapters("plain"), form, base=base, output=source)
+    assert_the_command_works(source, runtime, base, here)
+    assert bool(list(here.iterdir())) == (form != runtime)
 
 
 @pytest.mark.parametrize(("kind", "runtime"), PICTURES)
-def test_every_command_for_a_pipeline_works_and_its_result_fits(kind, runtime, pictures, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert_the_command_works(pictures[kind], runtime, None, tmp_path)
+def test_every_command_for_a_pipeline_works_and_its_result_fits(kind, runtime, pictures, here):
+    assert_the_command_works(pictures[kind], runtime, None, here)
 
 
 def test_a_command_is_printed_wherever_a_step_helps(adapters):
-    expected = {"plain": None, "rslora": "convert", "ranks": "resize", "regex": "convert", "q alone": None}
-    for kind, verb in expected.items():
-        fix = check(adapters(kind), ["sglang"]).verdicts["sglang"].fix
-        assert (fix and shlex.split(fix)[1]) == verb
+    expected = {
+        "vllm": {"plain": None, "dora": "convert", "rank 24": "resize", "head": "convert", "norms": None, "bias": None},
+        "sglang": {"plain": None, "rslora": "convert", "ranks": "resize", "tokens": "convert", "q alone": None},
+        "mlx": {"plain": "convert", "dora": "convert", "ranks": "convert", "tokens": "convert", "norms": None},
+        "peft": {"plain": None, "dora": None, "norms": None},
+    }
+    for runtime, kinds in expected.items():
+        for kind, verb in kinds.items():
+            fix = check(adapters(kind), [runtime]).verdicts[runtime].fix
+            assert (fix and shlex.split(fix)[1]) == verb, (runtime, kind)
 
 
 @pytest.mark.parametrize("runtime", ["vllm", "sglang", "mlx"])

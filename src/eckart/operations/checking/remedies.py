@@ -6,12 +6,12 @@ from pathlib import PurePath
 from typing import get_args
 
 from eckart.adapter.outline import AdapterFormat, AdapterOutline
-from eckart.operations.checking.parts import unlike_ranks
+from eckart.operations.checking.parts import is_of_pipeline, unlike_ranks
 from eckart.operations.checking.result import Finding
 from eckart.operations.checking.runtimes import RUNTIMES, RuntimeName, Step
 
 _ENDS = {"kohya": ".safetensors", "gguf": ".gguf"}  # of formats that are one file
-_NEED_BASE = ("gguf", "mlx")  # formats whose names are those of another implementation of the model
+_OTHER_NAMES = {"gguf", "mlx"}  # formats whose names are those of another implementation of the model
 
 
 def steps_of(findings: Sequence[Finding]) -> set[Step] | None:
@@ -55,6 +55,9 @@ def command(
         to = ["--to", target]
     elif steps == {"lora"} and not one_rank:
         to = ["--to", "lora"]
-    needs_base = "lora" in steps or ("format" in steps and target in _NEED_BASE)
+    # A pipeline's names are in tables; those of other models are in the model alone.
+    flattened = outline.format == "kohya" and not is_of_pipeline(outline)
+    renames = "format" in steps and (flattened or not _OTHER_NAMES.isdisjoint({target, outline.format}))
+    needs_base = "lora" in steps or renames
     model = ["--base", base or outline.base_model or "BASE"] if needs_base else []
     return shlex.join(["eckart", "convert", source, "-o", output, *to, *model])
