@@ -401,16 +401,22 @@ def _rows(name):
         return rows
     if name in NAMES:
         embedding, head = NAMES[name]
-        return GENERAL | {
-            "embedding": {"target_modules": [embedding]},
-            "head": {"target_modules": [head]},
-            "embedding and head": {"target_modules": [embedding, head]},
-            "embedding saved": EVERYWHERE | {"modules_to_save": [embedding]},
-            "head saved": EVERYWHERE | {"modules_to_save": [head]},
-            "both saved": EVERYWHERE | {"modules_to_save": [embedding, head]},
-            "both saved and tied": EVERYWHERE | {"modules_to_save": [embedding, head], "ensure_weight_tying": True},
-            "DoRA on the embedding": {"target_modules": [embedding], "use_dora": True},
-        }
+        # PEFT's merge adds the updates of all copies of a layer to the weight that they share; its live model does not.
+        repeated = {"repeated layers": EVERYWHERE | {"layer_replication": [[0, 2], [1, 2]]}} if name == "Llama" else {}
+        return (
+            repeated
+            | GENERAL
+            | {
+                "embedding": {"target_modules": [embedding]},
+                "head": {"target_modules": [head]},
+                "embedding and head": {"target_modules": [embedding, head]},
+                "embedding saved": EVERYWHERE | {"modules_to_save": [embedding]},
+                "head saved": EVERYWHERE | {"modules_to_save": [head]},
+                "both saved": EVERYWHERE | {"modules_to_save": [embedding, head]},
+                "both saved and tied": EVERYWHERE | {"modules_to_save": [embedding, head], "ensure_weight_tying": True},
+                "DoRA on the embedding": {"target_modules": [embedding], "use_dora": True},
+            }
+        )
     rows = {"linear": targets, "DoRA": targets | {"use_dora": True}}
     if auto in (SEQ2SEQ, MASKED, CLASSIFIER):
         rows["all biases"] = targets | {"bias": "all"}
@@ -441,7 +447,7 @@ REWRITTEN = {
     "attention": ["ranks", "saved"],
     "bare": ["all", "ranks"],
     "routed": ["all", "router as a parameter"],
-    "Llama": [row for row in GENERAL if row != "aLoRA"] + ["embedding and head", "both saved"],
+    "Llama": [row for row in GENERAL if row != "aLoRA"] + ["embedding and head", "both saved", "repeated layers"],
     "Llama, tied": ["tokens", "embedding and head", "both saved and tied"],
     "GPT-2": ["patterns", "DoRA", "head saved"],
     "Gemma 3": ["DoRA on the embedding"],

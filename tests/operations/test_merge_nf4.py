@@ -9,6 +9,7 @@ from eckart.adapter import Adapter
 from eckart.checkpoint import open_checkpoint
 from eckart.checkpoint.dtypes import DType
 from eckart.checkpoint.nf4_scheme import Nf4Scheme
+from eckart.errors import MismatchError
 from eckart.linalg import nf4
 from eckart.operations.merging.merge import merge
 
@@ -115,3 +116,29 @@ def test_plain_weights_leave_nothing_of_the_quantization(dtype, tmp_path):
     assert not info["unexpected_keys"]
     exact = open_checkpoint(base).read(f"{Q}.weight").float() + ADAPTER[Q].delta()
     assert torch.equal(loaded.get_parameter(f"{Q}.weight"), exact.to(dtype))
+
+
+@pytest.mark.parametrize("adds", ["a vocabulary of another size", "model.layers.2"])
+def test_an_adapter_that_adds_tensors_needs_plain_weights(adds, tmp_path):
+    from safetensors.torch import save_file
+
+    base, _ = nf4_folder(tmp_path)
+    opened = open_checkpoint(base)
+    rows, width = opened.tensors["model.embed_tokens.weight"].shape
+    new = {name: torch.randn(rows + 3, width) for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    repeated = {"layer_replication": [[0, 2], [1, 2]]}
+    adapter = Adapter({Q: ADAPTER[Q]}, new) if "vocabulary" in adds else Adapter({Q: ADAPTER[Q]}, config=repeated)
+    with pytest.raises(MismatchError, match=rf"stored in NF4, and the adapter adds .*{adds}.*`dtype=bfloat16`"):
+        merge(base, adapter, tmp_path / "out")
+    (tmp_path / "plain").mkdir()
+    save_file({name: opened.read(name) for name in opened.tensors}, tmp_path / "plain/model.safetensors")
+    config = json.loads((base / "config.json").read_text())
+    del config["quantization_config"]
+    (tmp_path / "plain/config.json").write_text(json.dumps(config))
+    for source, output in ((base, "out"), (tmp_path / "plain", "expected")):
+        merge(source, adapter, tmp_path / output, dtype="bfloat16")
+    found, expected = tensors_in(tmp_path / "out"), tensors_in(tmp_path / "expected")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    written, plain = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("out", "expected"))
+    assert written == plain

@@ -150,6 +150,19 @@ RENAMED = {
             },
         },
     ),
+    "Qwen3.5": (
+        *(IMAGE_TEXT, "qwen3_5"),
+        {
+            "text_config": QWEN_TEXT | {
+                "linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
+                "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"],
+            },
+            "vision_config": {
+                "depth": 1, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 24,
+                "num_position_embeddings": 16,
+            },
+        },
+    ),
     "GPT-NeoX": (
         *(CAUSAL, "gpt_neox"),
         {
@@ -382,8 +395,13 @@ def test_files_that_name_modules_otherwise_are_merged_and_extracted_as_peft_name
     base = base_model(tmp_path / "base", kind, config, auto)
     modules = [name for name, _ in base.named_modules() if name.endswith(PROJECTIONS)]
     assert len({name.rpartition(".")[2] for name in modules}) >= 2
-    expected = adapted(base, tmp_path / "adapter", target_modules=modules).merge_and_unload()
+    live = adapted(base, tmp_path / "adapter", target_modules=modules)
     merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    if kind != "vit":
+        computed = logits(live)
+        merged = type(base).from_pretrained(tmp_path / "merged").eval()
+        torch.testing.assert_close(logits(merged), computed, rtol=0, atol=2e-5 * float(computed.abs().max()))
+    expected = live.merge_and_unload()
     assert_same_weights(type(expected).from_pretrained(tmp_path / "merged").state_dict(), expected.state_dict())
     extract(tmp_path / "base", tmp_path / "merged", rank=4, target=".*", output=tmp_path / "extracted")
     again = PeftModel.from_pretrained(type(expected).from_pretrained(tmp_path / "base"), tmp_path / "extracted")

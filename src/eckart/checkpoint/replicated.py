@@ -29,10 +29,10 @@ def with_replicated_layers(base: Checkpoint, ranges: Sequence[Sequence[int]]) ->
     numbered = {name: match for name in base.tensors if (match := _LAYER.fullmatch(name))}
     stacks = {match[1] for match in numbered.values()}
     count = 1 + max((int(match[2]) for match in numbered.values()), default=-1)
-    if len(stacks) != 1 or hasattr(base, "schemes") or not _are_ranges(ranges, count):
+    if len(stacks) != 1 or not _are_ranges(ranges, count):
         msg = (
-            f"layer_replication repeats the layers {repr(ranges)[:60]}, but {base.source} is quantized, or has no "
-            "single stack of that many layers"
+            f"layer_replication repeats the layers {repr(ranges)[:60]}, but {base.source} has no single stack of "
+            "that many layers"
         )
         raise MismatchError(msg)
     order = [layer for start, stop in ranges for layer in range(start, stop)]

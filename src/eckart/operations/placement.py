@@ -12,6 +12,7 @@ from eckart.checkpoint import Checkpoint, MatrixView, layout
 from eckart.checkpoint.base_names import NamesOfBase
 from eckart.checkpoint.layouts import expert_views
 from eckart.checkpoint.naming import nearest_names
+from eckart.checkpoint.replicated import with_replicated_layers
 from eckart.errors import MismatchError
 from eckart.formats.attention_modules import with_attention_modules
 from eckart.formats.expert_modules import with_expert_modules
@@ -76,6 +77,25 @@ def fitted(adapter: Adapter, base: Checkpoint) -> Adapter:
     """
     find = NamesOfBase([*base.tensors], base).find
     return with_expert_modules(with_attention_modules(rename_for_base(base, adapter)), find)
+
+
+def deepened(base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
+    """The base with the layers that the adapters' `layer_replication` repeats.
+
+    Raises:
+        MismatchError: they repeat different layers, or ones that the base does not have.
+    """
+    ranges = repeated_layers(adapters)
+    return with_replicated_layers(base, ranges) if ranges else base
+
+
+def repeated_layers(adapters: Sequence[Adapter]) -> Sequence[Sequence[int]]:
+    """The ranges of layers that all of these adapters repeat; MismatchError if they differ, as then names do."""
+    ranges = [adapter.config.get("layer_replication") or [] for adapter in adapters]
+    if any(each != ranges[0] for each in ranges):
+        msg = f"the adapters repeat different layers (layer_replication): {', '.join(map(str, ranges))}"
+        raise MismatchError(msg)
+    return ranges[0] if ranges else []
 
 
 def find_places(base: Checkpoint, adapters: Sequence[AdapterOutline]) -> Places:

@@ -21,6 +21,7 @@ from eckart.formats.sources import open_adapter, open_model
 from eckart.operations.combination.mixture import Method, Mixture
 from eckart.operations.costs import Costs, break_even_note
 from eckart.operations.output_dtype import float_dtype
+from eckart.operations.placement import deepened, repeated_layers
 from eckart.operations.preview import Match, Preview
 from eckart.operations.rank_choice import HEADER_BYTES, Budget, RankChoice
 from eckart.operations.select_layers import shapes_of
@@ -310,7 +311,8 @@ def plan_combine(
     if not used:
         msg = "nothing to combine: " + ("every weight is zero" if adapters else "no adapter was given")
         raise OptionError(msg)
-    opened = open_model(base) if base is not None else None
+    repeated_layers(loaded)  # refuses adapters that do not repeat the same ones
+    opened = deepened(open_model(base), loaded) if base is not None else None
     if opened is not None and any(expert_of(name) for adapter in loaded for name in adapter):
         opened = with_fused_experts(opened)
     chosen, chosen_weights = zip(*used, strict=True)

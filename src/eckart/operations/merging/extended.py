@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from eckart.checkpoint.base_names import NamesOfBase
 from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
 from eckart.checkpoint.derived import DerivedCheckpoint
-from eckart.checkpoint.nf4 import Nf4Checkpoint
 from eckart.checkpoint.tying import is_vocabulary, tied_weights
 from eckart.errors import MismatchError
 
@@ -35,8 +34,6 @@ def extended(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[fl
     Raises:
         MismatchError: tensors of a new vocabulary are missing, several adapters bring them, or a weight is not 1.
     """
-    if isinstance(base, Nf4Checkpoint):
-        return base
     names = NamesOfBase([*base.tensors, *base.tied], base)
     owners: dict[str, tuple[Adapter, str]] = {}  # of each supplied tensor, and its name there
     infos: dict[str, TensorInfo] = {}

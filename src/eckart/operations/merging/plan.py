@@ -15,7 +15,6 @@ from eckart.checkpoint.layouts import as_view
 from eckart.checkpoint.model_config import read_config
 from eckart.checkpoint.nf4 import Nf4Checkpoint
 from eckart.checkpoint.nf4_scheme import stored_name
-from eckart.checkpoint.replicated import with_replicated_layers
 from eckart.checkpoint.tying import stored_twice, untied_config
 from eckart.errors import MismatchError, OptionError
 from eckart.formats import unknown_fields
@@ -23,7 +22,7 @@ from eckart.formats.sources import Source, open_adapter, open_model
 from eckart.operations.merging.extended import extended
 from eckart.operations.model_writer.plan import ModelPlan, OutputTensor, dtype_entry, untied
 from eckart.operations.output_dtype import float_dtype
-from eckart.operations.placement import Places, Term, find_places, fitted, stored_factors
+from eckart.operations.placement import Places, Term, deepened, find_places, fitted, stored_factors
 from eckart.operations.preview import Match
 from eckart.operations.weights import checked_weights
 from eckart.result import Skipped
@@ -51,10 +50,17 @@ def plan_merge(
     instead = "give the model first, then the adapters; eckart combine joins adapters"
     checkpoint = open_model(base, instead=instead)
     opened = open_adapters(adapters)
-    checkpoint = _deepened(checkpoint, opened)
+    stored, checkpoint = checkpoint, deepened(checkpoint, opened)
     loaded = tuple(fitted(adapter, checkpoint) for adapter in opened)
     factors = checked_weights(weights, len(loaded))
     checkpoint = extended(checkpoint, loaded, factors)
+    if isinstance(stored, Nf4Checkpoint) and dtype is None and checkpoint is not stored:
+        added = ", ".join([*(checkpoint.tensors.keys() - stored.tensors.keys())][:2]) or "a vocabulary of another size"
+        msg = (
+            f"{stored.source} is stored in NF4, and the adapter adds tensors to it ({added}); merge into plain weights "
+            "(`dtype=bfloat16`), which can be quantized again"
+        )
+        raise MismatchError(msg)
     outlines = [adapter.outline() for adapter in loaded]
     places = find_places(checkpoint, outlines)
     changes = _without_zero_weights(places.changes, factors)
@@ -67,17 +73,6 @@ def plan_merge(
     config = _config(checkpoint, tensors, changes, dtype=target)
     tokenizer = checkpoint.tokenizer if isinstance(checkpoint, DerivedCheckpoint) else None
     return ModelPlan("merge", checkpoint, tensors, matches, skipped, config, loaded, factors, tokenizer=tokenizer)
-
-
-def _deepened(base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
-    """The base with the layers that the adapters' `layer_replication` repeats."""
-    ranges = [adapter.config.get("layer_replication") or [] for adapter in adapters]
-    if not any(ranges):
-        return base
-    if any(each != ranges[0] for each in ranges):
-        msg = f"the adapters repeat different layers (layer_replication): {', '.join(map(str, ranges))}"
-        raise MismatchError(msg)
-    return with_replicated_layers(base, ranges[0])
 
 
 def open_adapters(adapters: Adapters) -> list[Adapter]:
