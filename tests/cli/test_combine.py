@@ -105,3 +105,16 @@ def test_an_adapter_less_itself_is_refused(two, tmp_path):
     assert ended.exit_code == 1
     assert "its updates cancel" in ended.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_scales_that_sources_state_are_folded_or_kept(two, tmp_path):
+    first = load_adapter(two[0])
+    layers = dict(first) | {"a.q_proj": AdapterLayer(first["a.q_proj"].lora_A, first["a.q_proj"].lora_B, 3.0)}
+    Adapter(layers, keep_scales=True).save(tmp_path / "scaled")
+    sources = (tmp_path / "scaled", write(tmp_path / "third", "c.q_proj", seed=2))
+    for output, flags in (("folded", ()), ("kept", ("--keep-scales",))):
+        ended = eckart("combine", *sources, "-o", tmp_path / output, *flags)
+        assert ended.exit_code == 0, ended.stderr
+        config = json.loads((tmp_path / output / "adapter_config.json").read_text())
+        assert bool(config.get("alpha_pattern")) == bool(flags)
+        torch.testing.assert_close(load_adapter(tmp_path / output)["a.q_proj"].delta(), layers["a.q_proj"].delta())

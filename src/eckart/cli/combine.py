@@ -14,6 +14,7 @@ from eckart.cli.options import (
     FactorDtype,
     Force,
     Json,
+    KeepScales,
     NoResume,
     Rank,
     Seed,
@@ -53,6 +54,7 @@ def combine(
     no_resume: NoResume = False,
     output: AdapterOutput,
     dtype: FactorDtype = None,
+    keep_scales: KeepScales = False,
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
@@ -73,10 +75,13 @@ def combine(
     Relative error over all layers: 6.06%; the least possible at these ranks:
     6.06%. 210 layers, 2.44 M parameters, 9.83 MB, 1.9 s
     """  # noqa: D301
+    from dataclasses import replace
+
     from eckart import report
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
     from eckart.engine import Execution
+    from eckart.formats.sources import open_adapter
     from eckart.operations import combine as combined
     from eckart.operations import plan_combine
     from eckart.operations.weights import parse_weights
@@ -95,5 +100,6 @@ def combine(
     if dry_run:
         return present(plan_combine(adapters, **options).preview(), report.preview_table, as_json=as_json)
     execution = Execution(device="cpu", workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress())
-    result = combined(adapters, output=output, execution=execution, force=force, **options)
+    sources = [replace(open_adapter(adapter), keep_scales=keep_scales) for adapter in adapters]
+    result = combined(sources, output=output, execution=execution, force=force, **options)
     return present(result, report.adapter_table, as_json=as_json)
