@@ -24,6 +24,7 @@ class DerivedCheckpoint:
         config: the model's config; by default that of the base.
         tied: the model's tied tensors; by default those of the base.
         tokenizer: the folder of the model's tokenizer, if it is not that of the base.
+        parts: the tensors of the base that a weight is encoded in, if it is.
     """
 
     def __init__(
@@ -36,12 +37,14 @@ class DerivedCheckpoint:
         config: Mapping[str, Any] | None = None,
         tied: Mapping[str, str] | None = None,
         tokenizer: Path | None = None,
+        parts: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
         self.source, self.folder, self.files = base.source, base.folder, base.files
         self.kinds: Mapping[str, str] = {} if renamed else base.kinds
         self.base, self.tensors, self.tokenizer = base, tensors, tokenizer
         self.config: dict[str, Any] = dict(base.config if config is None else config)
         self.tied: Mapping[str, str] = base.tied if tied is None else tied
+        self.parts: Mapping[str, tuple[str, ...]] = parts or {}
         self._renamed, self._computed = renamed or {}, computed or {}
 
     def read(self, name: str) -> "Tensor":

@@ -1,12 +1,12 @@
 """Which tensors of a checkpoint are matrices, from headers alone, and why the others are skipped."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
 from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
 from eckart.checkpoint.dtypes import COPIED
+from eckart.checkpoint.encodings.undecoded import undecoded
 from eckart.checkpoint.naming import is_embedding
 from eckart.checkpoint.orientation import (
     CONV1D_MODULES,
@@ -21,8 +21,6 @@ Kind = Literal["linear", "conv1d", "embedding", "conv", "expert", "parameter"]
 
 _NAMED_KINDS: dict[str | None, Kind] = {"linear": "linear", "conv1d": "conv1d", "embedding": "embedding"}
 _BUFFERS = {"inv_freq", "rope_freqs", "masked_bias", "position_ids", "original_inv_freq"}
-_QUANTIZED = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", "SCB", "weight_format")
-_QUANTIZED_COMPANIONS = ("qweight", "qzeros", "weight_scale", "weight_scale_inv", "SCB")
 
 
 @dataclass(frozen=True)
@@ -77,8 +75,9 @@ def layout(checkpoint: Checkpoint) -> Layout:
         sharing.setdefault(stored, []).append(module_of(absent))
     result = Layout([], [])
     has_conv1d = has_conv1d_modules(checkpoint)
+    quantized = undecoded(checkpoint)
     for name, info in checkpoint.tensors.items():
-        reason = _reason_to_leave(info, checkpoint)
+        reason = quantized.get(name) or _reason_to_leave(info, checkpoint)
         if reason:
             result.skipped.append(Skipped(name, reason))
             continue
@@ -137,7 +136,6 @@ def _reason_to_leave(info: TensorInfo, checkpoint: Checkpoint) -> str | None:
     is_depthwise = known == "grouped conv" or (known is None and _is_depthwise(info))
     unknown = dimensions > 2 and not _is_conv(info, known) and not is_expert(info)
     rules = (
-        (_is_quantized(info, checkpoint.tensors), "quantized storage: dequantize the checkpoint first"),
         (is_buffer(info), "buffer"),
         (info.dtype in COPIED, f"{info.dtype}: codes, scales or complex numbers, which are only copied"),
         (not info.dtype.is_floating_point, f"{info.dtype}, not floating point"),
@@ -177,15 +175,6 @@ def _is_conv(info: TensorInfo, known: str | None) -> bool:
 
 def _is_depthwise(info: TensorInfo) -> bool:
     return len(info.shape) > 2 and info.shape[1] == 1 and info.shape[0] > 1 and _is_conv(info, None)
-
-
-def _is_quantized(info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> bool:
-    """Whether the tensor is part of a quantized weight: codes and scales that are meaningless alone."""
-    module, _, leaf = info.name.rpartition(".")
-    if leaf.endswith("bias"):
-        return False
-    companions = [f"{info.name}.absmax", *(f"{module}.{part}" for part in _QUANTIZED_COMPANIONS)]
-    return leaf in _QUANTIZED or "quant_state" in info.name or any(name in tensors for name in companions)
 
 
 def counterpart(base: Checkpoint, view: MatrixView) -> MatrixView:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 from eckart.checkpoint.checkpoint import Checkpoint
+from eckart.checkpoint.encodings.decode import decoded
 from eckart.checkpoint.nf4_scheme import has_nf4
 from eckart.checkpoint.reader import SafetensorsCheckpoint
 from eckart.checkpoint.source import locate
@@ -25,11 +26,11 @@ def open_checkpoint(source: ModelSource) -> Checkpoint:
         MissingExtraError: a GGUF file without the `gguf` package.
     """
     stored = _open_stored(source)
-    if not has_nf4(stored):
-        return stored
-    from eckart.checkpoint.nf4 import Nf4Checkpoint
+    if has_nf4(stored):
+        from eckart.checkpoint.nf4 import Nf4Checkpoint
 
-    return Nf4Checkpoint(stored)
+        return Nf4Checkpoint(stored)
+    return decoded(stored)
 
 
 def _open_stored(source: ModelSource) -> Checkpoint:

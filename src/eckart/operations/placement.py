@@ -241,7 +241,8 @@ def _misfit(
                 names = tensors if reason.endswith("tensor") else modules
                 near = nearest_names(key, names.names, count=1)
             lines.append(f"{label}{key}: {reason}" + (f"; the nearest is {near[0]}" if near else ""))
-    msg = f"the adapter does not fit {base.source}"
+    encodings = sorted({info.quantization for info in base.tensors.values() if info.quantization})
+    msg = f"the adapter does not fit {base.source}" + (f" (quantized: {', '.join(encodings)})" if encodings else "")
     return MismatchError.listing(msg, lines)
 
 

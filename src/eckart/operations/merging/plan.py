@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from eckart.checkpoint.tying import stored_twice, untied_config
 from eckart.errors import MismatchError, OptionError
 from eckart.formats import unknown_fields
 from eckart.formats.sources import Source, open_adapter, open_model
+from eckart.operations.merging.encodings import kept_codes, markers, stored_form
 from eckart.operations.merging.extended import extended
 from eckart.operations.model_writer.plan import ModelPlan, OutputTensor, dtype_entry, untied
 from eckart.operations.output_dtype import float_dtype
@@ -65,12 +66,13 @@ def plan_merge(
     places = find_places(checkpoint, outlines)
     changes = _without_zero_weights(places.changes, factors)
     target = float_dtype(dtype)
-    tensors = _tensors(checkpoint, changes, places, loaded, dtype=target)
+    kept = kept_codes(checkpoint, changes, target)
+    tensors = [*_tensors(checkpoint, changes, places, loaded, kept, dtype=target), *markers(checkpoint, kept)]
     skipped = missing_companions(checkpoint)
     skipped += [item for adapter in loaded for item in unknown_fields(adapter)]
     skipped += [Skipped(f"adapter {n}", "its weight is zero") for n, w in enumerate(factors, start=1) if w == 0]
     matches = _matches(changes, outlines, places.views, checkpoint)
-    config = _config(checkpoint, tensors, changes, dtype=target)
+    config = _config(checkpoint, tensors, changes, kept, dtype=target)
     tokenizer = checkpoint.tokenizer if isinstance(checkpoint, DerivedCheckpoint) else None
     return ModelPlan("merge", checkpoint, tensors, matches, skipped, config, loaded, factors, tokenizer=tokenizer)
 
@@ -100,7 +102,13 @@ def _without_zero_weights(changes: Changes, weights: Sequence[float]) -> Changes
 
 
 def _tensors(
-    base: Checkpoint, changes: Changes, places: Places, adapters: Sequence[Adapter], *, dtype: DType | None
+    base: Checkpoint,
+    changes: Changes,
+    places: Places,
+    adapters: Sequence[Adapter],
+    kept: Collection[str],
+    *,
+    dtype: DType | None,
 ) -> list[OutputTensor]:
     """Every tensor of the output; if tied ones no longer share one weight, all get their own."""
     views: dict[str, dict[str, MatrixView]] = {}
@@ -115,7 +123,10 @@ def _tensors(
         tied = [name for name, other in base.tied.items() if other == stored and untie]
         for name in (stored, *tied):
             seen = list(views.get(stored, {}).values())
-            tensors += _outputs(base, name, stored, changes.get(name, {}), seen, dtype=dtype)
+            if stored in kept:
+                tensors += stored_form(base, stored, name)
+            else:
+                tensors += _outputs(base, name, stored, changes.get(name, {}), seen, dtype=dtype)
     return tensors
 
 
@@ -191,13 +202,13 @@ def _matches(
 
 
 def _config(
-    base: Checkpoint, tensors: Iterable[OutputTensor], changes: Changes, *, dtype: DType | None
+    base: Checkpoint, tensors: Iterable[OutputTensor], changes: Changes, kept: Collection[str], *, dtype: DType | None
 ) -> dict[str, Any]:
     """The config.json to write; {} if the base's is copied as it is, or there is none."""
     complete = has_companions(base)
     original = read_config(base.folder) if complete else base.config
     config = dict(base.config if isinstance(base, DerivedCheckpoint) else original)
-    if dtype is not None:
+    if dtype is not None and not kept:
         config.pop("quantization_config", None)
     if config and (dtype is not None or not complete):
         config |= dtype_entry(config, (tensor.dtype for tensor in tensors))

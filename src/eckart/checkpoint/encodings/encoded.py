@@ -1,0 +1,25 @@
+"""One weight that is stored as codes and scales."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from eckart.checkpoint.checkpoint import TensorInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A weight that is stored as codes and scales.
+
+    Attributes:
+        info: header of the weight that they stand for; `quantization` names the encoding.
+        parts: the stored tensors, codes first.
+        rows: entries `start` to `stop` of the weight's first dimension, computed from theirs.
+    """
+
+    info: TensorInfo
+    parts: tuple[str, ...]
+    rows: "Callable[[int, int], Tensor]"
