@@ -12,6 +12,7 @@ from eckart.errors import OutputError
 
 LOCK = "lock"
 SHOWN = 5  # names in a message
+_UNFINISHED = r"\.tmp\w{6}"  # under such a name safetensors writes a file before it gets its own
 
 
 class WorkingFolder:
@@ -33,7 +34,7 @@ class WorkingFolder:
         Raises:
             OutputError: the folder contains anything else, is a link, cannot be written, or another process uses it.
         """
-        self.path, self._marker, self._names = path, marker, re.compile(names)
+        self.path, self._marker, self._names = path, marker, re.compile(f"{names}|{_UNFINISHED}")
         self._lock = FileLock(path / LOCK, timeout=0, thread_local=False)
         try:
             self._refuse_foreign()
