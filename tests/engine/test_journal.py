@@ -1,6 +1,7 @@
 """Finished matrices that survive a kill, and are not mistaken for those of another run."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,6 +206,19 @@ def test_a_complete_output_needs_no_journal(output):
     assert not journal.folder.exists()
     assert same(held, RECORD)  # what was read stays readable
     assert Journal(output, "one").load("layer.0") is None
+
+
+def test_a_folder_that_is_half_deleted_is_not_found_under_its_name_and_deleted_by_the_next_run(output, monkeypatch):
+    journal = Journal(output, "one")
+    (journal.folder / "model").mkdir()
+    (journal.folder / "model" / "weights").write_bytes(b"0")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path: None)  # killed before it deletes anything
+        journal.close()
+    assert not (journal.folder / "model").exists()
+    assert (journal.folder / ".removed" / "weights").exists()
+    Journal(output, "one").close()
+    assert not journal.folder.exists()
 
 
 def test_releasing_twice_or_after_closing_does_no_harm(output):

@@ -13,6 +13,7 @@ from eckart.errors import OutputError
 LOCK = "lock"
 SHOWN = 5  # names in a message
 _UNFINISHED = r"\.tmp\w{6}"  # under such a name safetensors writes a file before it gets its own
+_REMOVED = ".removed"  # a subfolder while it is deleted: a half of it is never taken for the whole
 
 
 class WorkingFolder:
@@ -34,7 +35,7 @@ class WorkingFolder:
         Raises:
             OutputError: the folder contains anything else, is a link, cannot be written, or another process uses it.
         """
-        self.path, self._marker, self._names = path, marker, re.compile(f"{names}|{_UNFINISHED}")
+        self.path, self._marker, self._names = path, marker, re.compile(rf"{names}|{_UNFINISHED}|\{_REMOVED}")
         self._lock = FileLock(path / LOCK, timeout=0, thread_local=False)
         try:
             self._refuse_foreign()
@@ -79,8 +80,12 @@ class WorkingFolder:
 
     def clear(self) -> None:
         """Delete all work: everything with one of the names."""
-        for entry in self.path.iterdir():
+        removed = self.path / _REMOVED
+        remove(removed)
+        for entry in sorted(self.path.iterdir()):
             if self._names.fullmatch(entry.name):
+                if entry.is_dir() and not entry.is_symlink():
+                    entry = entry.rename(removed)
                 remove(entry)
 
     def close(self) -> None:
