@@ -208,15 +208,21 @@ def test_a_complete_output_needs_no_journal(output):
     assert Journal(output, "one").load("layer.0") is None
 
 
+def interrupt(path):
+    raise KeyboardInterrupt
+
+
 def test_a_folder_that_is_half_deleted_is_not_found_under_its_name_and_deleted_by_the_next_run(output, monkeypatch):
     journal = Journal(output, "one")
     (journal.folder / "model").mkdir()
     (journal.folder / "model" / "weights").write_bytes(b"0")
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", lambda path: None)  # killed before it deletes anything
-        journal.close()
+        patch.setattr(shutil, "rmtree", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            journal.close()
     assert not (journal.folder / "model").exists()
     assert (journal.folder / ".removed" / "weights").exists()
+    journal._working.release()
     Journal(output, "one").close()
     assert not journal.folder.exists()
 

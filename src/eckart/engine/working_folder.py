@@ -84,9 +84,8 @@ class WorkingFolder:
         remove(removed)
         for entry in sorted(self.path.iterdir()):
             if self._names.fullmatch(entry.name):
-                if entry.is_dir() and not entry.is_symlink():
-                    entry = entry.rename(removed)
-                remove(entry)
+                is_folder = entry.is_dir() and not entry.is_symlink()
+                remove(entry.rename(removed) if is_folder else entry)
 
     def close(self) -> None:
         """Delete the folder, also if this is interrupted once."""

@@ -270,5 +270,5 @@ def _new_layer(target: Target, config: LoRAConfig, generator: torch.Generator) -
     if target.kind == "conv":
         weight: Tensor = target.module.weight  # type: ignore[assignment]
         A, B = A.view(rank, *weight.shape[1:]), B.view(out, rank, *(1 for _ in weight.shape[2:]))
-    magnitude = wrapped.squared_norms().sqrt() if config.method == "dora" else None
+    magnitude = wrapped.squared_norms().sqrt().to(dtype) if config.method == "dora" else None
     return AdapterLayer(A, B, config.alpha, config.rslora, target.kind, magnitude=magnitude)

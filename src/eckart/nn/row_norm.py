@@ -7,16 +7,15 @@ from torch import Tensor
 
 
 def squared_row_norms(weight: Tensor) -> Tensor:
-    """‖w‖² of each row, summed in float64.
+    """‖w‖² of each row, in float64: in float32 the squares of weights of 1e-23 vanish, and 0 / 0 would be trained on.
 
     Args:
         weight: shape `(out_features, in_features)`.
 
     Returns:
-        float32 (float64 for float64), shape `(out_features,)`.
+        float64, shape `(out_features,)`.
     """
-    norms = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float64).square()
-    return norms.to(torch.promote_types(weight.dtype, torch.float32))
+    return torch.linalg.vector_norm(weight, dim=1, dtype=torch.float64).square()
 
 
 @torch.no_grad()
@@ -33,7 +32,7 @@ def row_norms(weight: Tensor, squared: Tensor, A: Tensor, B: Tensor, scaling: fl
         scaling: s.
 
     Returns:
-        dtype of `squared`, shape `(out_features,)`.
+        float32 (float64 for a float64 weight), shape `(out_features,)`.
 
     Liu et al. (2024), "DoRA: Weight-decomposed low-rank adaptation", section 4.3.
     """
@@ -42,4 +41,5 @@ def row_norms(weight: Tensor, squared: Tensor, A: Tensor, B: Tensor, scaling: fl
     with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         cross = (weight @ A.T.to(weight.dtype)).to(squared.dtype)
         inner = cross.mul_(2 * scaling).addmm_(B, A @ A.T, alpha=scaling**2)
-    return (squared + (inner * B).sum(dim=1)).clamp_(min=0).sqrt_()
+    norms = (squared + (inner * B).sum(dim=1)).clamp_(min=0).sqrt_()
+    return norms.to(torch.promote_types(weight.dtype, torch.float32))

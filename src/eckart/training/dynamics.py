@@ -194,7 +194,7 @@ def _find_subspaces(layer: LayerDynamics, module: "AdaptedModule", directions: i
     k = min(directions, *layer.shape)
     svd = truncated_svd(module.rows(), rank=k, generator=torch.Generator().manual_seed(0))
     if layer.base_norm > 0:
-        most, least = (1 - float(above[k] / above[0]) for above in svd.spectrum.energy_above)
+        most, least = (1 - float(above[min(k, len(above) - 1)] / above[0]) for above in svd.spectrum.energy_above)
         layer.base_energy = (least, most)
     if layer.outputs is None or layer.inputs is None:
         layer.outputs, layer.inputs = (SideDynamics(k / size) for size in layer.shape)
