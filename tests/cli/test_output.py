@@ -154,7 +154,7 @@ def test_open_without_a_page_is_refused_before_the_work(pair):
         (("compare",), ["comparison.json"], "No figures and no report.html: "),
         (
             ("extract", "--rank", 2),
-            ["adapter_config.json", "adapter_model.safetensors", "extract.json"],
+            ["README.md", "adapter_config.json", "adapter_model.safetensors", "extract.json"],
             "No report.html: ",
         ),
     ],

@@ -278,7 +278,7 @@ def test_a_pipeline_becomes_one_peft_folder_for_each_component(tmp_path):
     there = replace(adapter(PIPELINES["sdxl"]()), keep_scales=True)
     convert(there, "peft", output=tmp_path / "peft")
     parts = ["text_encoder", "text_encoder_2", "unet"]
-    assert sorted(path.name for path in (tmp_path / "peft").iterdir()) == [".eckart.json", *parts]
+    assert sorted(path.name for path in (tmp_path / "peft").iterdir()) == [".eckart.json", "README.md", *parts]
     assert_same_updates(load_adapter(tmp_path / "peft"), there)
     convert(there, "peft", output=tmp_path / "peft", force=True)
     convert(tmp_path / "peft", "diffusers", output=tmp_path / "back.safetensors")

@@ -317,7 +317,7 @@ def test_the_shards_of_the_base_are_kept(tmp_path):
     merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
     names = {path.name for path in (tmp_path / "base").iterdir()}
     assert len(names) > 4
-    assert {path.name for path in (tmp_path / "out").iterdir()} == names | {".eckart.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names | {".eckart.json", "README.md"}
     index = "model.safetensors.index.json"
     old, new = (json.loads((tmp_path / who / index).read_text())["weight_map"] for who in ("base", "out"))
     assert old == new

@@ -83,6 +83,8 @@ def test_the_heldout_loss_falls_and_the_result_says_what_was_done(unbroken, tiny
     assert log["heldout_loss"][0] == pytest.approx(result.heldout_loss_before, rel=1e-6)
     assert log["heldout_loss"][10] == pytest.approx(result.heldout_loss_after, rel=1e-6)
     assert list((output / "tensorboard").iterdir())
+    card = (output / "README.md").read_text()
+    assert f"{result.heldout_loss_before:.4f} before, {result.heldout_loss_after:.4f} after" in card
     assert not output.with_name("out.partial").exists()
 
 

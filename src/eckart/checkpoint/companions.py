@@ -1,4 +1,4 @@
-"""The files next to the weights of a model folder: config and tokenizer."""
+"""The files next to the weights of a model folder: config, tokenizer and license."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ from eckart.checkpoint.manifest import MANIFEST
 from eckart.errors import SourceError
 from eckart.result import Skipped
 
-_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
+_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*")
 _NOT_COMPANIONS = ("*.index.json", "adapter_config.json", MANIFEST)
 _TOKENIZER = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),

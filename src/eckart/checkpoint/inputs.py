@@ -48,6 +48,12 @@ class InputFiles:
         self._stamped = stamped
         self._digests = {file: files_digest([file], stamped=stamped) for file in files}
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder of all files; None if they are in several."""
+        folders = {file.parent for file in self._digests}
+        return folders.pop() if len(folders) == 1 else None
+
     def check_unchanged(self) -> None:
         """Refuse to publish what was computed from files that are no longer there.
 

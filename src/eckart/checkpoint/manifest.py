@@ -1,5 +1,6 @@
 """What eckart wrote: a folder lists its files, a file carries a format tag; only these may be replaced."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from eckart.version import __version__
 
 FORMAT = "eckart-output/1"
 MANIFEST = ".eckart.json"
+CARD = "README.md"  # the model card
 TEXTS = {"written_by": FORMAT}  # of a safetensors file that is an output by itself
 _PARTIAL = f"{MANIFEST}.tmp"
 _TAG = re.compile(rb"eckart-[a-z-]+/[0-9]")
@@ -37,6 +39,26 @@ def foreign_files(folder: Path) -> list[str]:
     """Names of the files in a folder that its manifest does not list: all files if there is none."""
     listed = (_listed(folder) or set()) | {MANIFEST, _PARTIAL}
     return [name for name in _files(folder) if name not in listed]
+
+
+def sealed_card(text: str) -> str:
+    """A model card with a mark at its end by which `is_edited_card` sees whether it was changed."""
+    return f"{text}\n<!-- eckart-card/1 {hashlib.sha256(text.encode()).hexdigest()[:16]} -->\n"
+
+
+def unsealed_card(text: str) -> str | None:
+    """The card without its mark; None if the mark is missing or of another text."""
+    card, _, _ = text.rpartition("\n<!-- eckart-card/1 ")
+    return card if sealed_card(card) == text else None
+
+
+def is_edited_card(folder: Path) -> bool:
+    """Whether the model card in a folder is no longer the one that eckart wrote: its user stated a license, perhaps."""
+    card = folder / CARD
+    try:
+        return card.is_file() and unsealed_card(card.read_text(encoding="utf-8")) is None
+    except (OSError, UnicodeDecodeError):
+        return True
 
 
 def is_written_by_eckart(file: Path) -> bool:

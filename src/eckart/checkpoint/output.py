@@ -11,7 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from eckart.checkpoint.manifest import foreign_files, has_manifest, is_written_by_eckart, write_manifest
+from eckart.checkpoint.manifest import (
+    CARD,
+    foreign_files,
+    has_manifest,
+    is_edited_card,
+    is_written_by_eckart,
+    write_manifest,
+)
 from eckart.checkpoint.overlap import shared_with_inputs
 from eckart.engine.working_folder import WorkingFolder, first_names
 from eckart.errors import OutputError
@@ -210,6 +217,8 @@ def _foreign_fault(path: Path) -> str | None:
     if Path.cwd().is_relative_to(path.resolve()):
         return "it is the working folder, or contains it"
     foreign = foreign_files(path)
+    if not foreign and is_edited_card(path):
+        return f"its {CARD} was edited since eckart wrote it; move it away, or delete it"
     listed = first_names(foreign)
     if foreign and has_manifest(path):
         return f"it contains files that eckart did not write ({listed}); move them away"

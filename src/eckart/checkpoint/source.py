@@ -216,7 +216,16 @@ def _download(text: str) -> Path:
         folder = snapshot_download(
             repo,
             revision=revision or None,
-            allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],
+            allow_patterns=[
+                "*.json",
+                "*.safetensors",
+                "*.model",
+                "*.txt",
+                "*.jinja",
+                "README.md",
+                "LICENSE*",
+                "NOTICE*",
+            ],
             ignore_patterns=["*/*", "consolidated*"],
         )
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:

@@ -21,6 +21,7 @@ from eckart.cli.options import (
     Weights,
     Workers,
 )
+from eckart.cli.push import Push
 
 Method = Literal["sum", "ties", "dare", "magnitude"]
 MethodOption = Annotated[
@@ -53,6 +54,7 @@ def combine(
     seed: Seed = 0,
     no_resume: NoResume = False,
     output: AdapterOutput,
+    push: Push = None,
     dtype: FactorDtype = None,
     keep_scales: KeepScales = False,
     dry_run: DryRun = False,
@@ -80,6 +82,7 @@ def combine(
     from eckart import report
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
+    from eckart.cli.push import check_push, push_output
     from eckart.engine import Execution
     from eckart.formats.sources import open_adapter
     from eckart.operations import combine as combined
@@ -99,7 +102,9 @@ def combine(
     }
     if dry_run:
         return present(plan_combine(adapters, **options).preview(), report.preview_table, as_json=as_json)
+    check_push(push)
     execution = Execution(device="cpu", workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress())
     sources = [replace(open_adapter(adapter), keep_scales=keep_scales) for adapter in adapters]
     result = combined(sources, output=output, execution=execution, force=force, **options)
-    return present(result, report.adapter_table, as_json=as_json)
+    present(result, report.adapter_table, as_json=as_json)
+    return push_output(output, push, made_by="combine")

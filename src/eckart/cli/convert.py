@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from eckart.cli.options import RESULT, Debug, DryRun, Force, ForRuntime, Json, KeepScales, Workers, in_group
+from eckart.cli.push import Push
 
 Format = Literal["peft", "kohya", "diffusers", "mlx", "lora"]
 To = Annotated[
@@ -49,6 +50,7 @@ def convert(
         Path,
         in_group(RESULT, "--output", "-o", metavar="OUT", help="A folder; for kohya a .safetensors file."),
     ],
+    push: Push = None,
     keep_scales: KeepScales = False,
     dry_run: DryRun = False,
     force: Force = False,
@@ -80,6 +82,7 @@ def convert(
     from eckart import report
     from eckart.cli.output import present, show, show_json
     from eckart.cli.progress import StderrProgress
+    from eckart.cli.push import check_push, push_output
     from eckart.engine import Execution
     from eckart.errors import OptionError
     from eckart.formats.sources import open_adapter
@@ -103,8 +106,10 @@ def convert(
         plan = plan_to_lora(source, str(base), rank=rank, error=error)
         if dry_run:
             return present(plan.preview(), report.preview_table, as_json=as_json)
+        check_push(push)
         result = to_lora(source, str(base), rank=rank, error=error, output=output, execution=execution, force=force)
-        return present(result, report.adapter_table, as_json=as_json)
+        present(result, report.adapter_table, as_json=as_json)
+        return push_output(output, push, made_by="convert")
     steps = []
     if runtime is not None:
         steps, plan = fit(source, runtime, base=base, family=family, rank=rank, error=error, execution=execution)
@@ -112,9 +117,12 @@ def convert(
         plan = plan_conversion(source, to or "peft", base=base, family=family)
     if dry_run:
         return present(plan.preview(), report.preview_table, as_json=as_json)
+    check_push(push)
     result = plan.write(output, force=force)
     if as_json:
-        return show_json(result.to_json() | ({"steps": [step.to_json() for step in steps]} if runtime else {}))
-    for step in steps:
-        show(report.adapter_table(step))
-    return show(report.conversion_table(result))
+        show_json(result.to_json() | ({"steps": [step.to_json() for step in steps]} if runtime else {}))
+    else:
+        for step in steps:
+            show(report.adapter_table(step))
+        show(report.conversion_table(result))
+    return push_output(output, push, made_by="convert")

@@ -40,3 +40,14 @@ def gain_of(base: str, tuned: str, adapter: "Adapter", text: str) -> "GainReport
     from eckart.evaluation import measure_gain
 
     return measure_gain(base, tuned, adapter, text, progress=StderrProgress())
+
+
+def gain_facts(gain: "GainReport | None") -> list[tuple[str, str]]:
+    """The gain for a model card; nothing if it was not measured."""
+    if gain is None:
+        return []
+    losses = f"base {gain.base_loss:.4f}, fine-tune {gain.tuned_loss:.4f}, base with adapter {gain.adapter_loss:.4f}"
+    facts = [(f"Loss on {gain.tokens:,} tokens, in nats per token", losses)]
+    if gain.gain_recovered is not None:
+        facts.append(("Gain recovered", f"{100 * gain.gain_recovered:.3g} %"))
+    return facts

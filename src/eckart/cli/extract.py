@@ -31,6 +31,7 @@ from eckart.cli.options import (
     Workers,
     in_group,
 )
+from eckart.cli.push import Push
 
 if TYPE_CHECKING:
     from eckart.operations import AdapterResult
@@ -71,6 +72,7 @@ def extract(
     seed: Seed = 0,
     no_resume: NoResume = False,
     output: AdapterOutput,
+    push: Push = None,
     dry_run: DryRun = False,
     dtype: Dtype = "float32",
     unbalanced: Unbalanced = False,
@@ -115,11 +117,13 @@ def extract(
     from eckart.checkpoint.source import local_paths
     from eckart.cli.distill import distillation
     from eckart.cli.drawing import Drawing, write_result
-    from eckart.cli.evaluate import gain_of, read_text
+    from eckart.cli.evaluate import gain_facts, gain_of, read_text
     from eckart.cli.output import present, show, show_json
     from eckart.cli.progress import StderrProgress
+    from eckart.cli.push import check_push, push_output
     from eckart.engine import Execution
     from eckart.errors import OptionError
+    from eckart.operations.card import add_facts
     from eckart.operations.checking.fitting import fit, fits_as_planned
 
     if distill is not None and unbalanced:
@@ -138,6 +142,7 @@ def extract(
     }
     if dry_run:
         return present(operations.plan_extract(base, tuned, **options).preview(), report.preview_table, as_json=as_json)
+    check_push(push)
     check_output(output, force=force, inputs=[evaluation, distill, *local_paths(base, tuned)])
     text = read_text(evaluation) if evaluation else None
     fits = runtime is None or fits_as_planned(operations.plan_extract(base, tuned, **options), runtime)
@@ -153,6 +158,7 @@ def extract(
         nonlocal gain
         gain = gain_of(base, tuned, extraction.adapter, text) if text is not None else None
         write_result(folder, "extract.json", extraction.to_json() | quality())
+        add_facts(folder, gain_facts(gain))
         drawing.draw(folder, extraction)
 
     with distillation(base, tuned, distill, steps=steps, seed=seed, device=device) as refine:
@@ -179,4 +185,5 @@ def extract(
         show(report.adapter_table(extraction, gain, refine.result if refine else None))
         if fitted is not None:
             show(report.conversion_table(fitted))
-    return drawing.finish(None)
+    drawing.finish(None)
+    return push_output(output, push, made_by="extract")

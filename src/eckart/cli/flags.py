@@ -26,11 +26,15 @@ LIBRARY_VALUES = {
 @contextmanager
 def running(context: typer.Context) -> Iterator[None]:
     """While a command runs, its own parameters decide what an argument is called."""
-    token = RUNNING.set(context)
+    from eckart.cli.command_line import command_line
+    from eckart.operations.card import COMMAND
+
+    token, command = RUNNING.set(context), COMMAND.set(command_line(context))
     try:
         yield
     finally:
         RUNNING.reset(token)
+        COMMAND.reset(command)
 
 
 def with_flags(message: str) -> str:

@@ -18,6 +18,7 @@ from eckart.cli.options import (
     Workers,
     in_group,
 )
+from eckart.cli.push import Push
 
 MergedDtype = Annotated[
     FloatDtype | None,
@@ -37,6 +38,7 @@ def merge(
     workers: Workers = None,
     no_resume: NoResume = False,
     output: ModelOutput,
+    push: Push = None,
     dtype: MergedDtype = None,
     dry_run: DryRun = False,
     force: Force = False,
@@ -67,6 +69,7 @@ def merge(
     from eckart import report
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
+    from eckart.cli.push import check_push, push_output
     from eckart.engine import Execution
     from eckart.operations.merging.merge import merge as merged
     from eckart.operations.merging.plan import plan_merge
@@ -75,6 +78,8 @@ def merge(
     options = {"weights": parse_weights(weights), "dtype": dtype}
     if dry_run:
         return present(plan_merge(base, adapters, **options).preview(), report.preview_table, as_json=as_json)
+    check_push(push)
     execution = Execution(device="cpu", workers=workers, resume=not no_resume, progress=StderrProgress())
     result = merged(base, adapters, output, execution=execution, force=force, **options)
-    return present(result, report.merge_table, as_json=as_json)
+    present(result, report.merge_table, as_json=as_json)
+    return push_output(output, push, made_by="merge")

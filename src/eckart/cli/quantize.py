@@ -19,6 +19,7 @@ from eckart.cli.options import (
     Workers,
     in_group,
 )
+from eckart.cli.push import Push
 
 BlockSize = Annotated[
     int, typer.Option("--block-size", metavar="N", help="Number of values that share a scale: 32, 64 … 4096.")
@@ -46,6 +47,7 @@ def quantize(
     workers: Workers = None,
     no_resume: NoResume = False,
     output: ModelOutput,
+    push: Push = None,
     dtype: DenseDtype = None,
     dry_run: DryRun = False,
     force: Force = False,
@@ -70,6 +72,7 @@ def quantize(
     from eckart import report
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
+    from eckart.cli.push import check_push, push_output
     from eckart.engine import Execution
     from eckart.operations.quantization.plan import ALL_LINEAR, plan_quantize
     from eckart.operations.quantization.quantize import quantize as quantized
@@ -83,6 +86,8 @@ def quantize(
     }
     if dry_run:
         return present(plan_quantize(model, **options).preview(), report.preview_table, as_json=as_json)
+    check_push(push)
     execution = Execution(device="cpu", workers=workers, resume=not no_resume, progress=StderrProgress())
     result = quantized(model, output, execution=execution, force=force, **options)
-    return present(result, report.quantize_table, as_json=as_json)
+    present(result, report.quantize_table, as_json=as_json)
+    return push_output(output, push, made_by="quantize")

@@ -26,6 +26,7 @@ from eckart.cli.options import (
     Workers,
     in_group,
 )
+from eckart.cli.push import Push
 
 Base = Annotated[
     str | None,
@@ -51,6 +52,7 @@ def resize(
     seed: Seed = 0,
     no_resume: NoResume = False,
     output: AdapterOutput,
+    push: Push = None,
     dtype: FactorDtype = None,
     keep_scales: KeepScales = False,
     runtime: ForRuntime = None,
@@ -94,6 +96,7 @@ def resize(
     from eckart.cli.distill import distillation
     from eckart.cli.output import present, show, show_json
     from eckart.cli.progress import StderrProgress
+    from eckart.cli.push import check_push, push_output
     from eckart.engine import Execution
     from eckart.errors import OptionError
     from eckart.formats.sources import open_adapter
@@ -115,6 +118,7 @@ def resize(
     if base is not None and distill is None and runtime is None:
         msg = "`base` is the model to distill with, or of `for`; name the text with `distill`"
         raise OptionError(msg)
+    check_push(push)
     check_output(output, force=force, inputs=[distill, *local_paths(base)])
     source = replace(open_adapter(adapter), keep_scales=keep_scales)
     execution = Execution(device="cpu", workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress())
@@ -129,6 +133,9 @@ def resize(
         fitted = replace(plan, inputs=[*source.files, *plan.inputs]).write(output, force=force)
         facts |= {"for": fitted.to_json(), "steps": [step.to_json() for step in changes]}
     if as_json:
-        return show_json(facts)
-    show(report.adapter_table(result, distilled=distilled))
-    return show(report.conversion_table(fitted)) if fitted else None
+        show_json(facts)
+    else:
+        show(report.adapter_table(result, distilled=distilled))
+        if fitted is not None:
+            show(report.conversion_table(fitted))
+    return push_output(output, push, made_by="resize")

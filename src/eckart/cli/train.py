@@ -20,6 +20,7 @@ from eckart.cli.options import (
     Target,
     in_group,
 )
+from eckart.cli.push import Push
 from eckart.cli.training_options import (
     ADAPTER,
     DATA,
@@ -153,6 +154,7 @@ def train(
     no_resume: NoResume = False,
     resume: Resume = True,
     output: AdapterOutput,
+    push: Push = None,
     force: Force = False,
     as_json: Json = False,
     open_page: Open = False,
@@ -190,6 +192,7 @@ def train(
     from eckart.cli.drawing import Drawing
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
+    from eckart.cli.push import check_push, push_output
     from eckart.engine import NoProgress
     from eckart.nn import LoRAConfig
 
@@ -223,6 +226,7 @@ def train(
         save_every=save_every,
     )
     if training.is_writer():
+        check_push(push)
         check_output(output, kind="folder", force=force, inputs=local_paths(model, data, eval_data, rank_pattern))
     training.check_inputs(model, data, eval_data)
     is_writer = training.is_writer()
@@ -249,3 +253,4 @@ def train(
     if is_writer:
         present(result, report.training_table, as_json=as_json)
         drawing.finish(None)
+        push_output(output, push, made_by="train")

@@ -18,6 +18,7 @@ from eckart.engine.fingerprint import fingerprint
 from eckart.errors import MismatchError, OutputError
 from eckart.formats import load_adapter, output_kind, saved_adapter, unknown_fields
 from eckart.operations.adapter_result import AdapterResult, LayerRecord, Refine
+from eckart.operations.card import write_adapter_card
 from eckart.operations.costs import break_even_note
 from eckart.operations.select_layers import parameter_of
 from eckart.result import Finish, Skipped
@@ -201,6 +202,8 @@ class AdapterWriter:
                 saved = load_adapter(partial)
                 layers = _measured_as_saved(work, layers, adapter, saved)
                 written_result = result(saved, sum(file.stat().st_size for file in _files(partial)))
+                if partial.is_dir():
+                    write_adapter_card(partial, written_result, self.inputs.folder)
                 if self.finish is not None:
                     self.finish(partial, written_result)
                 self.inputs.check_unchanged()

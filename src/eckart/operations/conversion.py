@@ -10,6 +10,7 @@ from eckart.adapter.adapter import Adapter
 from eckart.adapter.deferred import Deferred
 from eckart.adapter.outline import AdapterFormat
 from eckart.checkpoint import InputFiles, atomic_directory, check_output
+from eckart.checkpoint.base_names import NamesOfBase
 from eckart.checkpoint.source import local_paths
 from eckart.errors import MismatchError, OptionError
 from eckart.formats import output_kind, saved_adapter
@@ -19,6 +20,7 @@ from eckart.formats.model_names import Base, Model
 from eckart.formats.renaming import Renaming, names_of, to_component
 from eckart.formats.sources import is_adapter, open_adapter
 from eckart.formats.table import format_of
+from eckart.operations.card import facts_of, metadata_of, title_of, write_card
 from eckart.operations.preview import Match, Preview
 from eckart.result import Result, Skipped
 
@@ -115,13 +117,27 @@ class Conversion:
     def _save(self, output: Path, *, force: bool) -> None:
         inputs = InputFiles(self.source.files)
         if len(self.adapters) == 1:
-            with saved_adapter(next(iter(self.adapters.values())), output, force=force):
+            with saved_adapter(next(iter(self.adapters.values())), output, force=force) as partial:
+                if partial.is_dir():
+                    self._write_card(partial)
                 inputs.check_unchanged()
             return
         with atomic_directory(output, force=force) as folder:
             for part, adapter in self.adapters.items():
                 adapter.save(folder / part)
+            self._write_card(folder)
             inputs.check_unchanged()
+
+    def _write_card(self, folder: Path) -> None:
+        """The card of the result: its license is that of the source."""
+        outlines = {part: adapter.outline() for part, adapter in self.adapters.items()}
+        first = next(iter(outlines.values()))
+        facts = [("Format", f"from {self.source.format} to {self.to}")]
+        for part, outline in outlines.items():
+            facts += [(f"{part}: {name}" if part else name, value) for name, value in facts_of(outline)]
+        source = self.source.files[0].parent if self.source.files else None
+        metadata = metadata_of(first, "convert")
+        write_card(folder, title_of(first), facts, base=first.base_model, metadata=metadata, source=source)
 
 
 def convert(
@@ -187,8 +203,9 @@ def plan_conversion(
         result = steps[-1].of(source, format="diffusers", config={}, modules_to_save=saved)
     faults = [fault for step in steps for fault in step.faults]
     if model:
-        tensors = model.checkpoint.tensors if model.checkpoint else ()
-        faults += model.misfits(with_expert_modules(result, tensors).outline())
+        stored = model.checkpoint
+        placed = with_expert_modules(result, NamesOfBase([*stored.tensors], stored).find) if stored else result
+        faults += model.misfits(placed.outline())
     targets = _targets(result, to, base)
     faults += [fault for target in targets.values() for fault in format_of(to).refusals(target)]
     if (names := names_of(to)) and source.format != to:

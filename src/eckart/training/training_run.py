@@ -20,7 +20,9 @@ from eckart.checkpoint.source import local_paths
 from eckart.engine.machine import peak_rss_bytes
 from eckart.engine.progress import NoProgress, Progress
 from eckart.errors import NotFiniteError
+from eckart.formats import load_adapter
 from eckart.nn import LoRAConfig, adapter_of, count_params, save_adapter
+from eckart.operations.card import facts_of, metadata_of, title_of, write_card
 from eckart.result import Finish
 from eckart.training import rundir
 from eckart.training.data import DataOptions, TrainingData
@@ -262,5 +264,28 @@ def _write(
             result.dynamics.save(finished)
         if (folder / rundir.LOGS_FOLDER).is_dir():
             shutil.copytree(folder / rundir.LOGS_FOLDER, finished / rundir.LOGS_FOLDER)
+        _write_card(finished, result)
         if finish is not None:
             finish(finished, result)
+
+
+def _write_card(folder: Path, result: TrainResult) -> None:
+    """The card of a trained adapter."""
+    outline = load_adapter(folder).outline()
+    method = (
+        "QLoRA"
+        if result.run["settings"].get("quantize")
+        else "DoRA"
+        if result.run["config"]["method"] == "dora"
+        else "LoRA"
+    )
+    loss = f"{result.heldout_loss_before:.4f} before, {result.heldout_loss_after:.4f} after, in nats per token"
+    facts = [
+        *facts_of(outline),
+        (
+            "Trained",
+            f"{method}, {result.steps:,} steps, {result.trainable_params:,} of {result.total_params:,} parameters",
+        ),
+        (f"Loss on {result.heldout_tokens:,} held-out tokens", loss),
+    ]
+    write_card(folder, title_of(outline), facts, base=outline.base_model, metadata=metadata_of(outline, "train"))

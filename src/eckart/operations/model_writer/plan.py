@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from eckart.checkpoint import TensorSpec, check_output
 from eckart.checkpoint.companions import companions, has_companions, tokenizer_files
+from eckart.checkpoint.manifest import CARD
 from eckart.checkpoint.output import working_name
 from eckart.checkpoint.writer import index_name, plan_shards
 from eckart.engine.fingerprint import fingerprint
@@ -132,7 +133,7 @@ class ModelPlan:
         """All files of the output."""
         copied = companions(self.base.folder) if self.base.folder and has_companions(self.base) else []
         copied += tokenizer_files(self.tokenizer) if self.tokenizer else []
-        return [*self.shards, index_name(self.shards), "config.json", *(file.name for file in copied)]
+        return [*self.shards, index_name(self.shards), "config.json", CARD, *(file.name for file in copied)]
 
     @property
     def nbytes(self) -> int:

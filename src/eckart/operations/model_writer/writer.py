@@ -23,6 +23,7 @@ from eckart.engine import Execution, Journal, Record, Task, open_journal, run_re
 from eckart.errors import NotFiniteError, OutputError
 from eckart.linalg.block_sizes import NORM_CHUNK, SLAB_BYTES
 from eckart.linalg.finite import count_non_finite, is_held, too_large
+from eckart.operations.model_writer.card import write_model_card
 from eckart.operations.model_writer.plan import ModelPlan, OutputTensor, partial_folder
 from eckart.operations.model_writer.requantize import Requantized
 from eckart.operations.model_writer.rounding_cost import RoundingCost
@@ -102,6 +103,7 @@ class ModelWriter:
             if plan.config:
                 (folder / "config.json").write_text(json.dumps(plan.config, indent=2, default=str) + "\n")
             check(folder)
+            write_model_card(folder, plan, [record.facts for record in records.values()])
             self.inputs.check_unchanged()
             publish(folder, output, force=force)
         return {name: record.facts for name, record in records.items()}
