@@ -5,6 +5,7 @@ import torch
 
 from eckart.checkpoint import open_checkpoint
 from eckart.checkpoint.base_names import NamesOfBase
+from eckart.errors import MismatchError
 from eckart.formats import load_adapter
 from eckart.formats.expert_modules import with_expert_modules
 from eckart.operations.merging.merge import merge
@@ -41,3 +42,12 @@ def test_an_adapter_that_fits_is_left_as_it_is(tmp_path):
     adapter, names = load_adapter(tmp_path / "a"), [name for name, _ in moe("gpt_oss").named_parameters()]
     assert with_expert_modules(adapter, dict.fromkeys(names, "").get) is adapter
     assert with_expert_modules(adapter, {}.get) is adapter
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gpt_oss"])
+def test_an_adapter_of_fewer_experts_than_the_base_has_is_refused(kind, tmp_path):
+    peft_folder(kind, tmp_path / "a", BOTH)
+    field = "num_experts" if kind == "qwen3" else "num_local_experts"
+    moe(kind, **{field: 6}).save_pretrained(tmp_path / "base")
+    with pytest.raises(MismatchError, match="at rank 3 its file has 4 experts, and the base has more"):
+        merge(tmp_path / "base", tmp_path / "a", tmp_path / "merged")

@@ -36,7 +36,7 @@ def with_expert_modules(adapter: Adapter, find: Callable[[str], str | None]) -> 
     sources: dict[str, tuple[str, slice]] = {}
     outlines: dict[str, LayerOutline] = {}
     for name, layer in adapter.outline().items():
-        modules = _modules(name, layer, find)
+        modules = modules_of_expert(name, layer, find)
         outputs = layer.lora_B.shape[0] // max(len(modules), 1)
         for index, module in enumerate(modules):
             sources[module] = (name, slice(index * outputs, (index + 1) * outputs))
@@ -57,7 +57,7 @@ def with_expert_modules(adapter: Adapter, find: Callable[[str], str | None]) -> 
     return replace(adapter, layers=Deferred(outlines, read))
 
 
-def _modules(name: str, layer: LayerOutline, find: Callable[[str], str | None]) -> list[str]:
+def modules_of_expert(name: str, layer: LayerOutline, find: Callable[[str], str | None]) -> list[str]:
     """The modules of one expert in the files, from its first output to its last; none if they store it fused."""
     expert = expert_of(name) if layer.kind == "expert" else None
     if expert is None or find(expert[0]) is not None:

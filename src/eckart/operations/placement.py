@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Literal
@@ -15,7 +15,7 @@ from eckart.checkpoint.naming import nearest_names
 from eckart.checkpoint.replicated import with_replicated_layers
 from eckart.errors import MismatchError
 from eckart.formats.attention_modules import with_attention_modules
-from eckart.formats.expert_modules import with_expert_modules
+from eckart.formats.expert_modules import modules_of_expert, with_expert_modules
 from eckart.formats.peft_experts import expert_of
 from eckart.formats.peft_tokens import embedding_of, is_token_rows, tokens_of
 from eckart.formats.renaming import rename_for_base
@@ -76,7 +76,26 @@ def fitted(adapter: Adapter, base: Checkpoint) -> Adapter:
         MismatchError: names that the base does not resolve, or other shapes.
     """
     find = NamesOfBase([*base.tensors], base).find
-    return with_expert_modules(with_attention_modules(rename_for_base(base, adapter)), find)
+    renamed = with_attention_modules(rename_for_base(base, adapter))
+    if adapter.files and (faults := _expert_faults(renamed, base, find)):
+        msg = f"the adapter does not fit {base.source}"
+        raise MismatchError.listing(msg, faults)
+    return with_expert_modules(renamed, find)
+
+
+def _expert_faults(adapter: Adapter, base: Checkpoint, find: Callable[[str], str | None]) -> list[str]:
+    """Stacks of experts of which the base has more than the adapter, whose files contain all of a parameter."""
+    outline, faults = adapter.outline(), []
+    counts = Counter(expert[0] for name in outline if (expert := expert_of(name)))
+    layers = {expert[0]: layer for name, layer in outline.items() if (expert := expert_of(name))}
+    for parameter, layer in layers.items():
+        shape, count = base.tensors[tensor].shape if (tensor := find(parameter)) else (), counts[parameter]
+        if (len(shape) == 3 and shape[0] > count) or modules_of_expert(f"{parameter}[{count}]", layer, find):
+            faults.append(
+                f"{parameter}: at rank {layer.rank} its file has {count} experts, and the base has more; it is for "
+                "another model, or its config states another rank than its tensors have"
+            )
+    return faults
 
 
 def deepened(base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
