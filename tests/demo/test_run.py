@@ -1,8 +1,10 @@
 """The demo's story on a tiny model: trained, cut to the rank it needs, merged and checked."""
 
 import dataclasses
+import functools
 import json
 import re
+import shutil
 import subprocess
 from importlib import metadata
 from io import StringIO
@@ -139,6 +141,48 @@ def test_other_settings_are_refused_until_forced(told, tiny_llama, settings, tmp
         run_demo(tmp_path, other, model=tiny_llama)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == before
     assert run_demo(tmp_path, other, model=tiny_llama, force=True).adapter_loss != told[0].adapter_loss
+
+
+@pytest.fixture
+def copied(told, tiny_llama, settings, tmp_path):
+    """A copy of the demo's folder, and the demo in it."""
+    folder = shutil.copytree(told[0].base.parent, tmp_path / "demo")
+    return folder, functools.partial(run_demo, folder, settings, model=tiny_llama)
+
+
+def stop(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("last", ["resize", "merge", "compare_predictions"])
+def test_a_run_stopped_after_training_leaves_nothing_unfinished_and_its_repetition_writes_the_same(
+    last, copied, monkeypatch
+):
+    folder, run = copied
+    before = contents(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"eckart.demo.run.{last}", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert {path.name for path in folder.iterdir()} == {"base", "text", "adapter", "adapter-small", "merged"}
+    run()
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("part", ["adapter-small", "merged"])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_of_the_user_in_a_result_is_refused_before_any_work_and_stays(part, force, copied):
+    folder, run = copied
+    (folder / part / "notes.txt").write_text("mine")
+    before, stages = contents(folder), Stages()
+    with pytest.raises(OutputError, match=r"files that eckart did not write \(notes.txt\)"):
+        run(force=force, progress=stages)
+    assert stages.names == []
+    assert contents(folder) == before
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_results_without_their_adapter_are_refused(tiny_llama, settings, tmp_path):

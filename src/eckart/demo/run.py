@@ -1,5 +1,6 @@
 """The demo on one real model: train an adapter, see what it learned, reduce it to the rank it needs, merge it."""
 
+import os
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -126,7 +127,7 @@ def run_demo(
         All paths and numbers.
 
     Raises:
-        OutputError: `folder` contains results of other settings, or something else.
+        OutputError: `folder` contains results of other settings, or files in its results that eckart did not write.
         MissingExtraError, SourceError: the libraries or the model are not installed.
     """
     start = time.monotonic()
@@ -175,7 +176,9 @@ def run_demo(
 
 
 def _check(folder: Path, results: list[Path], *, force: bool) -> None:
-    """Refuse a folder with results of an adapter that is not there."""
+    """Refuse a folder with results of an adapter that is not there, or with files that eckart did not write in them."""
+    for path in filter(os.path.lexists, results):
+        check_output(path, kind="folder", force=True)
     faults = [f"{path.name} exists" for path in results if path.exists()]
     if faults and not (folder / ADAPTER).exists() and not force:
         msg = f"{folder} contains results without their adapter; choose another folder, or replace them with `force`"
