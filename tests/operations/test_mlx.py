@@ -26,6 +26,7 @@ SIZES = {
     "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128, "tie_word_embeddings": False,
 }  # fmt: skip
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+SHARED = {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
 GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
 LINEAR = ["q_proj", "v_proj", "o_proj", "down_proj"]
 UNLIKE = {"rank_pattern": {"down_proj": 5, "v_proj": 2}, "alpha_pattern": {"q_proj": 3}}
@@ -42,6 +43,12 @@ MODELS = {
     "mixtral": (SIZES | EXPERTS, {}),
     "qwen3_moe": (SIZES | EXPERTS, {"num_experts": 4}),
     "olmoe": (SIZES | EXPERTS, {}),
+    "gpt_neox": (
+        SIZES | {"intermediate_size": 128, "hidden_act": "gelu_new"},
+        {"rotary_emb_base": 10000, "rotary_pct": 0.25},
+    ),
+    "glm4_moe": (SIZES | EXPERTS | SHARED, {"rope_scaling": None, "partial_rotary_factor": 0.5}),
+    "dots1": (SIZES | EXPERTS | SHARED, {}),
 }
 CASES = {
     "llama": ("llama", {"target_modules": LINEAR}),
@@ -57,6 +64,9 @@ CASES = {
     "phi3, fused": ("phi3", {"target_modules": ["qkv_proj", "gate_up_proj"]}),
     "gpt2, Conv1D": ("gpt2", {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
     "gptj": ("gptj", {"target_modules": ["q_proj", "fc_in"]}),
+    "gpt_neox": ("gpt_neox", {"target_modules": ["query_key_value", "dense_h_to_4h"]}),
+    "glm4_moe, experts": ("glm4_moe", STACKED),
+    "dots1, experts": ("dots1", STACKED),
     "mixtral, experts": ("mixtral", STACKED),
     "qwen3_moe, experts": ("qwen3_moe", STACKED | {"rank_pattern": {"down_proj": 5}}),
     "olmoe, experts": ("olmoe", STACKED),
