@@ -51,6 +51,7 @@ EXPECTED = {
     "alphas": {"vllm": (True, True, ""), "sglang": (True, False, "alpha_pattern")},
     "ranks": {"vllm": (True, True, ""), "sglang": (False, False, "one rank")},
     "bias": {"vllm": (False, True, "lora_bias"), "sglang": (False, True, "lora_bias")},
+    "base bias": {"vllm": (False, True, "lora_only")},
     "rank 24": {"vllm": (True, True, ""), "sglang": (True, True, "")},
     "rank 600": {"vllm": (False, True, "512"), "sglang": (True, True, "")},
     "head": {"vllm": (False, True, "to_save"), "sglang": (True, False, "saved"), "mlx": (False, True, "tensors")},
@@ -253,6 +254,13 @@ def test_an_extraction_for_a_runtime_fits_it(runtime, choice, llama_pair, tmp_pa
     assert check(output, [runtime], base=base).fits
     ranks = {layer.rank for layer in load_adapter(output).values()}
     assert (len(ranks) == 1) == (runtime != "vllm" or choice[0] == "--rank")
+
+
+def test_an_option_that_the_runtime_needs_is_named(adapters, tmp_path):
+    words = ["convert", str(adapters("rank 24")), "-o", str(tmp_path / "out"), "--for", "vllm"]
+    ended = CliRunner().invoke(app, words)
+    assert ended.exit_code == 0
+    assert "max_lora_rank=32" in ended.stderr
 
 
 def test_an_extraction_that_no_runtime_takes_is_refused_before_any_work(llama_pair, tmp_path):

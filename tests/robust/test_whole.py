@@ -40,10 +40,13 @@ RESUMED = {
     "merge": "base",
     "unmerge": "merged",
     "quantize": "base",
+    "convert lora": "adapter",
 }
 READ = RESUMED | {
     "convert": "adapter",
     "convert file": "adapter",
+    "convert for": "adapter",
+    "resize for": "adapter",
     "compare": "base",
     "compare merge": "merged",
     "train": "base",

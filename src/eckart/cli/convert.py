@@ -83,6 +83,7 @@ def convert(
     from eckart.cli.output import present, show, show_json
     from eckart.cli.progress import StderrProgress
     from eckart.cli.push import check_push, push_output
+    from eckart.cli.runtimes import note_needs
     from eckart.engine import Execution
     from eckart.errors import OptionError
     from eckart.formats.sources import open_adapter
@@ -119,6 +120,8 @@ def convert(
         return present(plan.preview(), report.preview_table, as_json=as_json)
     check_push(push)
     result = plan.write(output, force=force)
+    if len(result.adapters) == 1:
+        note_needs(output, runtime)
     if as_json:
         show_json(result.to_json() | ({"steps": [step.to_json() for step in steps]} if runtime else {}))
     else:

@@ -1,6 +1,5 @@
 """`eckart extract`: a fine-tune as a small adapter, with the error of every layer and the gain it recovers."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -121,10 +120,11 @@ def extract(
     from eckart.cli.output import present, show, show_json
     from eckart.cli.progress import StderrProgress
     from eckart.cli.push import check_push, push_output
+    from eckart.cli.runtimes import note_needs, write_for
     from eckart.engine import Execution
     from eckart.errors import OptionError
     from eckart.operations.card import add_facts
-    from eckart.operations.checking.fitting import fit, fits_as_planned
+    from eckart.operations.checking.fitting import fits_as_planned
 
     if distill is not None and unbalanced:
         msg = "`unbalanced` keeps lora_A orthonormal, but `distill` trains it; choose one of them"
@@ -175,10 +175,11 @@ def extract(
     facts = {}
     if runtime is not None and not fits:
         gain = gain_of(base, tuned, extraction.adapter, text) if text is not None else None
-        changes, plan = fit(extraction.adapter, runtime, base=base, execution=execution)
-        inputs = [*local_paths(base, tuned), *plan.inputs]
-        fitted = replace(plan, inputs=inputs).write(output, force=force)
-        facts = {"for": fitted.to_json(), "steps": [step.to_json() for step in changes]}
+        inputs = local_paths(base, tuned)
+        fitted, facts = write_for(
+            extraction.adapter, runtime, output, base=base, inputs=inputs, execution=execution, force=force
+        )
+    note_needs(output, runtime)
     if as_json:
         show_json(extraction.to_json() | quality() | facts)
     else:

@@ -97,12 +97,12 @@ def resize(
     from eckart.cli.output import present, show, show_json
     from eckart.cli.progress import StderrProgress
     from eckart.cli.push import check_push, push_output
+    from eckart.cli.runtimes import note_needs, write_for
     from eckart.engine import Execution
     from eckart.errors import OptionError
     from eckart.formats.sources import open_adapter
     from eckart.operations import plan_resize
     from eckart.operations import resize as resized
-    from eckart.operations.checking.fitting import fit
 
     options: dict[str, Any] = {
         "rank": rank,
@@ -129,9 +129,11 @@ def resize(
     facts = result.to_json() | {"distill": distilled.to_json() if distilled else None}
     fitted = None
     if runtime is not None:
-        changes, plan = fit(result.adapter, runtime, base=base, execution=execution)
-        fitted = replace(plan, inputs=[*source.files, *plan.inputs]).write(output, force=force)
-        facts |= {"for": fitted.to_json(), "steps": [step.to_json() for step in changes]}
+        fitted, written_facts = write_for(
+            result.adapter, runtime, output, base=base, inputs=source.files, execution=execution, force=force
+        )
+        facts |= written_facts
+    note_needs(output, runtime)
     if as_json:
         show_json(facts)
     else:

@@ -197,6 +197,7 @@ class AdapterWriter:
                 )
 
             if self.output is None:
+                self.inputs.check_unchanged()
                 return result(adapter, adapter.nbytes)
             with saved_adapter(adapter, self.output, force=self.force) as partial:
                 saved = load_adapter(partial)

@@ -44,6 +44,12 @@ def base_biases(adapter: AdapterOutline, _: Config = None) -> list[str]:
     return [name for name in adapter.modules_to_save if is_trained_bias(name, adapter)]
 
 
+def stated_bias(adapter: AdapterOutline, _: Config = None) -> list[str]:
+    """The config's `bias` if it is not "none", also if the file has no biases."""
+    bias = adapter.config.get("bias", "none")
+    return [] if bias == "none" else [str(bias)]
+
+
 def token_rows(adapter: AdapterOutline, _: Config = None) -> list[str]:
     """Single rows of embeddings, PEFT's `trainable_token_indices`."""
     return [name for name in adapter.modules_to_save if is_token_rows(name)]

@@ -109,7 +109,7 @@ RUNTIMES: Mapping[RuntimeName, Runtime] = {
         (
             Rule("refuses", parts.dora, "does not support DoRA", _VLLM_CONFIG, "lora"),
             Rule("refuses", parts.biases, "does not support lora_bias", _VLLM_CONFIG),
-            Rule("refuses", parts.base_biases, 'refuses a `bias` other than "none"', _VLLM_CONFIG),
+            Rule("refuses", parts.stated_bias, 'takes no bias but "none"', _VLLM_CONFIG),
             Rule("refuses", parts.saved_beyond_heads, _VLLM_SAVED, _VLLM_CONFIG, "lora"),
             Rule("refuses", parts.vectors_beyond_heads, _VLLM_SAVED, _VLLM_CONFIG),
             Rule("refuses", parts.token_rows, "reads no trainable_token_indices", "vllm/lora/utils.py", "lora"),
