@@ -130,6 +130,20 @@ def kohya(folder: Path) -> None:
     save_file(tensors, folder / "adapter.safetensors")
 
 
+def mlx(folder: Path) -> None:
+    """An adapter in mlx-lm's format."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(3)
+    tensors = {}
+    for module, rows, columns in ((Q, 8, 8), (UP, 6, 8)):
+        tensors[f"{module}.lora_a"] = torch.randn(columns, 2, generator=generator)
+        tensors[f"{module}.lora_b"] = torch.randn(2, rows, generator=generator)
+    save_file(tensors, folder / "adapters.safetensors")
+    parameters = {"rank": 2, "scale": 1.5, "dropout": 0.0}
+    config = {"fine_tune_type": "lora", "num_layers": -1, "lora_parameters": parameters, "model": "org/base"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
 def nf4(folder: Path) -> None:
     """The model with its matrices in NF4, their scales quantized too."""
     import eckart

@@ -169,6 +169,14 @@ def use_kohya(folder: Path) -> None:
         _check_update(adapter, name, float(alpha.double()) / len(down), down, up)
 
 
+def use_mlx(folder: Path) -> None:
+    """Every update is scale · (a·b)ᵀ."""
+    adapter, tensors = load_adapter(folder), load_file(folder / "adapters.safetensors")
+    scale = json.loads((folder / "adapter_config.json").read_text())["lora_parameters"]["scale"]
+    for name in adapter:
+        _check_update(adapter, name, float(scale), tensors[f"{name}.lora_a"].T, tensors[f"{name}.lora_b"].T)
+
+
 def use_nf4(folder: Path) -> None:
     """Every weight is its code times its scale, both from the file's maps."""
     checkpoint, tensors = open_checkpoint(folder), load_file(folder / "model.safetensors")
@@ -217,6 +225,7 @@ KINDS = {
     "gguf": (inputs.gguf, use_gguf),
     "peft": (inputs.peft, use_peft),
     "kohya": (inputs.kohya, use_kohya),
+    "mlx": (inputs.mlx, use_mlx),
     "nf4": (inputs.nf4, use_nf4),
     "results": (inputs.results, use_results),
     "data": (inputs.data, use_data),
