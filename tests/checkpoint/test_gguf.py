@@ -296,6 +296,14 @@ def split_gguf(file, folder, count=3):
     return paths
 
 
+def lead_out(file):
+    """Move a file to another folder, and link to it."""
+    elsewhere = file.parent.with_name(f"{file.parent.name}-elsewhere")
+    elsewhere.mkdir()
+    file.rename(elsewhere / file.name)
+    file.symlink_to(elsewhere / file.name)
+
+
 def test_a_split_model_is_read_from_all_of_its_files(tiny_gguf, tmp_path) -> None:
     paths, whole = split_gguf(tiny_gguf, tmp_path), open_checkpoint(tiny_gguf)
     for source in (*paths, tmp_path):
@@ -313,6 +321,7 @@ def test_a_split_model_is_read_from_all_of_its_files(tiny_gguf, tmp_path) -> Non
         (lambda paths: paths[1].unlink(), r"missing next to it: model-00002-of-00003.gguf"),
         (lambda paths: paths[0].rename(paths[0].with_name("other.gguf")), r"must be named NAME-00001-of-00003.gguf"),
         (lambda paths: paths[0].write_bytes(paths[1].read_bytes()), r"does not say that it is file 1 of 3"),
+        (lambda paths: lead_out(paths[1]), r"model-00002-of-00003.gguf is a link to .*outside"),
     ],
 )
 def test_an_incomplete_split_model_is_refused(damage, message, tiny_gguf, tmp_path) -> None:

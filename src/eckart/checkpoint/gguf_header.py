@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from eckart.checkpoint.links import refuse_links
 from eckart.checkpoint.stamp import Stamp
 from eckart.errors import FileFormatError
 
@@ -61,7 +62,7 @@ def read_gguf_headers(path: Path) -> list[GgufHeader]:
     """The headers of all files of a model that llama.cpp may have split, the one with the metadata first.
 
     Raises:
-        FileFormatError: a file is malformed or missing.
+        FileFormatError: a file is malformed or missing, or a link out of the folder.
     """
     header = read_gguf_header(path)
     count, match = header.metadata.get("split.count", 1), SPLIT_NAME.fullmatch(path.name)
@@ -75,6 +76,7 @@ def read_gguf_headers(path: Path) -> list[GgufHeader]:
     if missing:
         msg = f"{path}: one of {count} files of a split model; missing next to it: {', '.join(missing[:8])}"
         raise FileFormatError(msg)
+    refuse_links((part for part in paths if part != path), path.parent)
     headers = [header if part == path else read_gguf_header(part) for part in paths]
     for number, part in enumerate(headers):
         if (part.metadata.get("split.no"), part.metadata.get("split.count")) != (number, count):
