@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import statistics
 import struct
 from math import prod
 
@@ -45,10 +46,11 @@ def run(options: Options) -> list[Limit]:
         runs = alternate({"check": lambda: run_process(*command)}, repeats=REPEATS)["check"]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    wall, cpu = median_seconds(runs), statistics.median(one.cpu_seconds for one in runs)
     peak = max(one.peak_rss_bytes or 0 for one in runs) / 1e6
     fastest = min(one.seconds for one in runs)
-    note = f"median of {REPEATS}, whole process, {len(header)} tensors; the fastest took {fastest:.2f} s"
+    note = f"median of {REPEATS}, {len(header)} tensors; {wall:.2f} s of wall time, the fastest {fastest:.2f} s"
     return [
-        Limit("eckart check, an adapter of 671 MB", median_seconds(runs), SECONDS, "s", note),
+        Limit("CPU time of eckart check, an adapter of 671 MB, whole process", cpu, SECONDS, "s", note),
         Limit("its peak memory", peak, PEAK_MB, "MB"),
     ]
