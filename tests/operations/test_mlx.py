@@ -436,3 +436,11 @@ def test_stacking_experts_fills_missing_ones_with_zeros(tmp_path):
     assert open_checkpoint(tmp_path / "a/adapters.safetensors").tensors.keys() == file.keys()
     back = convert(tmp_path / "a", "peft", family="qwen3_moe").adapter
     assert sum(float(layer.delta().abs().sum()) > 0 for layer in back.values()) == 2
+
+
+@pytest.mark.parametrize("other", [{}, {"model.embed_tokens.weight": np.ones((4, 8), np.float32)}])
+def test_a_base_that_mlx_quantized_says_the_type(other, tmp_path):
+    save_file({f"{LAYER}.weight": np.zeros((32, 4), np.uint32), **other}, tmp_path / "model.safetensors")
+    config = {"model_type": "llama", "quantization": {"group_size": 32, "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert list(convert(linear({LAYER: (32, 32)}), "mlx", base=tmp_path).adapter) == [LAYER]

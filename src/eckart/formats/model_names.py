@@ -115,6 +115,8 @@ class Model:
                 # A parameter that is one matrix, such as a router's `gate.weight`, is a module's weight here.
                 view = self.views.get(names.find(name.removesuffix(".weight")) or "")
             shape = layer.update_shape
+            if view is None and self.checkpoint and f"{name}.weight" in self.checkpoint.tensors:
+                continue  # quantized in a way that is not read, such as MLX's
             if view is None:
                 faults.append(f"{name}: {self.source} has no such module")
             elif view.shape != shape:
