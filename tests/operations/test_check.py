@@ -149,6 +149,10 @@ def pictures(tmp_path_factory):
     convert(plain, "diffusers", output=folder / "diffusers")
     convert(plain, "kohya", output=folder / "kohya.safetensors")
     convert(plain, "peft", output=folder / "peft")
+    stored = load_file(folder / "kohya.safetensors")
+    biases = {name.replace(".alpha", ".diff_b"): torch.rand(len(stored[name.replace(".alpha", ".lora_up.weight")]))
+              for name in stored if name.endswith(".alpha")}  # fmt: skip
+    save_file(stored | biases, folder / "kohya-bias.safetensors")
     convert(replace(plain, layers=dora), "kohya", output=folder / "kohya-dora.safetensors")
     convert(replace(plain, layers=dora), "diffusers", output=folder / "diffusers-dora")
     return {path.stem: path for path in folder.iterdir()}
@@ -160,6 +164,8 @@ def pictures(tmp_path_factory):
         ("diffusers", "diffusers", True, True),
         ("kohya", "diffusers", True, True),
         ("kohya-dora", "diffusers", True, False),
+        ("kohya-bias", "diffusers", False, True),
+        ("kohya-bias", "comfyui", True, True),
         ("diffusers-dora", "diffusers", True, True),
         ("peft", "diffusers", False, True),
         ("kohya", "comfyui", True, True),
@@ -185,8 +191,19 @@ def test_diffusers_itself_drops_the_dora_of_a_kohya_file_and_keeps_that_of_its_o
         assert any("dora" in name or "magnitude" in name for name in state) == kept
 
 
+def test_diffusers_itself_refuses_biases_in_a_kohya_file(pictures):
+    from diffusers import StableDiffusionPipeline
+
+    with pytest.raises(ValueError, match="diff_b"):
+        StableDiffusionPipeline.lora_state_dict(load_file(pictures["kohya-bias"]))
+
+
 LANGUAGE = [(kind, name) for kind in KINDS for name in ("vllm", "sglang", "peft", "llama.cpp", "mlx")]
-PICTURES = [(kind, name) for kind in ("diffusers", "kohya", "kohya-dora", "peft") for name in ("diffusers", "comfyui")]
+PICTURES = [
+    (kind, name)
+    for kind in ("diffusers", "kohya", "kohya-dora", "kohya-bias", "peft")
+    for name in ("diffusers", "comfyui")
+]
 
 
 @pytest.fixture

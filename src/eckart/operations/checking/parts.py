@@ -39,6 +39,16 @@ def biases(adapter: AdapterOutline, _: Config = None) -> list[str]:
     return [name for name, layer in adapter.items() if layer.bias is not None]
 
 
+def biases_of_flux(adapter: AdapterOutline, _: Config = None) -> list[str]:
+    """Layers with a trained bias, if the adapter is of FLUX under kohya's names."""
+    return biases(adapter) if _is_flux(adapter) else []
+
+
+def biases_beyond_flux(adapter: AdapterOutline, _: Config = None) -> list[str]:
+    """Layers with a trained bias, if it is not."""
+    return [] if _is_flux(adapter) else biases(adapter)
+
+
 def base_biases(adapter: AdapterOutline, _: Config = None) -> list[str]:
     """Biases of the base that PEFT trained in place."""
     return [name for name in adapter.modules_to_save if is_trained_bias(name, adapter)]
@@ -203,3 +213,7 @@ def largest_rank(adapter: AdapterOutline, config: Config = None) -> int:
 
 def _is_head(name: str) -> bool:
     return name.split(".")[-2:-1] in ([head] for head in _HEADS)
+
+
+def _is_flux(adapter: AdapterOutline) -> bool:
+    return any(name.startswith(("lora_unet_double_blocks_", "lora_unet_single_blocks_")) for name in adapter)

@@ -89,6 +89,7 @@ _SGLANG_LORA, _SGLANG_POOL = "sglang/srt/lora/lora.py", "sglang/srt/lora/mem_poo
 _LLAMA_CONVERTER, _LLAMA_LOADER = "convert_lora_to_gguf.py", "src/llama-adapter.cpp"
 _MLX_LOADER = "mlx_lm/tuner/utils.py"
 _DIFFUSERS_LOADER = "diffusers/loaders/lora_pipeline.py"
+_DIFFUSERS_NAMES = "diffusers/loaders/lora_conversion_utils.py"
 _COMFY_LORA, _COMFY_LAYER = "comfy/lora.py", "comfy/weight_adapter/lora.py"
 
 RUNTIMES: Mapping[RuntimeName, Runtime] = {
@@ -209,7 +210,11 @@ RUNTIMES: Mapping[RuntimeName, Runtime] = {
         ("diffusers", "kohya"),
         "diffusers files and kohya files",
         True,
-        (Rule("ignores", parts.dora, "drops dora_scale", _DIFFUSERS_LOADER, "format", within="kohya"),),
+        (
+            Rule("ignores", parts.dora, "drops dora_scale", _DIFFUSERS_LOADER, "format", within="kohya"),
+            Rule("ignores", parts.biases_of_flux, "drops diff_b", _DIFFUSERS_NAMES, "format", within="kohya"),
+            Rule("refuses", parts.biases_beyond_flux, "cannot name diff_b", _DIFFUSERS_NAMES, "format", within="kohya"),
+        ),
     ),
     "comfyui": Runtime(
         "ComfyUI",
