@@ -64,6 +64,9 @@ def test_the_output_of_a_plan_is_read(analysis, tmp_path):
         ({"format": "eckart-plan/1", "advice": {"ranks": {"q": 0}}}, "no module has a rank"),
         ({"format": "eckart-analysis/1"}, "damaged, or of another version"),
         ([1], "object"),
+        ({r"(\w+\W?)+!": 4}, "could take minutes to match"),
+        ({"[": 4}, "patterns that cannot be used"),
+        ({"format": "eckart-plan/1", "advice": {"ranks": {r"(\w+\W?)+!": 4}}}, "is no name of a module"),
     ],
 )
 def test_a_file_without_ranks_is_refused(content, said, tmp_path):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eckart.checkpoint.json_files import read_json_object
-from eckart.checkpoint.naming import PRESETS, is_embedding, matches
+from eckart.checkpoint.naming import PRESETS, is_embedding, is_suffix, matches
 from eckart.errors import FileFormatError, MismatchError, OptionError
+from eckart.formats.peft_patterns import RegexBudget
 from eckart.linalg import allocate
 from eckart.operations.analysis.result import FORMAT as ANALYSIS
 from eckart.operations.analysis.result import JSON_NAME, Analysis
@@ -17,6 +18,8 @@ from eckart.operations.analysis.result import JSON_NAME, Analysis
 if TYPE_CHECKING:
     from eckart.linalg import Allocation, Spectrum
     from eckart.nn.config import LoRAConfig
+
+_LONG_NAME = 200  # characters of a module's name
 
 
 def with_ranks(config: LoRAConfig, file: str | Path) -> LoRAConfig:
@@ -45,14 +48,31 @@ def with_ranks(config: LoRAConfig, file: str | Path) -> LoRAConfig:
             msg = f"{path}: no ranks of modules, which a plan with an `analysis` has"
             raise FileFormatError(msg)
     else:
+        _refuse(path, map(_regex_fault, content))
         left_out = [name for name, rank in content.items() if rank == 0]
         others = {name: rank for name, rank in content.items() if rank != 0}
         return replace(config, exclude=(*config.exclude, *left_out), rank_pattern=others)
     chosen = {name: rank for name, rank in ranks.items() if rank != 0}
+    _refuse(path, (None if is_suffix(name) else f"{name[:60]!r} is no name of a module" for name in chosen))
     if not chosen:
         msg = f"{path}: no module has a rank"
         raise OptionError(msg)
     return replace(config, target=tuple(chosen), exclude=(), rank_pattern=chosen)
+
+
+def _regex_fault(pattern: str) -> str | None:
+    """Why a pattern from a file is not matched: it is no regex, or one that could take minutes."""
+    try:
+        RegexBudget().matches(pattern, "x" * _LONG_NAME)
+    except ValueError as fault:
+        return str(fault)
+    return None
+
+
+def _refuse(path: Path, faults: Iterable[str | None]) -> None:
+    if found := [fault for fault in faults if fault]:
+        msg = f"{path}: patterns that cannot be used"
+        raise FileFormatError.listing(msg, found)
 
 
 def spectra_of_update(path: str | Path) -> dict[str, Spectrum]:
