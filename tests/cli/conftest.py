@@ -26,11 +26,13 @@ def text(tmp_path) -> Path:
 
 
 @pytest.fixture
-def fits_80_columns(tmp_path):
+def fits_80_columns(tmp_path_factory):
     """Text -> whether its lines fit, but for those with a path, which are never wrapped."""
 
+    folder = str(tmp_path_factory.getbasetemp())
+
     def fits(text: str) -> bool:
-        lengths = [len(line) for line in text.splitlines() if str(tmp_path) not in line]
+        lengths = [len(line) for line in text.splitlines() if folder not in line]
         return bool(lengths) and max(lengths) <= 80
 
     return fits
