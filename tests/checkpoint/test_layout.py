@@ -184,3 +184,21 @@ def test_all_linear_is_what_peft_takes(name, tiny_model, tiny_folder) -> None:
     expected = {p for p in paths if any(p == t or p.endswith(f".{t}") for t in config.target_modules)}
     taken = select(layout(open_checkpoint(tiny_folder(name))), ["all-linear"])
     assert {view.module for view in taken} == expected
+
+
+def test_a_layout_goes_through_the_tensors_as_often_for_many_matrices_as_for_few() -> None:
+    class Counting(dict):
+        passes = 0
+
+        def items(self):
+            Counting.passes += 1
+            return super().items()
+
+    counts = []
+    for number in (4, 40):
+        checkpoint = open_checkpoint({f"blocks.{n}.mix.weight": torch.ones(4, 4) for n in range(number)})
+        checkpoint.tensors = Counting(checkpoint.tensors)
+        Counting.passes = 0
+        assert len(layout(checkpoint).matrices) == number
+        counts.append(Counting.passes)
+    assert counts[0] == counts[1]

@@ -10,6 +10,7 @@ from eckart.checkpoint.encodings.undecoded import undecoded
 from eckart.checkpoint.naming import is_embedding
 from eckart.checkpoint.orientation import (
     CONV1D_MODULES,
+    conv1d_evidence,
     has_conv1d_modules,
     is_expert,
     orientation,
@@ -74,7 +75,7 @@ def layout(checkpoint: Checkpoint) -> Layout:
     for absent, stored in checkpoint.tied.items():
         sharing.setdefault(stored, []).append(module_of(absent))
     result = Layout([], [])
-    has_conv1d = has_conv1d_modules(checkpoint)
+    has_conv1d, evidence = has_conv1d_modules(checkpoint), conv1d_evidence(checkpoint)
     quantized = undecoded(checkpoint)
     for name, info in checkpoint.tensors.items():
         reason = quantized.get(name) or _reason_to_leave(info, checkpoint)
@@ -82,7 +83,7 @@ def layout(checkpoint: Checkpoint) -> Layout:
             result.skipped.append(Skipped(name, reason))
             continue
         kind = _kind(info, checkpoint, has_conv1d=has_conv1d)
-        oriented = orientation(info, kind, checkpoint)
+        oriented = orientation(info, kind, checkpoint, evidence)
         result.matrices.extend(_views(info, kind, oriented, tuple(sharing.get(name, ()))))
     return result
 

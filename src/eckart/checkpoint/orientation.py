@@ -29,8 +29,17 @@ def model_types(config: Mapping[str, Any]) -> set[str]:
     return {part["model_type"] for part in parts if isinstance(part.get("model_type"), str)}
 
 
-def orientation(info: TensorInfo, kind: str, checkpoint: Checkpoint) -> tuple[bool, bool | None]:
-    """Whether a tensor's matrices are stored (in, out), and whether a PEFT adapter's factors are swapped on them."""
+def orientation(
+    info: TensorInfo, kind: str, checkpoint: Checkpoint, evidence: Collection[bool] = ()
+) -> tuple[bool, bool | None]:
+    """Whether a tensor's matrices are stored (in, out), and whether a PEFT adapter's factors are swapped on them.
+
+    Args:
+        info: the tensor.
+        kind: its kind.
+        checkpoint: where it is.
+        evidence: `conv1d_evidence` of the checkpoint, found once for all of its tensors.
+    """
     if kind == "expert":
         transposed = _expert_is_transposed(info, checkpoint)
         types = model_types(checkpoint.config)
@@ -38,7 +47,7 @@ def orientation(info: TensorInfo, kind: str, checkpoint: Checkpoint) -> tuple[bo
             return True, None
         return bool(transposed), transposed and types.isdisjoint(_UNMARKED_EXPERTS)
     is_square = len(info.shape) == 2 and info.shape[0] == info.shape[1]
-    if kind == "linear" and is_square and not _is_surely_linear(info, checkpoint):
+    if kind == "linear" and is_square and not (evidence or _is_surely_linear(info, checkpoint)):
         return False, None
     return kind == "conv1d", kind == "conv1d"
 
@@ -46,10 +55,10 @@ def orientation(info: TensorInfo, kind: str, checkpoint: Checkpoint) -> tuple[bo
 def has_conv1d_modules(checkpoint: Checkpoint) -> bool:
     """Whether c_attn and its like are stored (in, out). nanoGPT has the same names with plain Linear."""
     types = model_types(checkpoint.config)
-    return not types.isdisjoint(_CONV1D_MODELS) or any(_conv1d_evidence(checkpoint))
+    return not types.isdisjoint(_CONV1D_MODELS) or any(conv1d_evidence(checkpoint))
 
 
-def _conv1d_evidence(checkpoint: Checkpoint) -> list[bool]:
+def conv1d_evidence(checkpoint: Checkpoint) -> list[bool]:
     """What the shapes of modules named like GPT-2's say of each: whether it is stored (in, out)."""
     found = []
     for name, info in checkpoint.tensors.items():
@@ -75,11 +84,9 @@ def outputs_by_bias(info: TensorInfo, checkpoint: Checkpoint) -> Literal["rows",
 
 
 def _is_surely_linear(info: TensorInfo, checkpoint: Checkpoint) -> bool:
-    """Whether a square matrix is an nn.Linear's beyond doubt: by its module, the model type or its like."""
-    is_known = info.name.removesuffix(".weight") in checkpoint.kinds or any(
-        map(_is_in_transformers, model_types(checkpoint.config))
-    )
-    return is_known or bool(_conv1d_evidence(checkpoint))
+    """Whether a square matrix is an nn.Linear's beyond doubt: by its module or the model type."""
+    types = model_types(checkpoint.config)
+    return info.name.removesuffix(".weight") in checkpoint.kinds or any(map(_is_in_transformers, types))
 
 
 @lru_cache
