@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LayerKind = Literal["linear", "conv1d", "embedding", "conv", "expert"]
-AdapterFormat = Literal["peft", "kohya", "diffusers", "mlx"]
+AdapterFormat = Literal["peft", "kohya", "diffusers", "mlx", "gguf"]
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import typer
 from eckart.cli.options import RESULT, Debug, DryRun, Force, ForRuntime, Json, KeepScales, Workers, in_group
 from eckart.cli.push import Push
 
-Format = Literal["peft", "kohya", "diffusers", "mlx", "lora"]
+Format = Literal["peft", "kohya", "diffusers", "mlx", "gguf", "lora"]
 To = Annotated[
     Format | None,
     typer.Option(
         "--to",
-        metavar="peft|kohya|diffusers|mlx|lora",
+        metavar="peft|kohya|diffusers|mlx|gguf|lora",
         help="The format to write; lora is peft with plain low-rank updates only.",
     ),
 ]

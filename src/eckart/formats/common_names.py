@@ -59,4 +59,4 @@ def _in_pipeline(adapter: Adapter) -> Adapter:
     if renaming.faults:
         msg = f"this adapter in {adapter.format}'s format cannot be renamed to diffusers' names"
         raise MismatchError.listing(msg, renaming.faults)
-    return renaming.of(adapter, config={}, format="diffusers")
+    return renaming.of(adapter, format="diffusers")

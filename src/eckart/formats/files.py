@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from eckart.adapter.adapter import Adapter
+from eckart.adapter.outline import AdapterFormat
 from eckart.checkpoint import atomic_directory, atomic_file, locate, open_checkpoint
 from eckart.checkpoint.output import Kind
 from eckart.errors import SourceError
-from eckart.formats import diffusers, kohya, mlx, peft, peft_config
+from eckart.formats import gguf_adapter, mlx, peft, peft_config
 from eckart.formats.components import COMPONENTS, component, component_of, joined
 from eckart.formats.peft_config import CONFIG
 from eckart.formats.table import format_of
@@ -20,11 +21,11 @@ def load_adapter(source: str | Path) -> Adapter:
     """An adapter from its files or from the hub; headers are checked here, a layer is read when it is looked up.
 
     A folder with `adapter_config.json` is in PEFT's format, or in mlx-lm's by the name of its weights. A folder of PEFT
-    folders, named like the components of a pipeline, is one adapter under diffusers' names. In other files, tensor
-    names decide between diffusers and kohya.
+    folders, named like the components of a pipeline, is one adapter under diffusers' names. A GGUF file says that it is
+    an adapter; in other files, tensor names decide between diffusers and kohya.
 
     Args:
-        source: folder, .safetensors file or hub name.
+        source: folder, .safetensors or .gguf file, or hub name.
 
     Raises:
         SourceError: `source` is not an adapter.
@@ -44,15 +45,12 @@ def load_adapter(source: str | Path) -> Adapter:
         return peft.read(files.folder)
     if file.name.endswith(mlx.WEIGHTS):  # mlx-lm numbers earlier states of a training run: 0000100_adapters.safetensors
         return mlx.read(file)
-    keys = [] if files.is_gguf or len(files.weights) > 1 else list(open_checkpoint(file).tensors)
-    lora = [key for key in keys if re.search("lora[._]", key)]
-    if any(component(key) or component_of([key]) for key in lora):
-        return diffusers.read(file)
-    if lora:
-        return kohya.read(file)
+    if name := None if len(files.weights) > 1 else _format_of_file(file):
+        return format_of(name).read(file)
     msg = (
         f"{source}: neither a PEFT adapter (a folder with {CONFIG} and {peft.WEIGHTS}), nor one of mlx-lm (with "
-        f"{mlx.WEIGHTS}), nor a .safetensors file with LoRA tensors under the names of diffusers or kohya's sd-scripts"
+        f"{mlx.WEIGHTS}), nor a file with LoRA tensors under the names of diffusers or kohya's sd-scripts, "
+        "nor a GGUF file of llama.cpp's that is an adapter"
     )
     raise SourceError(msg)
 
@@ -71,6 +69,16 @@ def nested_adapter(folder: Path) -> Path | None:
         msg = f"{folder}: contains several adapters; give one of them"
         raise SourceError.listing(msg, [str(each) for each in nested])
     return nested[0] if nested else None
+
+
+def _format_of_file(file: Path) -> AdapterFormat | None:
+    """The format of an adapter that is one file; None if it is none."""
+    if file.suffix == ".gguf":
+        return "gguf" if gguf_adapter.is_adapter_file(file) else None
+    lora = [key for key in open_checkpoint(file).tensors if re.search("lora[._]", key)]
+    if any(component(key) or component_of([key]) for key in lora):
+        return "diffusers"
+    return "kohya" if lora else None
 
 
 def output_kind(adapter: Adapter, path: Path) -> Kind:

@@ -3,11 +3,11 @@
 A format with names of its own has a module that renames (`formats.table`); PEFT's names are those of the modules.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from math import prod
-from typing import Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.adapter.deferred import Deferred
@@ -18,6 +18,9 @@ from eckart.formats.components import components
 from eckart.formats.model_names import Base, Model
 from eckart.formats.table import FORMATS
 from eckart.result import Skipped
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 AnyLayer = TypeVar("AnyLayer", bound=Layer[Any])
 
@@ -48,12 +51,16 @@ class Renaming:
         faults: reasons why the adapter cannot be renamed.
         skipped: parts of fused layers that the adapter does not change.
         is_pipeline: whether the new names begin with a pipeline's components.
+        saved: tensors that the adapter replaces, under their new names; None if those do not change.
+        config: what the names say that the files of the new format state.
     """
 
     moves: Sequence[Move]
     faults: Sequence[str]
     skipped: Sequence[Skipped] = ()
     is_pipeline: bool = False
+    saved: "Mapping[str, Tensor] | None" = None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, adapter: Adapter, **changes: object) -> Adapter:
         """The adapter under its new names; a layer is computed when it is looked up, an outline from shapes alone."""
@@ -61,7 +68,8 @@ class Renaming:
         moves = {move.new: move for move in self.moves}
         outlines = {new: move.outline(*(before[name] for name in move.old)) for new, move in moves.items()}
         layers = Deferred(outlines, lambda new: moves[new].make(*(adapter[name] for name in moves[new].old)))
-        return replace(adapter, layers=layers, **changes)
+        saved = adapter.modules_to_save if self.saved is None else self.saved
+        return replace(adapter, **{"layers": layers, "modules_to_save": saved, "config": dict(self.config), **changes})
 
 
 class Names(Protocol):
@@ -97,7 +105,7 @@ def named(adapter: Adapter, base: Base) -> Adapter:
     if names := names_of(adapter.format):
         renaming = names.to_modules(adapter, model)
         faults += renaming.faults
-        adapter = renaming.of(adapter, config={}, format="diffusers" if model.is_pipeline else "peft")
+        adapter = renaming.of(adapter, format="diffusers" if model.is_pipeline else "peft")
     faults += model.misfits(adapter.outline())
     if faults:
         msg = f"the adapter does not fit {model.source}"

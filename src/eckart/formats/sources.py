@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 from eckart.adapter.adapter import Adapter
-from eckart.checkpoint import Checkpoint, open_checkpoint
+from eckart.checkpoint import Checkpoint, locate, open_checkpoint
 from eckart.checkpoint.open import ModelSource
 from eckart.errors import OptionError, SourceError
 from eckart.formats.components import COMPONENTS
 from eckart.formats.files import load_adapter, nested_adapter
+from eckart.formats.gguf_adapter import is_adapter_file
 from eckart.formats.peft_config import CONFIG
 
 Source: TypeAlias = ModelSource | Checkpoint | Adapter
@@ -31,6 +32,9 @@ def open_adapter_or_checkpoint(source: Source) -> Adapter | Checkpoint:
     if any((folder / part / CONFIG).is_file() for part in ("", *COMPONENTS)):
         return load_adapter(source)
     if nested_adapter(folder):
+        return load_adapter(source)
+    files = locate(source)
+    if files.is_gguf and is_adapter_file(files.weights[0]):
         return load_adapter(source)
     opened = open_checkpoint(source)
     if not any(part in name for name in opened.tensors for part in _ADAPTER_TENSORS):

@@ -15,6 +15,7 @@ FORMATS: Mapping[AdapterFormat, tuple[str, str | None]] = {
     "kohya": ("kohya", "kohya_names"),
     "diffusers": ("diffusers", None),
     "mlx": ("mlx", "mlx_names"),
+    "gguf": ("gguf_adapter", "gguf_names"),
 }
 
 

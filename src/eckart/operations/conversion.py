@@ -195,12 +195,12 @@ def plan_conversion(
     result = source
     if (names := names_of(source.format)) and (to != source.format or model):
         steps.append(names.to_modules(source, model))
-        result = steps[-1].of(source, format="diffusers" if steps[-1].is_pipeline else "peft", config={})
+        result = steps[-1].of(source, format="diffusers" if steps[-1].is_pipeline else "peft")
     elif source.format == "peft" and to != "peft" and (part := component_of(source)):
         steps.append(to_component(source, part))
         specs = {f"{part}.{name}": spec for name, spec in source.outline().modules_to_save.items()}
         saved = Deferred(specs, lambda name: source.modules_to_save[name.removeprefix(f"{part}.")])
-        result = steps[-1].of(source, format="diffusers", config={}, modules_to_save=saved)
+        result = steps[-1].of(source, format="diffusers", modules_to_save=saved)
     faults = [fault for step in steps for fault in step.faults]
     if model:
         stored = model.checkpoint
@@ -217,7 +217,7 @@ def plan_conversion(
     if names and to == source.format:
         targets, steps = _targets(source, to, base), []
     elif names:
-        targets = _targets(steps[-1].of(result, format=to, config={}), to, base)
+        targets = _targets(steps[-1].of(result, format=to), to, base)
     skipped = [item for step in steps for item in step.skipped]
     inputs = [*source.files, *local_paths(base if isinstance(base, str | Path) else None)]
     return Conversion(source, to, targets, _renamed(steps), skipped, inputs)
