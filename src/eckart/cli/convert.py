@@ -34,7 +34,9 @@ Base = Annotated[
 
 
 def convert(
-    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A folder, a .safetensors file or a hub name.")],
+    adapter: Annotated[
+        str, typer.Argument(metavar="ADAPTER", help="A folder, a .safetensors or .gguf file, or a hub name.")
+    ],
     *,
     to: To = None,
     runtime: ForRuntime = None,
@@ -48,7 +50,13 @@ def convert(
     workers: Workers = None,
     output: Annotated[
         Path,
-        in_group(RESULT, "--output", "-o", metavar="OUT", help="A folder; for kohya a .safetensors file."),
+        in_group(
+            RESULT,
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="A folder; for kohya a .safetensors file, for gguf a .gguf file.",
+        ),
     ],
     push: Push = None,
     keep_scales: KeepScales = False,
@@ -60,8 +68,8 @@ def convert(
     """Write ADAPTER in another format, with every update unchanged, or as a runtime loads it.
 
     What the format cannot express is refused by name before anything is written. Factors are copied bit for bit; only
-    where parts with several scales become one layer (FLUX's qkv), or layers of several scales a PEFT or MLX adapter,
-    are they rounded, once.
+    where parts with several scales become one layer (FLUX's qkv), or layers of several scales a PEFT, MLX or GGUF
+    adapter, are they rounded, once.
 
     --to lora turns DoRA, saved matrices and trained tokens into plain updates of BASE, with the error of each. --for
     takes every step that a runtime needs, which eckart check lists: plain updates, an allowed rank, its format.

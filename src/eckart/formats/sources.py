@@ -29,9 +29,7 @@ def open_adapter_or_checkpoint(source: Source) -> Adapter | Checkpoint:
         is_open = not isinstance(source, Mapping) and hasattr(source, "tensors") and hasattr(source, "tied")
         return source if is_open else open_checkpoint(source)  # type: ignore[return-value, arg-type]  # as just seen
     folder = Path(source).expanduser()
-    if any((folder / part / CONFIG).is_file() for part in ("", *COMPONENTS)):
-        return load_adapter(source)
-    if nested_adapter(folder):
+    if any((folder / part / CONFIG).is_file() for part in ("", *COMPONENTS)) or nested_adapter(folder):
         return load_adapter(source)
     files = locate(source)
     if files.is_gguf and is_adapter_file(files.weights[0]):
