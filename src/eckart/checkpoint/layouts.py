@@ -75,7 +75,8 @@ def layout(checkpoint: Checkpoint) -> Layout:
     for absent, stored in checkpoint.tied.items():
         sharing.setdefault(stored, []).append(module_of(absent))
     result = Layout([], [])
-    has_conv1d, evidence = has_conv1d_modules(checkpoint), conv1d_evidence(checkpoint)
+    evidence = conv1d_evidence(checkpoint)
+    has_conv1d = has_conv1d_modules(checkpoint, evidence)
     quantized = undecoded(checkpoint)
     for name, info in checkpoint.tensors.items():
         reason = quantized.get(name) or _reason_to_leave(info, checkpoint)

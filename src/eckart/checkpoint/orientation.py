@@ -52,10 +52,10 @@ def orientation(
     return kind == "conv1d", kind == "conv1d"
 
 
-def has_conv1d_modules(checkpoint: Checkpoint) -> bool:
+def has_conv1d_modules(checkpoint: Checkpoint, evidence: Collection[bool] | None = None) -> bool:
     """Whether c_attn and its like are stored (in, out). nanoGPT has the same names with plain Linear."""
     types = model_types(checkpoint.config)
-    return not types.isdisjoint(_CONV1D_MODELS) or any(conv1d_evidence(checkpoint))
+    return not types.isdisjoint(_CONV1D_MODELS) or any(conv1d_evidence(checkpoint) if evidence is None else evidence)
 
 
 def conv1d_evidence(checkpoint: Checkpoint) -> list[bool]:

@@ -1,13 +1,9 @@
 """One weight that is stored as codes and scales."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from eckart.checkpoint.checkpoint import TensorInfo
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from eckart.checkpoint.derived import Rows
 
 
 @dataclass(frozen=True)
@@ -22,4 +18,4 @@ class Encoded:
 
     info: TensorInfo
     parts: tuple[str, ...]
-    rows: "Callable[[int, int], Tensor]"
+    rows: Rows
