@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from eckart.checkpoint import layout, open_checkpoint
 from eckart.checkpoint.dtypes import DType
-from eckart.checkpoint.nf4 import Nf4Checkpoint
-from eckart.checkpoint.nf4_scheme import STATE, Nf4Scheme
+from eckart.checkpoint.encodings.nf4 import Nf4Checkpoint
+from eckart.checkpoint.encodings.nf4_scheme import STATE, Nf4Scheme
 from eckart.checkpoint.writer import TensorSpec
 from eckart.errors import FileFormatError
 from eckart.linalg import nf4

@@ -8,7 +8,7 @@ import torch
 from eckart.adapter import Adapter
 from eckart.checkpoint import open_checkpoint
 from eckart.checkpoint.dtypes import DType
-from eckart.checkpoint.nf4_scheme import Nf4Scheme
+from eckart.checkpoint.encodings.nf4_scheme import Nf4Scheme
 from eckart.errors import MismatchError
 from eckart.linalg import nf4
 from eckart.operations.merging.merge import merge

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from eckart.adapter import Adapter
 from eckart.checkpoint import open_checkpoint
-from eckart.checkpoint.nf4 import Nf4Checkpoint
+from eckart.checkpoint.encodings.nf4 import Nf4Checkpoint
 from eckart.engine import Execution
 from eckart.errors import EckartError, MismatchError, NotFiniteError, OptionError, OutputError
 from eckart.linalg import nf4

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 
 from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.encodings.decode import decoded
-from eckart.checkpoint.nf4_scheme import has_nf4
+from eckart.checkpoint.encodings.nf4_scheme import has_nf4
 from eckart.checkpoint.reader import SafetensorsCheckpoint
 from eckart.checkpoint.source import locate
 
@@ -27,7 +27,7 @@ def open_checkpoint(source: ModelSource) -> Checkpoint:
     """
     stored = _open_stored(source)
     if has_nf4(stored):
-        from eckart.checkpoint.nf4 import Nf4Checkpoint
+        from eckart.checkpoint.encodings.nf4 import Nf4Checkpoint
 
         return Nf4Checkpoint(stored)
     return decoded(stored)

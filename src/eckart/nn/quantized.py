@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from eckart.checkpoint.dtypes import DType
+from eckart.checkpoint.encodings.nf4 import Nf4Checkpoint
+from eckart.checkpoint.encodings.nf4_scheme import STATE, Nf4Scheme
 from eckart.checkpoint.memory import MemoryCheckpoint
-from eckart.checkpoint.nf4 import Nf4Checkpoint
-from eckart.checkpoint.nf4_scheme import STATE, Nf4Scheme
 from eckart.errors import FileFormatError
 from eckart.linalg.nf4 import Nf4Blocks
 from eckart.nn.adapted import compute_dtype

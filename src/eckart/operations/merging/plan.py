@@ -11,10 +11,10 @@ from eckart.adapter.adapter import Adapter
 from eckart.adapter.outline import AdapterOutline
 from eckart.checkpoint.companions import has_companions, missing_companions
 from eckart.checkpoint.derived import DerivedCheckpoint
+from eckart.checkpoint.encodings.nf4 import Nf4Checkpoint
+from eckart.checkpoint.encodings.nf4_scheme import stored_name
 from eckart.checkpoint.layouts import as_view
 from eckart.checkpoint.model_config import read_config
-from eckart.checkpoint.nf4 import Nf4Checkpoint
-from eckart.checkpoint.nf4_scheme import stored_name
 from eckart.checkpoint.tying import stored_twice, untied_config
 from eckart.errors import MismatchError, OptionError
 from eckart.formats import unknown_fields

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.deferred import Deferred
 from eckart.adapter.outline import TensorOutline
-from eckart.checkpoint.nf4 import Nf4Checkpoint
+from eckart.checkpoint.encodings.nf4 import Nf4Checkpoint
 from eckart.engine import Execution
 from eckart.errors import MismatchError, OptionError
 from eckart.formats.sources import Source, open_model

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from eckart.adapter.adapter import Adapter
     from eckart.checkpoint import Checkpoint, DType, MatrixView, TensorInfo
-    from eckart.checkpoint.nf4_scheme import Nf4Scheme
+    from eckart.checkpoint.encodings.nf4_scheme import Nf4Scheme
     from eckart.operations.placement import Term
     from eckart.result import Skipped
 

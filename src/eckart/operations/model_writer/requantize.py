@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from eckart.checkpoint.nf4_scheme import Nf4Scheme
+from eckart.checkpoint.encodings.nf4_scheme import Nf4Scheme
 from eckart.linalg import nf4
 from eckart.linalg.block_sizes import NORM_CHUNK
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from eckart.checkpoint import Checkpoint, DType, Layout, MatrixView
+from eckart.checkpoint.encodings.nf4 import Nf4Checkpoint
+from eckart.checkpoint.encodings.nf4_scheme import NF4_DTYPES
 from eckart.checkpoint.naming import in_preset, is_output_layer
-from eckart.checkpoint.nf4 import Nf4Checkpoint
-from eckart.checkpoint.nf4_scheme import NF4_DTYPES
 from eckart.checkpoint.orientation import model_types
 from eckart.errors import MismatchError
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from eckart.checkpoint import MatrixView, layout, select
 from eckart.checkpoint.companions import missing_companions
+from eckart.checkpoint.encodings.nf4_scheme import Nf4Scheme
 from eckart.checkpoint.layouts import as_view, module_of
 from eckart.checkpoint.naming import as_patterns, is_output_layer
-from eckart.checkpoint.nf4_scheme import Nf4Scheme
 from eckart.errors import MismatchError, OptionError
 from eckart.formats.sources import Source, open_model
 from eckart.linalg.nf4_constants import BLOCK_SIZES

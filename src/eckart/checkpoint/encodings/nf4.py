@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo, check_rows
+from eckart.checkpoint.encodings.nf4_scheme import Nf4Scheme, read_schemes, state_of, stored_name
 from eckart.checkpoint.layouts import conv1d_tensors
-from eckart.checkpoint.nf4_scheme import Nf4Scheme, read_schemes, state_of, stored_name
 from eckart.linalg.nf4_constants import NESTED_BLOCK
 
 if TYPE_CHECKING:
