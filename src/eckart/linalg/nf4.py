@@ -5,7 +5,7 @@ Bit for bit what bitsandbytes computes on a CPU, chunk by chunk to bound memory.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,9 +14,11 @@ from torch import Tensor
 from eckart.errors import OptionError
 from eckart.linalg.finite import require_finite
 from eckart.linalg.nf4_constants import BLOCK_SIZES, NESTED_BLOCK, QUANTILES
+from eckart.linalg.scaled_levels import ScaledLevels
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CODEBOOK = torch.tensor(QUANTILES)
+_ZERO = QUANTILES.index(0.0)
 _BOUNDS = (CODEBOOK[:-1] + CODEBOOK[1:]) / 2  # a value equal to a bound takes the lower code
 _CELLS = 16  # from 0 to 1: so narrow that no cell contains two bounds
 _CHUNK = 2**19  # values at a time: complete blocks and bytes of codes, and few enough to stay in cache
@@ -103,6 +105,21 @@ class Nf4Blocks:
             if values is not part:
                 part.copy_(values)
         return result[: math.prod(self.shape)].view(self.shape)
+
+    def scaled_levels(self) -> ScaledLevels:
+        """The values that a matrix can take with these scales."""
+        count = math.prod(self.shape)
+        return ScaledLevels(CODEBOOK, self.scales().repeat_interleave(self.block_size)[:count].view(self.shape))
+
+    def with_codes(self, codes: Tensor) -> "Nf4Blocks":
+        """The same scales with other codes.
+
+        Args:
+            codes: uint8, shape `self.shape`: one code per value.
+        """
+        padded = torch.nn.functional.pad(codes.reshape(-1), (0, codes.numel() % 2), value=_ZERO)
+        pairs = padded.view(-1, 2)
+        return replace(self, codes=(pairs[:, :1] << 4) | pairs[:, 1:])
 
 
 def quantize(weight: Tensor | np.ndarray, *, block_size: int = 64, double: bool = False) -> Nf4Blocks:
