@@ -22,6 +22,7 @@ from .pipelines import assert_same_updates
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 TOKENS = [5, 41, 33, 60, 12]
+TEXT = torch.tensor([[1, 4093, 198, 2683, 359, 253]])
 SIZES = {
     "vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": False, "pad_token_id": 0,
@@ -133,7 +134,7 @@ def write_base(folder, file):
     writer.close()
 
 
-def log_probabilities(model, adapter=None):
+def log_probabilities(model, adapter=None, *, tokens=TOKENS, vocabulary=64):
     """Those that llama.cpp computes after each token."""
     llama = pytest.importorskip("xllamacpp", reason="xllamacpp, llama.cpp as a wheel, is not installed")
     params = llama.CommonParams()
@@ -148,11 +149,11 @@ def log_probabilities(model, adapter=None):
         params.lora_adapters = [lora]
     server = llama.Server(params)
     rows = []
-    for count in range(1, len(TOKENS) + 1):
-        request = {"prompt": TOKENS[:count], "max_tokens": 1, "logprobs": 64, "temperature": 0, "cache_prompt": False}
-        (choice,) = server.handle_completions(request)["choices"]
+    request = {"max_tokens": 1, "logprobs": vocabulary, "temperature": 0, "cache_prompt": False}
+    for count in range(1, len(tokens) + 1):
+        (choice,) = server.handle_completions(request | {"prompt": tokens[:count]})["choices"]
         top = {each["id"]: each["logprob"] for each in choice["logprobs"]["content"][0]["top_logprobs"]}
-        rows.append([top[token] for token in range(64)])
+        rows.append([top[token] for token in range(vocabulary)])
     return np.array(rows)
 
 
@@ -165,6 +166,43 @@ def test_llama_cpp_computes_with_the_file_what_peft_computes(case, made, tmp_pat
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
     without = log_probabilities(tmp_path / "base.gguf")
     assert np.abs(without - expected).max() > 0.1
+
+
+@pytest.fixture(scope="module")
+def in_float32(smollm2, tmp_path_factory):
+    """The GGUF file of SmolLM2-135M-Instruct, dequantized."""
+    reader, file = gguf.GGUFReader(smollm2), tmp_path_factory.mktemp("smollm2") / "base.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            writer.add_key_value(field.name, field.contents(), field.types[0], field.types[-1])
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scales", [{"r": 8, "lora_alpha": 16}, UNLIKE, {**UNLIKE, "use_rslora": True}])
+def test_a_real_model_computes_in_llama_cpp_what_it_computes_in_peft(scales, smollm2, in_float32, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    from eckart.evaluation import load_model
+
+    torch.manual_seed(0)
+    lora = LoraConfig(target_modules=[*LINEAR, "gate_proj", "up_proj"], init_lora_weights=False, **scales)
+    adapted = get_peft_model(load_model(smollm2), lora)
+    adapted.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        expected, without = adapted(TEXT).logits[0].double().log_softmax(-1), adapted.unload()(TEXT).logits[0]
+    convert(tmp_path / "adapter", "gguf", base=smollm2, output=tmp_path / "adapter.gguf")
+    tokens, vocabulary = TEXT[0].tolist(), expected.shape[-1]
+    found = log_probabilities(in_float32, tmp_path / "adapter.gguf", tokens=tokens, vocabulary=vocabulary)
+    assert np.linalg.norm(found - expected.numpy()) <= 1e-4 * expected.norm()
+    assert (without.double().log_softmax(-1) - expected).norm() > 0.1 * expected.norm()
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "experts" not in case])
