@@ -15,7 +15,7 @@ from eckart.checkpoint import InputFiles
 from eckart.cli.main import app
 from eckart.operations.merging import restored
 from eckart.report.figures import style
-from eckart.report.page import page
+from eckart.report.page import bundle
 from eckart.training.sweep_cell import train_here
 
 from .commands import COMMANDS
@@ -24,7 +24,7 @@ DONE = (0, 3)  # `plan` ends with 3 where a setting does not fit
 # Times and memory differ from run to run, and TensorBoard's files have the time in their names.
 MEASURED = re.compile(rb'"(seconds|peak_rss_bytes|peak_bytes)":\s*(\{[^}]*\}|[^,}\]]+)|"tensorboard/[^"]*",?\s*')
 
-FIGURES, PAGE = (Figure, "savefig"), (page, "page_html")
+FIGURES, PAGE = (Figure, "savefig"), (bundle, "script")
 LAST = [
     *(("analyze", FIGURES), ("analyze", PAGE), ("analyze adapter", FIGURES), ("extract", PAGE), ("compare", FIGURES)),
     *(("train", FIGURES), ("train", PAGE), ("sweep", FIGURES), ("sweep", PAGE), ("report", PAGE), ("plan", FIGURES)),

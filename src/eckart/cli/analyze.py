@@ -49,7 +49,7 @@ def analyze(
     from eckart.engine import Execution
     from eckart.operations import analyze as analyze_source
 
-    drawing = Drawing(output, "save_figures", open_page=open_page)
+    drawing = Drawing(output, save="save_figures", page="analysis_page", open_page=open_page)
     analysis = analyze_source(
         source,
         base,

@@ -67,7 +67,7 @@ def compare(
         return present(plan.preview(), report.preview_table, as_json=as_json)
     if output:
         check_output(output, force=force, inputs=plan.inputs)
-    drawing = Drawing(output, "save_comparison_figures")
+    drawing = Drawing(output, save="save_comparison_figures", page="comparison_page")
     inputs = InputFiles(plan.inputs)
     result = plan.compare()
     if output:

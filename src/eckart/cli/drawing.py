@@ -20,10 +20,10 @@ class Drawing:
     def __init__(
         self,
         output: Path | None,
-        save: str | None = None,
         *,
+        save: str | None = None,
+        page: str | None = None,
         figures: str = "figures",
-        page: bool = True,
         open_page: bool = False,
     ) -> None:
         """Check the libraries.
@@ -31,8 +31,8 @@ class Drawing:
         Args:
             output: the folder or file that is to be written, or None for no files at all.
             save: the function of `eckart.report` that draws figures of a result; None if the command has none.
-            figures: what they are called.
-            page: whether the command writes a page.
+            page: the function of `eckart.report.page` that makes the page of a result; None if there is none.
+            figures: what the figures are called.
             open_page: whether to open it in the browser at the end.
 
         Raises:
@@ -43,9 +43,9 @@ class Drawing:
             raise OptionError(msg)
         self._output, self._open = output, open_page
         self._save = save if find_spec(FIGURE_LIBRARY) is not None else None
-        self._page = page and find_spec(PAGE_LIBRARY) is not None
+        self._page = page if find_spec(PAGE_LIBRARY) is not None else None
         skipped = [figures] if save is not None and self._save is None else []
-        skipped += [PAGE] if page and not self._page else []
+        skipped += [PAGE] if page is not None and self._page is None else []
         if output is not None and skipped:
             note(f"No {' and no '.join(skipped)}: {MissingExtraError.for_extra('report', 'drawing')}")
 
@@ -55,10 +55,11 @@ class Drawing:
             from eckart import report
 
             getattr(report, self._save)(result, output, **options)
-        if self._page and self._output is not None:
-            from eckart.report.page import read_results, write_page
+        if self._page is not None and self._output is not None:
+            from eckart.report import page
 
-            write_page(read_results([output], titles=[self._output.resolve().name]), output / PAGE)
+            html = getattr(page, self._page)(result, title=self._output.resolve().name)
+            (output / PAGE).write_text(html, encoding="utf-8")
 
     def finish(self, what: str | None = "Results") -> None:
         """Say where the results and the page are, and open the page if that was asked for.

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eckart.cli.distill import QUALITY, DistillText, Steps
 from eckart.cli.options import (
     DTYPES,
     LAYERS,
@@ -31,6 +30,7 @@ from eckart.cli.options import (
     in_group,
 )
 from eckart.cli.push import Push
+from eckart.cli.quality import DistillText, EvalText, Steps
 
 if TYPE_CHECKING:
     from eckart.operations import AdapterResult
@@ -42,9 +42,6 @@ Saved = Annotated[
         metavar="PATTERN",
         help="Save changed tensors unfactored: modules by name, `norm` for all norms, `bias` for biases. Repeatable.",
     ),
-]
-Text = Annotated[
-    Path | None, in_group(QUALITY, "--eval", metavar="TEXT", help="Text file on which to measure the gain recovered.")
 ]
 Dtype = Annotated[FloatDtype, in_group(RESULT, "--dtype", metavar=DTYPES, help="Data type of the saved factors.")]
 Unbalanced = Annotated[
@@ -63,7 +60,7 @@ def extract(
     target: Target = None,
     exclude: Exclude = None,
     modules_to_save: Saved = None,
-    evaluation: Text = None,
+    evaluation: EvalText = None,
     distill: DistillText = None,
     steps: Steps = None,
     device: Device = "auto",
@@ -114,13 +111,12 @@ def extract(
     from eckart import operations, report
     from eckart.checkpoint import check_output
     from eckart.checkpoint.source import local_paths
-    from eckart.cli.distill import distillation
     from eckart.cli.drawing import Drawing, write_result
-    from eckart.cli.evaluate import gain_facts, gain_of, read_text
-    from eckart.cli.output import present, show, show_json
+    from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
     from eckart.cli.push import check_push, push_output
-    from eckart.cli.runtimes import note_needs, write_for
+    from eckart.cli.quality import distillation, distilled_fact, gain_facts, gain_of, read_text
+    from eckart.cli.runtimes import note_needs, show_adapter, write_for
     from eckart.engine import Execution
     from eckart.errors import OptionError
     from eckart.operations.card import add_facts
@@ -146,45 +142,41 @@ def extract(
     check_output(output, force=force, inputs=[evaluation, distill, *local_paths(base, tuned)])
     text = read_text(evaluation) if evaluation else None
     fits = runtime is None or fits_as_planned(operations.plan_extract(base, tuned, **options), runtime)
-    drawing = Drawing(output if fits else None, open_page=open_page)
+    written = output if fits else None  # what does not fit as it is, write_for changes first
+    drawing = Drawing(written, page="extraction_page", open_page=open_page)
     execution = Execution(device=device, workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress())
     gain, fitted = None, None
-
-    def quality() -> dict[str, Any]:
-        distilled = refine.result if refine else None
-        return {"eval": gain.to_json() if gain else None, "distill": distilled.to_json() if distilled else None}
-
-    def finish(folder: Path, extraction: "AdapterResult") -> None:
-        nonlocal gain
-        gain = gain_of(base, tuned, extraction.adapter, text) if text is not None else None
-        write_result(folder, "extract.json", extraction.to_json() | quality())
-        add_facts(folder, gain_facts(gain))
-        drawing.draw(folder, extraction)
-
     with distillation(base, tuned, distill, steps=steps, seed=seed, device=device) as refine:
+
+        def content(extraction: "AdapterResult") -> dict[str, Any]:
+            """The content of extract.json; the gain is measured once."""
+            nonlocal gain
+            if text is not None and gain is None:
+                gain = gain_of(base, tuned, extraction.adapter, text)
+            return extraction.to_json() | {"eval": gain.to_json() if gain else None} | distilled_fact(refine)
+
+        def finish(folder: Path, extraction: "AdapterResult") -> None:
+            facts = content(extraction)
+            write_result(folder, "extract.json", facts)
+            add_facts(folder, gain_facts(gain))
+            drawing.draw(folder, facts)
+
         extraction = operations.extract(
-            base,
-            tuned,
-            output=output if fits else None,
+            base, tuned, output=written, execution=execution, force=force, refine=refine, finish=finish, **options
+        )
+    facts = content(extraction)
+    if runtime is not None and not fits:
+        fitted, facts_of_runtime = write_for(
+            extraction.adapter,
+            runtime,
+            output,
+            base=base,
+            inputs=local_paths(base, tuned),
             execution=execution,
             force=force,
-            refine=refine,
-            finish=finish if fits else None,
-            **options,
         )
-    facts = {}
-    if runtime is not None and not fits:
-        gain = gain_of(base, tuned, extraction.adapter, text) if text is not None else None
-        inputs = local_paths(base, tuned)
-        fitted, facts = write_for(
-            extraction.adapter, runtime, output, base=base, inputs=inputs, execution=execution, force=force
-        )
+        facts |= facts_of_runtime
     note_needs(output, runtime)
-    if as_json:
-        show_json(extraction.to_json() | quality() | facts)
-    else:
-        show(report.adapter_table(extraction, gain, refine.result if refine else None))
-        if fitted is not None:
-            show(report.conversion_table(fitted))
+    show_adapter(extraction, facts, gain=gain, refine=refine, fitted=fitted, as_json=as_json)
     drawing.finish(None)
     return push_output(output, push, made_by="extract")

@@ -150,7 +150,7 @@ def plan(
     _check(model, memory, data_size, rank)
     if figure is not None:
         check_output(figure, kind="file", force=force, inputs=local_paths(model, analysis))
-    drawing = Drawing(figure, "save_plan_figure", figures=str(figure), page=False)
+    drawing = Drawing(figure, save="save_plan_figure", figures=str(figure))
     checked, progress = None, StderrProgress()
     with _simulations(progress), _warnings_as_notes():
         plan = planning.plan(

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from eckart.cli.distill import QUALITY, DistillText, Steps
 from eckart.cli.options import (
     AdapterOutput,
     BudgetText,
@@ -27,6 +26,7 @@ from eckart.cli.options import (
     in_group,
 )
 from eckart.cli.push import Push
+from eckart.cli.quality import QUALITY, DistillText, Steps
 
 Base = Annotated[
     str | None,
@@ -93,11 +93,11 @@ def resize(
     from eckart import report
     from eckart.checkpoint import check_output
     from eckart.checkpoint.source import local_paths
-    from eckart.cli.distill import distillation
-    from eckart.cli.output import present, show, show_json
+    from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
     from eckart.cli.push import check_push, push_output
-    from eckart.cli.runtimes import note_needs, write_for
+    from eckart.cli.quality import distillation, distilled_fact
+    from eckart.cli.runtimes import note_needs, show_adapter, write_for
     from eckart.engine import Execution
     from eckart.errors import OptionError
     from eckart.formats.sources import open_adapter
@@ -125,19 +125,12 @@ def resize(
     with distillation(base or source.base_model, source, distill, steps=steps, seed=seed) as refine:
         written = output if runtime is None else None
         result = resized(source, output=written, execution=execution, force=force, refine=refine, **options)
-    distilled = refine.result if refine else None
-    facts = result.to_json() | {"distill": distilled.to_json() if distilled else None}
-    fitted = None
+    facts, fitted = result.to_json() | distilled_fact(refine), None
     if runtime is not None:
         fitted, written_facts = write_for(
             result.adapter, runtime, output, base=base, inputs=source.files, execution=execution, force=force
         )
         facts |= written_facts
     note_needs(output, runtime)
-    if as_json:
-        show_json(facts)
-    else:
-        show(report.adapter_table(result, distilled=distilled))
-        if fitted is not None:
-            show(report.conversion_table(fitted))
+    show_adapter(result, facts, refine=refine, fitted=fitted, as_json=as_json)
     return push_output(output, push, made_by="resize")

@@ -1,6 +1,6 @@
-"""Writing a computed adapter as a runtime loads it, and saying which options the runtime needs."""
+"""The end of a command that computes an adapter: writing it as a runtime loads it, and showing the result."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,9 @@ from eckart.cli.options import Runtime
 if TYPE_CHECKING:
     from eckart.adapter.adapter import Adapter
     from eckart.engine import Execution
-    from eckart.operations.conversion import ConvertResult
+    from eckart.evaluation import GainReport
+    from eckart.operations import AdapterResult, ConvertResult
+    from eckart.training import Distillation
 
 
 def write_for(
@@ -42,3 +44,33 @@ def note_needs(output: Path, runtime: Runtime | None) -> None:
     for name, verdict in check(output, [runtime]).verdicts.items():
         for text in verdict.texts("needs"):
             note(f"{RUNTIMES[name].title} {text}")
+
+
+def show_adapter(
+    result: "AdapterResult",
+    facts: Mapping[str, Any],
+    *,
+    gain: "GainReport | None" = None,
+    refine: "Distillation | None",
+    fitted: "ConvertResult | None",
+    as_json: bool,
+) -> None:
+    """Print an adapter that was computed, and what was written of it where a runtime loads another format.
+
+    Args:
+        result: the adapter.
+        facts: what is printed as JSON.
+        gain: the gain that it recovers, if that was measured.
+        refine: its distillation, if there was one.
+        fitted: what was written instead of the adapter itself.
+        as_json: whether to print JSON.
+    """
+    from eckart import report
+    from eckart.cli.output import show, show_json
+
+    if as_json:
+        return show_json(facts)
+    show(report.adapter_table(result, gain, refine.result if refine else None))
+    if fitted is not None:
+        show(report.conversion_table(fitted))
+    return None

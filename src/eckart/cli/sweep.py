@@ -93,7 +93,7 @@ def sweep(
 
     grid = training.SweepGrid.parse(ranks, targets, seeds=seeds, first_seed=seed, alpha_per_rank=alpha_per_rank)
     training.check_inputs(model, data, eval_data)
-    drawing = Drawing(output, "save_sweep_figure", figures="sweep.png", open_page=open_page)
+    drawing = Drawing(output, save="save_sweep_figure", page="sweep_page", figures="sweep.png", open_page=open_page)
     progress = StderrProgress()
     try:
         result = training.sweep(

@@ -230,7 +230,12 @@ def train(
         check_output(output, kind="folder", force=force, inputs=local_paths(model, data, eval_data, rank_pattern))
     training.check_inputs(model, data, eval_data)
     is_writer = training.is_writer()
-    drawing = Drawing(output if is_writer else None, "save_training_figures", open_page=open_page and is_writer)
+    drawing = Drawing(
+        output if is_writer else None,
+        save="save_training_figures",
+        page="training_page",
+        open_page=open_page and is_writer,
+    )
     progress = StderrProgress() if is_writer else NoProgress()
     try:
         result = training.train(

@@ -14,7 +14,7 @@ from eckart.errors import SourceError
 from eckart.nn import LoRAConfig
 from eckart.report import save_training_figures
 from eckart.report.page import FILE as PAGE
-from eckart.report.page import read_results, write_page
+from eckart.report.page import training_page
 from eckart.training import DataOptions, Dynamics, TrainResult, TrainSettings, fast_dtype, read_dynamics, train
 from eckart.training.result import RESULT_FILE
 
@@ -94,7 +94,7 @@ def learn(
 
     def finish(finished: Path, result: TrainResult) -> None:
         save_training_figures(result, finished)
-        write_page(read_results([finished], titles=[ADAPTER]), finished / PAGE)
+        (finished / PAGE).write_text(training_page(result, title=ADAPTER), encoding="utf-8")
         write_record(finished, record)
 
     if not all(is_finished(folder, {ADAPTER: record}, force=force)):

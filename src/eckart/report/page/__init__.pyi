@@ -1,5 +1,10 @@
+from .analysis import analysis_page as analysis_page
+from .comparison import comparison_page as comparison_page
+from .extraction import extraction_page as extraction_page
 from .page import FILE as FILE
 from .page import page_html as page_html
 from .page import write_page as write_page
 from .results import Results as Results
 from .results import read_results as read_results
+from .sweep import sweep_page as sweep_page
+from .training import training_page as training_page

@@ -1,17 +1,33 @@
 """The page's data of an analysis: its source, every matrix with its statistics, and the commands."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from eckart.linalg.scaling import exponent_of
 from eckart.operations import Analysis, MatrixAnalysis, Place
 from eckart.report import findings
 from eckart.report.page.numbers import Numbers
+from eckart.report.page.render import Sections, rendered
 from eckart.report.page.spectra import MOST_VALUES, bounds, spectrum_data, values_that_fit
 from eckart.report.page.stops import ENERGIES, ERRORS, rank_stops
 from eckart.report.page.targets import targets_of
 
 STATISTICS = ("spectral_norm", "stable_rank", "effective_rank", "participation_ratio", "numerical_rank")
+
+
+def analysis_page(analysis: Analysis, *, title: str) -> str:
+    """The page of one analysis."""
+    numbers = Numbers()
+    return rendered(analysis_sections({title: analysis}, numbers), numbers, title=title)
+
+
+def analysis_sections(analyses: Mapping[str, Analysis], numbers: Numbers) -> Sections:
+    """The page's view of analyses by their titles, all in one unit of norms."""
+    matrices = [matrix for analysis in analyses.values() for matrix in analysis.matrices]
+    exponent = exponent_of(max((matrix.spectrum.fro_norm for matrix in matrices), default=0.0))
+    return {"analyses": [analysis_data(each, title, numbers, exponent=exponent) for title, each in analyses.items()]}
 
 
 def analysis_data(

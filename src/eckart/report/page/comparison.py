@@ -1,11 +1,35 @@
 """The page's data of comparisons: two adapters or checkpoints, or a merge check."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from eckart.operations.analysis.places import forward_order, places
+from eckart.report.page.numbers import Numbers
+from eckart.report.page.render import Sections, rendered
 from eckart.report.tables.comparison import verdict_sentence
 
+if TYPE_CHECKING:
+    from eckart.operations import Comparison, MergeCheck
+
 NORMS = ("norm_a", "norm_b", "cosine")
+
+
+def comparison_page(result: "Comparison | MergeCheck", *, title: str) -> str:
+    """The page of one comparison, or of one merge check."""
+    return rendered(comparison_sections({title: result.to_json()}), Numbers(), title=title)
+
+
+def comparison_sections(comparisons: Mapping[str, dict[str, Any]]) -> Sections:
+    """The page's view of the contents of `comparison.json` files by their titles.
+
+    Raises:
+        KeyError, TypeError: a field is missing, or has another type.
+    """
+    kinds = {title: each["kind"] for title, each in comparisons.items()}
+    return {
+        "comparisons": [comparison_data(title, it) for title, it in comparisons.items() if kinds[title] != "merge"],
+        "merges": [merge_check_data(title, it) for title, it in comparisons.items() if kinds[title] == "merge"],
+    }
 
 
 def comparison_data(title: str, comparison: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,13 @@
 from typing import Any
 
 from eckart.operations.analysis.places import forward_order, places
+from eckart.report.page.numbers import Numbers
+from eckart.report.page.render import rendered
+
+
+def extraction_page(extraction: dict[str, Any], *, title: str) -> str:
+    """The page of one extraction, from the content of its `extract.json`."""
+    return rendered({"extractions": [extraction_data(title, extraction)]}, Numbers(), title=title)
 
 
 def extraction_data(title: str, extraction: dict[str, Any]) -> dict[str, Any]:

@@ -1,59 +1,35 @@
-"""Rendering the page: results as data, together with styles and scripts, in one HTML file."""
+"""The page of results that were read from folders: every kind side by side, in one HTML file."""
 
-import base64
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from eckart.checkpoint import atomic_file
-from eckart.checkpoint.manifest import FORMAT
-from eckart.errors import FileFormatError, MissingExtraError, SourceError
-from eckart.linalg.scaling import exponent_of
-from eckart.report.page import bundle
-from eckart.report.page.analysis import analysis_data
-from eckart.report.page.comparison import comparison_data, merge_check_data
+from eckart.errors import FileFormatError, SourceError
+from eckart.report.page.analysis import analysis_sections
+from eckart.report.page.comparison import comparison_sections
 from eckart.report.page.extraction import extraction_data
 from eckart.report.page.numbers import Numbers
+from eckart.report.page.render import Sections, rendered
 from eckart.report.page.results import Results
 from eckart.report.page.sweep import sweep_data
 from eckart.report.page.training import training_data
-from eckart.version import __version__
 
 FILE = "report.html"
 
 
 def page_html(results: Results) -> str:
-    """The self-contained page, whose content security policy blocks network access and all other scripts.
+    """The self-contained page of some results; see `rendered`.
 
     Raises:
         SourceError: there is nothing to show.
+        FileFormatError: a result lacks a field that the page shows.
         MissingExtraError: jinja2 is not installed.
     """
     if results.is_empty():
         msg = "there is no result to show"
         raise SourceError(msg)
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ModuleNotFoundError as missing:
-        raise MissingExtraError.for_extra("report", "the report page") from missing  # noqa: EM101
     numbers = Numbers()
-    data = page_data(results, numbers)
-    script = bundle.script()
-    environment = Environment(
-        loader=FileSystemLoader(bundle.HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("page.html.j2").render(
-        title=_title(results),
-        generator=FORMAT,
-        style=bundle.styles(),
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
-        data=as_script(data),
-        numbers=numbers.text(),
-        plotly=bundle.plotly(),
-    )
+    return rendered(sections_of(results, numbers), numbers, title=_title(results))
 
 
 def write_page(results: Results, file: str | Path, *, force: bool = False, inputs: Sequence[Path] = ()) -> Path:
@@ -67,7 +43,7 @@ def write_page(results: Results, file: str | Path, *, force: bool = False, input
 
     Raises:
         OutputError: the file exists and `force` is not given, or cannot be written.
-        SourceError, MissingExtraError: see `page_html`.
+        SourceError, FileFormatError, MissingExtraError: see `page_html`.
     """
     file = Path(file)
     html = page_html(results)
@@ -76,37 +52,23 @@ def write_page(results: Results, file: str | Path, *, force: bool = False, input
     return file
 
 
-def page_data(results: Results, numbers: Numbers) -> dict[str, Any]:
-    """All results as one JSON object; long lists of numbers are added to `numbers`.
+def sections_of(results: Results, numbers: Numbers) -> Sections:
+    """All results as the page shows them; long lists of numbers are added to `numbers`.
 
     Raises:
         FileFormatError: a result lacks a field that the page shows.
     """
-    pairs = results.comparisons
-    matrices = [matrix for analysis in results.analyses.values() for matrix in analysis.matrices]
-    exponent = exponent_of(max((matrix.spectrum.fro_norm for matrix in matrices), default=0.0))
     try:
         return {
-            "version": __version__,
-            "analyses": [
-                analysis_data(analysis, title, numbers, exponent=exponent)
-                for title, analysis in results.analyses.items()
-            ],
+            **analysis_sections(results.analyses, numbers),
             "trainings": [training_data(title, *parts, numbers) for title, parts in results.trainings.items()],
             "sweeps": [sweep_data(title, sweep) for title, sweep in results.sweeps.items()],
             "extractions": [extraction_data(title, each) for title, each in results.extractions.items()],
-            "comparisons": [comparison_data(title, each) for title, each in pairs.items() if each["kind"] != "merge"],
-            "merges": [merge_check_data(title, each) for title, each in pairs.items() if each["kind"] == "merge"],
+            **comparison_sections(results.comparisons),
         }
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as broken:
         msg = f"a result is damaged or of another version ({type(broken).__name__}: {broken}); write it again"
         raise FileFormatError(msg) from broken
-
-
-def as_script(data: Any) -> str:
-    """JSON that is safe inside a script element: it contains no end tag and no comment."""
-    text = json.dumps(data, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _title(results: Results) -> str:

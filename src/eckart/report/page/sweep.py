@@ -1,6 +1,17 @@
 """The page's data of a sweep."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from eckart.report.page.numbers import Numbers
+from eckart.report.page.render import rendered
+
+if TYPE_CHECKING:
+    from eckart.training import Sweep
+
+
+def sweep_page(sweep: "Sweep", *, title: str) -> str:
+    """The page of one sweep."""
+    return rendered({"sweeps": [sweep_data(title, sweep.to_json())]}, Numbers(), title=title)
 
 
 def sweep_data(title: str, sweep: dict[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,16 @@
 """The page's data of a training: its result and settings, its losses, and the growth of every update."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eckart.operations.analysis.places import by_kind, places
 from eckart.report.figures.training import neighbors
 from eckart.report.page.numbers import Numbers
+from eckart.report.page.render import rendered
 from eckart.training.trajectory import LOGGED, Dynamics, LayerDynamics
+
+if TYPE_CHECKING:
+    from eckart.training import TrainResult
 
 MOST_VALUES = 2**18  # singular values of all recorded steps that one page shows
 GROWTH = ("relative_norm", "norm", "A_norm", "B_norm", "effective_rank", "stable_rank")
@@ -33,6 +37,13 @@ SETTINGS = {
     "seed": "Seed",
 }
 NOTHING = float("nan")  # in the block of numbers: undefined at this step
+
+
+def training_page(result: "TrainResult", *, title: str) -> str:
+    """The page of one training."""
+    numbers = Numbers()
+    data = training_data(title, result.to_json(), result.dynamics, numbers)
+    return rendered({"trainings": [data]}, numbers, title=title)
 
 
 def training_data(
