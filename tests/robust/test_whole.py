@@ -15,7 +15,7 @@ from eckart.checkpoint import InputFiles
 from eckart.cli.main import app
 from eckart.operations.merging import restored
 from eckart.report.figures import style
-from eckart.report.page import bundle
+from eckart.report.page import bundle, page_html, read_results
 from eckart.training.sweep_cell import train_here
 
 from .commands import COMMANDS
@@ -52,6 +52,8 @@ READ = RESUMED | {
     "train": "base",
     "sweep": "base",
 }
+
+WITH_PAGE = ("analyze", "analyze adapter", "extract", "compare", "compare merge", "train", "sweep")
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +135,15 @@ def test_a_command_that_ends_while_drawing_or_measuring_leaves_no_output_and_its
     assert repeated.exit_code in DONE, repeated.output
     assert ("resuming: " in repeated.stderr) == (name in RESUMED)
     assert not (names := different(content(name), reference(name))), names
+
+
+@pytest.mark.parametrize(
+    "name", ["analyze", "analyze adapter", "extract", "compare", "compare merge", "train", "sweep"]
+)
+def test_the_page_of_a_command_is_the_page_that_report_makes_of_its_folder(name, inputs) -> None:
+    assert run(name).exit_code == 0
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    assert page == page_html(read_results(["out"]))
 
 
 @pytest.mark.parametrize("name", RESUMED)
