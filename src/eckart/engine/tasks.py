@@ -1,12 +1,13 @@
 """Independent work on many matrices, on several threads, within a memory limit.
 
 One thread per matrix beats all threads on one matrix: decompositions of a few thousand columns do not scale, and there
-are many matrices. Each worker therefore computes single-threaded, unless there is only one worker. One worker does all
-tiny tasks: they run mostly in the interpreter, where two threads only take turns and lose time over it.
+are many matrices. Each worker therefore computes single-threaded, unless there is only one worker. The caller's own
+thread does the tiny tasks: they run mostly in the interpreter, where two threads only take turns and lose time over it.
 """
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -45,48 +46,68 @@ def run_tasks(tasks: Sequence[Task[T]], *, stage: str, execution: Execution) -> 
     tasks and does not wait for those in progress.
     """
     execution.progress.start(stage, sum(task.nbytes for task in tasks), "bytes")
-    pool = _Pool(sorted(tasks, key=lambda task: (_is_tiny(task), -task.memory_bytes)), execution)
+    ordered = sorted(tasks, key=lambda task: -task.memory_bytes)
+    tiny = deque(task for task in ordered if task.nbytes < TINY_BYTES)
+    shared = min(execution.worker_count(), len(tasks)) > 1
+    pool = _Pool([task for task in ordered if task.nbytes >= TINY_BYTES], execution, shared=shared)
     try:
         for _ in tasks:
-            task, result, error = pool.next_result()
-            if error is not None:
-                pool.stop(wait=True)
-                raise error
+            task, result = pool.next_result(wait=not tiny) or _done(tiny.popleft())
             execution.progress.update(task.nbytes, task.name)
             yield task, result
+    except Exception:
+        pool.stop(wait=True)
+        raise
     finally:
         pool.stop(wait=False)
         execution.progress.finish()
 
 
-class _Pool(Generic[T]):
-    """Threads that take tasks in order; daemon threads, so an interrupted program does not wait for them."""
+def _done(task: Task[T]) -> tuple[Task[T], T]:
+    return task, task.call()
 
-    def __init__(self, tasks: Sequence[Task[T]], execution: Execution) -> None:
+
+class _Pool(Generic[T]):
+    """Threads that take tasks in order; daemon threads, so an interrupted program does not wait for them.
+
+    Where tasks have `shared` cores, each computes on one.
+    """
+
+    def __init__(self, tasks: Sequence[Task[T]], execution: Execution, *, shared: bool) -> None:
         self._waiting = list(reversed(tasks))
         self._used_bytes = 0
-        self._tiny_worker: int | None = None
         self._limit = execution.memory_bytes
         self._condition = threading.Condition()
-        self._done: queue.SimpleQueue = queue.SimpleQueue()
+        self._finished: queue.SimpleQueue[tuple[Task[T], T] | BaseException] = queue.SimpleQueue()
         import torch
 
         self._threads_before = torch.get_num_threads()
-        count = min(execution.worker_count(), max(len(tasks), 1))
-        threads = 1 if count > 1 else self._threads_before
-        # torch's number of threads is set on each worker; that of NumPy's BLAS applies to the process.
-        self._numpy_threads = threadpool_limits(limits=1 if count > 1 else None, user_api="blas")
+        threads = 1 if shared else self._threads_before
+        # torch's number of threads is set on each worker and on this one; that of NumPy's BLAS applies to the process.
+        torch.set_num_threads(threads)
+        self._numpy_threads = threadpool_limits(limits=1 if shared else None, user_api="blas")
+        count = min(execution.worker_count(), len(tasks))
         self._workers = [threading.Thread(target=self._work, args=(threads,), daemon=True) for _ in range(count)]
         for worker in self._workers:
             worker.start()
 
-    def next_result(self) -> tuple[Task[T], T, BaseException | None]:
-        """Wait for a task to finish; with a timeout, because Ctrl-C does not interrupt an endless wait on Windows."""
+    def next_result(self, *, wait: bool) -> tuple[Task[T], T] | None:
+        """A task that finished, and its result; None if there is none yet and the caller does not `wait`.
+
+        Raises:
+            BaseException: what the task raised.
+        """
         while True:
             try:
-                return self._done.get(timeout=0.2)
+                # With a timeout, because Ctrl-C does not interrupt an endless wait on Windows.
+                finished = self._finished.get(wait, timeout=0.2)
             except queue.Empty:
+                if not wait:
+                    return None
                 continue
+            if isinstance(finished, BaseException):
+                raise finished
+            return finished
 
     def stop(self, *, wait: bool) -> None:
         """Start no further tasks."""
@@ -107,29 +128,21 @@ class _Pool(Generic[T]):
         torch.set_num_threads(threads)
         while (task := self._take()) is not None:
             try:
-                self._done.put((task, task.call(), None))
+                self._finished.put(_done(task))
             except BaseException as error:
-                self._done.put((task, None, error))
+                self._finished.put(error)
             with self._condition:
                 self._used_bytes -= task.memory_bytes
                 self._condition.notify_all()
 
     def _take(self) -> Task[T] | None:
-        """The next task that fits in memory, or None when there is none left for this worker."""
-        worker = threading.get_ident()
+        """The next task that fits in memory, or None when there is none left."""
         with self._condition:
-            while self._waiting and not (_is_tiny(self._waiting[-1]) and self._tiny_worker not in (None, worker)):
+            while self._waiting:
                 for index in range(len(self._waiting) - 1, -1, -1):
-                    needed, tiny = self._waiting[index].memory_bytes, _is_tiny(self._waiting[index])
-                    if tiny and self._tiny_worker not in (None, worker):
-                        break  # those that follow are tiny too
+                    needed = self._waiting[index].memory_bytes
                     if self._used_bytes == 0 or self._used_bytes + needed <= self._limit:
                         self._used_bytes += needed
-                        self._tiny_worker = worker if tiny else self._tiny_worker
                         return self._waiting.pop(index)
                 self._condition.wait()
             return None
-
-
-def _is_tiny(task: Task[T]) -> bool:
-    return task.nbytes < TINY_BYTES

@@ -69,7 +69,10 @@ class InMemory:
         """The matrix in blocks of at most `SLAB_BYTES`, or in one if no upcast will copy it."""
         rows, columns = self.shape
         copied = self.weight.dtype not in (torch.float32, torch.float64)
-        yield from self.weight.split(rows_per_slab(columns) if copied else max(rows, 1))
+        if not copied or rows <= rows_per_slab(columns):
+            yield self.weight
+        else:
+            yield from self.weight.split(rows_per_slab(columns))
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,8 @@ def materialize(matrix: RowSlabs) -> Tensor:
     dense = torch.empty(matrix.shape, dtype=compute_dtype(matrix), device=matrix.device)
     start = 0
     for slab in matrix.slabs():
+        if len(slab) == len(dense):
+            return slab.to(dense)
         dense[start : start + len(slab)] = slab
         start += len(slab)
     return dense

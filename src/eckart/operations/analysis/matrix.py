@@ -66,19 +66,30 @@ class MatrixAnalysis:
         return numbers | {f"rank_for_error_{error}": spectrum.rank_for_error(error) for error in ERRORS}
 
     def to_json(self) -> dict[str, Any]:
-        """The entry of `analysis.json`; an interval is `{"lower": a, "upper": b}`.
+        """The entry of `analysis.json`: the statistics, and what they follow from; an interval is `{"lower", "upper"}`."""
+        numbers = {key: _number_to_json(number) for key, number in self.statistics().items()}
+        shares = {
+            rule: {str(share): numbers.pop(f"{rule}_{share}") for share in shares}
+            for rule, shares in (("rank_for_energy", ENERGIES), ("rank_for_error", ERRORS))
+        }
+        facts = self.facts()
+        first = {key: facts.pop(key) for key in ("name", "shape", "dtype")}
+        return first | numbers | shares | facts
+
+    def facts(self) -> dict[str, Any]:
+        """The part of the entry that `from_json` reads, and everything else follows from.
 
         A partial spectrum adds `tail`, the certified limits that its bounds are derived from.
         """
-        numbers = {key: _number_to_json(number) for key, number in self.statistics().items()}
-        entry: dict[str, Any] = {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
-        entry |= {key: number for key, number in numbers.items() if not key.startswith("rank_for_")}
-        for rule, shares in (("rank_for_energy", ENERGIES), ("rank_for_error", ERRORS)):
-            entry[rule] = {str(share): numbers[f"{rule}_{share}"] for share in shares}
-        noise = self.noise and {key: _number_to_json(value) for key, value in vars(self.noise).items()}
-        entry["noise"] = noise
-        entry["complete"] = self.spectrum.complete
-        entry["singular_values"] = self.spectrum.singular_values.tolist()
+        entry: dict[str, Any] = {
+            "name": self.name,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "fro_norm": _number_to_json(self.spectrum.fro_norm),
+            "noise": self.noise and {key: _number_to_json(value) for key, value in vars(self.noise).items()},
+            "complete": self.spectrum.complete,
+            "singular_values": self.spectrum.singular_values.tolist(),
+        }
         tail = self.spectrum.tail
         if tail is not None:
             entry["tail"] = asdict(tail) | {"energy_upper": tail.energy_upper.tolist()}
@@ -86,7 +97,7 @@ class MatrixAnalysis:
 
     @staticmethod
     def from_json(entry: dict[str, Any]) -> MatrixAnalysis:
-        """The matrix of an entry written by `to_json`; its statistics are recomputed from the singular values.
+        """The matrix of an entry written by `to_json` or `facts`; its statistics are recomputed when they are asked for.
 
         Raises:
             KeyError, TypeError, ValueError: the entry is malformed.

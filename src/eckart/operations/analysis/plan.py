@@ -28,7 +28,7 @@ class AnalysisPlan:
     Attributes:
         kind, source, base: as in the `Analysis`.
         matches: the matrices to analyse.
-        tasks: one per matrix, in the order of the files; each returns its entry of `analysis.json`.
+        tasks: one per matrix, in the order of the files; each returns the `facts` of its `MatrixAnalysis`.
         skipped: every other tensor, and why.
         fingerprint: a digest of everything that the numbers depend on besides the name of the matrix.
         inputs: files that are read, which no output may replace.
@@ -147,7 +147,7 @@ def _adapter_task(name: str, adapter: Adapter, layer: LayerOutline) -> Task[Reco
         from eckart.operations.rank_change import low_rank_of  # imports torch
 
         update = low_rank_of(name, adapter[name])
-        return Record(MatrixAnalysis(name, update.shape, layer.lora_A.dtype.name, update.spectrum()).to_json())
+        return Record(MatrixAnalysis(name, update.shape, layer.lora_A.dtype.name, update.spectrum()).facts())
 
     nbytes = layer.lora_A.nbytes + layer.lora_B.nbytes
     return Task(name, nbytes, 8 * nbytes, analyze)

@@ -32,7 +32,7 @@ def matrix_task(
     memory = 2 * min(4 * entries, RESIDENT_BYTES) + 3 * 8 * min(side, FULL_SIDE) ** 2 + 4 * SLAB_BYTES
 
     def analyze() -> Record:
-        return Record(_analyzed(tuned, base, view, full=full, execution=execution).to_json())
+        return Record(_analyzed(tuned, base, view, full=full, execution=execution).facts())
 
     return Task(view.name, read, memory, analyze)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from typing import Generic, Literal, TypeVar
 
@@ -75,17 +76,27 @@ class Grid(Generic[M]):
             table.add_column("shape", no_wrap=True)
         for column in columns:
             table.add_column(column.heading, justify="right", no_wrap=True)
-        names = shown_names((matrix.name for matrix in self.matrices), most=LONGEST_NAME)
-        rows = by_kind(self.matrices) if summarized else {names[matrix.name]: [matrix] for matrix in self.matrices}
-        for label, members in rows.items():
-            shapes = {shape_text(matrix.shape) for matrix in members}
-            cells = [str(len(members))] if summarized else []
-            cells += [shapes.pop() if len(shapes) == 1 else "several"] if shape else []
-            cells += [
-                _cell([column.read(matrix) for matrix in members], column.form, ranges=ranges) for column in columns
-            ]
+        for label, count_of_all, shape_of_all, numbers in self._rows:
+            cells = [str(count_of_all)] if summarized else []
+            cells += [shape_of_all] if shape else []
+            cells += [_cell(each, column.form, ranges=ranges) for each, column in zip(numbers, columns, strict=False)]
             table.add_row(label, *cells)
         return table
+
+    @cached_property
+    def _rows(self) -> list[tuple[str, int, str, list[list[Number]]]]:
+        """Of each matrix or kind its label, how many matrices it has, their shape, and their numbers by column."""
+        if is_summarized(self.matrices):
+            members = by_kind(self.matrices)
+        else:
+            names = shown_names((matrix.name for matrix in self.matrices), most=LONGEST_NAME)
+            members = {names[matrix.name]: [matrix] for matrix in self.matrices}
+        rows = []
+        for label, matrices in members.items():
+            shapes = {shape_text(matrix.shape) for matrix in matrices}
+            numbers = [[column.read(matrix) for matrix in matrices] for column in self.columns]
+            rows.append((label, len(matrices), shapes.pop() if len(shapes) == 1 else "several", numbers))
+        return rows
 
 
 def grid(matrices: Sequence[M], columns: Sequence[Column[M]]) -> Grid[M]:
