@@ -84,8 +84,8 @@ class _Pool(Generic[T]):
         self._threads_before = torch.get_num_threads()
         threads = 1 if shared else self._threads_before
         # torch's number of threads is set on each worker and on this one; that of NumPy's BLAS applies to the process.
-        torch.set_num_threads(threads)
         self._numpy_threads = threadpool_limits(limits=1 if shared else None, user_api="blas")
+        torch.set_num_threads(threads)
         count = min(execution.worker_count(), len(tasks))
         self._workers = [threading.Thread(target=self._work, args=(threads,), daemon=True) for _ in range(count)]
         for worker in self._workers:
@@ -119,8 +119,8 @@ class _Pool(Generic[T]):
         if wait:
             for worker in self._workers:
                 worker.join()
-        torch.set_num_threads(self._threads_before)
         self._numpy_threads.restore_original_limits()
+        torch.set_num_threads(self._threads_before)
 
     def _work(self, threads: int) -> None:
         import torch
