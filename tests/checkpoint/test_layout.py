@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from torch import nn
 
 from eckart.checkpoint import layout, open_checkpoint, select
+from eckart.checkpoint.layouts import expert_views
 
 
 def kind_of(module: nn.Module) -> str | None:
@@ -186,7 +187,18 @@ def test_all_linear_is_what_peft_takes(name, tiny_model, tiny_folder) -> None:
     assert {view.module for view in taken} == expected
 
 
-def test_a_layout_goes_through_the_tensors_as_often_for_many_matrices_as_for_few() -> None:
+MANY_MATRICES = {
+    "square": lambda n: {f"blocks.{n}.mix.weight": torch.ones(4, 4)},
+    "square experts of one owner": lambda n: {f"block.experts.w{n}": torch.ones(2, 4, 4)},
+    "square experts of many sizes": lambda n: {f"block.experts.w{n}": torch.ones(2, n + 1, n + 1)},
+    "experts of owners of their own": lambda n: {
+        f"blocks.{n}.experts.{name}": torch.ones(2, 4, columns) for name, columns in (("up", 4), ("down", 6))
+    },
+}
+
+
+@pytest.mark.parametrize("tensors", MANY_MATRICES.values(), ids=MANY_MATRICES)
+def test_a_layout_goes_through_the_tensors_as_often_for_many_matrices_as_for_few(tensors) -> None:
     class Counting(dict):
         passes = 0
 
@@ -194,11 +206,17 @@ def test_a_layout_goes_through_the_tensors_as_often_for_many_matrices_as_for_few
             Counting.passes += 1
             return super().items()
 
+        def values(self):
+            Counting.passes += 1
+            return super().values()
+
     counts = []
     for number in (4, 40):
-        checkpoint = open_checkpoint({f"blocks.{n}.mix.weight": torch.ones(4, 4) for n in range(number)})
+        checkpoint = open_checkpoint({name: each for n in range(number) for name, each in tensors(n).items()})
         checkpoint.tensors = Counting(checkpoint.tensors)
         Counting.passes = 0
-        assert len(layout(checkpoint).matrices) == number
+        assert len(layout(checkpoint).matrices) >= number
+        stacks = [name for name, info in checkpoint.tensors.items() if len(info.shape) == 3]
+        assert len(expert_views(checkpoint, stacks)) == 2 * len(stacks)
         counts.append(Counting.passes)
     assert counts[0] == counts[1]

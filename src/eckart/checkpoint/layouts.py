@@ -1,5 +1,6 @@
 """Which tensors of a checkpoint are matrices, from headers alone, and why the others are skipped."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
@@ -10,10 +11,8 @@ from eckart.checkpoint.encodings.undecoded import undecoded
 from eckart.checkpoint.naming import is_embedding
 from eckart.checkpoint.orientation import (
     CONV1D_MODULES,
-    conv1d_evidence,
-    has_conv1d_modules,
+    Orientations,
     is_expert,
-    orientation,
     outputs_by_bias,
 )
 from eckart.result import Skipped
@@ -75,26 +74,24 @@ def layout(checkpoint: Checkpoint) -> Layout:
     for absent, stored in checkpoint.tied.items():
         sharing.setdefault(stored, []).append(module_of(absent))
     result = Layout([], [])
-    evidence = conv1d_evidence(checkpoint)
-    has_conv1d = has_conv1d_modules(checkpoint, evidence)
+    orientations = Orientations(checkpoint)
     quantized = undecoded(checkpoint)
     for name, info in checkpoint.tensors.items():
         reason = quantized.get(name) or _reason_to_leave(info, checkpoint)
         if reason:
             result.skipped.append(Skipped(name, reason))
             continue
-        kind = _kind(info, checkpoint, has_conv1d=has_conv1d)
-        oriented = orientation(info, kind, checkpoint, evidence)
-        result.matrices.extend(_views(info, kind, oriented, tuple(sharing.get(name, ()))))
+        kind = _kind(info, checkpoint, has_conv1d=orientations.has_conv1d)
+        result.matrices.extend(_views(info, kind, orientations.of(info, kind), tuple(sharing.get(name, ()))))
     return result
 
 
-def expert_views(checkpoint: Checkpoint, tensor: str) -> list[MatrixView]:
-    """The matrices of a 3-D tensor that stacks one for each expert, whatever its name; [] if it is no such tensor."""
-    info = checkpoint.tensors[tensor]
-    if len(info.shape) != 3 or not info.dtype.is_floating_point:
-        return []
-    return _views(info, "expert", orientation(info, "expert", checkpoint), ())
+def expert_views(checkpoint: Checkpoint, names: Iterable[str]) -> list[MatrixView]:
+    """The matrices of those tensors that are 3-D and stack one for each expert, whatever their names."""
+    orientations = Orientations(checkpoint)
+    infos = (checkpoint.tensors[name] for name in names)
+    stacks = [info for info in infos if len(info.shape) == 3 and info.dtype.is_floating_point]
+    return [view for info in stacks for view in _views(info, "expert", orientations.of(info, "expert"), ())]
 
 
 def module_of(tensor: str) -> str:
@@ -111,7 +108,7 @@ def is_buffer(info: TensorInfo) -> bool:
 
 def conv1d_tensors(checkpoint: Checkpoint) -> set[str]:
     """Tensors whose module is GPT-2's Conv1D, recognized by name, so that it also works on quantized weights."""
-    if not has_conv1d_modules(checkpoint):
+    if not Orientations(checkpoint).has_conv1d:
         return set()
     return {
         name

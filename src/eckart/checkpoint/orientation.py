@@ -1,7 +1,7 @@
 """Which way a matrix is stored, (out, in) or (in, out): from shapes and the model type, or unknown."""
 
 from collections.abc import Collection, Mapping
-from functools import lru_cache
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -29,49 +29,81 @@ def model_types(config: Mapping[str, Any]) -> set[str]:
     return {part["model_type"] for part in parts if isinstance(part.get("model_type"), str)}
 
 
-def orientation(
-    info: TensorInfo, kind: str, checkpoint: Checkpoint, evidence: Collection[bool] = ()
-) -> tuple[bool, bool | None]:
-    """Whether a tensor's matrices are stored (in, out), and whether a PEFT adapter's factors are swapped on them.
+class Orientations:
+    """Which way the tensors of one checkpoint are stored. What they say together is found once, not for each tensor."""
 
-    Args:
-        info: the tensor.
-        kind: its kind.
-        checkpoint: where it is.
-        evidence: `conv1d_evidence` of the checkpoint, found once for all of its tensors.
-    """
-    if kind == "expert":
-        transposed = _expert_is_transposed(info, checkpoint)
-        types = model_types(checkpoint.config)
-        if transposed and types.isdisjoint(_TRANSPOSED_EXPERTS):
-            return True, None
-        return bool(transposed), transposed and types.isdisjoint(_UNMARKED_EXPERTS)
-    is_square = len(info.shape) == 2 and info.shape[0] == info.shape[1]
-    if kind == "linear" and is_square and not (evidence or _is_surely_linear(info, checkpoint)):
-        return False, None
-    return kind == "conv1d", kind == "conv1d"
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._types = model_types(checkpoint.config)
 
+    def of(self, info: TensorInfo, kind: str) -> tuple[bool, bool | None]:
+        """Whether a tensor's matrices are stored (in, out), and whether a PEFT adapter's factors are swapped there."""
+        if kind == "expert":
+            transposed = self._expert_is_transposed(info)
+            if transposed and self._types.isdisjoint(_TRANSPOSED_EXPERTS):
+                return True, None
+            return bool(transposed), transposed and self._types.isdisjoint(_UNMARKED_EXPERTS)
+        is_square = len(info.shape) == 2 and info.shape[0] == info.shape[1]
+        if kind == "linear" and is_square and not (self._conv1d_signs or self._is_surely_linear(info)):
+            return False, None
+        return kind == "conv1d", kind == "conv1d"
 
-def has_conv1d_modules(checkpoint: Checkpoint, evidence: Collection[bool] | None = None) -> bool:
-    """Whether c_attn and its like are stored (in, out). nanoGPT has the same names with plain Linear."""
-    types = model_types(checkpoint.config)
-    return not types.isdisjoint(_CONV1D_MODELS) or any(conv1d_evidence(checkpoint) if evidence is None else evidence)
+    @cached_property
+    def has_conv1d(self) -> bool:
+        """Whether c_attn and its like are stored (in, out). nanoGPT has the same names with plain Linear."""
+        return not self._types.isdisjoint(_CONV1D_MODELS) or any(self._conv1d_signs)
 
+    @cached_property
+    def _conv1d_signs(self) -> list[bool]:
+        """What the shapes of modules named like GPT-2's say of each: whether it is stored (in, out)."""
+        found = []
+        for name, info in self._checkpoint.tensors.items():
+            module, _, leaf = name.rpartition(".")
+            last = module.rpartition(".")[2]
+            if last not in CONV1D_MODULES or leaf != "weight" or len(info.shape) != 2 or info.shape[0] == info.shape[1]:
+                continue
+            rows, columns = info.shape
+            if outputs := outputs_by_bias(info, self._checkpoint):
+                found.append(outputs == "columns")
+            elif last == "c_attn" and 3 in (rows / columns, columns / rows):
+                found.append(rows < columns)
+        return found
 
-def conv1d_evidence(checkpoint: Checkpoint) -> list[bool]:
-    """What the shapes of modules named like GPT-2's say of each: whether it is stored (in, out)."""
-    found = []
-    for name, info in checkpoint.tensors.items():
-        module, _, leaf = name.rpartition(".")
-        last = module.rpartition(".")[2]
-        if last not in CONV1D_MODULES or leaf != "weight" or len(info.shape) != 2 or info.shape[0] == info.shape[1]:
-            continue
-        rows, columns = info.shape
-        if outputs := outputs_by_bias(info, checkpoint):
-            found.append(outputs == "columns")
-        elif last == "c_attn" and 3 in (rows / columns, columns / rows):
-            found.append(rows < columns)
-    return found
+    def _is_surely_linear(self, info: TensorInfo) -> bool:
+        """Whether a square matrix is an nn.Linear's beyond doubt: by its module or the model type."""
+        return info.name.removesuffix(".weight") in self._checkpoint.kinds or self._is_in_transformers
+
+    @cached_property
+    def _is_in_transformers(self) -> bool:
+        """Whether transformers, which is not imported, has a model of a type of the config."""
+        folder = transformers_folder()
+        models = {each.name for each in (folder / "models").iterdir() if each.is_dir()} if folder else set()
+        return not models.isdisjoint(each.replace("-", "_") for each in self._types)
+
+    def _expert_is_transposed(self, info: TensorInfo) -> bool | None:
+        """Whether experts are stored (expert, in, out), by hidden size, model type and siblings; None if undecided."""
+        config = self._checkpoint.config
+        text = config.get("text_config")
+        hidden = {config.get("hidden_size"), text.get("hidden_size") if isinstance(text, dict) else None}
+        by_size = _transposed_by_size(info, hidden)
+        if by_size is not None:
+            return by_size
+        if not self._types.isdisjoint(_TRANSPOSED_EXPERTS):
+            return True
+        if info.shape[1] != info.shape[2]:
+            return False
+        answers = self._expert_signs.get((_owner(info), info.shape[1]), set())
+        return next(iter(answers)) if len(answers) == 1 else None
+
+    @cached_property
+    def _expert_signs(self) -> dict[tuple[str, int], set[bool]]:
+        """Owner and hidden size -> whether the owner's experts of other sizes would be transposed with that size."""
+        signs: dict[tuple[str, int], set[bool]] = {}
+        for info in filter(is_expert, self._checkpoint.tensors.values()):
+            for size in info.shape[1:]:
+                if (sign := _transposed_by_size(info, {size})) is not None:
+                    signs.setdefault((_owner(info), size), set()).add(sign)
+        return signs
 
 
 def outputs_by_bias(info: TensorInfo, checkpoint: Checkpoint) -> Literal["rows", "columns"] | None:
@@ -83,42 +115,15 @@ def outputs_by_bias(info: TensorInfo, checkpoint: Checkpoint) -> Literal["rows",
     return "rows" if bias.shape == (rows,) else "columns" if bias.shape == (columns,) else None
 
 
-def _is_surely_linear(info: TensorInfo, checkpoint: Checkpoint) -> bool:
-    """Whether a square matrix is an nn.Linear's beyond doubt: by its module or the model type."""
-    types = model_types(checkpoint.config)
-    return info.name.removesuffix(".weight") in checkpoint.kinds or any(map(_is_in_transformers, types))
-
-
-@lru_cache
-def _is_in_transformers(model_type: str) -> bool:
-    """Whether transformers, which is not imported, has a model of this type."""
-    folder = transformers_folder()
-    return folder is not None and (folder / "models" / model_type.replace("-", "_")).is_dir()
-
-
 def transformers_folder() -> Path | None:
     """Where transformers is installed; it is not imported, which takes seconds."""
     spec = find_spec("transformers")
     return Path(spec.origin).parent if spec and spec.origin else None
 
 
-def _expert_is_transposed(info: TensorInfo, checkpoint: Checkpoint) -> bool | None:
-    """Whether experts are stored (expert, in, out), by the hidden size and the model type; None if nothing decides."""
-    config = checkpoint.config
-    text = config.get("text_config")
-    hidden = {config.get("hidden_size"), text.get("hidden_size") if isinstance(text, dict) else None}
-    by_size = _transposed_by_size(info, hidden)
-    if by_size is not None:
-        return by_size
-    types = model_types(config)
-    if not types.isdisjoint(_TRANSPOSED_EXPERTS):
-        return True
-    if info.shape[1] != info.shape[2]:
-        return False
-    owner = info.name.rpartition(".")[0]
-    siblings = [other for name, other in checkpoint.tensors.items() if name.rpartition(".")[0] == owner]
-    answers = {_transposed_by_size(other, {info.shape[1]}) for other in siblings if is_expert(other)} - {None}
-    return answers.pop() if len(answers) == 1 else None
+def _owner(info: TensorInfo) -> str:
+    """The module that a tensor belongs to."""
+    return info.name.rpartition(".")[0]
 
 
 def _transposed_by_size(info: TensorInfo, hidden: Collection[Any]) -> bool | None:

@@ -149,7 +149,7 @@ def find_places(base: Checkpoint, adapters: Sequence[AdapterOutline]) -> Places:
 def _stacked_views(adapter: AdapterOutline, base: Checkpoint, views: Mapping[str, MatrixView]) -> dict[str, MatrixView]:
     """Matrices of 3-D tensors that only an adapter's `target_parameters` show to be those of experts."""
     stacked = {expert[0] for name in adapter if name not in views and (expert := expert_of(name))}
-    return {view.name: view for name in stacked & base.tensors.keys() for view in expert_views(base, name)}
+    return {view.name: view for view in expert_views(base, stacked & base.tensors.keys())}
 
 
 def _place_layers(
