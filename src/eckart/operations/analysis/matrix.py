@@ -66,7 +66,7 @@ class MatrixAnalysis:
         return numbers | {f"rank_for_error_{error}": spectrum.rank_for_error(error) for error in ERRORS}
 
     def to_json(self) -> dict[str, Any]:
-        """The entry of `analysis.json`: the statistics, and what they follow from; an interval is `{"lower", "upper"}`."""
+        """The entry of `analysis.json`: statistics, and what they follow from; an interval is `{"lower", "upper"}`."""
         numbers = {key: _number_to_json(number) for key, number in self.statistics().items()}
         shares = {
             rule: {str(share): numbers.pop(f"{rule}_{share}") for share in shares}
@@ -97,7 +97,7 @@ class MatrixAnalysis:
 
     @staticmethod
     def from_json(entry: dict[str, Any]) -> MatrixAnalysis:
-        """The matrix of an entry written by `to_json` or `facts`; its statistics are recomputed when they are asked for.
+        """The matrix of an entry written by `to_json` or `facts`; its statistics are computed when asked for.
 
         Raises:
             KeyError, TypeError, ValueError: the entry is malformed.
