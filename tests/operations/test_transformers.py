@@ -22,7 +22,7 @@ LLAMA4 = SIZES | {
     "num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 48, "interleave_moe_layer_step": 1,
 }  # fmt: skip
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 96, "n_positions": 64}
-VOCABULARY = ["embed_tokens", "lm_head"]
+VOCABULARY, NEW = ["embed_tokens", "lm_head"], [96, 97, 98, 99]
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 # Name: model type, its config, the adapter's config.
 CASES = {
@@ -180,6 +180,9 @@ GROWN = {
     "tied": (True, {"target_modules": ["q_proj"]}),
     "saved": (False, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
     "adapted": (False, {"target_modules": ["embed_tokens", "lm_head"]}),
+    "some rows": (False, {"target_modules": ["q_proj"], "trainable_token_indices": [5, 97]}),
+    "rows of both": (False, {"target_modules": ["q_proj"], "trainable_token_indices": dict.fromkeys(VOCABULARY, NEW)}),
+    "tied rows": (True, {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": NEW}}),
 }
 # Name: class of the base, class of the adapted model, model type, its config, the adapter's config.
 HEADS = {
@@ -278,8 +281,8 @@ def test_the_orientation_of_a_square_matrix_comes_from_its_like_or_the_merge_is_
     assert_same_weights(found, {name: expected[name] for name in kept})
 
 
-def logits(model):
-    ids = torch.arange(3, 19).view(2, 8)
+def logits(model, more_tokens=()):
+    ids = torch.tensor([*range(3, 19), *more_tokens]).view(2, -1)
     more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     with torch.no_grad():
         return model(input_ids=ids, **more).logits
@@ -334,26 +337,40 @@ def test_what_is_not_a_plain_update_survives_resize_and_combine_for_peft(case, t
         assert_same_weights(found, expected)
 
 
-def grown_adapter(tmp_path, case):
+def grown_adapter(tmp_path, case, **saving):
     """A base, and an adapter of it with four more tokens and a tokenizer; the adapted model."""
     tied, options = GROWN[case]
     model = base_model(tmp_path / "base", "llama", SIZES | {"tie_word_embeddings": tied})
     (tmp_path / "base/tokenizer.json").write_text("{}")
     model.resize_token_embeddings(100, mean_resizing=False)
     model = adapted(model, tmp_path / "adapter", **options)
+    model.save_pretrained(tmp_path / "adapter", **saving)
     (tmp_path / "adapter/tokenizer.json").write_text('{"added_tokens": []}')
     return model
 
 
-@pytest.mark.parametrize("case", GROWN)
-def test_a_larger_vocabulary_is_merged_with_its_size_and_tokenizer(case, tmp_path):
-    model = grown_adapter(tmp_path, case)
+@pytest.mark.parametrize(
+    ("case", "saving"),
+    [*((case, "auto") for case in GROWN), ("rows of both", False), ("tied rows", False)],
+)
+def test_a_larger_vocabulary_is_merged_and_rewritten_with_its_size_and_tokenizer(case, saving, tmp_path):
+    from peft import PeftModel
+
+    model = grown_adapter(tmp_path, case, save_embedding_layers=saving)
     merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
-    expected = model.merge_and_unload()
-    merged = type(expected).from_pretrained(tmp_path / "merged")
+    computed, expected = logits(model, NEW), model.merge_and_unload()
+    merged = type(expected).from_pretrained(tmp_path / "merged").eval()
     assert_same_weights(merged.state_dict(), expected.state_dict())
+    torch.testing.assert_close(logits(merged, NEW), computed, rtol=0, atol=2e-5 * float(computed.abs().max()))
     assert merged.config.vocab_size == 100
     assert (tmp_path / "merged/tokenizer.json").read_text() == '{"added_tokens": []}'
+    resize(tmp_path / "adapter", rank=4, output=tmp_path / "resized")
+    combine([tmp_path / "adapter", tmp_path / "resized"], weights=[0.25, 0.75], output=tmp_path / "combined")
+    for folder in ("resized", "combined"):
+        grown = type(expected).from_pretrained(tmp_path / "base")
+        grown.resize_token_embeddings(100, mean_resizing=False)
+        again = PeftModel.from_pretrained(grown, tmp_path / folder).eval()
+        torch.testing.assert_close(logits(again, NEW), computed, rtol=0, atol=2e-5 * float(computed.abs().max()))
 
 
 @pytest.mark.parametrize(

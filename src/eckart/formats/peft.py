@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from eckart.adapter.adapter import Adapter, AdapterLayer, on_meta, with_tensors
 from eckart.adapter.deferred import Deferred
 from eckart.adapter.outline import LayerKind, LayerOutline, TensorOutline
-from eckart.checkpoint import TensorSpec, atomic_directory, open_checkpoint, write_tensors
+from eckart.checkpoint import Checkpoint, TensorSpec, atomic_directory, open_checkpoint, write_tensors
 from eckart.checkpoint.links import refuse_links
 from eckart.checkpoint.output import Kind
 from eckart.checkpoint.pickled import pickled_fault
@@ -22,6 +22,7 @@ from eckart.formats.peft_config import CONFIG, PeftConfig, config_of, read_confi
 from eckart.formats.peft_experts import Stack, expert_of, parameters_of, stack_of, stacks_of, wrapper_names
 from eckart.formats.peft_keys import PREFIX, module_names
 from eckart.formats.peft_scales import common_alpha, folded, with_alpha
+from eckart.formats.peft_tokens import embedding_of, is_token_rows, tokens_of, with_rows
 from eckart.formats.stored import folder_kind, outline, read_finite
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def read(path: Path) -> Adapter:
                 outlines[module] = _outline(module, tensors, config)
         except ValueError as fault:
             faults.append(f"{module}: {fault}")
+    modules_to_save = _saved_tensors(saved, stored, config, faults)
     if faults or not outlines:
         msg = f"{path}: config and tensors do not form an adapter"
         raise FileFormatError.listing(msg, faults or ["no LoRA tensors"])
@@ -100,15 +102,39 @@ def read(path: Path) -> Adapter:
 
     return Adapter(
         Deferred(outlines, read_layer),
-        Deferred(
-            {name: outline(stored, stored_name) for name, stored_name in saved.items()},
-            lambda name: read_finite(stored, saved[name]),
-        ),
+        modules_to_save,
         config.base_model_name_or_path,
         config.task_type,
         dict(config.model_extra or {}),
         files=(path / CONFIG, *stored.files),
     )
+
+
+def _saved_tensors(
+    saved: Mapping[str, str], stored: Checkpoint, config: PeftConfig, faults: list[str]
+) -> "Deferred[Tensor, TensorOutline]":
+    """The tensors that a file saves in full, by name in the model; adds to `faults` what does not fit.
+
+    With a new vocabulary, PEFT writes an embedding in full and its trained rows once more: here they are one tensor.
+    """
+    outlines = {name: outline(stored, stored_name) for name, stored_name in saved.items()}
+    rows = {embedding_of(name): name for name in saved if is_token_rows(name) and embedding_of(name) in saved}
+    tokens: dict[str, list[int]] = {}
+    for name, of_rows in rows.items():
+        part = outlines.pop(of_rows)
+        try:
+            tokens[name] = tokens_of(of_rows, config.model_extra or {}, part)
+        except ValueError as fault:
+            faults.append(str(fault))
+            continue
+        if part.shape[1:] != outlines[name].shape[1:] or max(tokens[name]) >= len(outlines[name]):
+            faults.append(f"{of_rows}: its shape is {part.shape}, that of the complete tensor {outlines[name].shape}")
+
+    def read(name: str) -> "Tensor":
+        tensor = read_finite(stored, saved[name])
+        return with_rows(tensor, read_finite(stored, saved[rows[name]]), tokens[name]) if name in rows else tensor
+
+    return Deferred(outlines, read)
 
 
 def _weights_in(folder: Path) -> Path:

@@ -20,7 +20,7 @@ from eckart.checkpoint.json_files import read_json_object
 from eckart.errors import FileFormatError, MismatchError
 from eckart.formats.attention_modules import OUT_PROJ
 from eckart.formats.peft_patterns import NamePatterns, RegexBudget
-from eckart.formats.peft_tokens import is_token_rows
+from eckart.formats.peft_tokens import FIELD, is_token_rows, tokens_field
 
 CONFIG = "adapter_config.json"
 _MAX_CONFIG_BYTES = 16 * 2**20
@@ -225,13 +225,14 @@ def config_of(adapter: AdapterOutline) -> dict[str, Any]:
         "use_rslora": rslora,
         "use_dora": layers[0].magnitude is not None,
         "lora_bias": any(layer.bias is not None for layer in layers),
+        **tokens_field(adapter.config, adapter.modules_to_save),
     }
     return config | {name: value for name, value in optional.items() if value}
 
 
 def _is_kept(field: str, value: Any) -> bool:
     """Whether a written config repeats a field of the source's; experts are always written in PEFT's order."""
-    return field not in _OF_TRAINING and field != _LAYOUT and not _states_layout(value)
+    return field not in {*_OF_TRAINING, _LAYOUT, FIELD} and not _states_layout(value)
 
 
 def is_trained_bias(name: str, adapter: Adapter | AdapterOutline) -> bool:

@@ -11,9 +11,8 @@ _ADAPTER_NAME = re.compile(
     r"\.(?:(lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))|modules_to_save)\.(?!(?:weight|bias)$)[^.]+(?=\.|$)"
 )
 _TRAINING_ONLY = re.compile(r"\.lora_velora_embed(?:\.|$)")  # VeLoRA compresses activations for the backward pass
-_BIAS_OF_TOKENS = re.compile(
-    r"\.token_adapter\.(?:base_layer\.)?bias$"
-)  # of an output layer whose weight's rows are trained
+# Tensors of a layer of whose weight single rows are trained: its bias, and with a new vocabulary the whole weight.
+_BESIDE_TOKENS = re.compile(r"\.token_adapter\.(?:base_layer\.)?(weight|bias)$")
 
 
 def module_names(names: Collection[str]) -> dict[str, str]:
@@ -28,7 +27,7 @@ def module_names(names: Collection[str]) -> dict[str, str]:
             continue
         plain = _LEADING.sub("", _WRAPPERS.sub("", name))
         plain = _ADAPTER_NAME.sub(lambda match: f".{match[1]}" if match[1] else "", plain)
-        plain = _BIAS_OF_TOKENS.sub(".bias", plain.replace(".modules_to_save.", "."))
+        plain = _BESIDE_TOKENS.sub(r".\1", plain.replace(".modules_to_save.", "."))
         is_copy = ".modules_to_save." in name
         if plain in found and is_copy != (".modules_to_save." in found[plain]):
             # With `bias="all"`, or a larger vocabulary, PEFT writes a saved tensor under each of its names.

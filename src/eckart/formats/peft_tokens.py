@@ -4,7 +4,13 @@ The file has them as `<module>.token_adapter.trainable_tokens_delta`, which are 
 `Adapter` keeps them under that name among its saved tensors. Source: PEFT's `TrainableTokensLayer`.
 """
 
-from eckart.adapter.outline import AdapterBase
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from eckart.adapter.outline import TensorOutline
 
 _END = ".token_adapter.trainable_tokens_delta"
 FIELD = "trainable_token_indices"
@@ -16,23 +22,54 @@ def is_token_rows(name: str) -> bool:
 
 
 def embedding_of(name: str) -> str:
-    """The tensor that has the rows."""
-    return name.removesuffix(_END) + ".weight"
+    """The tensor that has the rows; the name itself if it is not one of rows."""
+    return name.removesuffix(_END) + ".weight" if is_token_rows(name) else name
 
 
-def tokens_of(name: str, adapter: AdapterBase) -> list[int]:
+def rows_of(tensor: str) -> str:
+    """The name of rows of a tensor; the reverse of `embedding_of`."""
+    return tensor.removesuffix(".weight") + _END
+
+
+def tokens_of(name: str, config: Mapping[str, Any], rows: "Tensor | TensorOutline") -> list[int]:
     """The tokens whose rows a saved tensor contains.
+
+    Args:
+        name: its name.
+        config: fields of the adapter's config.
+        rows: the tensor, or its outline.
 
     Raises:
         ValueError: the config does not give one for each row.
     """
-    field, module = adapter.config.get(FIELD), name.removesuffix(_END)
+    field = config.get(FIELD)
     if isinstance(field, dict):
-        field = next((value for key, value in field.items() if f".{module}".endswith(f".{key}")), None)
+        # PEFT writes the same rows again for a layer that shares the embedding's weight, which the field need not name.
+        shared = next(iter(field.values())) if len(field) == 1 else None
+        field = next((value for key, value in field.items() if _is_of(name, key)), shared)
     tokens = field if isinstance(field, list) else []
     is_valid = all(isinstance(token, int) and token >= 0 for token in tokens) and len(set(tokens)) == len(tokens)
-    rows = adapter.modules_to_save[name].shape[0]
-    if not is_valid or len(tokens) != rows:
-        msg = f"{name} has {rows} rows, and {FIELD} does not name as many different tokens"
+    if not is_valid or rows.ndim != 2 or len(tokens) != len(rows):
+        msg = f"{name} has the shape {tuple(rows.shape)}, and {FIELD} does not name as many different tokens"
         raise ValueError(msg)
     return tokens
+
+
+def tokens_field(config: Mapping[str, Any], saved: Collection[str]) -> dict[str, Any]:
+    """The field of the config as far as rows of its embeddings are among the saved tensors; {} if none are."""
+    field, rows = config.get(FIELD), [name for name in saved if is_token_rows(name)]
+    if isinstance(field, dict) and len(field) > 1:
+        field = {key: value for key, value in field.items() if any(_is_of(name, key) for name in rows)}
+    return {FIELD: field} if field and rows else {}
+
+
+def with_rows(tensor: "Tensor", rows: "Tensor", tokens: list[int]) -> "Tensor":
+    """A copy of an embedding with other rows for some tokens."""
+    result = tensor.clone()
+    result[tokens] = rows.to(tensor.dtype)
+    return result
+
+
+def _is_of(name: str, key: str) -> bool:
+    """Whether a key of the field names the module of these rows."""
+    return f".{name.removesuffix(_END)}".endswith(f".{key}")

@@ -227,7 +227,7 @@ def _place_rows(number: int, name: str, adapter: AdapterOutline, places: Places,
     stored = base.tied.get(tensor, tensor)
     shape, rows = base.tensors[stored].shape, adapter.modules_to_save[name].shape
     try:
-        largest = max(tokens_of(name, adapter))
+        largest = max(tokens_of(name, adapter.config, adapter.modules_to_save[name]))
     except ValueError as fault:
         return [(name, "other", str(fault))]
     if rows[1:] != shape[1:] or largest >= shape[0]:

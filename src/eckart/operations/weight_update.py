@@ -139,7 +139,7 @@ def update_of(
             continue
         if term.part == "rows":
             adapter, values = adapters[term.adapter], _saved(adapters[term.adapter], term.key)
-            indices = torch.tensor(tokens_of(term.key, adapter))
+            indices = torch.tensor(tokens_of(term.key, adapter.config, values))
             result.rows.append((weights[term.adapter], indices, values))
             continue
         weight, layer = weights[term.adapter], _checked(adapters[term.adapter], term.key)

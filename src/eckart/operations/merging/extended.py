@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from eckart.checkpoint.base_names import NamesOfBase
@@ -13,6 +14,7 @@ from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
 from eckart.checkpoint.derived import DerivedCheckpoint
 from eckart.checkpoint.tying import is_vocabulary, tied_weights
 from eckart.errors import MismatchError
+from eckart.formats.peft_tokens import embedding_of, is_token_rows, tokens_of, with_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,12 +42,16 @@ def extended(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[fl
     faults = []
     for adapter, weight in zip(adapters, weights, strict=True):
         for key, saved in adapter.outline().modules_to_save.items() if weight else ():
-            name = None if _is_head(key) and key not in names.names else names.find(key)
+            own = embedding_of(key)
+            name = None if _is_head(key) and own not in names.names else names.find(own)
             stored = base.tied.get(name, name) if name else None
             old = base.tensors[stored] if stored else None
-            if old is None and not _is_head(key):
+            try:
+                shape = _supplied(key, saved, old, adapter)
+            except ValueError as fault:
+                faults.append(str(fault))
                 continue
-            if old is not None and not (_is_counter(old, saved) or _is_resized(old, saved.shape)):
+            if shape is None:
                 continue
             like = old or _first_floating(base)  # a new head has the model's dtype, not the adapter's
             target = stored or key
@@ -54,12 +60,45 @@ def extended(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[fl
             elif target in owners and owners[target][0] is not adapter:
                 faults.append(f"{key}: several adapters bring a tensor that the base has not; merge one of them")
             owners.setdefault(target, (adapter, key))
-            nbytes = saved.numel() * like.dtype.itemsize
-            infos.setdefault(target, replace(like, name=target, shape=saved.shape, nbytes=nbytes))
+            infos.setdefault(target, replace(like, name=target, shape=shape, nbytes=prod(shape) * like.dtype.itemsize))
     if faults:
         msg = f"the adapters do not fit {base.source}"
         raise MismatchError.listing(msg, faults)
     return _with_tensors(base, owners, infos) if owners else base
+
+
+def _supplied(key: str, saved: TensorOutline, old: TensorInfo | None, adapter: Adapter) -> tuple[int, ...] | None:
+    """The shape of the tensor that an adapter supplies; None if the base has it as it is.
+
+    Args:
+        key: name of a tensor that the adapter saves.
+        saved: its outline.
+        old: the base's tensor, if it has one.
+        adapter: the adapter.
+
+    Raises:
+        ValueError: rows of a larger vocabulary are missing.
+    """
+    if old is None:
+        return saved.shape if _is_head(key) else None
+    if not is_token_rows(key):
+        return saved.shape if _is_counter(old, saved) or _is_resized(old, saved.shape) else None
+    try:
+        tokens = set(tokens_of(key, adapter.config, saved))
+    except ValueError:
+        return None  # as other misfits are refused
+    count = max(tokens) + 1
+    if saved.shape[1:] != old.shape[1:] or count <= old.shape[0]:
+        return None
+    new = range(old.shape[0], count)
+    if len(new) > sum(token in new for token in tokens):
+        missing = next(token for token in new if token not in tokens)
+        msg = (
+            f"{key}: it has rows up to token {count - 1} and the base {old.shape[0]} rows, but none has token "
+            f"{missing}; resize_token_embeddings({count}) and save_pretrained write a base that has them all"
+        )
+        raise ValueError(msg)
+    return (count, *old.shape[1:])
 
 
 def _with_tensors(
@@ -78,7 +117,7 @@ def _with_tensors(
     tensors = {**base.tensors, **infos}
     resized = [name for name in owners if name in base.tensors and name not in same]
     _check_vocabulary(base, tensors, resized)
-    read = lru_cache(maxsize=1)(partial(_saved_tensor, owners, infos))
+    read = lru_cache(maxsize=1)(partial(_supplied_tensor, base, owners, infos))
     folders = [files[0].parent for name in resized if (files := owners[name][0].files)]
     return DerivedCheckpoint(
         base,
@@ -90,9 +129,17 @@ def _with_tensors(
     )
 
 
-def _saved_tensor(owners: Mapping[str, tuple[Adapter, str]], infos: Mapping[str, TensorInfo], name: str) -> Tensor:
+def _supplied_tensor(
+    base: Checkpoint, owners: Mapping[str, tuple[Adapter, str]], infos: Mapping[str, TensorInfo], name: str
+) -> Tensor:
     adapter, key = owners[name]
-    return adapter.modules_to_save[key].detach().cpu().to(infos[name].dtype.torch)
+    saved = adapter.modules_to_save[key].detach().cpu().to(infos[name].dtype.torch)
+    if not is_token_rows(key):
+        return saved
+    old = base.read(name)
+    larger = old.new_zeros(infos[name].shape)
+    larger[: len(old)] = old
+    return with_rows(larger, saved, tokens_of(key, adapter.config, saved))
 
 
 def _rows(read: Callable[[str], Tensor], name: str, start: int, stop: int) -> Tensor:

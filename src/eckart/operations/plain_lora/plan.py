@@ -186,9 +186,8 @@ def _layer_name(tensor: str, view: MatrixView, terms: Sequence[Term], in_tree: s
     if view.kind == "expert" or any(term.part == "update" for term in terms):
         return next(term.key for term in terms if term.part == "update")
     key = terms[0].key
-    own = embedding_of(key) if is_token_rows(key) else key
     # Token rows are replaced in every module that shares the embedding.
-    name = own if tensor == view.tensor or not is_token_rows(key) else in_tree
+    name = embedding_of(key) if tensor == view.tensor or not is_token_rows(key) else in_tree
     return name.removesuffix(".weight")
 
 
