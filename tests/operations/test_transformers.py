@@ -184,6 +184,16 @@ GROWN = {
     "rows of both": (False, {"target_modules": ["q_proj"], "trainable_token_indices": dict.fromkeys(VOCABULARY, NEW)}),
     "tied rows": (True, {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": NEW}}),
 }
+# Name: tokens of a fine-tune, whether the common ones changed, how it is extracted, tokens then, the config's field.
+TOKENS = {
+    "more, without": (100, False, {"exclude": VOCABULARY}, 96, None),
+    "more, as rows": (100, False, {}, 100, "trainable_token_indices"),
+    "more, all changed": (100, True, {"target": ".*"}, 100, "modules_to_save"),
+    "more, saved": (100, True, {"modules_to_save": VOCABULARY}, 100, "modules_to_save"),
+    "fewer": (92, False, {}, 96, None),
+    "fewer, all changed": (92, True, {"target": ".*"}, 96, None),
+    "fewer, saved": (92, True, {"modules_to_save": VOCABULARY}, 92, "modules_to_save"),
+}
 # Name: class of the base, class of the adapted model, model type, its config, the adapter's config.
 HEADS = {
     "Llama": (CAUSAL, CLASSIFIER, "llama", SIZES, {"target_modules": ["q_proj"], "task_type": "SEQ_CLS"}),
@@ -464,29 +474,35 @@ def test_experts_are_extracted_as_peft_names_them_however_the_files_store_them(k
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5, msg=lambda text: f"{name}: {text}")  # noqa: B023
 
 
-@pytest.mark.parametrize("options", [{"exclude": VOCABULARY}, {"modules_to_save": VOCABULARY}], ids=["exclude", "save"])
-def test_a_fine_tune_with_more_tokens_is_extracted_without_them_or_with_all_of_them(options, tmp_path):
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("case", TOKENS)
+def test_a_fine_tune_with_another_vocabulary_is_extracted_for_peft_and_merge(case, tied, tmp_path):
     from peft import PeftModel
 
-    tuned = base_model(tmp_path / "base", "llama", SIZES)
-    tuned.resize_token_embeddings(100, mean_resizing=False)
+    size, changes_all, options, extracted_size, field = TOKENS[case]
+    tuned = base_model(tmp_path / "base", "llama", SIZES | {"tie_word_embeddings": tied})
+    tuned.resize_token_embeddings(size, mean_resizing=False)
+    changed = ["q_proj", *(VOCABULARY if changes_all else ())]
     with torch.no_grad():
-        weight = tuned.model.layers[0].self_attn.q_proj.weight
-        weight += torch.randn(len(weight), 2) @ torch.randn(2, weight.shape[1])
+        for name, parameter in tuned.named_parameters():
+            if name.split(".")[-2] in changed:
+                parameter.add_(0.1 * torch.randn(len(parameter), 2) @ torch.randn(2, parameter.shape[1]))
     tuned.save_pretrained(tmp_path / "tuned")
+    (tmp_path / "tuned/tokenizer.json").write_text('{"added_tokens": []}')
     extract(tmp_path / "base", tmp_path / "tuned", rank=2, output=tmp_path / "extracted", **options)
     merge(tmp_path / "base", tmp_path / "extracted", tmp_path / "merged")
-    merged, expected = type(tuned).from_pretrained(tmp_path / "merged"), tuned.state_dict()
-    if "exclude" in options:
-        expected |= {name: expected[name][:96] for name in ("lm_head.weight", "model.embed_tokens.weight")}
-    assert merged.config.vocab_size == len(expected["lm_head.weight"])
-    for name, tensor in merged.state_dict().items():
-        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5)
+    merged = type(tuned).from_pretrained(tmp_path / "merged").eval()
     grown = type(tuned).from_pretrained(tmp_path / "base")
-    if "modules_to_save" in options:
-        grown.resize_token_embeddings(100, mean_resizing=False)
-    again = PeftModel.from_pretrained(grown, tmp_path / "extracted").merge_and_unload()
-    torch.testing.assert_close(logits(again), logits(merged.eval()), rtol=0, atol=1e-4)
+    grown.resize_token_embeddings(extracted_size, mean_resizing=False)
+    again = PeftModel.from_pretrained(grown, tmp_path / "extracted").eval()
+    assert merged.config.vocab_size == extracted_size
+    new, common = (NEW if extracted_size > 96 else ()), min(size, extracted_size)
+    expected = logits(tuned.eval(), new)[..., :common]
+    for found in (merged, again):
+        torch.testing.assert_close(logits(found, new)[..., :common], expected, rtol=0, atol=1e-4)
+    config = json.loads((tmp_path / "extracted/adapter_config.json").read_text())
+    assert {"modules_to_save", "trainable_token_indices"} & config.keys() == ({field} if field else set())
+    assert (tmp_path / "extracted/tokenizer.json").exists() == bool(field)
 
 
 def test_repeated_layers_are_written_each_with_its_own_update(tmp_path):

@@ -16,7 +16,7 @@ COMPARED_BYTES = 2**23  # bytes read at a time to check whether a tensor changed
 
 
 def compare_layouts(
-    base: Checkpoint, tuned: Checkpoint, exclude: Sequence[str] = (), *, saved: Sequence[str] = ()
+    base: Checkpoint, tuned: Checkpoint, exclude: Sequence[str] = (), *, saved: Sequence[str] | None = None
 ) -> list[str]:
     """Why `tuned` minus `base` is undefined, tensor by tensor; empty if it is defined.
 
@@ -29,7 +29,8 @@ def compare_layouts(
         base: the checkpoint that was fine-tuned.
         tuned: the fine-tuned checkpoint.
         exclude: patterns by PEFT's rules; tensors of excluded modules are not compared.
-        saved: patterns of modules whose tensors are saved in full, so that their number of tokens may differ.
+        saved: patterns of modules whose tensors are saved in full, so that their number of tokens may differ; None if
+            no tensor can be.
 
     Raises:
         MismatchError: an `exclude` is neither a name nor a regex.
@@ -49,9 +50,11 @@ def compare_layouts(
         if name in matrices and old and old.name in skipped:
             faults[name] = f"the base cannot be used: {skipped[old.name]}"
         elif fault := _fault(name, base, tuned):
-            if old and new and is_vocabulary(name) and any(matches(pattern, module_of(name)) for pattern in saved):
+            is_sized = old is not None and new is not None and old.shape[1:] == new.shape[1:] and is_vocabulary(name)
+            if is_sized and any(matches(pattern, module_of(name)) for pattern in saved or ()):
                 continue
-            faults[name] = fault
+            save = f", `modules_to_save={module_of(name)}` saves it in full"
+            faults[name] = fault + (save if is_sized and saved is not None else "")
     prefix, renamed = _renamed(base, tuned, faults)
     faults = {name: fault for name, fault in faults.items() if name not in renamed}
     cause = _common_cause(base, tuned, faults)
@@ -125,8 +128,7 @@ def _fault(name: str, base: Checkpoint, tuned: Checkpoint) -> str | None:
         return None
     module = module_of(name)
     if old.shape[1:] == new.shape[1:] and (is_embedding(module) or is_output_layer(module)):
-        save = f"`modules_to_save={module}` saves it in full"
-        return f"{old.shape[0]:,} rows in the base, {new.shape[0]:,} in the tuned checkpoint; {leave_out}, {save}"
+        return f"{old.shape[0]:,} rows in the base, {new.shape[0]:,} in the tuned checkpoint; {leave_out}"
     return f"shape {old.shape} in the base, {new.shape} in the tuned checkpoint; {leave_out}"
 
 

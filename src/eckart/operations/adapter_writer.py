@@ -3,6 +3,7 @@
 Finished layers are stored next to the output until it is complete, so an interrupted run resumes.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,11 +13,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.adapter.deferred import Deferred
 from eckart.checkpoint import InputFiles, check_output
+from eckart.checkpoint.companions import tokenizer_files
 from eckart.checkpoint.manifest import MANIFEST
 from eckart.checkpoint.naming import is_embedding
+from eckart.checkpoint.tying import is_vocabulary
 from eckart.engine.fingerprint import fingerprint
 from eckart.errors import MismatchError, OutputError
 from eckart.formats import load_adapter, output_kind, saved_adapter, unknown_fields
+from eckart.formats.peft_tokens import embedding_of
 from eckart.operations.adapter_result import AdapterResult, LayerRecord, Refine
 from eckart.operations.card import write_adapter_card
 from eckart.operations.costs import break_even_note
@@ -67,6 +71,7 @@ class LayerTasks:
         guarantee: how much more energy another use of the budget could preserve.
         notes: warnings and advice that were already reported.
         copies: by layer, further modules that get its update because they share its weight.
+        tokenizer: the folder whose tokenizer has the tokens of saved embeddings; None for that of the frame's files.
     """
 
     frame: Adapter
@@ -78,6 +83,7 @@ class LayerTasks:
     guarantee: str | None = None
     notes: tuple[str, ...] = ()
     copies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    tokenizer: Path | None = None
 
 
 def layer_record(layer: AdapterLayer, *, error: float, error_lower_bound: float, fro_norm: float) -> "Record":
@@ -204,6 +210,7 @@ class AdapterWriter:
                 layers = _measured_as_saved(work, layers, adapter, saved)
                 written_result = result(saved, sum(file.stat().st_size for file in _files(partial)))
                 if partial.is_dir():
+                    _copy_tokenizer(work, partial)
                     write_adapter_card(partial, written_result, self.inputs.folder)
                 if self.finish is not None:
                     self.finish(partial, written_result)
@@ -217,6 +224,14 @@ class AdapterWriter:
             return work.notes
         self.execution.progress.note(note)
         return (*work.notes, note)
+
+
+def _copy_tokenizer(work: LayerTasks, output: Path) -> None:
+    """Add the tokenizer of an adapter that saves embeddings or rows of them, which may be those of new tokens."""
+    folder = work.tokenizer or next((file.parent for file in work.frame.files), None)
+    if folder and any(is_vocabulary(embedding_of(name)) for name in work.frame.modules_to_save):
+        for file in tokenizer_files(folder):
+            shutil.copyfile(file, output / file.name)
 
 
 def _measured_as_saved(

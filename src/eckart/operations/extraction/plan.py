@@ -1,19 +1,21 @@
 """What an extraction will factor, save and write, checked from headers."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eckart.adapter.adapter import Adapter
-from eckart.checkpoint import Checkpoint, DType, MatrixView, as_patterns
+from eckart.checkpoint import Checkpoint, DType, MatrixView, TensorInfo, as_patterns
 from eckart.checkpoint.dtypes import FLOAT32
 from eckart.checkpoint.fused_experts import with_fused_experts
 from eckart.checkpoint.open import ModelSource
+from eckart.formats.peft_tokens import FIELD
 from eckart.formats.sources import open_model
 from eckart.operations.costs import Costs, break_even_note
 from eckart.operations.extraction.scope import Parts, Scope, split_tensors
+from eckart.operations.extraction.vocabulary import with_vocabulary_of
 from eckart.operations.output_dtype import float_dtype
 from eckart.operations.preview import Match, Preview
 from eckart.operations.rank_choice import DEFAULT_RANK, HEADER_BYTES, Budget, RankChoice
@@ -37,7 +39,8 @@ class ExtractPlan:
 
     Attributes:
         base: the base model.
-        tuned: the fine-tuned model.
+        tuned: the fine-tuned model, with as many tokens as the base.
+        stored: the fine-tuned model with all of its tokens, from which tensors are saved in full.
         choice: how the ranks are chosen.
         parts: every tensor, by how it is processed.
         dtype: data type of the factors.
@@ -46,6 +49,7 @@ class ExtractPlan:
 
     base: Checkpoint
     tuned: Checkpoint
+    stored: Checkpoint
     choice: RankChoice
     parts: Parts
     dtype: DType
@@ -56,7 +60,9 @@ class ExtractPlan:
     @property
     def frame(self) -> Adapter:
         """The adapter without its layers and tensors saved in full."""
-        return Adapter({}, {}, self.base.source, _task_type(self.base))
+        naming = self.parts.naming
+        rows = {naming(name).removesuffix(".weight"): [*tokens] for name, tokens in self.parts.new_tokens.items()}
+        return Adapter({}, {}, self.base.source, _task_type(self.base), {FIELD: rows} if rows else {})
 
     @property
     def inputs(self) -> list[Path]:
@@ -82,10 +88,22 @@ class ExtractPlan:
         layers = {view.name: 1 + len(view.tied_modules) for view in self.parts.matrices}
         by_rank = {view.name: width * sum(view.stored_shape) * layers[view.name] for view in self.parts.matrices}
         fixed = HEADER_BYTES * (sum(layers.values()) + len(saved)) if in_bytes else 0
-        for names, item_bytes in ((saved, None), (biases, 4)):
-            for info in (self.tuned.tensors[name] for name in names):
-                fixed += prod(info.shape) * ((item_bytes or info.dtype.itemsize) if in_bytes else 1)
+        sizes = [(self.stored.tensors[name], len(self.names_of(name))) for name in saved]
+        sizes += [(replace(info, dtype=FLOAT32), 1) for info in (self.tuned.tensors[name] for name in biases)]
+        sizes += [(self._rows(name), 1) for name in self.parts.new_tokens]
+        for info, copies in sizes:
+            fixed += copies * prod(info.shape) * (info.dtype.itemsize if in_bytes else 1)
         return Costs(by_rank, fixed)
+
+    def names_of(self, saved: str) -> list[str]:
+        """The names in the adapter of a tensor saved in full: PEFT replaces each module that shares a weight."""
+        tied = [name for name, stored in self.stored.tied.items() if stored == saved and name.endswith(".weight")]
+        return [self.parts.naming(name) for name in (saved, *tied)]
+
+    def _rows(self, name: str) -> TensorInfo:
+        """The rows of new tokens of an embedding."""
+        info = self.stored.tensors[name]
+        return replace(info, shape=(len(self.parts.new_tokens[name]), *info.shape[1:]))
 
     def written_bytes(self) -> int:
         """Size of the adapter, at most."""
@@ -102,7 +120,8 @@ class ExtractPlan:
         ]
         names = [*{view.tensor for view in self.parts.matrices}, *self.parts.saved, *self.parts.biases]
         read = sum(self.tuned.tensors[name].nbytes + _stored(self.base, name) for name in names)
-        return Preview("extract", matches, self.parts.skipped, read, self.written_bytes(), self.notes(ranks))
+        notes = [*self.vocabulary_notes(), *self.notes(ranks)]
+        return Preview("extract", matches, self.parts.skipped, read, self.written_bytes(), notes)
 
     def notes(self, ranks: Mapping[str, int] | None) -> list[str]:
         """Notes about ranks, for the user to see before the work starts."""
@@ -110,6 +129,15 @@ class ExtractPlan:
             return ["The spectra decide the ranks."]
         note = break_even_note((view.shape, ranks[view.name]) for view in self.parts.matrices)
         return [note] if note else []
+
+    def vocabulary_notes(self) -> list[str]:
+        """What becomes of tokens that only one of the models has."""
+        sizes = {(self.base.tensors[n].shape[0], self.stored.tensors[n].shape[0]) for n in self.parts.new_tokens}
+        return [
+            f"{new - old} new tokens are saved as rows (trainable_token_indices): before PEFT loads the adapter, call "
+            f"model.resize_token_embeddings({new}); eckart merge does"
+            for old, new in sorted(sizes)
+        ]
 
 
 def plan_extract(
@@ -138,7 +166,8 @@ def plan_extract(
     instead = "eckart merge adds it to its base, eckart analyze shows its ranks"
     original = with_fused_experts(open_model(base))
     changed = with_fused_experts(open_model(tuned, role="a fine-tuned model", instead=instead))
-    plan = ExtractPlan(original, changed, choice, split_tensors(original, changed, scope), data_type, balanced)
+    parts, tuned_rows = split_tensors(original, changed, scope), with_vocabulary_of(original, changed)
+    plan = ExtractPlan(original, tuned_rows, changed, choice, parts, data_type, balanced)
     if choice.budget is not None:
         plan.costs((), (), in_bytes=choice.budget.in_bytes).check(choice.budget, ())
     return plan

@@ -1,12 +1,13 @@
 """Which tensors of a fine-tune go into an adapter: as factors, in full, or not at all."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from eckart.checkpoint import Checkpoint, MatrixView, compare_layouts, layout, select
 from eckart.checkpoint.module_tree import tree_naming
 from eckart.checkpoint.naming import matches
 from eckart.errors import MismatchError
+from eckart.operations.extraction.vocabulary import resized_tokens, with_vocabulary_of
 from eckart.result import Skipped
 
 NORM, BIAS, NOT_TARGETED = "norm", "bias", "not targeted"
@@ -29,10 +30,14 @@ class Scope:
 
     def is_saved(self, module: str, reason: str) -> bool:
         """Whether the changed tensors of a module that is not factored are saved in full."""
-        if any(matches(pattern, module) for pattern in self.exclude):
+        if self.is_excluded(module):
             return False
         named = any(pattern not in (NORM, BIAS) and matches(pattern, module) for pattern in self.modules_to_save)
         return named or (NORM in self.modules_to_save and _is_norm(module, reason))
+
+    def is_excluded(self, module: str) -> bool:
+        """Whether a module is skipped."""
+        return any(matches(pattern, module) for pattern in self.exclude)
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Parts:
         naming: how names in the files become those of the module tree.
         matrices: to factor.
         saved: tensors to save in full if they changed.
+        new_tokens: embeddings and output layers of which only the rows of these tokens are saved.
         biases: biases of factored modules, saved as differences if they changed.
         skipped: all others, each with the reason.
     """
@@ -50,6 +56,7 @@ class Parts:
     naming: Callable[[str], str]
     matrices: list[MatrixView]
     saved: list[str] = field(default_factory=list)
+    new_tokens: dict[str, range] = field(default_factory=dict)
     biases: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
 
@@ -61,6 +68,7 @@ def split_tensors(base: Checkpoint, tuned: Checkpoint, scope: Scope) -> Parts:
         MismatchError: the checkpoints do not belong together, or a pattern matches nothing; all faults at once.
     """
     _check_kind(base, tuned)
+    resized, tuned = resized_tokens(base, tuned), with_vocabulary_of(base, tuned)
     faults = compare_layouts(
         base, tuned, scope.exclude, saved=[p for p in scope.modules_to_save if p not in (NORM, BIAS)]
     )
@@ -69,19 +77,25 @@ def split_tensors(base: Checkpoint, tuned: Checkpoint, scope: Scope) -> Parts:
         raise MismatchError.listing(msg, faults)
     found = layout(tuned)
     base_modules = [name.removesuffix(".weight") for name in base.tensors]
+    larger = {name: tokens for name, tokens in resized.items() if tokens.start == base.tensors[name].shape[0]}
+    selected = select(found, scope.target, scope.exclude, known=base_modules, with_experts=True)
     chosen = {
         view.name: view
-        for view in select(found, scope.target, scope.exclude, known=base_modules, with_experts=True)
-        if not _without_lora(view) and not scope.is_saved(view.module, "")
+        for view in selected
+        if not _without_lora(view) and not scope.is_saved(view.module, "") and view.tensor not in larger
     }
     if not chosen:
         msg = f"none of the tensors that {', '.join(scope.target)} matches can be factored into a PEFT adapter"
         raise MismatchError(msg)
     naming = tree_naming(tuned)
     parts = Parts(naming, [_renamed(view, naming) for view in chosen.values()])
+    # PEFT cannot both update an embedding and replace rows of it: with new tokens, a selected one is saved in full.
+    parts.saved.extend(view.tensor for view in selected if view.tensor in larger)
     for view in found.matrices:
-        if view.name not in chosen:
+        if view.name not in chosen and view.tensor not in parts.saved:
             _assign(view.tensor, view.module, _without_lora(view) or NOT_TARGETED, scope, parts)
+            if view.tensor in larger and view.tensor not in parts.saved and not scope.is_excluded(view.module):
+                parts.new_tokens[view.tensor] = larger[view.tensor]
     factored = {view.module for view in chosen.values()}
     for item in found.skipped:
         module, _, leaf = item.name.rpartition(".")
@@ -91,7 +105,7 @@ def split_tensors(base: Checkpoint, tuned: Checkpoint, scope: Scope) -> Parts:
             parts.biases.append(item.name)
         else:
             parts.skipped.append(Skipped(item.name, BIAS))
-    _check_saved(scope, parts)
+    _check_saved(scope, parts, tuned.tied)
     return parts
 
 
@@ -129,8 +143,9 @@ def _is_norm(module: str, reason: str) -> bool:
     return reason == NORM or (reason == BIAS and ("norm" in module.lower() or "ln_" in module))
 
 
-def _check_saved(scope: Scope, parts: Parts) -> None:
-    saved = [name.rpartition(".")[0] for name in parts.saved]
+def _check_saved(scope: Scope, parts: Parts, tied: Mapping[str, str]) -> None:
+    names = [*parts.saved, *(name for name, stored in tied.items() if stored in parts.saved)]
+    saved = [name.rpartition(".")[0] for name in names]
     faults = [
         f"{pattern!r} matches nothing"
         for pattern in scope.modules_to_save

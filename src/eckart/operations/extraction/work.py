@@ -13,6 +13,7 @@ from eckart.checkpoint import DifferenceMatrix, MatrixView
 from eckart.checkpoint.compare import changed
 from eckart.engine import Execution, Record, Task, run_tasks
 from eckart.errors import MismatchError
+from eckart.formats.peft_tokens import rows_of
 from eckart.linalg import Spectrum, spectrum
 from eckart.linalg.block_sizes import RESIDENT_BYTES, SLAB_BYTES
 from eckart.linalg.finite import require_finite
@@ -147,7 +148,7 @@ def extraction_tasks(plan: ExtractPlan, execution: Execution) -> LayerTasks:
     work = read_unfactored(plan, execution)
     ranks = work.ranks()
     early = plan.planned_ranks() or (ranks.by_name if ranks else None)
-    notes = [*_skipped_notes(work.skipped), *(plan.notes(early) if early else ())]
+    notes = [*_skipped_notes(work.skipped), *plan.vocabulary_notes(), *(plan.notes(early) if early else ())]
     for note in notes:
         execution.progress.note(note)
     by_budget = plan.choice.budget is not None
@@ -160,9 +161,13 @@ def extraction_tasks(plan: ExtractPlan, execution: Execution) -> LayerTasks:
         "balanced": plan.balanced,
         "seed": execution.seed,
     }
-    saved = {plan.parts.naming(name): tensor for name, tensor in work.saved.items()}
+    saved = {name: tensor for stored, tensor in work.saved.items() for name in plan.names_of(stored)}
+    for name, tokens in plan.parts.new_tokens.items():
+        saved[rows_of(plan.parts.naming(name))] = rows = plan.stored.rows(name, tokens.start, tokens.stop)
+        require_finite(rows, name)
+    frame = plan.frame
     return LayerTasks(
-        replace(plan.frame, modules_to_save=saved, config=_bias_config(plan, work.saved)),
+        replace(frame, modules_to_save=saved, config=frame.config | _bias_config(plan, work.saved)),
         work.tasks(ranks),
         {name: view.shape for name, view in work.views.items()},
         facts,
@@ -171,6 +176,7 @@ def extraction_tasks(plan: ExtractPlan, execution: Execution) -> LayerTasks:
         guarantee=ranks.guarantee if ranks else None,
         notes=tuple(notes),
         copies={name: view.tied_modules for name, view in work.views.items()},
+        tokenizer=plan.stored.folder,
     )
 
 
@@ -200,13 +206,13 @@ def read_unfactored(plan: ExtractPlan, execution: Execution) -> Extraction:
     Raises:
         NotFiniteError: a tensor to save contains NaN or Inf.
     """
-    base, tuned, parts = plan.base, plan.tuned, plan.parts
+    base, tuned, stored, parts = plan.base, plan.tuned, plan.stored, plan.parts
     result = Extraction(plan, execution)
     # PEFT looks for every tensor of a module that it replaces.
-    replaced = {name.rpartition(".")[0] for name in parts.saved if changed(base, tuned, name)}
+    replaced = {name.rpartition(".")[0] for name in parts.saved if changed(base, stored, name)}
     for name in parts.saved:
         if name.rpartition(".")[0] in replaced:
-            result.saved[name] = tensor = tuned.read(name)
+            result.saved[name] = tensor = stored.read(name)
             require_finite(tensor, name)
         else:
             result.skipped.append(Skipped(name, "unchanged"))

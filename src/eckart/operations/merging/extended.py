@@ -116,13 +116,18 @@ def _with_tensors(
             config = _config_with(config, base.tensors.get(name), infos[name], adapter.task_type or "")
     tensors = {**base.tensors, **infos}
     resized = [name for name in owners if name in base.tensors and name not in same]
-    _check_vocabulary(base, tensors, resized)
+    cut = _cut_to(base, tensors, resized)
+    tensors |= cut
+    _check_vocabulary(base, tensors, [*resized, *cut])
     read = lru_cache(maxsize=1)(partial(_supplied_tensor, base, owners, infos))
     folders = [files[0].parent for name in resized if (files := owners[name][0].files)]
     return DerivedCheckpoint(
         base,
         tensors,
-        computed={name: partial(_rows, read, name) for name in owners},
+        computed={
+            **{name: partial(_rows, read, name) for name in owners},
+            **{name: partial(base.rows, name) for name in cut},
+        },
         config=config,
         tied={**base.tied, **tied_weights(tensors, config)},
         tokenizer=folders[0] if folders else None,
@@ -169,6 +174,19 @@ def _with_vocabulary(config: dict[str, Any], old: int, new: int) -> dict[str, An
     if config.get("vocab_size") == old:
         changed["vocab_size"] = new
     return config | changed
+
+
+def _cut_to(base: Checkpoint, tensors: Mapping[str, TensorInfo], resized: Sequence[str]) -> dict[str, TensorInfo]:
+    """The base's other embeddings and output layers without the rows that a smaller vocabulary has not."""
+    sizes = {base.tensors[name].shape[0]: tensors[name].shape[0] for name in resized}
+    return {
+        name: replace(info, shape=(size, *info.shape[1:]), nbytes=info.nbytes * size // info.shape[0])
+        for name, info in base.tensors.items()
+        if name not in resized
+        and is_vocabulary(name)
+        and (size := sizes.get(info.shape[0], 0) if info.shape else 0)
+        and size < info.shape[0]
+    }
 
 
 def _check_vocabulary(base: Checkpoint, tensors: Mapping[str, TensorInfo], resized: Sequence[str]) -> None:
