@@ -1,11 +1,11 @@
 """What happens between the steps of a training: recording, progress, and stopping on request."""
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
 from eckart.engine.progress import Progress
-from eckart.training.interruption import Interruption
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,7 @@ class StepMonitor(TrainerCallback):
         self,
         trainer: "AdapterTrainer",
         progress: Progress,
-        interruption: Interruption,
+        stop: threading.Event,
         *,
         heldout_loss: float,
         make_recorder: "Callable[[int], DynamicsRecorder] | None",
@@ -31,13 +31,13 @@ class StepMonitor(TrainerCallback):
         Args:
             trainer: the trainer that calls this.
             progress: receives the steps.
-            interruption: whether to stop.
+            stop: set if the training should stop after the step.
             heldout_loss: loss before the first step, for the record.
             make_recorder: makes a recorder for a training of so many steps; None records nothing.
         """
         self.trainer = trainer
         self.progress = progress
-        self.interruption = interruption
+        self.stop = stop
         self.heldout_loss = heldout_loss
         self.make_recorder = make_recorder
 
@@ -54,8 +54,8 @@ class StepMonitor(TrainerCallback):
         """Record the updates, and stop with a checkpoint if any process was asked to."""
         if self.trainer.recorder is not None:
             self.trainer.recorder.record(self.trainer.live, state.global_step)
-        if self.trainer.summed([self.interruption.requested])[0]:
-            self.interruption.requested = True
+        if self.trainer.summed([self.stop.is_set()])[0]:
+            self.stop.set()
             control.should_save = control.should_training_stop = True
         return control
 

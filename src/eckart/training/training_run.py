@@ -28,7 +28,7 @@ from eckart.training import rundir
 from eckart.training.data import DataOptions, TrainingData
 from eckart.training.fitting import ADAPTER, adapted, check_vocabulary, fitting_data
 from eckart.training.health import DivergenceError, explaining_memory
-from eckart.training.interruption import Interruption, TrainingInterrupted
+from eckart.training.interruption import TrainingInterrupted, stop_requested
 from eckart.training.model_to_train import ModelToTrain, restored
 from eckart.training.records import Source
 from eckart.training.result import RESULT_FILE, TrainResult
@@ -217,22 +217,21 @@ def _train_steps(
         if make_recorder is not None and rundir.is_writer():
             trainer.recorder = make_recorder(trainer.state.max_steps)
         return 0.0
-    interruption = Interruption()
-    trainer.add_callback(
-        StepMonitor(trainer, progress, interruption, heldout_loss=heldout_loss, make_recorder=make_recorder)
-    )
     if trainer.args.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     try:
-        with interruption.listening():
+        with stop_requested() as stop:
+            trainer.add_callback(
+                StepMonitor(trainer, progress, stop, heldout_loss=heldout_loss, make_recorder=make_recorder)
+            )
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except DivergenceError as error:
         raise error.keeping(_save_last_good(trainer, folder) if folder is not None else None) from None
     finally:
         progress.finish()
     state = trainer.state
-    if interruption.requested and state.global_step < state.max_steps:
+    if stop.is_set() and state.global_step < state.max_steps:
         saved = "nothing was saved" if folder is None else f"a checkpoint is in {folder}; run the same again to resume"
         msg = f"training stopped after step {state.global_step} of {state.max_steps}; {saved}"
         raise TrainingInterrupted(msg)

@@ -1,7 +1,8 @@
 """The tensor work of a resize: QR of the factors and an r×r SVD in float64, never the product."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from typing import TypeVar
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
@@ -26,69 +27,19 @@ from eckart.operations.select_layers import shapes_of
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Resizing:
-    """A plan being executed."""
-
-    plan: ResizePlan
-    execution: Execution
-
-    def ranks(self) -> Ranks:
-        """The new rank of each layer."""
-        choice, budget = self.plan.choice, self.plan.choice.budget
-        if choice.rank is not None:
-            return Ranks(dict.fromkeys(self.plan.names, choice.rank), {})
-        costs = self.plan.costs(in_bytes=budget is not None and budget.in_bytes)
-        return ranks_from_spectra(
-            self.tasks, self._spectrum, choice, costs=costs, needed=self.plan.needed(), execution=self.execution
-        )
-
-    def tasks(self, names: Iterable[str], call: Callable[[str], T]) -> list[Task[T]]:
-        """Tasks with the bytes that they read and occupy."""
-
-        def task(name: str) -> Task[T]:
-            layer, shape = self.plan.outline[name], shapes_of(self.plan.outline, [name])[name]
-            nbytes = sum(tensor.nbytes for tensor in layer.tensors().values())
-            memory = 8 * 8 * layer.rank * sum(shape)
-            memory += 4 * 8 * min(shape) ** 2 if layer.rank > min(shape) else 0
-            return Task(name, nbytes, memory, lambda: call(name))
-
-        return [task(name) for name in names]
-
-    def record(self, name: str, ranks: Ranks) -> Record:
-        """The record of one layer at its new rank, or unchanged if it was not selected."""
-        layer = check_finite(name, self.plan.adapter[name])
-        chosen = name in ranks.by_name
-        return resized(
-            name,
-            layer,
-            ranks.by_name[name] if chosen else layer.rank,
-            self.plan.dtype if chosen else None,
-            self.execution,
-        )
-
-    def measure(self, adapter: Adapter, layers: Sequence[LayerRecord]) -> list[LayerRecord]:
-        """The records of layers with errors measured again, after the factors of the adapter were changed."""
-        source = self.plan.adapter
-        return [
-            replace(record, error=_error(source[record.name], adapter[record.name]))
-            if record.name in adapter
-            else record
-            for record in layers
-        ]
-
-    def _spectrum(self, name: str, complete: bool) -> Spectrum:
-        del complete  # it always is
-        layer = check_finite(name, self.plan.adapter[name])
-        return update_spectrum(name, layer, layer.unscaled())
-
-
 def resize_tasks(plan: ResizePlan, execution: Execution) -> LayerTasks:
     """The work on the layers, ranks chosen, for which spectra are read where needed."""
-    work, outline, notes = Resizing(plan, execution), plan.outline, plan.notes()
+    outline, notes = plan.outline, plan.notes()
     for note in notes:
         execution.progress.note(note)
-    ranks = work.ranks()
+    ranks = _ranks(plan, execution)
+
+    def record(name: str) -> Record:
+        layer = check_finite(name, plan.adapter[name])
+        if name not in ranks.by_name:  # not selected: unchanged
+            return resized(name, layer, layer.rank, None, execution)
+        return resized(name, layer, ranks.by_name[name], plan.dtype, execution)
+
     facts = {
         "adapter": plan.adapter.fingerprint(),
         "choice": asdict(plan.choice),
@@ -98,13 +49,51 @@ def resize_tasks(plan: ResizePlan, execution: Execution) -> LayerTasks:
     }
     return LayerTasks(
         plan.adapter,
-        work.tasks(outline, lambda name: work.record(name, ranks)),
+        _tasks(plan, outline, record),
         shapes_of(outline, outline),
         facts,
-        work.measure,
+        partial(_measured, plan),
         guarantee=ranks.guarantee,
         notes=tuple(notes),
     )
+
+
+def _ranks(plan: ResizePlan, execution: Execution) -> Ranks:
+    """The new rank of each selected layer."""
+    choice = plan.choice
+    if choice.rank is not None:
+        return Ranks(dict.fromkeys(plan.names, choice.rank), {})
+
+    def spectrum(name: str, complete: bool) -> Spectrum:
+        del complete  # it always is
+        layer = check_finite(name, plan.adapter[name])
+        return update_spectrum(name, layer, layer.unscaled())
+
+    costs = plan.costs(in_bytes=choice.budget is not None and choice.budget.in_bytes)
+    tasks = partial(_tasks, plan)
+    return ranks_from_spectra(tasks, spectrum, choice, costs=costs, needed=plan.needed(), execution=execution)
+
+
+def _tasks(plan: ResizePlan, names: Iterable[str], call: Callable[[str], T]) -> list[Task[T]]:
+    """Tasks with the bytes that they read and occupy."""
+
+    def task(name: str) -> Task[T]:
+        layer, shape = plan.outline[name], shapes_of(plan.outline, [name])[name]
+        memory = 8 * 8 * layer.rank * sum(shape)
+        memory += 4 * 8 * min(shape) ** 2 if layer.rank > min(shape) else 0
+        return Task(name, layer.nbytes, memory, lambda: call(name))
+
+    return [task(name) for name in names]
+
+
+def _measured(plan: ResizePlan, adapter: Adapter, layers: Sequence[LayerRecord]) -> list[LayerRecord]:
+    """The records of layers with errors measured again, after the factors of the adapter were changed."""
+    return [
+        replace(record, error=_error(plan.adapter[record.name], adapter[record.name]))
+        if record.name in adapter
+        else record
+        for record in layers
+    ]
 
 
 def resized(name: str, layer: AdapterLayer, rank: int, dtype: DType | None, execution: Execution) -> Record:
