@@ -183,44 +183,61 @@ def plan_conversion(
     if to not in get_args(AdapterFormat):
         msg = f"`to` must be one of {', '.join(get_args(AdapterFormat))}, got {to!r}"
         raise OptionError(msg)
-    source = open_adapter(adapter)
-    if isinstance(base, (str, Path)) and is_adapter(base):
-        msg = f"{base} is an adapter, not a model: `base` is the model that the adapter was made for"
-        raise OptionError(msg)
-    if base is not None and family is not None:
-        msg = "give `base` or `family`, not both: the base says what its type is"
-        raise OptionError(msg)
-    model = Model.of(base) if base is not None else Model.of_type(family) if family else None
-    steps: list[Renaming] = []
-    result = source
-    if (names := names_of(source.format)) and (to != source.format or model):
-        steps.append(names.to_modules(source, model))
-        result = steps[-1].of(source, format="diffusers" if steps[-1].is_pipeline else "peft")
-    elif source.format == "peft" and to != "peft" and (part := component_of(source)):
-        steps.append(to_component(source, part))
-        specs = {f"{part}.{name}": spec for name, spec in source.outline().modules_to_save.items()}
-        saved = Deferred(specs, lambda name: source.modules_to_save[name.removeprefix(f"{part}.")])
-        result = steps[-1].of(source, format="diffusers", modules_to_save=saved)
+    source, model = open_adapter(adapter), _model_of(base, family)
+    result, steps = _under_modules(source, to, model)
     faults = [fault for step in steps for fault in step.faults]
     if model:
-        stored = model.checkpoint
-        placed = with_expert_modules(result, NamesOfBase([*stored.tensors], stored).find) if stored else result
-        faults += model.misfits(placed.outline())
-    targets = _targets(result, to, base)
+        faults += _misfits(result, model)
+    targets, names = _targets(result, to, base), names_of(to)
     faults += [fault for target in targets.values() for fault in format_of(to).refusals(target)]
-    if (names := names_of(to)) and source.format != to:
+    if names and source.format != to:
         steps.append(names.from_modules(result, model))
         faults += steps[-1].faults
     if faults:
         msg = f"this adapter cannot be converted to {to}"
         raise MismatchError.listing(msg, faults)
-    if names and to == source.format:
+    if names and source.format == to:  # its names were only checked
         targets, steps = _targets(source, to, base), []
     elif names:
         targets = _targets(steps[-1].of(result, format=to), to, base)
     skipped = [item for step in steps for item in step.skipped]
     inputs = [*source.files, *local_paths(base if isinstance(base, str | Path) else None)]
     return Conversion(source, to, targets, _renamed(steps), skipped, inputs)
+
+
+def _model_of(base: Base | None, family: str | None) -> Model | None:
+    """The model that resolves names: of a base, or of a type; None if neither is given."""
+    if isinstance(base, (str, Path)) and is_adapter(base):
+        msg = f"{base} is an adapter, not a model: `base` is the model that the adapter was made for"
+        raise OptionError(msg)
+    if base is not None and family is not None:
+        msg = "give `base` or `family`, not both: the base says what its type is"
+        raise OptionError(msg)
+    if base is not None:
+        return Model.of(base)
+    return Model.of_type(family) if family else None
+
+
+def _under_modules(source: Adapter, to: AdapterFormat, model: Model | None) -> tuple[Adapter, list[Renaming]]:
+    """The adapter under the names of the model's modules, and the renaming if there is one."""
+    if (names := names_of(source.format)) and (to != source.format or model):
+        renaming = names.to_modules(source, model)
+        return renaming.of(source, format="diffusers" if renaming.is_pipeline else "peft"), [renaming]
+    part = component_of(source) if source.format == "peft" and to != "peft" else None
+    if part is None:
+        return source, []
+    renaming = to_component(source, part)
+    outlines = {f"{part}.{name}": outline for name, outline in source.outline().modules_to_save.items()}
+    saved = Deferred(outlines, lambda name: source.modules_to_save[name.removeprefix(f"{part}.")])
+    return renaming.of(source, format="diffusers", modules_to_save=saved), [renaming]
+
+
+def _misfits(adapter: Adapter, model: Model) -> list[str]:
+    """The layers that do not fit the model."""
+    stored = model.checkpoint
+    if stored:
+        adapter = with_expert_modules(adapter, NamesOfBase([*stored.tensors], stored).find)
+    return model.misfits(adapter.outline())
 
 
 def _targets(adapter: Adapter, to: AdapterFormat, base: Base | None) -> dict[str, Adapter]:
