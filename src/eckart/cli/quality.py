@@ -88,13 +88,10 @@ def distillation(
     from eckart.training.distiller import SHORT
 
     settings = replace(SHORT, steps=steps or SHORT.steps, seed=seed, compute_dtype=fast_dtype())
-    progress = StderrProgress()
-    try:
+    with StderrProgress() as progress:
         yield Distillation(
             base, teacher, content, settings, device=Execution(device=device).torch_device(), progress=progress
         )
-    finally:
-        progress.finish()
 
 
 def distilled_fact(refine: "Distillation | None") -> dict[str, Any]:

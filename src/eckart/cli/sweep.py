@@ -94,8 +94,7 @@ def sweep(
     grid = training.SweepGrid.parse(ranks, targets, seeds=seeds, first_seed=seed, alpha_per_rank=alpha_per_rank)
     training.check_inputs(model, data, eval_data)
     drawing = Drawing(output, save="save_sweep_figure", page="sweep_page", figures="sweep.png", open_page=open_page)
-    progress = StderrProgress()
-    try:
+    with StderrProgress() as progress:
         result = training.sweep(
             model,
             data,
@@ -120,7 +119,5 @@ def sweep(
             finish=drawing.draw,
             progress=progress,
         )
-    finally:
-        progress.finish()
     present(result, report.sweep_table, as_json=as_json)
     drawing.finish("Sweep")

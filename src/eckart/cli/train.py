@@ -1,5 +1,6 @@
 """`eckart train`: an adapter of a language model, trained on data, with its loss on held-out data before and after."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -236,8 +237,7 @@ def train(
         page="training_page",
         open_page=open_page and is_writer,
     )
-    progress = StderrProgress() if is_writer else NoProgress()
-    try:
+    with StderrProgress() if is_writer else nullcontext(NoProgress()) as progress:
         result = training.train(
             model,
             data,
@@ -252,8 +252,6 @@ def train(
             finish=drawing.draw,
             progress=progress,
         )
-    finally:
-        progress.finish()
     training.destroy_process_group()
     if is_writer:
         present(result, report.training_table, as_json=as_json)
