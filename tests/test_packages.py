@@ -13,7 +13,7 @@ import eckart
 SOURCE = Path(eckart.__file__).parent
 ORDER = (
     "errors", "version", "result", "linalg", "engine", "checkpoint", "adapter", "formats", "operations", "nn",
-    "evaluation", "training", "planning", "report", "demo", "cli", "__main__",
+    "evaluation", "training", "calibration", "planning", "report", "demo", "cli", "__main__",
 )  # fmt: skip
 ALONE = {"reference"}  # the NumPy layer: code to read first, and what the others are tested against
 

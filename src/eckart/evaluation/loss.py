@@ -73,7 +73,7 @@ def text_loss(
     progress.start(stage, len(windows), "windows")
     try:
         for window in windows:
-            total += _summed_loss(model, window.to(device))
+            total += summed_loss(model, window.to(device))
             tokens += len(window) - 1
             progress.update(1, f"{total / tokens:.4f} nats per token")
     finally:
@@ -107,7 +107,8 @@ def _windows(ids: Tensor, start: list[int], length: int) -> Iterator[Tensor]:
             yield window
 
 
-def _summed_loss(model: "nn.Module", window: Tensor) -> float:
+def summed_loss(model: "nn.Module", window: Tensor) -> float:
+    """The losses of all tokens of a window but the first, token ids of shape `(length,)`, added in float64."""
     logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]
     total = 0.0
     for rows, targets in zip(logits.split(_ROWS_AT_ONCE), window[1:].split(_ROWS_AT_ONCE), strict=True):

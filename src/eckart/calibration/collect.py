@@ -1,0 +1,194 @@
+"""Second moments of the inputs of a model's linear layers, collected block by block; an interrupted run resumes."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from eckart.checkpoint import TensorSpec, atomic_file, check_output, write_tensors
+from eckart.checkpoint.layouts import module_of
+from eckart.checkpoint.module_tree import tree_naming
+from eckart.engine import Execution, Journal, Record, open_journal
+from eckart.engine.fingerprint import fingerprint
+from eckart.errors import OptionError, OutputError, SourceError
+from eckart.evaluation.streamed import StreamedModel
+from eckart.linalg.finite import require_finite
+from eckart.linalg.symmetric import self_product
+from eckart.operations.moments import Moments, metadata, tensor_name
+
+if TYPE_CHECKING:
+    from eckart.checkpoint import Checkpoint
+
+DEFAULT_EXECUTION = Execution()
+_STATES = "states"
+
+
+def collect_moments(
+    checkpoint: "Checkpoint",
+    kinds: Mapping[str, Tensor],
+    output: str | Path,
+    *,
+    execution: Execution = DEFAULT_EXECUTION,
+    force: bool = False,
+) -> Moments:
+    """Run a model on texts and write Σ x xᵀ over the inputs x of each linear layer in its decoder blocks.
+
+    Sums are in float64, and layers with the same input share one. One block's weights and moments are in memory at a
+    time; each finished block is stored next to the output.
+
+    Args:
+        checkpoint: the model.
+        kinds: token ids of each kind of text, shape `(sequences, length)`, all of one length.
+        output: safetensors file to write.
+        execution: device, progress, resume.
+        force: replace an existing output.
+
+    Returns:
+        the written moments.
+
+    Raises:
+        OptionError: sequences of different lengths, or none.
+        SourceError: transformers cannot build the model, or the checkpoint lacks some of its weights.
+        NotFiniteError: an input is NaN or Inf.
+        OutputError: the output exists or cannot be written.
+    """
+    output, device = Path(output), execution.torch_device()
+    lengths = {ids.shape[1:] for ids in kinds.values()}
+    if len(lengths) != 1 or not all(len(ids) for ids in kinds.values()):
+        msg = f"`kinds` needs sequences of one length, got shapes {[tuple(ids.shape) for ids in kinds.values()]}"
+        raise OptionError(msg)
+    check_output(output, kind="file", force=force, inputs=checkpoint.files)
+    facts = {kind: hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest() for kind, ids in kinds.items()}
+    with open_journal(output, fingerprint([checkpoint.fingerprint(), facts]), execution) as journal:
+        assert journal is not None
+        model = StreamedModel(checkpoint, device=device)
+        _Collection(model, _names(model, checkpoint), kinds, journal).run(execution)
+        records = [record for index in range(len(model.blocks)) for record in _records(journal, index, kinds)]
+        inputs = {module: owner for record in records for module, owner in record.facts["inputs"].items()}
+        tokens = {kind: ids.numel() for kind, ids in kinds.items()}
+        tensors = {name: tensor for record in records for name, tensor in record.tensors.items()}
+        with atomic_file(output, force=force, inputs=checkpoint.files) as partial:
+            specs = [TensorSpec.of(name, tensor) for name, tensor in tensors.items()]
+            header = metadata(tokens=tokens, model=checkpoint.fingerprint(), inputs=inputs)
+            write_tensors(partial, specs, tensors.items(), header)
+    return Moments(output)
+
+
+def _names(model: StreamedModel, checkpoint: "Checkpoint") -> dict[int, str]:
+    """The name of each linear module whose weight the checkpoint contains, by the module's identity."""
+    naming = tree_naming(checkpoint)
+    return {
+        id(module): naming(module_of(model.stored[f"{path}.weight"]))
+        for path, module in model.model.named_modules()
+        if _is_linear(module) and f"{path}.weight" in model.stored
+    }
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _records(journal: Journal, index: int, kinds: Mapping[str, Any]) -> list[Record]:
+    """What is stored of a block."""
+    records = [journal.load(_record_name(index, kind)) for kind in kinds]
+    if None in records:
+        msg = f"{journal.folder}: stored moments of block {index} are missing or damaged; run the same command again"
+        raise OutputError(msg)
+    return [record for record in records if record]
+
+
+def _record_name(index: int, kind: str) -> str:
+    return f"block {index}, {kind}"
+
+
+class _Collection:
+    """The sums of one kind of text in one block, stored when either changes."""
+
+    def __init__(
+        self, model: StreamedModel, names: Mapping[int, str], kinds: Mapping[str, Tensor], journal: Journal
+    ) -> None:
+        self.model, self.names, self.kinds, self.journal = model, names, kinds, journal
+        self.kind_of_row = [kind for kind, ids in kinds.items() for _ in ids]
+        self.sums: dict[str, Tensor] = {}
+        self.inputs: dict[str, str] = {}
+        self.recent: list[tuple[str, Tensor]] = []  # inputs of the current sequence, by the module that owns them
+        self.position: tuple[int, int] = (0, -1)
+
+    def run(self, execution: Execution) -> None:
+        """Compute all blocks that are not stored."""
+        stored = self.journal.load(_STATES)
+        begin = stored.facts["blocks"] if stored else 0
+        if begin and not all(self.journal.load(_record_name(i, kind)) for i in range(begin) for kind in self.kinds):
+            begin = 0
+        progress, count = execution.progress, len(self.model.blocks)
+        if begin:
+            progress.note(f"resuming: {begin} of {count} blocks are already done")
+        if begin == count:
+            return
+        progress.start("Calibrating", count - begin, "steps")
+
+        @contextmanager
+        def visit(index: int, block: nn.Module) -> Iterator[None]:
+            with self._observed(index, block):
+                yield
+            states = Record({"blocks": index + 1}, {"states": self.model.states.cpu()})
+            self.journal.save(_STATES, states)
+            progress.update(1, f"block {index + 1} of {count}")
+
+        try:
+            ids = torch.cat(list(self.kinds.values()))
+            states = stored.tensors["states"] if stored and begin else None
+            self.model.run(ids, visit=visit, begin=begin, states=states)
+        finally:
+            progress.finish()
+
+    @contextmanager
+    def _observed(self, index: int, block: nn.Module) -> Iterator[None]:
+        self.position = (index, -1)
+        hooks = [
+            module.register_forward_pre_hook(self._add)
+            for module in block.modules()
+            if id(module) in self.names and _is_linear(module)
+        ]
+        try:
+            yield
+            self._store()
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.sums.clear()
+            self.inputs.clear()
+            self.recent.clear()
+
+    def _add(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        """Add the inputs of one sequence, unless another module of the block has the same ones."""
+        index, row = self.position
+        if row != self.model.row:
+            if row >= 0 and self.kind_of_row[row] != self.kind_of_row[self.model.row]:
+                self._store()
+            self.recent.clear()
+            self.position = (index, self.model.row)
+        name, given = self.names[id(module)], arguments[0]
+        owner = next((owner for owner, earlier in self.recent if earlier is given), name)
+        if self.inputs.setdefault(name, owner) != owner:
+            msg = f"{name} has the inputs of {self.inputs[name]} for some sequences and not for others"
+            raise SourceError(msg)
+        if owner != name:
+            return
+        self.recent.append((name, given))
+        product = self_product(given.reshape(-1, given.shape[-1]).to(torch.float64))
+        self.sums[name] = product if name not in self.sums else self.sums[name].add_(product)
+
+    def _store(self) -> None:
+        """Store the sums of the current kind, and begin with the next."""
+        index, row = self.position
+        kind = self.kind_of_row[row]
+        tensors = {tensor_name(kind, name): total.to(torch.float32).cpu() for name, total in self.sums.items()}
+        for name, moment in tensors.items():
+            require_finite(moment, f"the second moment {name}")
+        self.journal.save(_record_name(index, kind), Record({"inputs": dict(self.inputs)}, tensors))
+        self.sums.clear()
