@@ -209,7 +209,11 @@ def test_losses_with_a_plain_adapter_are_those_of_the_weights_with_its_update_ad
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed but:peft.utils.warning.PeftWarning")
 @pytest.mark.filterwarnings("ignore:Adapter .default.. 4 LoRA tensor:peft.utils.warning.PeftWarning")
-@pytest.mark.parametrize("options", [{"use_dora": True}, {"use_rslora": True}, {"lora_bias": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"use_dora": True}, {"use_rslora": True}, {"lora_bias": True}, {"trainable_token_indices": [5, 7, 20]}],
+    ids=str,
+)
 def test_losses_with_an_adapter_are_those_that_peft_computes(options, tiny_llama, tmp_path, text):
     model, tokenizer = load_model(tiny_llama), load_tokenizer(tiny_llama)
     torch.manual_seed(0)

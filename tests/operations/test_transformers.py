@@ -7,6 +7,8 @@ import torch
 
 from eckart.checkpoint.replicated import replicated_config
 from eckart.errors import MismatchError
+from eckart.formats import load_adapter
+from eckart.nn import adapter_applied
 from eckart.operations import combine, extract, resize, unmerge
 from eckart.operations.merging.merge import merge
 
@@ -498,8 +500,11 @@ def test_a_fine_tune_with_another_vocabulary_is_extracted_for_peft_and_merge(cas
     assert merged.config.vocab_size == extracted_size
     new, common = (NEW if extracted_size > 96 else ()), min(size, extracted_size)
     expected = logits(tuned.eval(), new)[..., :common]
-    for found in (merged, again):
-        torch.testing.assert_close(logits(found, new)[..., :common], expected, rtol=0, atol=1e-4)
+    measured = type(tuned).from_pretrained(tmp_path / "base").eval()
+    with adapter_applied(measured, load_adapter(tmp_path / "extracted")):
+        results = [logits(found, new)[..., :common] for found in (merged, again, measured)]
+    for found in results:
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     config = json.loads((tmp_path / "extracted/adapter_config.json").read_text())
     assert {"modules_to_save", "trainable_token_indices"} & config.keys() == ({field} if field else set())
     assert (tmp_path / "extracted/tokenizer.json").exists() == bool(field)

@@ -49,7 +49,7 @@ def tokens_of(name: str, config: Mapping[str, Any], rows: "Tensor | TensorOutlin
         field = next((value for key, value in field.items() if _is_of(name, key)), shared)
     tokens = field if isinstance(field, list) else []
     is_valid = all(isinstance(token, int) and token >= 0 for token in tokens) and len(set(tokens)) == len(tokens)
-    if not is_valid or rows.ndim != 2 or len(tokens) != len(rows):
+    if not tokens or not is_valid or rows.ndim != 2 or len(tokens) != len(rows):
         msg = f"{name} has the shape {tuple(rows.shape)}, and {FIELD} does not name as many different tokens"
         raise ValueError(msg)
     return tokens
@@ -63,10 +63,17 @@ def tokens_field(config: Mapping[str, Any], saved: Collection[str]) -> dict[str,
     return {FIELD: field} if field and rows else {}
 
 
+def missing_token(tokens: Collection[int], size: int) -> int | None:
+    """The first token between those of an embedding of `size` rows and the last of `tokens` that is in neither."""
+    new = {token for token in tokens if token >= size}
+    return next((token for token in range(size, size + len(new)) if token not in new), None)
+
+
 def with_rows(tensor: "Tensor", rows: "Tensor", tokens: list[int]) -> "Tensor":
-    """A copy of an embedding with other rows for some tokens."""
-    result = tensor.clone()
-    result[tokens] = rows.to(tensor.dtype)
+    """A copy of an embedding with other rows for some tokens, and with as many rows as the last of them needs."""
+    result = tensor.new_zeros(max(len(tensor), *(token + 1 for token in tokens)), *tensor.shape[1:])
+    result[: len(tensor)] = tensor
+    result[tokens] = rows.to(result)
     return result
 
 

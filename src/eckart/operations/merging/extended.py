@@ -14,7 +14,7 @@ from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
 from eckart.checkpoint.derived import DerivedCheckpoint
 from eckart.checkpoint.tying import is_vocabulary, tied_weights
 from eckart.errors import MismatchError
-from eckart.formats.peft_tokens import embedding_of, is_token_rows, tokens_of, with_rows
+from eckart.formats.peft_tokens import embedding_of, is_token_rows, missing_token, tokens_of, with_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,15 +84,13 @@ def _supplied(key: str, saved: TensorOutline, old: TensorInfo | None, adapter: A
     if not is_token_rows(key):
         return saved.shape if _is_counter(old, saved) or _is_resized(old, saved.shape) else None
     try:
-        tokens = set(tokens_of(key, adapter.config, saved))
+        tokens = tokens_of(key, adapter.config, saved)
     except ValueError:
         return None  # as other misfits are refused
     count = max(tokens) + 1
     if saved.shape[1:] != old.shape[1:] or count <= old.shape[0]:
         return None
-    new = range(old.shape[0], count)
-    if len(new) > sum(token in new for token in tokens):
-        missing = next(token for token in new if token not in tokens)
+    if (missing := missing_token(tokens, old.shape[0])) is not None:
         msg = (
             f"{key}: it has rows up to token {count - 1} and the base {old.shape[0]} rows, but none has token "
             f"{missing}; resize_token_embeddings({count}) and save_pretrained write a base that has them all"
@@ -141,10 +139,7 @@ def _supplied_tensor(
     saved = adapter.modules_to_save[key].detach().cpu().to(infos[name].dtype.torch)
     if not is_token_rows(key):
         return saved
-    old = base.read(name)
-    larger = old.new_zeros(infos[name].shape)
-    larger[: len(old)] = old
-    return with_rows(larger, saved, tokens_of(key, adapter.config, saved))
+    return with_rows(base.read(name), saved, tokens_of(key, adapter.config, saved))
 
 
 def _rows(read: Callable[[str], Tensor], name: str, start: int, stop: int) -> Tensor:
