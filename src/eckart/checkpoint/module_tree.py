@@ -63,8 +63,8 @@ def tree_name(name: str, config: Mapping[str, Any]) -> str:
 
 def tree_naming(checkpoint: Checkpoint) -> Callable[[str], str]:
     """How a checkpoint's names become those of the module tree: by the rules here, or by transformers' own tables."""
-    if checkpoint.config.get("model_type") in _RULES:
-        return partial(tree_name, config=checkpoint.config)
+    if naming := naming_by_rules(checkpoint):
+        return naming
     moved = names_in_transformers(checkpoint)
     moved |= {old.removesuffix(".weight"): new.removesuffix(".weight") for old, new in moved.items()}
 
@@ -73,6 +73,12 @@ def tree_naming(checkpoint: Checkpoint) -> Callable[[str], str]:
         return moved.get(owner, owner) + bracket + index
 
     return renamed
+
+
+def naming_by_rules(checkpoint: Checkpoint) -> Callable[[str], str] | None:
+    """`tree_naming` by the rules here, or of a model that needs none; None if it needs transformers' tables."""
+    is_known = checkpoint.config.get("model_type") in _RULES or not _is_in_tables(checkpoint.config)
+    return partial(tree_name, config=checkpoint.config) if is_known else None
 
 
 def core_name(name: str) -> str:

@@ -90,9 +90,11 @@ def sweep(
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
     from eckart.nn import LoRAConfig
+    from eckart.training.sweep_grid import patterns
 
     grid = training.SweepGrid.parse(ranks, targets, seeds=seeds, first_seed=seed, alpha_per_rank=alpha_per_rank)
-    training.check_inputs(model, data, eval_data)
+    names = [name for target in grid.targets for name in patterns(target)]
+    training.check_inputs(model, data, eval_data, target=names)
     drawing = Drawing(output, save="save_sweep_figure", page="sweep_page", figures="sweep.png", open_page=open_page)
     with StderrProgress() as progress:
         result = training.sweep(

@@ -229,7 +229,7 @@ def train(
     if training.is_writer():
         check_push(push)
         check_output(output, kind="folder", force=force, inputs=local_paths(model, data, eval_data, rank_pattern))
-    training.check_inputs(model, data, eval_data)
+    training.check_inputs(model, data, eval_data, target=config.target)
     is_writer = training.is_writer()
     drawing = Drawing(
         output if is_writer else None,
