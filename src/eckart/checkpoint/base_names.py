@@ -51,7 +51,7 @@ class NamesOfBase:
 
 
 def _grouped(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
-    """Names by a key that several of them may have."""
+    """Names grouped by a key."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(key(name), []).append(name)

@@ -32,7 +32,7 @@ class DType:
     Attributes:
         name: such as `bfloat16`.
         itemsize: bytes of one value; of a packed type, of one group of values.
-        is_floating_point: whether values are real floating-point numbers that mean something alone.
+        is_floating_point: whether each value is a real floating-point number by itself.
     """
 
     name: str

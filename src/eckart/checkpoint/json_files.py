@@ -1,4 +1,4 @@
-"""JSON from strangers: of bounded size, depth and numbers, in UTF-8, with every name once."""
+"""Untrusted JSON: of bounded size, depth and numbers, in UTF-8, with every name once."""
 
 import json
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Files of a folder must be in it: what a folder from a stranger links to elsewhere is neither read nor copied."""
+"""Files of a folder must be inside it: what an untrusted folder links to elsewhere is neither read nor copied."""
 
 from collections.abc import Iterable
 from pathlib import Path

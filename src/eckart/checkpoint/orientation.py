@@ -1,4 +1,4 @@
-"""Which way a matrix is stored, (out, in) or (in, out): from shapes and the model type, or unknown."""
+"""Whether a matrix is stored as (out, in) or (in, out): from shapes and the model type, or unknown."""
 
 from collections.abc import Collection, Mapping
 from functools import cached_property
@@ -30,7 +30,7 @@ def model_types(config: Mapping[str, Any]) -> set[str]:
 
 
 class Orientations:
-    """Which way the tensors of one checkpoint are stored. What they say together is found once, not for each tensor."""
+    """How the tensors of one checkpoint are stored. What follows from all of them is computed once."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
@@ -55,7 +55,7 @@ class Orientations:
 
     @cached_property
     def _conv1d_signs(self) -> list[bool]:
-        """What the shapes of modules named like GPT-2's say of each: whether it is stored (in, out)."""
+        """What the shapes of modules named like GPT-2's show of each: whether it is stored as (in, out)."""
         found = []
         for name, info in self._checkpoint.tensors.items():
             module, _, leaf = name.rpartition(".")
@@ -70,7 +70,7 @@ class Orientations:
         return found
 
     def _is_surely_linear(self, info: TensorInfo) -> bool:
-        """Whether a square matrix is an nn.Linear's beyond doubt: by its module or the model type."""
+        """Whether a square matrix is certainly that of an nn.Linear: by its module or the model type."""
         return info.name.removesuffix(".weight") in self._checkpoint.kinds or self._is_in_transformers
 
     @cached_property

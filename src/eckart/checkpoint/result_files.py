@@ -1,4 +1,4 @@
-"""Result files from strangers: everything is checked against the schema of its format before it is used."""
+"""Untrusted result files: everything is checked against the schema of its format before it is used."""
 
 import json
 import math

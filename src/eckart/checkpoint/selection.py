@@ -15,16 +15,16 @@ def select(
     known: Iterable[str] = (),
     with_experts: bool = False,
 ) -> list[MatrixView]:
-    """The matrices that some `target` takes and no `exclude` does, in the layout's order.
+    """The matrices that some `target` matches and no `exclude` does, in the layout's order.
 
     Args:
         layout: of the checkpoint that is worked on.
         target: exact names, dotted suffixes, regexes, or presets (`attention`, `attention-min`, `mlp`,
             `all-linear`); a string is one pattern. Presets take linear and Conv1D layers only.
-        exclude: the same, and it wins.
-        known: further module names that an `exclude` may name though they are not in this layout, such as
+        exclude: the same; takes precedence over `target`.
+        known: further module names that `exclude` may match although they are not in this layout, such as
             those of the base checkpoint.
-        with_experts: let `mlp` and `all-linear` take fused experts too.
+        with_experts: let `mlp` and `all-linear` match fused experts too.
 
     Raises:
         MismatchError: patterns that match nothing, each with the nearest names; or nothing is left.
@@ -43,7 +43,7 @@ def select(
         if (_takes_any(target, view) or (of_experts and view.kind == "expert")) and not _takes_any(exclude, view)
     ]
     if not taken:
-        msg = f"every matrix that {', '.join(target)} takes is excluded by {', '.join(exclude)}"
+        msg = f"every matrix that {', '.join(target)} matches is excluded by {', '.join(exclude)}"
         raise MismatchError(msg)
     return taken
 
@@ -59,7 +59,7 @@ def _takes(pattern: str, view: MatrixView) -> bool:
 
 
 def _fault(pattern: str, layout: Layout, others: Sequence[str]) -> str | None:
-    """Why a pattern takes nothing of a layout, or None when it takes something."""
+    """Why a pattern matches nothing in a layout; None if it matches something."""
     try:
         if any(_takes(pattern, view) for view in layout.matrices) or any(matches(pattern, n) for n in others):
             return None
@@ -74,7 +74,7 @@ def _fault(pattern: str, layout: Layout, others: Sequence[str]) -> str | None:
 
 
 def _reasons(layout: Layout) -> dict[str, str]:
-    """The names that can be met in a model and yet be no target, and why."""
+    """Names that exist in a model but cannot be targeted, and why."""
     tied = {
         module: f"shares the weight of {view.module}: give that name"
         for view in layout.matrices

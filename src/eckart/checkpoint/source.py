@@ -118,7 +118,7 @@ def _locate_folder(folder: Path) -> SourceFiles:
 
 
 def _refuse_part(path: Path) -> None:
-    """Refuse one of several files of a model: the rest of its tensors would be missing without a word."""
+    """Refuse one of several files of a model: the rest of its tensors would silently be missing."""
     match = _PART.fullmatch(path.name)
     if match and int(match[3]) > 1:
         part = f"part {int(match[2])} of {int(match[3])} of a model"

@@ -21,7 +21,7 @@ To = Annotated[
 RANKS = "Ranks of --to lora"
 Rank = Annotated[
     int | None,
-    in_group(RANKS, "--rank", "-r", metavar="N", help="Of every update computed from BASE. [default: 16]"),
+    in_group(RANKS, "--rank", "-r", metavar="N", help="Rank of each update that is computed from BASE. [default: 16]"),
 ]
 Error = Annotated[
     float | None,
@@ -136,7 +136,7 @@ def _check_choices(to: Format | None, runtime: Runtime | None, base: str | None,
         msg = "choose one of `to`, a format, and `for`, a runtime"
         raise OptionError(msg)
     if runtime is None and to != "lora" and has_rank:
-        msg = "`rank` and `error` are of updates that `to=lora` computes; eckart resize changes the rank of others"
+        msg = "`rank` and `error` apply to updates that `to=lora` computes; eckart resize changes the rank of others"
         raise OptionError(msg)
     if to == "lora" and base is None:
         msg = "`to=lora` computes plain updates from the model: give it as `base`"

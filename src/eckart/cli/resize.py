@@ -116,7 +116,7 @@ def resize(
     if dry_run:
         return present(plan_resize(adapter, **options).preview(), report.preview_table, as_json=as_json)
     if base is not None and distill is None and runtime is None:
-        msg = "`base` is the model to distill with, or of `for`; name the text with `distill`"
+        msg = "`base` is used by `distill` and `for`; give one of them"
         raise OptionError(msg)
     check_push(push)
     check_output(output, force=force, inputs=[distill, *local_paths(base)])

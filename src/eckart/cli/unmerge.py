@@ -1,4 +1,4 @@
-"""`eckart unmerge`: adapters taken out of a model again."""
+"""`eckart unmerge`: adapters removed from a model."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from eckart.cli.options import Debug, DryRun, Force, Json, ModelOutput, NoResume
 
 def unmerge(
     merged: Annotated[str, typer.Argument(metavar="MERGED", help="The model that the adapters were merged into.")],
-    adapters: Annotated[list[str], typer.Argument(metavar="ADAPTER...", help="The adapters to take out.")],
+    adapters: Annotated[list[str], typer.Argument(metavar="ADAPTER...", help="The adapters to remove.")],
     *,
     base: Annotated[
         str | None,
@@ -28,7 +28,7 @@ def unmerge(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write MERGED with adapters taken out, and report how exactly the model before the merge is restored.
+    """Write MERGED with adapters removed, and report how exactly the model before the merge is restored.
 
     \b
     $ eckart unmerge merged adapter-small -o restored-base --base base

@@ -1,4 +1,4 @@
-"""The one check that tensors contain only finite numbers, and that a dtype holds them."""
+"""The one check that tensors contain only finite numbers, and that a dtype can represent them."""
 
 from collections.abc import Callable, Iterable
 
@@ -38,7 +38,7 @@ def all_finite(tensor: Tensor) -> bool:
 
 
 def is_held(values: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a dtype holds all values of a tensor; never where one is NaN or Inf."""
+    """Whether a dtype can represent all values of a tensor; False if one is NaN or Inf."""
     limit = torch.finfo(dtype).max
     # If one value is NaN, so are both of these, and every comparison is false.
     least, most = torch.aminmax(_comparable(values)) if values.numel() else (0, 0)
@@ -46,7 +46,7 @@ def is_held(values: Tensor, dtype: torch.dtype) -> bool:
 
 
 def too_large(name: str, dtype: torch.dtype, largest: float | None = None) -> str:
-    """The message for values that a dtype does not hold, with those that do.
+    """The message for values that are too large for a dtype, with the dtypes that can represent them.
 
     Args:
         name: what the message calls the values.
@@ -61,7 +61,7 @@ def too_large(name: str, dtype: torch.dtype, largest: float | None = None) -> st
 
 
 def too_small(name: str, dtype: torch.dtype, norm: float) -> str:
-    """The message for factors that a dtype rounds to zero, with the dtypes that hold them.
+    """The message for factors that a dtype rounds to zero, with the dtypes that can represent them.
 
     Args:
         name: what the message calls the factors.

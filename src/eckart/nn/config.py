@@ -22,7 +22,7 @@ class LoRAConfig:
         dropout: dropout probability of the input of lora_A, while training.
         target: names, dotted suffixes, regexes or presets (`attention`, `attention-min`, `mlp`, `all-linear`), by
             PEFT's rules; presets take linear and Conv1D layers only.
-        exclude: modules not to adapt, in the same form; wins over `target`.
+        exclude: modules not to adapt, in the same form; takes precedence over `target`.
         bias: which of the model's biases train: none, those of adapted modules, or all.
         method: `dora` also trains the norm of each row of the weight (Liu et al. 2024).
         init: initialization of the factors; see `eckart.nn.initialize`.

@@ -1,7 +1,7 @@
 """One autograd function for a frozen linear layer with a low-rank update.
 
 In the forward pass the update is added to the product in place; in the backward pass the gradient of the input
-accumulates both paths in one tensor. Nothing as large as the activations is stored besides the input, scaled or copied.
+accumulates both paths in one tensor. Nothing as large as the activations is stored except the input, scaled or copied.
 """
 
 from typing import Any, cast

@@ -35,7 +35,7 @@ def quantize_model(
     Args:
         model: any module, on any device.
         target: layers to quantize, by PEFT's rules; the output layer only by its name.
-        exclude: layers not to quantize; wins over `target`.
+        exclude: layers not to quantize; takes precedence over `target`.
         block_size: number of values that share a scale.
         double: quantize the scales too: 0.52 bytes per parameter instead of 0.56.
 

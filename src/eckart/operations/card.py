@@ -22,7 +22,7 @@ COMMAND: ContextVar[str | None] = ContextVar("COMMAND", default=None)
 """The command line that is running, for the cards of its outputs; None in Python."""
 
 Facts = Sequence[tuple[str, str]]
-_MOST_BYTES = 2**20  # of a card from a stranger
+_MOST_BYTES = 2**20  # of an untrusted card
 _LICENSE = re.compile(r"^(license|license_name|license_link): *([^\n#|>&*!{\[]{1,200}?) *$", re.MULTILINE)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(?=$|@)")
 _ASKED = "# license: to be filled in, such as apache-2.0; the license of the base model applies too"
@@ -112,7 +112,7 @@ def percent(share: float) -> str:
 
 
 def code(text: str) -> str:
-    """Text from a stranger in a Markdown code span: on one line, and with more backticks around it than in it."""
+    """Untrusted text as a Markdown code span: on one line, and with more backticks around it than in it."""
     printable = "".join(character if character.isprintable() else "�" for character in text)[:200]
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", printable)), default=0))
     space = " " if printable[:1] in ("`", " ", "") or printable[-1:] in ("`", " ") else ""

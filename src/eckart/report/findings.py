@@ -14,12 +14,12 @@ SUBJECTS = {"weights": "the weights", "delta": "the update", "adapter": "the ada
 
 
 def subject(analysis: "Analysis") -> str:
-    """What was analysed, as a sentence names it."""
+    """What was analyzed, as a sentence names it."""
     return SUBJECTS[analysis.kind]
 
 
 def name(analysis: "Analysis") -> str:
-    """What was analysed, as the user named it."""
+    """What was analyzed, as the user named it."""
     return f"{analysis.source} − {analysis.base}" if analysis.base else analysis.source
 
 

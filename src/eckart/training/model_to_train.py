@@ -103,7 +103,7 @@ class ModelToTrain:
 
 @contextmanager
 def restored(model: "PreTrainedModel") -> Iterator[None]:
-    """Undo, after the block, all that a trainer changes besides weights: `forward`, configs, hooks and mode."""
+    """Undo, after the block, everything that a trainer changes except weights: `forward`, configs, hooks and mode."""
     forward = model.__dict__.get("forward")
     configs: list[Any] = [model.config, model.config.get_text_config(), getattr(model, "generation_config", None)]
     before = [(config, copy.deepcopy(vars(config))) for config in configs if config is not None]

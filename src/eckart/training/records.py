@@ -15,7 +15,7 @@ RECORD_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 FIELDS = ("text", "prompt", "completion", "messages", "tools")  # the columns that are read; others are ignored
 MAX_RECORD_BYTES = 64 * 2**20
 MAX_ARRAY_BYTES = 512 * 2**20
-MAX_FAULTS = 1000  # after so many, reading stops
+MAX_FAULTS = 1000  # reading stops after this many
 
 Source = str | Path | Iterable[Mapping[str, Any]]
 """A file, a folder, a hub name, or the records themselves."""

@@ -33,7 +33,7 @@ class StepMonitor(TrainerCallback):
             progress: receives the steps.
             stop: set if the training should stop after the step.
             heldout_loss: loss before the first step, for the record.
-            make_recorder: makes a recorder for a training of so many steps; None records nothing.
+            make_recorder: makes a recorder for a number of steps; None records nothing.
         """
         self.trainer = trainer
         self.progress = progress

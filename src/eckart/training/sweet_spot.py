@@ -122,7 +122,7 @@ def find_sweet_spot(settings: Sequence[Setting]) -> SweetSpot | None:
     smaller = [gaps[id(setting)] for setting in settings if setting.params < chosen.params]
 
     def probability(count: int) -> float:
-        """Lower bound of the probability that the choice is right, with so many seeds."""
+        """Lower bound of the probability that the choice is right, with this many seeds."""
         wrong = 0.0 if chosen is best else 1 - _within(*gaps[id(chosen)], noise, count)
         return max(0.0, 1 - wrong - sum(_within(*gap, noise, count) for gap in smaller))
 

@@ -175,7 +175,7 @@ def _run(
 
 
 def _recorder(model: nn.Module, checkpoint: Path | None, title: str) -> "Callable[[int], DynamicsRecorder]":
-    """Makes the recorder for a training of so many steps, which continues the record in a checkpoint."""
+    """A function that makes the recorder for a number of steps; it continues the record in a checkpoint."""
     from eckart.training.dynamics import DynamicsRecorder, recording_steps
     from eckart.training.trajectory import FILE, read_dynamics
 

@@ -35,7 +35,7 @@ def analyze(
     Args:
         source: SOURCE text or path (a folder, a `.safetensors` or `.gguf` file, a hub name, `pkg:NAME`), a state
             dict, a module, or an adapter (also by its folder).
-        base: what `source` was fine-tuned from; the difference `source` − `base` is analysed.
+        base: what `source` was fine-tuned from; the difference `source` − `base` is analyzed.
         full: compute every singular value of every matrix; by default a matrix whose short side is over 4096 gets the
             leading 256, with certified limits on the rest.
         target: only these modules, by PEFT's rules or a preset; a string is one pattern; all matrices if empty.

@@ -27,7 +27,7 @@ class AnalysisPlan:
 
     Attributes:
         kind, source, base: as in the `Analysis`.
-        matches: the matrices to analyse.
+        matches: the matrices to analyze.
         tasks: one per matrix, in the order of the files; each returns the `facts` of its `MatrixAnalysis`.
         skipped: every other tensor, and why.
         fingerprint: a digest of everything that the numbers depend on besides the name of the matrix.
@@ -65,7 +65,7 @@ def plan_analysis(
     opened = open_adapter_or_checkpoint(source)
     if isinstance(opened, Adapter):
         if base is not None:
-            msg = f"{name_of(source)} is an adapter, already an update: analyse it without a base"
+            msg = f"{name_of(source)} is an adapter, already an update: analyze it without a base"
             raise OptionError(msg)
         return _of_adapter(opened, name_of(source), patterns, full=full)
     instead = "`base` is the model that SOURCE was fine-tuned from"
@@ -99,7 +99,7 @@ def _of_checkpoints(
     if base is not None and not any(changed(base, tuned, tensor) for tensor in tensors):
         msg = (
             f"{tuned.source} and {base.source} are identical in all {len(views)} matrices: there is no update to "
-            "analyse; check that SOURCE is the fine-tune and `base` the model that it was made from"
+            "analyze; check that SOURCE is the fine-tune and `base` the model that it was made from"
         )
         raise MismatchError(msg)
     inputs = [each for each in (tuned, base) if each is not None]

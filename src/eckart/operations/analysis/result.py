@@ -32,7 +32,7 @@ class Analysis(Result):
         source: the SOURCE as it was given.
         base: the checkpoint that was subtracted, for a `delta`.
         matrices: in the order of the source's files.
-        skipped: tensors that were not analysed, and why.
+        skipped: tensors that were not analyzed, and why.
         seconds: wall time.
         peak_rss_bytes: peak resident memory of the process so far.
     """

@@ -17,7 +17,7 @@ PARTIAL_RANK = 256  # leading singular values of a larger matrix
 def matrix_task(
     tuned: Checkpoint, base: Checkpoint | None, view: MatrixView, *, full: bool, execution: Execution
 ) -> Task[Record]:
-    """The task of analysing one matrix of a checkpoint, or of the difference of two, still on disk.
+    """The task of analyzing one matrix of a checkpoint, or of the difference of two, still on disk.
 
     Args:
         tuned: the checkpoint that contains it.

@@ -77,7 +77,7 @@ def vectors(adapter: AdapterOutline, _: Config = None) -> list[str]:
 
 
 def matrices(adapter: AdapterOutline, _: Config = None) -> list[str]:
-    """Saved weights of whole modules, which have no update besides."""
+    """Weights of modules that are saved in full and have no low-rank update."""
     other = {*token_rows(adapter), *base_weights(adapter)}
     return [name for name, tensor in adapter.modules_to_save.items() if tensor.ndim > 1 and name not in other]
 

@@ -71,7 +71,7 @@ def plan_merge_check(
     original, result = open_model(base), open_model(merged)
     opened = [fitted(open_adapter(source), original) for source in sources]
     if any(adapter.config.get("layer_replication") for adapter in opened):
-        msg = "a merge of an adapter that repeats layers (layer_replication) is not checked against its base"
+        msg = "a merge of an adapter that repeats layers (layer_replication) cannot be checked against its base"
         raise MismatchError(msg)
     places = find_places(original, [adapter.outline() for adapter in opened])
     parts, faults, skipped = _parts(original, result, places)

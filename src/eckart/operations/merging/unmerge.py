@@ -84,7 +84,7 @@ def plan_unmerge(
         msg = f"{plan.base.source}: the values before 4-bit rounding are lost; restore plain weights: `dtype=bfloat16`"
         raise OptionError(msg)
     if any(adapter.config.get("layer_replication") for adapter in plan.adapters):
-        msg = "an adapter that repeats layers (layer_replication) is not unmerged; its base is the model to go back to"
+        msg = "an adapter that repeats layers (layer_replication) cannot be unmerged; use its base instead"
         raise MismatchError(msg)
     lost = _lost(plan)
     if lost and base is None:

@@ -8,7 +8,7 @@ from eckart.operations.card import code, percent, shown_name, write_card
 from eckart.operations.model_writer.plan import ModelPlan
 from eckart.operations.model_writer.rounding_cost import errors_of
 
-_TITLES = {"merge": "with adapters merged in", "unmerge": "with adapters taken out", "quantize": "in NF4"}
+_TITLES = {"merge": "with adapters merged in", "unmerge": "with adapters removed", "quantize": "in NF4"}
 _RELATIONS = {"merge": "finetune", "unmerge": "finetune", "quantize": "quantized"}
 
 

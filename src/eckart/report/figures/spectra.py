@@ -218,7 +218,7 @@ def _symbol(analysis: "Analysis") -> str:
 
 
 def _detail(analysis: "Analysis", drawn: dict[str, list["MatrixAnalysis"]]) -> str:
-    """The line under a headline: what was analysed, and what a line and a band show."""
+    """The line under a headline: what was analyzed, and what a line and a band show."""
     grouped = any(len(matrices) > 1 for matrices in drawn.values())
     lines = "; each line the median over its matrices" if grouped else ""
     bands = ", band 10th to 90th percentile" if grouped and len(drawn) <= MOST_BANDS else ""

@@ -41,7 +41,7 @@ def _facts(result: "CheckResult") -> list[Text]:
     ]
     lines += [f"{what}: {_counted(counts[what])}" for what in ("kinds", "ranks", "scales")]
     saved = list(outline.modules_to_save)
-    lines += [f"saved whole: {', '.join(saved[:SHOWN])}{_more(len(saved))}"] if saved else []
+    lines += [f"saved in full: {', '.join(saved[:SHOWN])}{_more(len(saved))}"] if saved else []
     lines += [f"made for {outline.base_model}"] if outline.base_model else []
     return [Text(line) for line in lines]
 
