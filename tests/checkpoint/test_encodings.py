@@ -1,213 +1,263 @@
 """Weights stored as codes and scales: read as the numbers they stand for, or never taken for weights."""
 
+import dataclasses
 import json
 import re
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from eckart.adapter import Adapter, AdapterLayer
 from eckart.checkpoint import layout, open_checkpoint
-from eckart.errors import FileFormatError, OptionError
-from eckart.operations import analyze, compare, extract, merge
+from eckart.checkpoint.encodings.encoded import modules_of
+from eckart.checkpoint.encodings.table import ENCODINGS
+from eckart.checkpoint.memory import MemoryCheckpoint
+from eckart.errors import FileFormatError
 
-W = torch.randn(256, 384, generator=torch.Generator().manual_seed(0)) * 0.02
-W[:128, :128] *= 30  # a lost scale of a block changes more than the norm
-E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
-UP, Q = "model.layers.0.mlp.up_proj", "model.layers.0.self_attn.q_proj"
-EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
-
-
-def codes_of(weight, blocks, dtype=E4M3, largest=448.0):
-    """Codes, scales and the values they stand for in float64; `blocks` are the sizes along each dimension."""
-    scale = weight.abs()
-    for dimension, block in enumerate(blocks):
-        parts = scale.split(block, dimension)
-        scale = torch.cat([part.amax(dimension, keepdim=True) for part in parts], dimension)
-    scale = scale / largest
-    full = expanded(scale, blocks, weight.shape)
-    scaled = weight / full
-    codes = scaled.round().to(dtype) if dtype == torch.int8 else scaled.to(dtype)
-    return codes, scale, codes.double() * full.double()
-
-
-def expanded(scale, blocks, shape):
-    for dimension, block in enumerate(blocks):
-        scale = scale.repeat_interleave(block, dimension).narrow(dimension, 0, shape[dimension])
-    return scale
+from .encoded_samples import (
+    E4M3,
+    EXPERTS,
+    MODULE,
+    SAMPLES,
+    Sample,
+    awq,
+    compressed,
+    gptq,
+    hqq,
+    mlx,
+    mxfp4,
+    nvfp4,
+    scaled,
+)
 
 
-def mxfp4():
-    """Blocks and scales as gpt-oss stores them; the truth is by transformers."""
-    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
-
-    generator = torch.Generator().manual_seed(1)
-    blocks = torch.randint(0, 256, (2, 6, 3, 16), dtype=torch.uint8, generator=generator)
-    scales = torch.randint(110, 130, (2, 6, 3), dtype=torch.uint8, generator=generator)
-    truth = convert_moe_packed_tensors(blocks, scales)
-    return {f"{EXPERTS}_blocks": blocks, f"{EXPERTS}_scales": scales}, truth.double(), EXPERTS
-
-
-def scaled(name, scale_name, blocks, weight=W, **options):
-    codes, scale, truth = codes_of(weight, blocks, **options)
-    return {name: codes, scale_name: scale}, truth, name
-
-
-def llm_int8():
-    """Codes and row maxima as LLM.int8 of bitsandbytes stores them; the truth is by bitsandbytes."""
-    from bitsandbytes.functional import int8_vectorwise_dequant, int8_vectorwise_quant
-
-    codes, maxima, _ = int8_vectorwise_quant(W.half())
-    truth = int8_vectorwise_dequant(codes, maxima).double()
-    tensors = {f"{UP}.weight": codes, f"{UP}.SCB": maxima, f"{UP}.weight_format": torch.tensor(0, dtype=torch.uint8)}
-    return tensors, truth, f"{UP}.weight"
-
-
-def without_dimensions(case):
-    """The scale of a whole tensor as a scalar."""
-    tensors, truth, name = case
-    return {key: value.reshape(()) if value.numel() == 1 else value for key, value in tensors.items()}, truth, name
-
-
-def with_powers_of_two(case):
-    """Block scales in E8M0."""
-    tensors, _, name = case
-    codes, scale = tensors.values()
-    scale = scale.log2().ceil().exp2()
-    truth = codes.double() * expanded(scale, (128, 128), codes.shape).double()
-    return {name: codes, f"{name}_scale_inv": scale.to(torch.float8_e8m0fnu)}, truth, name
-
-
-STACK = torch.stack([W, 2 * W])
-CASES = {
-    "blocks, DeepSeek": lambda: scaled(f"{UP}.weight", f"{UP}.weight_scale_inv", (128, 128)),
-    "blocks with a remainder": lambda: scaled(f"{UP}.weight", f"{UP}.weight_scale_inv", (128, 128), W[:200, :300]),
-    "blocks in E8M0": lambda: with_powers_of_two(scaled(f"{UP}.weight", f"{UP}.weight_scale_inv", (128, 128))),
-    "blocks named scale": lambda: scaled(f"{UP}.weight", f"{UP}.scale", (128, 128)),
-    "rows": lambda: scaled(f"{UP}.weight", f"{UP}.weight_scale", (1, 384)),
-    "tensor": lambda: scaled(f"{UP}.weight", f"{UP}.weight_scale", (256, 384)),
-    "tensor, a scalar": lambda: without_dimensions(scaled(f"{UP}.weight", f"{UP}.weight_scale", (256, 384))),
-    "tensor, ComfyUI": lambda: scaled(f"{UP}.weight", f"{UP}.scale_weight", (256, 384)),
-    "E5M2": lambda: scaled(f"{UP}.weight", f"{UP}.weight_scale", (256, 384), dtype=E5M2, largest=57344.0),
-    "int8 rows": lambda: scaled(f"{UP}.weight", f"{UP}.weight_scale", (1, 384), dtype=torch.int8, largest=127.0),
-    "experts, blocks": lambda: scaled(EXPERTS, f"{EXPERTS}_scale_inv", (1, 128, 128), STACK),
-    "experts, rows": lambda: scaled(EXPERTS, f"{EXPERTS}_scale", (1, 1, 384), STACK),
-    "experts, one scale each": lambda: scaled(EXPERTS, f"{EXPERTS}_scale", (1, 256, 384), STACK),
-    "LLM.int8": llm_int8,
-    "MXFP4": mxfp4,
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_codes_are_read_as_the_numbers_they_stand_for(case):
-    tensors, truth, name = CASES[case]()
-    checkpoint = open_checkpoint(tensors)
-    assert list(checkpoint.tensors) == [name]
-    torch.testing.assert_close(checkpoint.read(name).double(), truth, rtol=1e-7 if case != "LLM.int8" else 1e-3, atol=0)
-    for start, stop in ((0, 1), (1, 2), (len(truth) - 1, len(truth))):
-        assert torch.equal(checkpoint.rows(name, start, stop), checkpoint.read(name)[start:stop])
-    assert not layout(checkpoint).skipped
-
-
-REFUSED = {
-    "GPTQ": ({"qweight": torch.ones(4, 8, dtype=torch.int32), "qzeros": torch.ones(1, 1, dtype=torch.int32),
-              "scales": torch.ones(4, 8), "g_idx": torch.zeros(32, dtype=torch.int32)}, "GPTQ"),
-    "compressed-tensors": ({"weight_packed": torch.ones(8, 1, dtype=torch.int32), "weight_scale": torch.ones(8, 1)},
-                           "compressed-tensors"),
-    "NVFP4": ({"weight": torch.ones(8, 8, dtype=torch.uint8), "weight_scale": torch.ones(8, 1).to(E4M3),
-               "weight_scale_2": torch.ones(())}, "NVFP4"),
-    "MLX": ({"weight": torch.ones(8, 8, dtype=torch.uint32), "scales": torch.ones(8, 2), "biases": torch.ones(8, 2)},
-            "MLX"),
-    "HQQ": ({"W_q": torch.ones(8, 8, dtype=torch.uint8), "scale": torch.ones(8, 8)}, "HQQ"),
-    "quanto": ({"weight._data": torch.ones(8, 8, dtype=torch.int8), "weight._scale": torch.ones(8, 1)}, "quanto"),
-    "zero points": ({"weight": torch.ones(8, 8, dtype=torch.int8), "weight_scale": torch.ones(8, 1),
-                     "weight_zero_point": torch.ones(8, 1)}, "zero point"),
-    "another block": ({"weight": torch.ones(8, 8).to(E4M3), "weight_scale_inv": torch.ones(2, 2)},
-                      r"do not fit the shape \[2, 2\] of up.weight_scale_inv"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("encoding", REFUSED)
-def test_codes_of_other_encodings_and_their_scales_are_never_matrices(encoding):
-    tensors, said = REFUSED[encoding]
-    found = layout(open_checkpoint({f"up.{leaf}": tensor for leaf, tensor in tensors.items()}))
-    assert not found.matrices
-    reasons = [item.reason for item in found.skipped]
-    assert all(reason.startswith("quantized storage: ") for reason in reasons)
-    assert any(re.search(said, reason) for reason in reasons)
-
-
-def test_dense_weights_whose_names_look_like_an_encoding_are_matrices():
-    state = {"attn.W_q": torch.ones(4, 4), "attn._data": torch.ones(4, 4), "attn.scales": torch.ones(4, 4)}
-    assert len(layout(open_checkpoint(state)).matrices) == 3
-
-
-@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_scale_that_no_quantizer_writes_is_refused(scale):
-    tensors, _, name = CASES["rows"]()
-    tensors[f"{name}_scale"][3] = scale
-    with pytest.raises(FileFormatError, match="weight_scale has scales that are zero, negative or not finite"):
-        open_checkpoint(tensors).read(name)
-
-
-@pytest.fixture
-def base(tmp_path):
-    """A model whose feed-forward weight is in FP8, and whose attention is not quantized."""
-    folder = tmp_path / "base"
+def stored(folder, sample: Sample, *, shards: int = 1, **config):
+    """A sample in a model folder; of several shards, codes and scales are in different ones."""
     folder.mkdir()
-    tensors, _, _ = CASES["blocks, DeepSeek"]()
-    plain = torch.randn(384, 384, generator=torch.Generator().manual_seed(3)).bfloat16()
-    tensors |= {f"{Q}.weight": plain, f"{UP}.input_scale": torch.ones(()), "scaled_fp8": torch.zeros(2).to(E4M3)}
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    quantization = {"quant_method": "fp8", "weight_block_size": [128, 128]}
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "quantization_config": quantization}
-    (folder / "config.json").write_text(json.dumps(config))
+    files: dict[str, dict[str, torch.Tensor]] = {}
+    for place, (name, tensor) in enumerate(sample.tensors.items()):
+        number = place % shards + 1
+        file = "model.safetensors" if shards == 1 else f"model-{number:05}-of-{shards:05}.safetensors"
+        files.setdefault(file, {})[name] = tensor
+    for file, tensors in files.items():
+        save_file(tensors, folder / file, {"format": "pt"})
+    if shards > 1:
+        weight_map = {name: file for file, tensors in files.items() for name in tensors}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **sample.config, **config}))
     return folder
 
 
-def adapter_of(*modules):
-    generator = torch.Generator().manual_seed(4)
-    rows = {UP: 256, Q: 384}
-    layers = {
-        name: AdapterLayer(torch.randn(2, 384, generator=generator), torch.randn(rows[name], 2, generator=generator), 2)
-        for name in modules
-    }
-    return Adapter(layers)
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("encoding", SAMPLES)
+def test_codes_are_read_as_the_numbers_they_stand_for(encoding, shards, tmp_path):
+    sample = SAMPLES[encoding]()
+    checkpoint = open_checkpoint(stored(tmp_path / "model", sample, shards=shards))
+    assert list(checkpoint.tensors) == [sample.name]
+    info = checkpoint.tensors[sample.name]
+    values = checkpoint.read(sample.name)
+    assert (tuple(values.shape), values.dtype) == (info.shape, info.dtype.torch)
+    assert torch.equal(values.double(), sample.truth)
+    size = len(values)
+    for start, stop in ((0, 0), (0, 1), (1, 2), (size // 2 - 1, size), (size - 1, size)):
+        assert torch.equal(checkpoint.rows(sample.name, start, stop), values[start:stop])
+    assert not layout(checkpoint).skipped
 
 
-@pytest.mark.parametrize("dtype", [None, "float32"])
-def test_codes_that_no_adapter_changes_are_copied_with_their_scales_and_config(base, tmp_path, dtype):
-    merge(base, adapter_of(Q), tmp_path / "out", dtype=dtype)
-    before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
-    assert before.keys() == after.keys()
-    for name in before.keys() - {f"{Q}.weight"}:
-        assert after[name].dtype == before[name].dtype
-        assert torch.equal(after[name].flatten().view(torch.uint8), before[name].flatten().view(torch.uint8))
-    assert after[f"{Q}.weight"].dtype == (torch.float32 if dtype else torch.bfloat16)
-    assert "quantization_config" in json.loads((tmp_path / "out" / "config.json").read_text())
+@pytest.mark.parametrize("encoding", SAMPLES)
+def test_no_two_encodings_claim_one_weight(encoding):
+    sample = SAMPLES[encoding]()
+    checkpoint = MemoryCheckpoint(sample.tensors)
+    checkpoint.config = dict(sample.config)
+    claims = [found for module in modules_of(checkpoint) for each in ENCODINGS for found in each(module)]
+    assert len(claims) == 1
 
 
-def test_a_merge_into_codes_is_refused_and_into_dense_weights_is_right(base, tmp_path):
-    adapter = adapter_of(UP, Q)
-    with pytest.raises(OptionError, match=r"is quantized .*fp8.*`dtype=bfloat16` writes dense weights"):
-        merge(base, adapter, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    merge(base, adapter, tmp_path / "out", dtype="float32")
-    after = load_file(tmp_path / "out" / "model.safetensors")
-    assert after.keys() == {f"{UP}.weight", f"{Q}.weight"}
-    truth = CASES["blocks, DeepSeek"]()[1] + adapter[UP].lora_B.double() @ adapter[UP].lora_A.double()
-    torch.testing.assert_close(after[f"{UP}.weight"].double(), truth, rtol=1e-5, atol=1e-6)
-    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+def changed(sample: Sample, **leaves) -> Sample:
+    """A sample with other tensors, by the last part of their names; None removes one."""
+    prefix = sample.name.removesuffix("weight")
+    tensors = sample.tensors | {f"{prefix}{leaf}": value for leaf, value in leaves.items()}
+    return dataclasses.replace(sample, tensors={name: value for name, value in tensors.items() if value is not None})
 
 
-def test_analysis_extraction_and_comparison_see_the_numbers(base, tmp_path):
-    tensors, truth, name = CASES["blocks, DeepSeek"]()
-    found = {matrix.name: matrix for matrix in analyze(base).matrices}
-    assert found[UP].spectrum.fro_norm == pytest.approx(float(truth.norm()), rel=1e-6)
-    assert found[UP].dtype == "fp8"
-    adapter = adapter_of(UP)
-    tuned = {name: (truth + adapter[UP].lora_B.double() @ adapter[UP].lora_A.double()).float()}
-    result = extract(tensors, tuned, rank=2)
-    assert result.error < 1e-5
-    assert compare(tensors, {name: truth.float()}).norm_difference < 1e-6 * float(truth.norm())
+ONES = torch.ones(4, 4)
+TWO_GROUPS = torch.tensor([0, 1] * 128, dtype=torch.int32)
+MISFITS = {
+    "FP8, blocks": (lambda: changed(scaled("weight_scale_inv", (1, 256)), weight_scale_inv=torch.ones(3, 3)),
+                    r"\[64, 256\] do not fit the shape \[3, 3\] of .*weight_scale_inv"),
+    "FP8, stated blocks": (lambda: scaled("weight_scale_inv", (32, 64), weight_block_size=[64, 64]),
+                           r"do not fit the shape \[2, 4\]"),
+    "FP8, integer scales": (lambda: changed(scaled("weight_scale", (1, 256)), weight_scale=torch.ones(64, 1).int()),
+                            "weight_scale, int32"),
+    "INT8, zero points": (lambda: changed(SAMPLES["INT8, zero points"](), weight_zero_point=ONES.to(torch.int8)),
+                          r"zero points \[4, 4\], int8, do not fit the scales \[64, 1\]"),
+    "MXFP4": (lambda: changed(mxfp4("weight", "weight_scale"), weight_scale=ONES.to(torch.uint8)),
+              r"weight_scale \[4, 4\] do not have a scale for every 32 values"),
+    "NVFP4": (lambda: changed(nvfp4(), weight_scale=ONES.to(E4M3)), r"do not have a scale for every 16 values"),
+    "NVFP4, second": (lambda: changed(nvfp4(), weight_scale_2=ONES), "do not have one scale for each matrix"),
+    "GPTQ, groups": (lambda: changed(gptq(), qzeros=torch.zeros(3, 8, dtype=torch.int32), scales=torch.ones(3, 64)),
+                     r"256 inputs do not divide into the groups of qzeros \[3, 8\], scales \[3, 64\]"),
+    "GPTQ, bits": (lambda: changed(gptq(), qzeros=torch.zeros(4, 10, dtype=torch.int32)), "not of 2, 3, 4 or 8 bits"),
+    "GPTQ, g_idx": (lambda: changed(gptq(), g_idx=TWO_GROUPS[:3]), r"g_idx \[3\] is not one group for each of 256"),
+    "GPTQ, another format": (lambda: gptq(checkpoint_format="marlin"), "in the format 'marlin'"),
+    "AWQ, groups": (lambda: changed(awq(), scales=torch.ones(3, 64)), r"groups of qzeros \[4, 8\], scales \[3, 64\]"),
+    "compressed-tensors, shape": (lambda: changed(SAMPLES["compressed-tensors, 4 bits"](), weight_shape=torch.ones(2)),
+                                  r"weight_shape \[1, 1\] is not that of weight_packed \[64, 32\]"),
+    "compressed-tensors, words": (lambda: changed(SAMPLES["compressed-tensors, 4 bits"](),
+                                                  weight_packed=torch.ones(64, 7, dtype=torch.int32)),
+                                  "256 inputs in 7 words are not codes of 1 to 8 bits"),
+    "compressed-tensors, groups": (lambda: changed(SAMPLES["compressed-tensors, 4 bits"](),
+                                                   weight_scale=torch.ones(64, 3)),
+                                   r"256 inputs do not divide into the groups of weight_scale \[64, 3\]"),
+    "MLX without a config": (lambda: dataclasses.replace(mlx(4, 64), config={}), "the config has no `quantization`"),
+    "MLX, other bits": (lambda: mlx(4, 64, config={"bits": 3, "group_size": 64}), "'bits': 3, 'group_size': 64"),
+    "HQQ, shape": (lambda: changed(hqq(4, 1), shape=torch.tensor([64, 64])), r"weight of shape \[64, 64\] with 4 bits"),
+    "HQQ, quantized scales": (lambda: changed(hqq(4, 1), quant_scale=torch.tensor(1)), "with quantized scales"),
+    "FP4": (lambda: changed(SAMPLES["FP4, bitsandbytes"](), **{"weight.absmax": torch.ones(7)}), "do not fit together"),
+    "NVFP4 with a smoothing scale": (lambda: changed(nvfp4(), pre_quant_scale=torch.ones(256)),
+                                     "nvfp4 with pre_quant_scale, which is not part"),
+    "GPTQ with rotations": (lambda: changed(gptq(), pairs=torch.ones(8, 8).short()), "gptq 4-bit with pairs"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_tensors_that_do_not_fit_together_are_refused_with_what_arrived(misfit, tmp_path):
+    make, said = MISFITS[misfit]
+    sample = make()
+    found = layout(open_checkpoint(stored(tmp_path / "model", sample)))
+    assert not found.matrices
+    reasons = [item.reason for item in found.skipped]
+    assert len(reasons) == len(sample.tensors)
+    assert any(re.search(said, reason) for reason in reasons), reasons
+
+
+CODES = torch.ones(8, 8, dtype=torch.uint8)
+UNKNOWN = {
+    "EXL2": ({"q_weight": CODES.int(), "q_scale": CODES.int(), "q_scale_max": ONES}, "exllamav2"),
+    "EXL3": ({"trellis": CODES.short(), "suh": torch.ones(8), "svh": torch.ones(8)}, "exllamav3"),
+    "AQLM": ({"codes": CODES, "codebooks": torch.ones(1, 8, 1, 8), "scales": torch.ones(8, 1, 1, 1)}, "aqlm"),
+    "EETQ": ({"weight": CODES.to(torch.int8), "weight_scales": torch.ones(8)}, "EETQ"),
+    "BitNet": ({"weight": CODES, "weight_scale": torch.ones(1)}, "weight, uint8, with weight_scale, of an unknown"),
+    "quanto, 4 bits": ({"weight._data._data": CODES, "weight._scale": torch.ones(8, 1),
+                        "weight._shift": torch.ones(8, 1)}, "quanto"),
+    "torchao, 4 bits": ({"_weight_qdata": CODES, "_weight_scale": ONES, "_weight_zero_point": ONES}, "torchao"),
+    "GEMV of AWQ": ({"qweight": torch.ones(64, 32, dtype=torch.int32), "qzeros": torch.ones(64, 1, dtype=torch.int32),
+                     "scales": torch.ones(64, 8)}, "GPTQModel"),
+    "FP8 with a scale of an unknown name": ({"weight": ONES.to(E4M3), "dequant_scaling": torch.ones(())},
+                                            "weight, float8_e4m3fn, with dequant_scaling, of an unknown encoding"),
+    "a scale alone": ({"weight_scale_inv": ONES}, "a scale whose codes are missing"),
+    "a scale next to dense weights": ({"gate_up_proj_scale": ONES, "other": torch.ones(())}, "codes are missing"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", UNKNOWN)
+def test_codes_of_other_encodings_and_their_scales_are_never_matrices(encoding):
+    tensors, said = UNKNOWN[encoding]
+    found = layout(open_checkpoint({f"up.{leaf}": tensor for leaf, tensor in tensors.items()}))
+    assert not found.matrices
+    reasons = [item.reason for item in found.skipped]
+    assert any(reason.startswith("quantized storage: ") and said in reason for reason in reasons), reasons
+
+
+DENSE = {
+    "names of encodings": {"attn.W_q": ONES, "attn._data": ONES, "attn.scales": ONES},
+    "indices next to a scale": {"attn.relative_position_index": ONES.long(), "attn.logit_scale": ONES, "a.weight": ONES,
+                                "b.weight": ONES},
+    "FP8 without a scale": {"a.weight": ONES.to(E4M3), "a.bias": torch.ones(4), "b.weight": ONES, "c.weight": ONES},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("names", DENSE)
+def test_dense_weights_whose_names_look_like_an_encoding_are_matrices(names):
+    state = {name: tensor.clone() for name, tensor in DENSE[names].items()}
+    assert len(layout(open_checkpoint(state)).matrices) == 3
+
+
+FAULTY = {
+    "FP8": (lambda: scaled("weight_scale", (1, 256)), "weight_scale"),
+    "LLM.int8": (SAMPLES["LLM.int8"], "SCB"),
+    "NVFP4": (nvfp4, "weight_scale_2"),
+    "GPTQ": (gptq, "scales"),
+    "AWQ": (awq, "scales"),
+    "compressed-tensors": (lambda: compressed("pack-quantized", num_bits=4, strategy="channel"), "weight_scale"),
+    "MLX": (lambda: mlx(4, 64), "scales"),
+    "HQQ": (lambda: hqq(4, 1), "scale"),
+    "FP4": (SAMPLES["FP4, bitsandbytes"], "weight.absmax"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("encoding", FAULTY)
+def test_a_scale_that_no_quantizer_writes_is_refused(encoding, value, tmp_path):
+    make, leaf = FAULTY[encoding]
+    sample = make()
+    name = f"{MODULE}.{leaf}"
+    sample.tensors[name] = sample.tensors[name].clone()
+    sample.tensors[name].view(-1)[0] = value
+    said = "zero for codes that are not|is not a positive" if value == 0 else "NaN or Inf|is not a positive"
+    with pytest.raises(FileFormatError, match=f"{re.escape(name)} .*({said})"):
+        open_checkpoint(stored(tmp_path / "model", sample)).read(sample.name)
+
+
+def test_a_zero_scale_of_a_row_of_zeros_is_read_as_zeros():
+    sample = scaled("weight_scale", (1, 256))
+    codes, scale = sample.tensors.values()
+    codes.view(torch.uint8)[3] = 0
+    scale[3] = 0
+    values = open_checkpoint(sample.tensors).read(sample.name)
+    assert not values[3].any()
+    assert values[2].any()
+
+
+WRONG_CODES = {
+    "negative FP8 scale": (lambda: changed(scaled("weight_scale", (1, 256)), weight_scale=-torch.ones(64, 1)),
+                           "weight_scale has 64 scales that are negative"),
+    "E8M0 that is NaN": (lambda: changed(mxfp4("weight", "weight_scale"), weight_scale=torch.full((64, 8), 255).byte()),
+                         "512 scales that are NaN"),
+    "GPTQ group": (lambda: changed(gptq(), g_idx=4 * TWO_GROUPS), "g_idx has groups from 0 to 4, expected 0 to 3"),
+    "GPTQ version": (lambda: gptq(symmetric=False, quant_method=None), "add the checkpoint_format"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG_CODES)
+def test_values_out_of_range_are_refused_when_they_are_read(wrong, tmp_path):
+    make, said = WRONG_CODES[wrong]
+    sample = make()
+    with pytest.raises(FileFormatError, match=said):
+        open_checkpoint(stored(tmp_path / "model", sample)).read(sample.name)
+
+
+def test_tensors_that_modules_share_in_memory_are_read_for_each():
+    sample = gptq(order=True)
+    other = {name.replace("up_proj", "gate_proj"): value.clone() for name, value in sample.tensors.items()}
+    other[f"{MODULE}.g_idx".replace("up_proj", "gate_proj")] = sample.tensors[f"{MODULE}.g_idx"]
+    checkpoint = open_checkpoint(sample.tensors | other)
+    assert len(checkpoint.tensors) == 2
+    for name in checkpoint.tensors:
+        assert torch.equal(checkpoint.read(name).double(), sample.truth)
+
+
+def test_the_output_layer_in_codes_is_not_taken_for_the_embedding(tmp_path):
+    sample = gptq()
+    head = {name.replace(MODULE, "lm_head"): value for name, value in sample.tensors.items()}
+    tensors = head | {"model.embed_tokens.weight": torch.ones(64, 256)}
+    folder = stored(
+        tmp_path / "model", dataclasses.replace(sample, tensors=tensors), architectures=["LlamaForCausalLM"]
+    )
+    checkpoint = open_checkpoint(folder)
+    assert set(checkpoint.tensors) == {"lm_head.weight", "model.embed_tokens.weight"}
+    assert not checkpoint.tied
+
+
+def test_an_embedding_in_codes_is_shared_with_the_output_layer(tmp_path):
+    sample = mlx(4, 64)
+    tensors = {name.replace(MODULE, "model.embed_tokens"): value for name, value in sample.tensors.items()}
+    folder = stored(
+        tmp_path / "model", dataclasses.replace(sample, tensors=tensors), architectures=["LlamaForCausalLM"]
+    )
+    assert open_checkpoint(folder).tied == {"lm_head.weight": "model.embed_tokens.weight"}
+
+
+def test_experts_are_named_as_in_the_model():
+    names = {SAMPLES[each]().name for each in ("MXFP4, gpt-oss", "NVFP4, ModelOpt, experts", "FP8, experts, blocks")}
+    assert names == {f"{EXPERTS}.gate_up_proj"}

@@ -1,14 +1,17 @@
 """The interface of a checkpoint: named tensors, read completely or by rows, wherever they are stored."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from eckart.checkpoint.dtypes import DType
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Rows: TypeAlias = Callable[[int, int], "Tensor"]
+"""Entries `start` to `stop` of the first dimension of a tensor."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class TensorInfo:
         dtype: the dtype that reading returns.
         nbytes: bytes in the file (for a quantized tensor, of its blocks).
         file: the file that contains it.
-        quantization: name of the GGUF type, or nf4, if the tensor is dequantized when it is read; otherwise None.
+        quantization: name of the encoding or GGUF type if the tensor is dequantized when it is read; otherwise None.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Checkpoint(Protocol):
         kinds: module kinds of a live `nn.Module`; {} for files, which contain only names.
         folder: folder of the config and tokenizer files, if there is one.
         files: the files that are read: weights and config.
+        metadata: texts in the headers of its safetensors files, by the file's name; {} for any other source.
     """
 
     source: str
@@ -50,6 +54,7 @@ class Checkpoint(Protocol):
     kinds: Mapping[str, str]
     folder: Path | None
     files: tuple[Path, ...]
+    metadata: Mapping[str, Mapping[str, str]]
 
     def read(self, name: str) -> "Tensor":
         """The complete tensor in the dtype that `tensors` states: the stored one, or what it is dequantized to."""

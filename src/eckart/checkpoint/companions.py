@@ -1,6 +1,7 @@
 """The files next to the weights of a model folder: config, tokenizer and license."""
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from eckart.checkpoint.checkpoint import Checkpoint
@@ -39,14 +40,16 @@ def missing_companions(base: Checkpoint) -> list[Skipped]:
     return [*missing, Skipped("tokenizer", "the base has none")]
 
 
-def copy_companions(source: Path, folder: Path) -> None:
-    """Copy the config and tokenizer files of a model folder.
+def copy_companions(source: Path, folder: Path, *, omitted: Collection[str] = ()) -> None:
+    """Copy the config and tokenizer files of a model folder, except those of the `omitted` names.
 
     Raises:
         FileFormatError: a file leads out of the folder.
         SourceError: a file was removed meanwhile.
     """
     for file in companions(source):
+        if file.name in omitted:
+            continue
         try:
             shutil.copyfile(file, folder / file.name)
         except FileNotFoundError:

@@ -1,16 +1,14 @@
 """A checkpoint some of whose tensors are other tensors of a base, or are computed from them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo, check_rows
+from eckart.checkpoint.checkpoint import Checkpoint, Rows, TensorInfo, check_rows
+from eckart.checkpoint.encodings.encoded import Encoded
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Rows = Callable[[int, int], "Tensor"]
-"""Entries `start` to `stop` of the first dimension of a tensor."""
 
 
 class DerivedCheckpoint:
@@ -24,7 +22,11 @@ class DerivedCheckpoint:
         config: the model's config; by default that of the base.
         tied: the model's tied tensors; by default those of the base.
         tokenizer: the folder of the model's tokenizer, if it is not that of the base.
-        parts: the tensors of the base that a weight is encoded in, if it is.
+        encoded: weights that the base stores as codes and scales.
+
+    Attributes:
+        stored: the checkpoint whose tensors are those in the files.
+        encoded: weights that it stores as codes and scales, by their names in the model.
     """
 
     def __init__(
@@ -37,15 +39,21 @@ class DerivedCheckpoint:
         config: Mapping[str, Any] | None = None,
         tied: Mapping[str, str] | None = None,
         tokenizer: Path | None = None,
-        parts: Mapping[str, tuple[str, ...]] | None = None,
+        encoded: Mapping[str, Encoded] | None = None,
     ) -> None:
-        self.source, self.folder, self.files = base.source, base.folder, base.files
+        self.source, self.folder, self.files, self.metadata = base.source, base.folder, base.files, base.metadata
         self.kinds: Mapping[str, str] = {} if renamed else base.kinds
         self.base, self.tensors, self.tokenizer = base, tensors, tokenizer
         self.config: dict[str, Any] = dict(base.config if config is None else config)
         self.tied: Mapping[str, str] = base.tied if tied is None else tied
-        self.parts: Mapping[str, tuple[str, ...]] = parts or {}
-        self._renamed, self._computed = renamed or {}, computed or {}
+        self._renamed, self._computed = renamed or {}, dict(computed or {})
+        self._computed |= {name: weight.rows for name, weight in (encoded or {}).items()}
+        inner = base if isinstance(base, DerivedCheckpoint) else None
+        self.stored: Checkpoint = inner.stored if inner else base
+        sources = {name: self._renamed.get(name, name) for name in tensors if inner and name not in self._computed}
+        self.encoded: Mapping[str, Encoded] = dict(encoded or {}) | {
+            name: inner.encoded[source] for name, source in sources.items() if inner and source in inner.encoded
+        }
 
     def read(self, name: str) -> "Tensor":
         """The complete tensor."""

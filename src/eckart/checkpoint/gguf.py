@@ -39,6 +39,7 @@ class GgufCheckpoint:
         self.folder: Path | None = path.parent
         self.files: tuple[Path, ...] = tuple(header.path for header in headers)
         self.kinds: Mapping[str, str] = {}
+        self.metadata: Mapping[str, Mapping[str, str]] = {}
         self.config = config_of(headers)
         tensors = [(header, tensor) for header in headers for tensor in header.tensors]
         faults = [fault for header, tensor in tensors if (fault := self._tensor_fault(header, tensor))]

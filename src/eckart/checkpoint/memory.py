@@ -37,6 +37,7 @@ class MemoryCheckpoint:
         self.files: tuple[Path, ...] = ()
         self.config: dict[str, Any] = _config(module)
         self.kinds: Mapping[str, str] = _kinds(module)
+        self.metadata: Mapping[str, Mapping[str, str]] = {}
         tied: dict[str, str] = {}
         self.tied: Mapping[str, str] = tied
         self._state: dict[str, Tensor] = {}

@@ -42,6 +42,7 @@ class SafetensorsCheckpoint:
         self.files: tuple[Path, ...] = (*files.weights, *([config] if config.is_file() else []))
         self.config: dict[str, Any] = read_config(files.folder)
         self.kinds: Mapping[str, str] = {}
+        self.metadata: Mapping[str, Mapping[str, str]] = {header.path.name: header.metadata for header in headers}
         self._entries = {entry.name: (header, entry) for header in headers for entry in header.entries}
         self.tensors: Mapping[str, TensorInfo] = {
             name: TensorInfo(name, entry.shape, entry.dtype, entry.nbytes, header.path)

@@ -80,7 +80,7 @@ def write_tensors(
     Raises:
         NotFiniteError: a tensor contains NaN or Inf.
     """
-    with open_files(file.parent, {file.name: specs}, metadata) as files:
+    with open_files(file.parent, {file.name: specs}, {file.name: metadata}) as files:
         _write_each(files, tensors)
 
 
@@ -184,17 +184,18 @@ class TensorFiles:
 
 @contextmanager
 def open_files(
-    folder: Path, shards: Mapping[str, Sequence[TensorSpec]], metadata: Mapping[str, str] = _METADATA
+    folder: Path, shards: Mapping[str, Sequence[TensorSpec]], metadata: Mapping[str, Mapping[str, str]] | None = None
 ) -> Iterator[TensorFiles]:
     """Weight files to fill in an existing folder; they are synced to disk when the block ends without an error.
 
-    Values that an interrupted run with the same `shards` has written stay as they are.
+    Values that an interrupted run with the same `shards` has written stay as they are. `metadata` are texts for the
+    header of each file, by its name; by default those that transformers requires.
     """
     destinations: dict[str, _Destination] = {}
     files: list[_File] = []
     is_new = False
     for name, specs in shards.items():
-        header, offsets = _header(specs, metadata)
+        header, offsets = _header(specs, (metadata or {}).get(name, _METADATA))
         size = len(header) + sum(spec.nbytes for spec in specs)
         file = _File(folder / name, size)
         files.append(file)

@@ -31,7 +31,7 @@ class Nf4Checkpoint:
 
     def __init__(self, stored: Checkpoint) -> None:
         self.source, self.config, self.kinds = stored.source, stored.config, stored.kinds
-        self.folder, self.files = stored.folder, stored.files
+        self.folder, self.files, self.metadata = stored.folder, stored.files, stored.metadata
         self.stored = stored
         self.schemes: Mapping[str, Nf4Scheme] = read_schemes(stored)
         self._transposed = conv1d_tensors(stored) & self.schemes.keys()

@@ -1,16 +1,18 @@
-"""Codes in FP8 or INT8 times a scale: per tensor, per row, or per block.
+"""Codes in FP8 or INT8 times a scale: per tensor, per row, per group of a row, or per block.
 
 DeepSeek-V3 stores the factor of each 128×128 block as `weight_scale_inv` (it multiplies, whatever its name says),
-compressed-tensors and ModelOpt store `weight_scale`, ComfyUI `scale_weight`, fused experts `gate_up_proj_scale_inv`.
-LLM.int8 of bitsandbytes stores the largest absolute value of each row as `SCB`; its codes reach 127.
+compressed-tensors and ModelOpt store `weight_scale`, ComfyUI `scale_weight`, Mistral `qscale_weight`, DeepSeek-V4
+`scale`, fused experts `gate_up_proj_scale_inv`, torchao `_weight_qdata` and `_weight_scale`, quanto `weight._data` and
+`weight._scale`. LLM.int8 of bitsandbytes stores the largest absolute value of each row as `SCB`; its codes reach 127.
+MXFP8 has a power of two for each 32 values, as a byte with a bias of 127.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
+from eckart.checkpoint.checkpoint import TensorInfo
 from eckart.checkpoint.dtypes import (
     BFLOAT16,
     FLOAT8_E4M3FN,
@@ -21,97 +23,138 @@ from eckart.checkpoint.dtypes import (
     FLOAT16,
     FLOAT32,
     INT8,
+    UINT8,
 )
-from eckart.checkpoint.encodings.encoded import Encoded
-from eckart.errors import FileFormatError
+from eckart.checkpoint.encodings.encoded import Encoded, PartNames, StoredModule, Unreadable
+from eckart.checkpoint.encodings.scales import powers_of_two, times
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FP8 = (FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT8_E4M3FNUZ, FLOAT8_E5M2FNUZ)
 _SCALE_DTYPES = (FLOAT32, FLOAT16, BFLOAT16, FLOAT8_E8M0FNU)
-_OF_NAME = ("_scale", "_scale_inv")  # appended to the tensor's name
-_OF_MODULE = ("scale_weight", "scale", "qscale_weight", "SCB")
-_UNUSED = ("input_scale", "scale_input", "weight_format", "output_scale")  # of activations, and of the layout in memory
 _USUAL_BLOCK = 128
+_MX_GROUP = 32
 _LARGEST_INT8 = 127
+_ROW_MAXIMA = "SCB"
 
 
-def scale_of(info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> str | None:
-    """The name of the scale next to a tensor of codes; None if there is none."""
-    if info.dtype not in (*FP8, INT8):
-        return None
-    module, _, leaf = info.name.rpartition(".")
-    names = [f"{info.name}{ending}" for ending in _OF_NAME]
-    names += [f"{module}.{part}" for part in _OF_MODULE] if leaf == "weight" else []
-    return next((name for name in names if name in tensors), None)
-
-
-def read_scaled(stored: Checkpoint) -> tuple[list[Encoded], dict[str, str]]:
-    """The weights that are codes times a scale, and by name the codes whose scale cannot be used, with the reason."""
-    found, faults = [], {}
-    for info in stored.tensors.values():
-        scale = scale_of(info, stored.tensors)
-        if scale is None:
+def scaled(module: StoredModule) -> Iterator[Encoded | Unreadable]:
+    """The weights of a module that are codes times a scale."""
+    leaves = module.leaves
+    for codes, info in leaves.items():
+        if info.dtype not in (*FP8, INT8) or not info.shape:
             continue
-        module = info.name.rpartition(".")[0]
-        blocks = _block_shape(info, stored.tensors[scale], stored.config)
-        if f"{info.name}_zero_point" in stored.tensors or f"{info.name}_scale_2" in stored.tensors:
-            faults[info.name] = "codes with a zero point or a second scale"
-        elif blocks is None:
-            shape = list(stored.tensors[scale].shape)
-            faults[info.name] = f"codes of shape {list(info.shape)} do not fit the shape {shape} of {scale}"
-        else:
-            unused = [name for part in _UNUSED if (name := f"{module}.{part}") in stored.tensors]
-            parts = (info.name, scale, *unused)
-            kind = "int8" if info.dtype == INT8 else "fp8"
-            nbytes = sum(stored.tensors[part].nbytes for part in parts)
-            weight = TensorInfo(info.name, info.shape, FLOAT32, nbytes, info.file, kind)
-            found.append(Encoded(weight, parts, partial(_rows, stored, parts, blocks)))
-    return found, faults
+        names = next((names for names in _names(codes) if names.scale in leaves), None)
+        if names is None or (info.dtype == INT8 and leaves[names.scale].dtype == FLOAT8_E8M0FNU):
+            continue
+        yield _weight(module, names)
 
 
-def _block_shape(codes: TensorInfo, scale: TensorInfo, config: Mapping[str, Any]) -> tuple[int, ...] | None:
+def _names(codes: str) -> Iterator[PartNames]:
+    """The names that the scale of a tensor of codes may have; those of the tensor itself come first."""
+    yield PartNames(codes, codes, f"{codes}_scale", f"{codes}_zero_point")
+    yield PartNames(codes, codes, f"{codes}_scale_inv")
+    if codes == "weight":
+        yield from (PartNames(codes, codes, scale) for scale in ("scale_weight", "scale", "qscale_weight", _ROW_MAXIMA))
+    if codes == "_weight_qdata":
+        yield PartNames("weight", codes, "_weight_scale", "_weight_zero_point")
+    if codes == "_data":
+        yield PartNames("", codes, "_scale")
+
+
+def _weight(module: StoredModule, names: PartNames) -> Encoded | Unreadable:
+    leaves = module.leaves
+    codes, scale, zero = leaves[names.codes], leaves[names.scale], leaves.get(names.second)
+    blocks = _block_shape(codes, scale, module.quantization())
+    kind = "int8" if codes.dtype == INT8 else "mxfp8" if scale.dtype == UINT8 else "fp8"
+    if blocks is None:
+        of = f"{list(scale.shape)} of {scale.name}, {scale.dtype}"
+        reason = f"{kind} codes of shape {list(codes.shape)} do not fit the shape {of}"
+    elif zero is not None and (zero.shape != scale.shape or zero.dtype != codes.dtype):
+        reason = f"zero points {list(zero.shape)}, {zero.dtype}, do not fit the scales {list(scale.shape)}"
+    else:
+        rows = partial(_rows, module, names, blocks)
+        return module.weight(codes.shape, rows, encoding=kind, parts=names.stored, leaf=names.weight)
+    return module.unreadable(names.stored, reason)
+
+
+def _block_shape(codes: TensorInfo, scale: TensorInfo, stated: Mapping[str, Any]) -> tuple[int, ...] | None:
     """How many entries along each dimension of the codes share a scale; None if the shapes or data types do not fit."""
-    if scale.dtype not in _SCALE_DTYPES or not codes.shape or 0 in (*codes.shape, *scale.shape):
+    entries, counts = codes.shape, scale.shape
+    is_mx = scale.dtype == UINT8 and codes.dtype in FP8
+    if 0 in (*entries, *counts) or not (is_mx or scale.dtype in _SCALE_DTYPES):
         return None
-    if math.prod(scale.shape) == 1:
-        return codes.shape
-    sizes = scale.shape if len(scale.shape) > 1 else (*scale.shape, *(1 for _ in codes.shape[1:]))
-    if len(sizes) != len(codes.shape):
+    if len(counts) == 1 and counts[0] == entries[0]:
+        counts = (*counts, *(1 for _ in entries[1:]))
+    if math.prod(counts) == 1:
+        counts = tuple(1 for _ in entries)
+    if len(counts) != len(entries):
         return None
-    if len(sizes) == 1 or len(scale.shape) == 1:
-        return (1, *codes.shape[1:]) if sizes[0] == codes.shape[0] else None
-    quantization = config.get("quantization_config")
-    stated = quantization.get("weight_block_size") if isinstance(quantization, dict) else None
-    usual = stated if isinstance(stated, list) and len(stated) == 2 else [_USUAL_BLOCK, _USUAL_BLOCK]
-    blocks = []
-    for entries, count, block in zip(codes.shape, sizes, [1] * (len(sizes) - 2) + usual, strict=True):
-        if count in (1, entries):
-            blocks.append(entries // count)
-        elif type(block) is int and block > 0 and -(-entries // block) == count:
-            blocks.append(block)
-        else:
-            return None
-    return tuple(blocks)
+    sizes = [1, _MX_GROUP] if is_mx else _stated_blocks(stated)
+    sizes = ([None] * len(entries) + sizes)[-len(entries) :]
+    blocks = [_block(*each) for each in zip(entries, counts, sizes, strict=True)]
+    return None if None in blocks else tuple(block for block in blocks if block is not None)
 
 
-def _rows(stored: Checkpoint, parts: tuple[str, ...], blocks: tuple[int, ...], start: int, stop: int) -> "Tensor":
+def _block(entries: int, count: int, stated: int | None) -> int | None:
+    """How many of `entries` share one of `count` scales: those stated, 128 with a remainder, or as many in each."""
+    if count in (1, entries):
+        return entries // count
+    sizes = [stated] if stated else [_USUAL_BLOCK, *([entries // count] if entries % count == 0 else [])]
+    return next((size for size in sizes if -(-entries // size) == count), None)
+
+
+def _stated_blocks(stated: Mapping[str, Any]) -> list[int | None]:
+    """Rows and columns of a block, if a config states one for all weights."""
+    blocks = [stated.get("weight_block_size")]
+    groups = stated.get("config_groups")
+    for group in groups.values() if isinstance(groups, dict) else ():
+        weights = group.get("weights") if isinstance(group, dict) else None
+        weights = weights if isinstance(weights, dict) else {}
+        size = weights.get("group_size")
+        blocks.append(weights.get("block_structure") or ([None, size] if type(size) is int and size > 0 else None))
+    given = [block for block in blocks if block]
+    is_pair = len(given) == 1 and isinstance(given[0], list) and len(given[0]) == 2
+    valid = is_pair and all(size is None or (type(size) is int and size > 0) for size in given[0])
+    return given[0] if valid else [None, None]
+
+
+def _rows(module: StoredModule, names: PartNames, blocks: tuple[int, ...], start: int, stop: int) -> "Tensor":
     """Entries `start` to `stop`, each code times its scale, in float32."""
     import torch
 
-    codes, scale, *_ = parts
-    values = stored.rows(codes, start, stop).to(torch.float32)
-    factors = stored.read(scale).to(torch.float32)
-    if not bool(torch.isfinite(factors).all()) or not bool((factors > 0).all()):
-        msg = f"{stored.source}: {scale} has scales that are zero, negative or not finite"
-        raise FileFormatError(msg)
-    if scale.endswith(".SCB"):
-        factors = factors / _LARGEST_INT8
+    values = module.rows(names.codes, start, stop).to(torch.float32)
+    factors = _factors(module, names.scale)
+    if names.second in module.leaves:
+        values -= _expanded(module.read(names.second).to(torch.float32), values, blocks, start)
+    values = times(module, names.scale, values, _expanded(factors, values, blocks, start))
+    return values.mul_(1 / _LARGEST_INT8) if names.scale == _ROW_MAXIMA else values
+
+
+def _factors(module: StoredModule, leaf: str) -> "Tensor":
+    """Scales in float32."""
+    import torch
+
+    stored = module.read(leaf)
+    if stored.dtype == torch.uint8 or module.leaves[leaf].dtype == FLOAT8_E8M0FNU:
+        return powers_of_two(module, leaf, stored)
+    factors = stored.to(torch.float32)
+    if bool((factors < 0).any()):
+        raise module.refuse(leaf, f"has {int((factors < 0).sum()):,} scales that are negative")
+    return factors
+
+
+def _expanded(factors: "Tensor", values: "Tensor", blocks: tuple[int, ...], start: int) -> "Tensor":
+    """Scales of blocks as one for each of the values, which are entries `start` and following of the weight."""
+    import torch
+
+    if factors.numel() == 1:
+        return factors.reshape(())
     factors = factors.reshape(factors.shape if factors.ndim == values.ndim else (-1, *(1 for _ in values.shape[1:])))
     if factors.shape[0] > 1:
-        factors = factors[torch.arange(start, stop) // blocks[0]]
+        factors = factors[torch.arange(start, start + len(values)) // blocks[0]]
     for dimension, block in enumerate(blocks[1:], start=1):
         if 1 < factors.shape[dimension] < values.shape[dimension]:
             factors = factors.repeat_interleave(block, dimension).narrow(dimension, 0, values.shape[dimension])
-    return values.mul_(factors)
+    return factors

@@ -1,66 +1,72 @@
 """Codes and scales of encodings that are recognized and not read: they are never taken for weights."""
 
-from collections.abc import Mapping
+import re
 
-from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
-from eckart.checkpoint.encodings.mxfp4 import BLOCKS, SCALES, read_mxfp4
-from eckart.checkpoint.encodings.scaled import FP8, read_scaled, scale_of
+from eckart.checkpoint.checkpoint import Checkpoint
+from eckart.checkpoint.dtypes import BOOL, INT64, UINT64
+from eckart.checkpoint.encodings.encoded import StoredModule, is_low_precision, modules_of
+from eckart.checkpoint.encodings.table import found_in
 
-# A tensor that only this encoding has -> the encoding, and what dequantizes it.
+# The last part of a name that only this encoding has -> the encoding, and what dequantizes it.
+_BITSANDBYTES = "bitsandbytes: dequantize it with transformers' model.dequantize()"
 _SIGNS = {
-    "qweight": "GPTQ or AWQ: dequantize it with GPTQModel",
+    "qweight": "GPTQ, AWQ or a relative of them: dequantize it with GPTQModel",
     "weight_packed": "compressed-tensors: dequantize it with llm-compressor",
     "weight_scale_2": "NVFP4: dequantize it with NVIDIA ModelOpt",
-    "absmax": "bitsandbytes: dequantize it with transformers' model.dequantize()",
-    "SCB": "LLM.int8 of bitsandbytes: dequantize it with transformers' model.dequantize()",
-    "weight_scale": "codes with scales",
-    "weight_scale_inv": "codes with scales",
+    "comfy_quant": "ComfyUI: dequantize it with comfy-kitchen",
+    "SCB": _BITSANDBYTES,
+    **dict.fromkeys(("absmax", "quant_map", "nested_absmax", "nested_quant_map"), _BITSANDBYTES),
+    **dict.fromkeys(("bitsandbytes__nf4", "bitsandbytes__fp4"), _BITSANDBYTES),
 }
 # The same of names that dense models have too: they mean an encoding if there are codes.
 _SIGNS_NEXT_TO_CODES = {
-    "weight_zero_point": "compressed-tensors with zero points: dequantize it with llm-compressor",
+    "weight_scales": "EETQ: dequantize it with EETQ",
+    "trellis": "EXL3: dequantize it with exllamav3",
+    "q_weight": "EXL2: dequantize it with exllamav2",
+    "codebooks": "AQLM: dequantize it with aqlm",
+    "Qidxs": "QuIP#: dequantize it with quip-sharp",
+    "centroids": "VPTQ: dequantize it with vptq",
+    "wscales": "SVDQuant: dequantize it with nunchaku",
     "W_q": "HQQ: dequantize it with hqq",
     "_data": "quanto: dequantize it with optimum-quanto",
-    "scale_weight": "codes with scales",
+    "_weight_qdata": "torchao: dequantize it with torchao",
 }
-_MLX = {"weight", "scales", "biases"}
+_SCALE = re.compile(r"scal(e|ing)|absmax|amax|zero|codebook|scb|shift|biases", re.IGNORECASE)
+# Names that only scales of weights have, also where their codes are missing.
+_ALONE = re.compile(
+    r".*weight_(scale(_inv|_2)?|global_scale|zero_point)|.*_proj_scale(_inv)?|q?scale_weight|_scale|_shift"
+)
+_NO_CODES = (INT64, UINT64, BOOL)  # of indices and masks
 
 
 def undecoded(checkpoint: Checkpoint) -> dict[str, str]:
     """Tensors that are parts of a quantized weight, and mean nothing alone -> why they are not read as the weight."""
-    tensors = checkpoint.tensors
-    faults = read_scaled(checkpoint)[1] | read_mxfp4(checkpoint)[1]
-    leaves: dict[str, set[str]] = {}
-    for name in tensors:
-        module, _, leaf = name.rpartition(".")
-        leaves.setdefault(module, set()).add(leaf)
-    with_codes = {name for name, info in tensors.items() if info.dtype in FP8 or not info.dtype.is_floating_point}
-    with_codes |= {name.rpartition(".")[0] for name in with_codes}
-    found = {module: _encoding(each, has_codes=module in with_codes) for module, each in leaves.items()}
-    encodings = {module: encoding for module, encoding in found.items() if encoding}
-    result = {}
-    for name, info in tensors.items():
-        module, _, leaf = name.rpartition(".")
-        encoding = encodings.get(module) or encodings.get(name)
-        if not leaf.endswith("bias") and (name in faults or encoding or _is_part(info, tensors)):
-            result[name] = f"quantized storage: {faults.get(name) or encoding or 'codes with scales'}"
-    return result
+    found = {part: fault.reason for fault in found_in(checkpoint)[1] for part in fault.parts}
+    for module in modules_of(checkpoint):
+        if reason := _unknown_encoding(module):
+            names = [info.name for leaf, info in module.leaves.items() if not leaf.endswith("bias")]
+            owner = module.name.removesuffix(".quant_state")  # X.weight of X.weight.absmax
+            for name in (*names, *([owner] if owner in checkpoint.tensors else [])):
+                found.setdefault(name, reason)
+    for name in checkpoint.tensors:
+        if _ALONE.fullmatch(name.rpartition(".")[2]):
+            found.setdefault(name, "a scale whose codes are missing or not recognized")
+    return {name: f"quantized storage: {reason}" for name, reason in found.items()}
 
 
-def _encoding(leaves: set[str], *, has_codes: bool) -> str | None:
-    if has_codes and leaves >= _MLX:
-        return "MLX: dequantize it with mlx_lm.convert"
-    signs = _SIGNS_NEXT_TO_CODES | _SIGNS if has_codes else _SIGNS
-    return next((words for sign, words in signs.items() if sign in leaves), None)
-
-
-def _is_part(info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> bool:
-    """Whether a tensor is codes next to a scale, or the scale next to codes, by its name alone."""
-    if scale_of(info, tensors) or "quant_state" in info.name:
-        return True
-    pairs = ((BLOCKS, SCALES), (SCALES, BLOCKS), ("_scale", ""), ("_scale_inv", ""))
-    for ending, other in pairs:
-        owner = tensors.get(f"{info.name.removesuffix(ending)}{other}") if info.name.endswith(ending) else None
-        if owner is not None and (other or scale_of(owner, tensors)):
-            return True
-    return False
+def _unknown_encoding(module: StoredModule) -> str | None:
+    """What codes and scales of a module are a sign of; None if there are not both."""
+    sign = next((words for leaf, words in _SIGNS.items() if leaf in module.leaves), None)
+    if sign or not module.has_codes:
+        return sign
+    sign = next((words for leaf, words in _SIGNS_NEXT_TO_CODES.items() if leaf in module.leaves), None)
+    scales = [leaf for leaf in module.leaves if _SCALE.search(leaf)]
+    codes = [
+        leaf
+        for leaf, info in module.leaves.items()
+        if leaf not in scales and is_low_precision(info) and info.dtype not in _NO_CODES and len(info.shape) > 1
+    ]
+    if sign or not codes or not scales:
+        return sign
+    what = f"{codes[0]}, {module.leaves[codes[0]].dtype}, with {scales[0]}"
+    return f"{what}, of an unknown encoding; dequantize it with the tool that wrote it"

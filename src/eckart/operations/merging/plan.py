@@ -19,7 +19,7 @@ from eckart.checkpoint.tying import stored_twice, untied_config
 from eckart.errors import MismatchError, OptionError
 from eckart.formats import unknown_fields
 from eckart.formats.sources import Source, open_adapter, open_model
-from eckart.operations.merging.encodings import kept_codes, markers, stored_form
+from eckart.operations.merging.encodings import CONFIG_FILES, kept_codes, markers, stored_form, without_quantization
 from eckart.operations.merging.extended import extended
 from eckart.operations.model_writer.plan import ModelPlan, OutputTensor, dtype_entry, untied
 from eckart.operations.output_dtype import float_dtype
@@ -74,7 +74,19 @@ def plan_merge(
     matches = _matches(changes, outlines, places.views, checkpoint)
     config = _config(checkpoint, tensors, changes, kept, dtype=target)
     tokenizer = checkpoint.tokenizer if isinstance(checkpoint, DerivedCheckpoint) else None
-    return ModelPlan("merge", checkpoint, tensors, matches, skipped, config, loaded, factors, tokenizer=tokenizer)
+    return ModelPlan(
+        "merge",
+        checkpoint,
+        tensors,
+        matches,
+        skipped,
+        config,
+        loaded,
+        factors,
+        tokenizer=tokenizer,
+        omitted=() if kept or target is None else CONFIG_FILES,
+        keeps_codes=bool(kept),
+    )
 
 
 def open_adapters(adapters: Adapters) -> list[Adapter]:
@@ -209,7 +221,7 @@ def _config(
     original = read_config(base.folder) if complete else base.config
     config = dict(base.config if isinstance(base, DerivedCheckpoint) else original)
     if dtype is not None and not kept:
-        config.pop("quantization_config", None)
+        config = without_quantization(config)
     if config and (dtype is not None or not complete):
         config |= dtype_entry(config, (tensor.dtype for tensor in tensors))
     changed = [[name for name in group if name in changes] for group in stored_twice(base.tensors, config)]

@@ -78,6 +78,8 @@ class ModelPlan:
         weights: factor of each adapter.
         compared: files of another model that the result depends on.
         tokenizer: folder of a tokenizer that replaces the base's.
+        omitted: names of companion files that do not describe the output.
+        keeps_codes: whether weights are copied as codes, which texts in the headers of the base's files may describe.
     """
 
     command: str
@@ -90,6 +92,8 @@ class ModelPlan:
     weights: tuple[float, ...] = ()
     compared: tuple[Path, ...] = ()
     tokenizer: Path | None = None
+    omitted: tuple[str, ...] = ()
+    keeps_codes: bool = False
 
     @property
     def changed(self) -> list[OutputTensor]:
@@ -129,9 +133,17 @@ class ModelPlan:
         return shards
 
     @property
+    def metadata(self) -> dict[str, Mapping[str, str]]:
+        """Texts for the header of each file."""
+        texts = self.base.metadata if self.keeps_codes else {}
+        only = next(iter(texts.values())) if len(texts) == len(self.shards) == 1 else {}
+        return {name: {"format": "pt", **texts.get(name, only)} for name in self.shards}
+
+    @property
     def file_names(self) -> list[str]:
         """All files of the output."""
         copied = companions(self.base.folder) if self.base.folder and has_companions(self.base) else []
+        copied = [file for file in copied if file.name not in self.omitted]
         copied += tokenizer_files(self.tokenizer) if self.tokenizer else []
         return [*self.shards, index_name(self.shards), "config.json", CARD, *(file.name for file in copied)]
 

@@ -97,7 +97,7 @@ class ModelWriter:
             records = self._fill(folder, journal, execution)
             write_index(folder, plan.shards)
             if plan.base.folder and has_companions(plan.base):
-                copy_companions(plan.base.folder, folder)
+                copy_companions(plan.base.folder, folder, omitted=plan.omitted)
             for file in tokenizer_files(plan.tokenizer) if plan.tokenizer else ():
                 shutil.copyfile(file, folder / file.name)
             if plan.config:
@@ -117,7 +117,7 @@ class ModelWriter:
             if file.name != MANIFEST and (journal.restarted or file.name not in self.plan.shards):
                 file.unlink()
         write_manifest(folder, self.plan.file_names)
-        with open_files(folder, self.plan.shards) as files:
+        with open_files(folder, self.plan.shards, self.plan.metadata) as files:
             if files.is_new:
                 journal.clear()
             tasks = [self._task(tensor, files) for tensor in self.plan.tensors]

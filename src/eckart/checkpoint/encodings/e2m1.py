@@ -1,0 +1,31 @@
+"""E2M1, the 4-bit floating-point numbers of MXFP4 and NVFP4: two codes in each byte, the first in its low half.
+
+Source: OCP Microscaling Formats 1.0.
+"""
+
+from typing import TYPE_CHECKING
+
+from eckart.checkpoint.checkpoint import TensorInfo
+from eckart.checkpoint.dtypes import FLOAT4_E2M1FN_X2, FLOAT8_E8M0FNU, UINT8
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of the codes 0 to 7; 8 to 15 are their negatives
+PACKED = (UINT8, FLOAT4_E2M1FN_X2)
+POWERS = (UINT8, FLOAT8_E8M0FNU)
+
+
+def values(packed: "Tensor") -> "Tensor":
+    """The numbers in bytes, float32, twice as many along the last dimension."""
+    import torch
+
+    table = torch.tensor([*_VALUES, *(-value for value in _VALUES)], dtype=torch.float32)
+    data = packed.view(torch.uint8)
+    return table[torch.stack([data & 15, data >> 4], -1).flatten(-2).int()]
+
+
+def fits(codes: TensorInfo, scale: TensorInfo, group: int) -> bool:
+    """Whether packed codes have a scale for each group of values of the last dimension."""
+    count = 2 * codes.shape[-1] if codes.shape else 0
+    return count > 0 and count % group == 0 and scale.shape == (*codes.shape[:-1], count // group)

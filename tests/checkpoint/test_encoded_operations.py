@@ -1,0 +1,123 @@
+"""Every operation on a model with a weight in each encoding, and between encodings."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from eckart.adapter import Adapter, AdapterLayer
+from eckart.checkpoint import layout, open_checkpoint
+from eckart.errors import OptionError
+from eckart.operations import analyze, compare, extract, merge, unmerge
+
+from .encoded_samples import EACH, SAMPLES, Sample
+
+Q = "model.layers.0.self_attn.q_proj"
+PLAIN = torch.randn(256, 256, generator=torch.Generator().manual_seed(3)).bfloat16()
+RANK = 2
+EXTRA = {f"{Q}.weight": PLAIN, "model.norm.weight": torch.ones(256)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model folder with one quantized weight and a dense one, and an adapter of the first."""
+
+    folder: object
+    sample: Sample
+    matrix: str
+    adapter: Adapter
+    tuned: torch.Tensor
+    """The quantized weight with the update, float64."""
+
+
+def model_of(tmp_path, sample: Sample) -> Model:
+    folder = tmp_path / "base"
+    folder.mkdir()
+    save_file(sample.tensors | EXTRA, folder / "model.safetensors", {"format": "pt", "kept": "text"})
+    config = {"model_type": "gpt_oss" if sample.truth.ndim == 3 else "llama", "torch_dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(config | dict(sample.config)))
+    view = next(view for view in layout(open_checkpoint(folder)).matrices if view.tensor == sample.name)
+    generator = torch.Generator().manual_seed(4)
+    outputs, inputs = view.shape
+    kind = "expert" if view.kind == "expert" else "linear"
+    factors = torch.randn(RANK, inputs, generator=generator), torch.randn(outputs, RANK, generator=generator)
+    layer = AdapterLayer(*factors, RANK, kind=kind)
+    update = layer.low_rank().dense()
+    tuned = sample.truth.clone()
+    tuned.view(-1, *tuned.shape[-2:])[0] += update.T if view.transposed else update
+    return Model(folder, sample, view.name, Adapter({view.name: layer}), tuned)
+
+
+@pytest.fixture(params=EACH)
+def model(request, tmp_path):
+    return model_of(tmp_path, SAMPLES[request.param]())
+
+
+def dense(model: Model) -> dict[str, torch.Tensor]:
+    return {model.sample.name: model.sample.truth.float()} | EXTRA
+
+
+def test_analysis_sees_the_numbers(model):
+    found = {matrix.name: matrix for matrix in analyze(model.folder).matrices}
+    truth = model.sample.truth
+    first = truth.view(-1, *truth.shape[-2:])[0]
+    assert len(found) == 1 + (len(truth) if truth.ndim == 3 else 1)
+    assert found[model.matrix].spectrum.fro_norm == pytest.approx(float(first.norm()), rel=1e-6)
+    assert found[model.matrix].dtype == open_checkpoint(model.folder).tensors[model.sample.name].quantization
+    assert found[Q].dtype == "bfloat16"
+
+
+def test_an_update_between_dense_weights_and_codes_is_extracted_and_compared(model):
+    base = dense(model)
+    before = base | {model.sample.name: (2 * model.sample.truth - model.tuned).float()}
+    result = extract(before, model.folder, rank=RANK, target=f"^{model.matrix.partition('[')[0]}.*")
+    found = result.adapter[model.matrix].low_rank().dense()
+    torch.testing.assert_close(found, model.adapter[model.matrix].low_rank().dense(), rtol=1e-3, atol=1e-3)
+    difference = compare(before, model.folder)
+    update = model.adapter[model.matrix].low_rank().fro_norm
+    assert difference.norm_difference == pytest.approx(float(update), rel=1e-4)
+
+
+def test_a_merge_into_codes_is_refused_and_into_dense_weights_is_right(model, tmp_path):
+    encoding = open_checkpoint(model.folder).tensors[model.sample.name].quantization
+    with pytest.raises(OptionError, match=f"is quantized .*{encoding}.*`dtype=bfloat16` writes dense weights"):
+        merge(model.folder, model.adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    merge(model.folder, model.adapter, tmp_path / "out", dtype="float32")
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert after.keys() == {model.sample.name, *EXTRA}
+    torch.testing.assert_close(after[model.sample.name].double(), model.tuned, rtol=1e-6, atol=1e-6)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config.keys().isdisjoint({"quantization_config", "quantization"})
+    assert config["torch_dtype"] == "float32"
+
+
+def test_an_adapter_is_taken_out_of_codes_into_dense_weights(model, tmp_path):
+    with pytest.raises(OptionError, match="writes dense weights"):
+        unmerge(model.folder, model.adapter, tmp_path / "out")
+    unmerge(model.folder, model.adapter, tmp_path / "out", dtype="float32")
+    after = load_file(tmp_path / "out" / "model.safetensors")[model.sample.name]
+    torch.testing.assert_close(after.double(), 2 * model.sample.truth - model.tuned, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [None, "float32"])
+def test_codes_that_no_adapter_changes_are_copied_with_all_that_describes_them(model, tmp_path, dtype):
+    generator = torch.Generator().manual_seed(5)
+    factors = torch.randn(RANK, 256, generator=generator), torch.randn(256, RANK, generator=generator)
+    merge(model.folder, Adapter({Q: AdapterLayer(*factors, RANK)}), tmp_path / "out", dtype=dtype)
+    before, after = (load_file(folder / "model.safetensors") for folder in (model.folder, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    for name in model.sample.tensors:
+        assert after[name].dtype == before[name].dtype
+        assert torch.equal(after[name].flatten().view(torch.uint8), before[name].flatten().view(torch.uint8))
+    assert after[f"{Q}.weight"].dtype == (torch.float32 if dtype else torch.bfloat16)
+    assert not torch.equal(after[f"{Q}.weight"].float(), PLAIN.float())
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert dict(model.sample.config).items() <= config.items()
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt", "kept": "text"}
+    again = open_checkpoint(tmp_path / "out")
+    assert torch.equal(again.read(model.sample.name).double(), model.sample.truth)
