@@ -7,6 +7,20 @@ from transformers.pytorch_utils import Conv1D
 WIDTH = 8
 
 
+def with_random_adapter(model, config, folder, seed=1):
+    """The model with an adapter of PEFT's whose parameters are all random, saved to a folder."""
+    from peft import get_peft_model
+
+    torch.manual_seed(seed)
+    model = get_peft_model(model, config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return model
+
+
 class Mlp(nn.Module):
     def __init__(self, bias=True):
         super().__init__()

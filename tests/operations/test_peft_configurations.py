@@ -9,7 +9,7 @@ from eckart.errors import EckartError
 from eckart.operations import combine, extract, resize
 from eckart.operations.merging.merge import merge
 
-from .peft_modules import MODULES, numbers
+from .peft_modules import MODULES, numbers, with_random_adapter
 from .peft_table import (
     CLASSIFIER,
     COMBINED,
@@ -122,16 +122,7 @@ def lora_config(base, options):
 
 def adapted(model, base, options, folder, seed=1):
     """A copy of the model with a random adapter of PEFT's, which is saved to a folder."""
-    from peft import get_peft_model
-
-    torch.manual_seed(seed)
-    model = get_peft_model(copy.deepcopy(model), lora_config(base, options)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    return model
+    return with_random_adapter(copy.deepcopy(model), lora_config(base, options), folder, seed)
 
 
 def loaded(model, folder):

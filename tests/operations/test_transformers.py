@@ -12,6 +12,8 @@ from eckart.nn import adapter_applied
 from eckart.operations import combine, extract, resize, unmerge
 from eckart.operations.merging.merge import merge
 
+from .peft_modules import with_random_adapter
+
 # PEFT and transformers warn about their own internals; what is tested here is their numbers.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -229,16 +231,10 @@ def base_model(folder, kind, config, auto="AutoModelForCausalLM"):
 
 def adapted(model, folder, **options):
     """The model with a random adapter of PEFT's, saved to a folder."""
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
-    torch.manual_seed(1)
-    model = get_peft_model(model, LoraConfig(init_lora_weights=False, **{"r": 4, "lora_alpha": 10, **options})).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    return model
+    config = LoraConfig(init_lora_weights=False, **{"r": 4, "lora_alpha": 10, **options})
+    return with_random_adapter(model, config, folder)
 
 
 def assert_same_weights(found, expected):
