@@ -119,25 +119,8 @@ def train(
         seconds = _train_steps(
             trainer, progress, checkpoint, recorder, heldout_loss=before[0], folder=folder if output else None
         )
-        after, tokens = _heldout_loss(trainer, progress, "after")
-        if trainer.recorder is not None:
-            trainer.recorder.log(trainer.state.global_step, heldout_loss=after)
-        result = TrainResult(
-            adapter=adapter_of(live, ADAPTER),
-            output=output,
-            trainable_params=sum(p.numel() for p in live.parameters() if p.requires_grad),
-            total_params=count_params(live),
-            steps=trainer.state.global_step,
-            heldout_loss_before=before[0],
-            heldout_loss_after=after,
-            heldout_tokens=tokens,
-            losses={int(entry["step"]): entry["loss"] for entry in trainer.state.log_history if "loss" in entry},
-            seconds=seconds,
-            peak_bytes=_peak_bytes(trainer),
-            run=run,
-            dynamics=None if trainer.recorder is None else trainer.recorder.dynamics.rounded(),
-            notes=tuple(notes),
-        )
+        after = _heldout_loss(trainer, progress, "after")
+        result = _result(trainer, output, run=run, losses=(before[0], *after), seconds=seconds, notes=notes)
         if output is not None and rundir.is_writer():
             files.check_unchanged()
             _write(live, result, folder, finish, force=force)
@@ -236,6 +219,38 @@ def _train_steps(
         msg = f"training stopped after step {state.global_step} of {state.max_steps}; {saved}"
         raise TrainingInterrupted(msg)
     return time.perf_counter() - start
+
+
+def _result(
+    trainer: "AdapterTrainer",
+    output: Path | None,
+    *,
+    run: dict[str, Any],
+    losses: tuple[float, float, int],
+    seconds: float,
+    notes: Sequence[str],
+) -> TrainResult:
+    """What was trained and measured; `losses` are those on held-out data before and after, and their tokens."""
+    before, after, tokens = losses
+    state, recorder, live = trainer.state, trainer.recorder, trainer.live
+    if recorder is not None:
+        recorder.log(state.global_step, heldout_loss=after)
+    return TrainResult(
+        adapter=adapter_of(live, ADAPTER),
+        output=output,
+        trainable_params=sum(p.numel() for p in live.parameters() if p.requires_grad),
+        total_params=count_params(live),
+        steps=state.global_step,
+        heldout_loss_before=before,
+        heldout_loss_after=after,
+        heldout_tokens=tokens,
+        losses={int(entry["step"]): entry["loss"] for entry in state.log_history if "loss" in entry},
+        seconds=seconds,
+        peak_bytes=_peak_bytes(trainer),
+        run=run,
+        dynamics=None if recorder is None else recorder.dynamics.rounded(),
+        notes=tuple(notes),
+    )
 
 
 def _save_last_good(trainer: "AdapterTrainer", folder: Path) -> Path:
