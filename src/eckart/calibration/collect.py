@@ -23,7 +23,6 @@ from eckart.operations.moments import Moments, metadata, tensor_name
 if TYPE_CHECKING:
     from eckart.checkpoint import Checkpoint
 
-DEFAULT_EXECUTION = Execution()
 _STATES = "states"
 
 
@@ -32,7 +31,7 @@ def collect_moments(
     kinds: Mapping[str, Tensor],
     output: str | Path,
     *,
-    execution: Execution = DEFAULT_EXECUTION,
+    execution: Execution = Execution(),
     force: bool = False,
 ) -> Moments:
     """Run a model on texts and write Σ x xᵀ over the inputs x of each linear layer in its decoder blocks.

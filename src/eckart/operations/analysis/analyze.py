@@ -15,8 +15,6 @@ from eckart.operations.analysis.plan import plan_analysis
 from eckart.operations.analysis.result import Analysis
 from eckart.result import Finish
 
-DEFAULT_EXECUTION = Execution()
-
 
 def analyze(
     source: Source,
@@ -28,7 +26,7 @@ def analyze(
     output: str | Path | None = None,
     force: bool = False,
     finish: Finish[Analysis] | None = None,
-    execution: Execution = DEFAULT_EXECUTION,
+    execution: Execution = Execution(),
 ) -> Analysis:
     """Spectra of every matrix of a checkpoint, of the difference of two, or of an adapter.
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from eckart.adapter.adapter import Adapter
     from eckart.checkpoint import Checkpoint, MatrixView
 
-DEFAULT_EXECUTION = Execution()
-
 
 def check_merge(
     base: Source,
@@ -34,7 +32,7 @@ def check_merge(
     merged: Source,
     *,
     weights: Sequence[float] | None = None,
-    execution: Execution = DEFAULT_EXECUTION,
+    execution: Execution = Execution(),
 ) -> MergeCheck:
     """Whether `merged` equals `base` + Σ wᵢ·Δᵢ of the adapters, tensor by tensor.
 
@@ -63,7 +61,7 @@ def plan_merge_check(
     merged: Source,
     *,
     weights: Sequence[float] | None = None,
-    execution: Execution = DEFAULT_EXECUTION,
+    execution: Execution = Execution(),
 ) -> MergeClaim:
     """Plan `check_merge` from headers: `.preview()` describes the work, `.compare()` does it."""
     execution.check()

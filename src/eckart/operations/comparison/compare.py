@@ -16,8 +16,6 @@ from eckart.operations.comparison.claimed_merge import MergeClaim, plan_merge_ch
 from eckart.operations.comparison.merge_check import MergeCheck
 from eckart.operations.comparison.result import DIRECTIONS, Comparison
 
-DEFAULT_EXECUTION = Execution()
-
 
 def compare(
     a: Source,
@@ -27,7 +25,7 @@ def compare(
     directions: int = DIRECTIONS,
     target: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
-    execution: Execution = DEFAULT_EXECUTION,
+    execution: Execution = Execution(),
 ) -> Comparison | MergeCheck:
     """Compare two adapters or two checkpoints, matrix by matrix.
 
@@ -67,7 +65,7 @@ def plan_comparison(
     directions: int = DIRECTIONS,
     target: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
-    execution: Execution = DEFAULT_EXECUTION,
+    execution: Execution = Execution(),
 ) -> AdapterPair | CheckpointPair | MergeClaim:
     """Plan `compare` from headers: `.preview()` describes the work, `.compare()` does it.
 

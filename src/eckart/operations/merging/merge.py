@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from eckart.checkpoint import DType
 
-DEFAULT_EXECUTION = Execution()
-
 
 @dataclass(frozen=True, repr=False)
 class MergeResult(Result):
@@ -70,7 +68,7 @@ def merge(
     *,
     weights: Sequence[float] | None = None,
     dtype: DType | torch.dtype | str | None = None,
-    execution: Execution = DEFAULT_EXECUTION,
+    execution: Execution = Execution(),
     force: bool = False,
 ) -> MergeResult:
     """Write `base` with adapters merged into it: a model folder in Hugging Face layout.

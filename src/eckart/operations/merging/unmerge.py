@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from eckart.checkpoint import Checkpoint, DType
     from eckart.operations.model_writer.plan import ModelPlan, OutputTensor
 
-DEFAULT_EXECUTION = Execution()
-
 
 @dataclass(frozen=True, repr=False)
 class UnmergeResult(Result):
@@ -105,7 +103,7 @@ def unmerge(
     base: Source | None = None,
     weights: Sequence[float] | None = None,
     dtype: DType | torch.dtype | str | None = None,
-    execution: Execution = DEFAULT_EXECUTION,
+    execution: Execution = Execution(),
     force: bool = False,
 ) -> UnmergeResult:
     """Write `merged` with adapters removed: equal to the base up to one rounding.

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from eckart.checkpoint import DType
 
-DEFAULT_EXECUTION = Execution()
-
 
 @dataclass(frozen=True)
 class QuantizedLayer:
@@ -113,7 +111,7 @@ def quantize(
     block_size: int = 64,
     double: bool = False,
     dtype: DType | torch.dtype | str | None = None,
-    execution: Execution = DEFAULT_EXECUTION,
+    execution: Execution = Execution(),
     force: bool = False,
 ) -> QuantizeResult:
     """Write `source` with its linear layers in NF4, bit for bit as bitsandbytes quantizes them on the CPU.
