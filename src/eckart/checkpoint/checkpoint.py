@@ -23,6 +23,7 @@ class TensorInfo:
         nbytes: bytes in the file (for a quantized tensor, of its blocks).
         file: the file that contains it.
         quantization: name of the encoding or GGUF type if the tensor is dequantized when it is read; otherwise None.
+        offset: where its bytes begin in a safetensors file.
     """
 
     name: str
@@ -31,6 +32,7 @@ class TensorInfo:
     nbytes: int
     file: Path
     quantization: str | None = None
+    offset: int = 0
 
 
 class Checkpoint(Protocol):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from eckart.checkpoint import dtypes
-from eckart.checkpoint.dtypes import DType
+from eckart.checkpoint.checkpoint import TensorInfo
 from eckart.checkpoint.json_files import parse_json
 from eckart.checkpoint.stamp import Stamp
 from eckart.errors import FileFormatError
@@ -44,22 +44,14 @@ PACKED = {"F4": (2, 1), "F6_E2M3": (4, 3), "F6_E3M2": (4, 3)}  # so many values 
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One tensor of a header; `offset` counts from the start of the file, the last size of a packed type bytes."""
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-
-
-@dataclass(frozen=True)
 class Header:
-    """A valid header: its tensors in file order, its texts, and the stamp of the file when it was read."""
+    """A valid header: its tensors in file order, its texts, and the stamp of the file when it was read.
+
+    The last size of a tensor of a packed type counts bytes.
+    """
 
     path: Path
-    entries: tuple[Entry, ...]
+    tensors: tuple[TensorInfo, ...]
     metadata: dict[str, str]
     stamp: Stamp
 
@@ -90,19 +82,19 @@ def read_header(path: Path) -> tuple[Header | None, list[str]]:
         return None, [f"{path}: {fault}"]
     metadata = table.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata  # MLX writes null
-    start, faults, entries = 8 + length, [], []
+    start, faults, tensors = 8 + length, [], []
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         faults.append("__metadata__ is not an object of texts")
     for name, fields in table.items():
         try:
-            entries.append(_entry(name, fields, start))
+            tensors.append(_tensor(name, fields, path, start))
         except FileFormatError as fault:
             faults.append(f"tensor {name!r}: {fault}")
-    entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
-    faults = faults or _layout_faults(entries, start, stamp.size)
+    tensors.sort(key=lambda info: (info.offset, info.nbytes))
+    faults = faults or _layout_faults(tensors, start, stamp.size)
     if faults:
         return None, [f"{path}: {fault}" for fault in faults]
-    return Header(path, tuple(entries), metadata, stamp), []
+    return Header(path, tuple(tensors), metadata, stamp), []
 
 
 def _parse_json(text: bytes) -> dict[str, Any]:
@@ -114,7 +106,7 @@ def _parse_json(text: bytes) -> dict[str, Any]:
         _refuse(f"the header is not valid JSON ({error})")
 
 
-def _entry(name: str, fields: Any, start: int) -> Entry:
+def _tensor(name: str, fields: Any, path: Path, start: int) -> TensorInfo:
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
         _refuse("expected exactly dtype, shape and data_offsets")
     dtype = DTYPES.get(fields["dtype"]) if isinstance(fields["dtype"], str) else None
@@ -135,18 +127,18 @@ def _entry(name: str, fields: Any, start: int) -> Entry:
     nbytes = math.prod(shape) * dtype.itemsize
     if end - begin != nbytes:
         _refuse(f"data_offsets hold {end - begin:,} bytes, shape {shape} in {fields['dtype']} needs {nbytes:,}")
-    return Entry(name, dtype, tuple(shape), start + begin, nbytes)
+    return TensorInfo(name, tuple(shape), dtype, nbytes, path, offset=start + begin)
 
 
-def _layout_faults(entries: list[Entry], start: int, size: int) -> list[str]:
-    """Overlaps, holes and data beyond the file, of entries in the order of their offsets."""
+def _layout_faults(tensors: list[TensorInfo], start: int, size: int) -> list[str]:
+    """Overlaps, holes and data beyond the file, of tensors in the order of their offsets."""
     faults, position = [], start
-    for entry in entries:
-        if entry.offset < position:
-            faults.append(f"tensor {entry.name!r} overlaps the tensor before it")
-        elif entry.offset > position:
-            faults.append(f"{entry.offset - position:,} bytes before tensor {entry.name!r} belong to no tensor")
-        position = max(position, entry.offset + entry.nbytes)
+    for info in tensors:
+        if info.offset < position:
+            faults.append(f"tensor {info.name!r} overlaps the tensor before it")
+        elif info.offset > position:
+            faults.append(f"{info.offset - position:,} bytes before tensor {info.name!r} belong to no tensor")
+        position = max(position, info.offset + info.nbytes)
     if position > size:
         faults.append(f"truncated: the tensors need {position:,} bytes, the file has {size:,}")
     elif position < size:

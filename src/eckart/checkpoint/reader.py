@@ -43,43 +43,43 @@ class SafetensorsCheckpoint:
         self.config: dict[str, Any] = read_config(files.folder)
         self.kinds: Mapping[str, str] = {}
         self.metadata: Mapping[str, Mapping[str, str]] = {header.path.name: header.metadata for header in headers}
-        self._entries = {entry.name: (header, entry) for header in headers for entry in header.entries}
-        self.tensors: Mapping[str, TensorInfo] = {
-            name: TensorInfo(name, entry.shape, entry.dtype, entry.nbytes, header.path)
-            for name, (header, entry) in self._entries.items()
-        }
+        self.tensors: Mapping[str, TensorInfo] = {info.name: info for header in headers for info in header.tensors}
+        self._stamps = {header.path: header.stamp for header in headers}
         self.tied: Mapping[str, str] = tied_weights(self.tensors, self.config)
 
     def read(self, name: str) -> "Tensor":
         """The complete tensor in its stored dtype."""
-        header, entry = self._entries[name]
-        return _read(header, entry.offset, entry.nbytes).view(entry.dtype.torch).reshape(entry.shape)
+        info = self.tensors[name]
+        return self._read(info, info.offset, info.nbytes).view(info.dtype.torch).reshape(info.shape)
 
     def read_bytes(self, name: str) -> bytes:
         """The stored bytes of a tensor."""
-        header, entry = self._entries[name]
-        buffer = bytearray(entry.nbytes)
-        read_into(memoryview(buffer), header.path, entry.offset, stamp=header.stamp)
+        info = self.tensors[name]
+        buffer = bytearray(info.nbytes)
+        read_into(memoryview(buffer), info.file, info.offset, stamp=self._stamps[info.file])
         return bytes(buffer)
 
     def rows(self, name: str, start: int, stop: int) -> "Tensor":
         """Entries `start` to `stop` of the first dimension in the stored dtype."""
-        check_rows(self.tensors[name], start, stop)
-        header, entry = self._entries[name]
-        shape = (stop - start, *entry.shape[1:])
-        row_bytes = entry.nbytes // max(entry.shape[0], 1)
-        data = _read(header, entry.offset + start * row_bytes, (stop - start) * row_bytes)
-        return data.view(entry.dtype.torch).reshape(shape)
+        info = self.tensors[name]
+        check_rows(info, start, stop)
+        row_bytes = info.nbytes // max(info.shape[0], 1)
+        data = self._read(info, info.offset + start * row_bytes, (stop - start) * row_bytes)
+        return data.view(info.dtype.torch).reshape(stop - start, *info.shape[1:])
 
     def fingerprint(self) -> str:
         """Digest of the files as they are now."""
         return files_digest(self.files)
 
+    def _read(self, info: TensorInfo, offset: int, nbytes: int) -> "Tensor":
+        return read_range(info.file, offset, nbytes, stamp=self._stamps[info.file])
+
 
 def _index_faults(headers: list[Header], files: SourceFiles) -> list[str]:
     """Tensors in several shards, and index entries that name the wrong shard."""
-    shard_of = {entry.name: header.path for header in headers for entry in header.entries}
-    counts = Counter(entry.name for header in headers for entry in header.entries)
+    tensors = [info for header in headers for info in header.tensors]
+    shard_of = {info.name: info.file for info in tensors}
+    counts = Counter(info.name for info in tensors)
     faults = [f"tensor {name!r} is in {count} shards" for name, count in counts.items() if count > 1]
     for name, file in files.weight_map.items():
         if shard_of.get(name) != files.folder / file and counts[name] <= 1:
@@ -122,7 +122,3 @@ def read_into(buffer: memoryview, path: Path, offset: int, *, stamp: Stamp) -> N
     if not unchanged:
         msg = f"{path}: the file changed while it was being read; run again when nothing writes to it"
         raise FileFormatError(msg)
-
-
-def _read(header: Header, offset: int, nbytes: int) -> "Tensor":
-    return read_range(header.path, offset, nbytes, stamp=header.stamp)
