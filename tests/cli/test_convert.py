@@ -71,8 +71,8 @@ def test_an_unknown_format_is_wrong_usage_and_the_choices_are_named(kohya, tmp_p
     ("change", "options", "said"),
     [
         ({}, ["--to", "peft", "--base", "nowhere"], "nowhere"),
-        ({"lora_unet_joint_blocks_0_x.lora_down.weight": torch.ones(2, 2)}, ["--to", "peft"], "lora_up missing"),
-        ({f"lora_unet_{MODULE}.dora_scale": torch.ones(1, 6)}, ["--to", "peft"], "only norms of outputs"),
+        ({"lora_unet_joint_blocks_0_x.lora_down.weight": torch.ones(2, 2)}, ["--to", "peft"], "lora_B missing"),
+        ({f"lora_unet_{MODULE}.dora_scale": torch.ones(1, 6)}, ["--to", "peft"], "a norm for each input"),
         (
             {f"lora_unet_{MODULE}.lora_up.weight": torch.full((8, 4), torch.nan)},
             ["--to", "peft"],

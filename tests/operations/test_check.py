@@ -143,7 +143,7 @@ def test_vllm_needs_the_smallest_option_that_its_config_allows(adapters):
 def pictures(tmp_path_factory):
     """Kind -> an adapter of a Stable Diffusion pipeline, in the format of its name."""
     folder = tmp_path_factory.mktemp("pictures")
-    projection = {"unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q": (320, 320)}
+    projection = {"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": (320, 320)}
     plain = pipeline_adapter(narrow(projection | clip("text_encoder", 64)), scale=0.5)
     dora = {name: replace(one, magnitude=torch.rand(len(one.lora_B))) for name, one in plain.items()}
     convert(plain, "diffusers", output=folder / "diffusers")

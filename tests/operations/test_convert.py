@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eckart.adapter import Adapter
-from eckart.errors import MismatchError, MissingExtraError, OptionError, OutputError
+from eckart.errors import MismatchError, OptionError, OutputError
 from eckart.formats import load_adapter
-from eckart.formats.pipeline_names import kohya_names, parts_of
 from eckart.operations.conversion import convert, plan_conversion
 
 from .pipelines import adapter, assert_same_updates, clip, flux, kohya_file, layer, narrow, unet
@@ -57,12 +56,14 @@ PIPELINES = {
 }
 
 
-@pytest.mark.parametrize("model", [lambda: unet("sd15"), lambda: unet("sdxl"), flux], ids=["sd15", "sdxl", "flux"])
-def test_every_layer_of_the_real_models_has_one_kohya_name_that_leads_back_to_it(model):
-    shapes = model()
-    table = kohya_names(shapes)
-    assert sorted(part.module for parts in table.values() for part in parts) == sorted(shapes)
-    assert parts_of(table) == table
+@pytest.mark.parametrize(
+    ("family", "model"), [("sd", lambda: unet("sd15")), ("sdxl", lambda: unet("sdxl")), ("flux1", flux)]
+)
+def test_every_layer_of_the_real_models_has_one_kohya_name_that_leads_back_to_it(family, model):
+    there = adapter(narrow(model()), rank=1, scale=1.0)
+    flat = convert(there, "kohya", family=family).adapter
+    assert all(name.startswith("lora_unet_") and "." not in name for name in flat)
+    assert set(convert(flat, "diffusers", family=family).adapter) == set(there)
 
 
 @pytest.mark.parametrize("kind", PIPELINES)
@@ -162,7 +163,9 @@ def test_fused_layers_are_block_diagonal_and_keep_scales_that_differ():
 def test_parts_that_are_missing_stay_as_they_are():
     names = [f"transformer.transformer_blocks.0.attn.{name}" for name in ("to_q", "to_v")]
     there = adapter(narrow(of(flux(), names)), scale=0.5)
-    fused = convert(there, "kohya").adapter
+    with pytest.raises(MismatchError, match=r"may be of Stable Diffusion 3 .*`family`"):
+        convert(there, "kohya")
+    fused = convert(there, "kohya", family="flux1").adapter
     assert list(fused) == ["lora_unet_double_blocks_0_img_attn_qkv"]
     assert not fused["lora_unet_double_blocks_0_img_attn_qkv"].lora_B[3072:6144].any()
     back = convert(fused, "diffusers")
@@ -204,12 +207,12 @@ def test_dora_is_cut_and_joined_by_outputs():
     names = [f"transformer.transformer_blocks.0.attn.{name}" for name in ("to_q", "to_k", "to_v")]
     plain = adapter(narrow(of(flux(), names)), scale=1.0)
     there = Adapter({n: replace(one, magnitude=torch.rand(3072)) for n, one in plain.items()}, format="diffusers")
-    back = convert(convert(there, "kohya").adapter, "diffusers").adapter
+    back = convert(convert(there, "kohya", family="flux1").adapter, "diffusers").adapter
     for name, one in back.items():
         assert torch.equal(one.magnitude, there[name].magnitude)
     some_only = {name: replace(one, magnitude=None) if "to_k" in name else one for name, one in there.items()}
     with pytest.raises(MismatchError, match="DoRA on some of its parts"):
-        convert(Adapter(some_only, format="diffusers"), "kohya")
+        convert(Adapter(some_only, format="diffusers"), "kohya", family="flux1")
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6, 3.7, -0.5])
@@ -218,7 +221,7 @@ def test_extreme_scales_survive_in_every_format(scale, to, tmp_path):
     name = "unet.mid_block.attentions.0.proj_in"
     there = Adapter({name: layer((8, 8), rank=3, alpha=scale * 3, dtype=torch.float16)}, format="diffusers")
     out = tmp_path / "a.safetensors" if to == "kohya" else tmp_path / "a"
-    convert(there, to, output=out)
+    convert(there, to, output=out, family="sd")
     (back,) = load_adapter(out).values()
     assert back.scaling == pytest.approx(scale, rel=1e-15)
     assert torch.equal(back.lora_A, there[name].lora_A)
@@ -339,7 +342,7 @@ def test_an_adapter_is_read_under_the_own_names_of_a_base_that_is_one_component(
     save_file({"mid_block.attentions.0.proj_in.weight": torch.zeros(8, 6)}, tmp_path / "unet.safetensors")
     there = Adapter({"unet.mid_block.attentions.0.proj_in": layer((8, 6))}, format="diffusers")
     there.save(tmp_path / "diffusers.safetensors")
-    convert(there, "kohya", output=tmp_path / "kohya.safetensors")
+    convert(there, "kohya", output=tmp_path / "kohya.safetensors", family="sd")
     for form in ("diffusers", "kohya"):
         found = rename_for_base(tmp_path / "unet.safetensors", load_adapter(tmp_path / f"{form}.safetensors"))
         assert found.format == "peft"
@@ -350,13 +353,10 @@ def test_an_adapter_is_read_under_the_own_names_of_a_base_that_is_one_component(
         rename_for_base(tmp_path / "unet.safetensors", load_adapter(tmp_path / "more.safetensors"))
 
 
-def test_without_diffusers_the_error_names_the_extra(tmp_path, monkeypatch):
-    from eckart.formats import pipeline_names
-
-    pipeline_names._converters.cache_clear()
-    monkeypatch.setitem(__import__("sys").modules, "diffusers.loaders", None)
-    with pytest.raises(MissingExtraError, match=r"'diffusers' extra: pip install '"):
-        convert(Adapter({"lora_unet_mid_block_attentions_0_proj_in": layer((8, 8))}, format="kohya"), "diffusers")
+def test_no_conversion_needs_diffusers(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "diffusers", None)
+    there = Adapter({"lora_unet_mid_block_attentions_0_proj_in": layer((8, 8))}, format="kohya")
+    assert list(convert(there, "diffusers").adapter) == ["unet.mid_block.attentions.0.proj_in"]
 
 
 def refused(layers, to, said, **options):
@@ -407,14 +407,14 @@ def test_a_wrong_base_and_an_unknown_model_are_refused_with_every_name(llama):
     refused(convert(Adapter({"x.y": layer((8, 8))}), "kohya").adapter, "diffusers", ["lora_te_x_y"])
 
 
-def test_modules_of_other_pipelines_have_no_kohya_name():
-    there = Adapter({"transformer.blocks.0.attn1.to_q": layer((8, 8))}, format="diffusers")
-    refused(there, "kohya", ["transformer.blocks.0.attn1.to_q: no such module in Stable Diffusion or FLUX"])
+def test_modules_of_no_known_family_have_no_kohya_name():
+    there = Adapter({"transformer.towers.0.attn1.to_q": layer((8, 8))}, format="diffusers")
+    refused(there, "kohya", ["transformer.towers.0.attn1.to_q: no such module in any of Stable Diffusion 1 and 2, "])
 
 
 def test_wrong_formats_and_outputs_are_refused(tmp_path):
     there = adapter(PIPELINES["sd15"]())
-    with pytest.raises(OptionError, match="peft, kohya, diffusers"):
+    with pytest.raises(OptionError, match="peft, kohya, comfyui, diffusers"):
         convert(there, "onnx")
     with pytest.raises(OutputError, match=r"name it a\.safetensors"):
         convert(there, "kohya", output=tmp_path / "a")

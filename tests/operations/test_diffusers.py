@@ -183,7 +183,7 @@ def test_other_texts_of_the_header_are_kept(tmp_path):
         (factors(), {"lora_alpha": 5}, "lora_alpha begins with none of the components"),
         (factors(), {"unet.r": "five"}, "unet.r: "),
         (factors(), {"unet.r": 3, "unet.alpha_pattern": {"(": 1}}, "regex"),
-        (factors() | {f"{Q}.lokr_w1": torch.ones(2)}, {}, "lokr_w1: not part of a LoRA"),
+        (factors() | {f"{Q}.lokr_w1": torch.ones(2)}, {}, "tensors of LoKr and of LoRA for one module"),
         (factors() | factors("vae.conv"), {}, "vae.conv.* none of the components"),
         (factors() | factors(down="lora.down.weight", up="lora.up.weight"), {}, "the same part of"),
         (factors(lora_magnitude_vector=torch.ones(3)), {}, "magnitude has 3 values for 8 outputs"),

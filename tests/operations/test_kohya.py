@@ -89,15 +89,6 @@ def test_the_change_of_a_bias_is_not_scaled_by_alpha(tmp_path):
     torch.testing.assert_close(one.bias * one.scaling, change)
 
 
-def test_comfyuis_dotted_names_are_read_as_the_same_layers(tmp_path):
-    tensors = parts()
-    dotted = {
-        "diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight": tensors[f"{NAME}.lora_down.weight"],
-        "diffusion_model.double_blocks.0.img_attn.qkv.lora_B.weight": tensors[f"{NAME}.lora_up.weight"],
-    }
-    assert list(load_adapter(saved(tmp_path, dotted))) == ["lora_unet_double_blocks_0_img_attn_qkv"]
-
-
 def test_a_kohya_adapter_is_resized_without_knowing_its_model(tmp_path):
     path = saved(tmp_path, parts(rank=4, kernel=(3, 3), alpha=torch.tensor(2.0)), ss_tag="kept")
     result = resize(path, rank=4, output=tmp_path / "b.safetensors")
@@ -117,19 +108,19 @@ def test_only_headers_and_alphas_are_read_for_the_outline(tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"lora_up.weight": None}, "lora_up missing"),
+        ({"lora_up.weight": None}, "lora_B missing"),
         ({"lora_down.weight": torch.ones(2, 6)}, "are not a product of one rank"),
         ({"lora_up.weight": torch.ones(8, 3, 3, 3), "lora_down.weight": torch.ones(3, 6, 1, 1)}, "must end in ones"),
         ({"lora_down.weight": torch.ones(3, 6, 1, 1)}, "are not a product of one rank"),
         ({"alpha": torch.tensor(float("nan"))}, "alpha is nan"),
         ({"alpha": torch.ones(2)}, "alpha is one number"),
-        ({"dora_scale": torch.ones(1, 6)}, r"dora_scale is \(1, 6\); only norms of outputs"),
+        ({"dora_scale": torch.ones(1, 8)}, r"dora_scale is \(1, 8\), expected norms of outputs"),
         ({"dora_scale": torch.ones(8)}, r"dora_scale is \(8,\)"),
-        ({"lora_mid.weight": torch.ones(3, 4, 3, 3)}, "does not fit lora_down"),
+        ({"lora_mid.weight": torch.ones(3, 4, 3, 3)}, "do not form an update: .*mid"),
         ({"diff_b": torch.ones(3)}, "diff_b is"),
-        ({"diff": torch.ones(8, 6)}, "a full difference of a weight"),
-        ({"hada_w1_a": torch.ones(8, 6)}, "LoHa"),
-        ({"lokr_w1": torch.ones(8, 6)}, "LoKr"),
+        ({"diff": torch.ones(8, 6)}, "tensors of LoRA and of a whole difference"),
+        ({"hada_w1_a": torch.ones(8, 6)}, "tensors of LoHa and of LoRA"),
+        ({"oft_blocks": torch.ones(8, 6)}, "OFT, a rotation"),
         ({"unheard_of": torch.ones(8)}, "not part of a LoRA"),
         ({"lora_A.weight": torch.ones(3, 6)}, "the same part of"),
     ],
@@ -138,12 +129,6 @@ def test_what_makes_no_lora_is_refused_by_name(more, said, tmp_path):
     with pytest.raises(FileFormatError, match=said) as caught:
         load_adapter(saved(tmp_path, parts(**more)))
     assert NAME in str(caught.value)
-
-
-def test_the_change_of_a_bias_alone_is_refused(tmp_path):
-    alone = {"lora_unet_conv_in.diff_b": torch.ones(8)}
-    with pytest.raises(FileFormatError, match=r"conv_in: a change of a bias alone"):
-        load_adapter(saved(tmp_path, parts() | alone))
 
 
 def test_a_value_that_is_not_finite_is_met_when_it_is_read(tmp_path):

@@ -94,8 +94,21 @@ def on_meta(outline: AdapterOutline) -> "Adapter":
         name: with_tensors(layer, {part: tensor.on_meta() for part, tensor in layer.tensors().items()})
         for name, layer in outline.items()
     }
-    saved = {name: tensor.on_meta() for name, tensor in outline.modules_to_save.items()}
-    return Adapter(parts, saved, outline.base_model, outline.task_type, outline.config, outline.format, outline.files)
+    saved, added, carried = (
+        {name: tensor.on_meta() for name, tensor in tensors.items()}
+        for tensors in (outline.modules_to_save, outline.added, outline.carried)
+    )
+    return Adapter(
+        parts,
+        saved,
+        outline.base_model,
+        outline.task_type,
+        outline.config,
+        outline.format,
+        outline.files,
+        added,
+        carried,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,15 +121,17 @@ class Adapter(AdapterBase[AdapterLayer, "Tensor"]):
 
     def outline(self) -> AdapterOutline:
         """The adapter without its values, for which no tensor is read."""
-        layers, saved = self.layers, self.modules_to_save
+        layers = self.layers
         return AdapterOutline(
             layers.outlines if isinstance(layers, Deferred) else {n: layer.outline() for n, layer in layers.items()},
-            saved.outlines if isinstance(saved, Deferred) else {n: TensorOutline.of(t) for n, t in saved.items()},
+            _outlines(self.modules_to_save),
             self.base_model,
             self.task_type,
             self.config,
             self.format,
             self.files,
+            _outlines(self.added),
+            _outlines(self.carried),
         )
 
     @property
@@ -173,11 +188,19 @@ def register_writer(format: AdapterFormat, writer: Callable[..., None]) -> None:
     _WRITERS[format] = writer
 
 
-def _facts(adapter: Adapter) -> tuple[object, object]:
+def _outlines(tensors: "Mapping[str, Tensor]") -> Mapping[str, TensorOutline]:
+    return (
+        tensors.outlines
+        if isinstance(tensors, Deferred)
+        else {name: TensorOutline.of(tensor) for name, tensor in tensors.items()}
+    )
+
+
+def _facts(adapter: Adapter) -> tuple[object, ...]:
     """Everything that equal adapters have in common, except the values."""
     outline = adapter.outline()
     layers = {name: (layer.kind, layer.scaling, layer.tensors()) for name, layer in outline.items()}
-    return layers, dict(outline.modules_to_save)
+    return layers, dict(outline.modules_to_save), dict(outline.added), dict(outline.carried)
 
 
 def _same_values(first: Adapter, second: Adapter) -> bool:
@@ -188,5 +211,9 @@ def _same_values(first: Adapter, second: Adapter) -> bool:
         other = second[name].tensors()
         if not all(torch.equal(tensor, other[part]) for part, tensor in layer.tensors().items()):
             return False
-    saved = second.modules_to_save
-    return all(torch.equal(tensor, saved[name]) for name, tensor in first.modules_to_save.items())
+    pairs = (
+        (first.modules_to_save, second.modules_to_save),
+        (first.added, second.added),
+        (first.carried, second.carried),
+    )
+    return all(torch.equal(tensor, others[name]) for tensors, others in pairs for name, tensor in tensors.items())

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LayerKind = Literal["linear", "conv1d", "embedding", "conv", "expert"]
-AdapterFormat = Literal["peft", "kohya", "diffusers", "mlx", "gguf"]
+AdapterFormat = Literal["peft", "kohya", "comfyui", "diffusers", "mlx", "gguf"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class Layer(Generic[T]):
         kind: `conv1d` is GPT-2's Conv1D, whose weight is stored as (in, out): `fan_in_fan_out` in PEFT; `expert` is one
             expert of a fused tensor, named `experts.gate_up_proj[3]`, or another parameter, such as `gate.weight`.
         bias: shape `(out_features,)`, scaled like the product (PEFT's `lora_bias`).
-        magnitude: DoRA's norm of each output, shape `(out_features,)`.
+        magnitude: DoRA's norm of each output, shape `(out_features,)`, or, as LyCORIS may train it, of each input,
+            shape `(1, in_features)`.
     """
 
     lora_A: T
@@ -142,6 +143,8 @@ class AdapterBase(Mapping[str, L], Generic[L, T]):
         config: further fields of the file that the adapter was read from, unchanged.
         format: format of the files that it was read from, and that `save` writes.
         files: files that it is read from; empty in memory.
+        added: tensors that the adapter adds to those of the model, by their name there, such as a norm's weight.
+        carried: tensors that belong to no part of the model, such as the embedding of a trigger word.
         keep_scales: whether a PEFT file states each layer's alpha and `use_rslora`, which some readers ignore, rather
             than one alpha for all layers with the rest of each scale in lora_B.
     """
@@ -153,6 +156,8 @@ class AdapterBase(Mapping[str, L], Generic[L, T]):
     config: dict[str, Any] = field(default_factory=dict)
     format: AdapterFormat = "peft"
     files: tuple[Path, ...] = ()
+    added: Mapping[str, T] = field(default_factory=dict)
+    carried: Mapping[str, T] = field(default_factory=dict)
     keep_scales: bool = False
 
     def __getitem__(self, module: str) -> L:
@@ -174,7 +179,8 @@ class AdapterBase(Mapping[str, L], Generic[L, T]):
         """Every tensor, one layer after another."""
         for layer in self.values():
             yield from layer.tensors().values()
-        yield from self.modules_to_save.values()
+        for others in (self.modules_to_save, self.added, self.carried):
+            yield from others.values()
 
     def _missing(self, module: str) -> str:
         near = nearest_modules(module, self.layers)

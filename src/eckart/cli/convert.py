@@ -9,12 +9,12 @@ import typer
 from eckart.cli.options import RESULT, Debug, DryRun, Force, ForRuntime, Json, KeepScales, Runtime, Workers, in_group
 from eckart.cli.push import Push
 
-Format = Literal["peft", "kohya", "diffusers", "mlx", "gguf", "lora"]
+Format = Literal["peft", "kohya", "comfyui", "diffusers", "mlx", "gguf", "lora"]
 To = Annotated[
     Format | None,
     typer.Option(
         "--to",
-        metavar="peft|kohya|diffusers|mlx|gguf|lora",
+        metavar="peft|kohya|comfyui|diffusers|mlx|gguf|lora",
         help="The format to write; lora is peft with plain low-rank updates only.",
     ),
 ]
@@ -43,7 +43,9 @@ def convert(
     base: Base = None,
     family: Annotated[
         str | None,
-        typer.Option("--family", metavar="NAME", help="Without --base: the model's type, such as llama."),
+        typer.Option(
+            "--family", metavar="NAME", help="Without --base: the family or type of the model, such as flux1 or llama."
+        ),
     ] = None,
     rank: Rank = None,
     error: Error = None,
@@ -55,7 +57,7 @@ def convert(
             "--output",
             "-o",
             metavar="OUT",
-            help="A folder; for kohya a .safetensors file, for gguf a .gguf file.",
+            help="A folder; for kohya and comfyui a .safetensors file, for gguf a .gguf file.",
         ),
     ],
     push: Push = None,

@@ -1,6 +1,5 @@
 """Files of adapters: the format of a file and its reader, and saving one together with other files."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from eckart.checkpoint.output import Kind
 from eckart.errors import SourceError
 from eckart.formats import gguf_adapter, mlx, peft, peft_config
 from eckart.formats.components import COMPONENTS, component, component_of, joined
+from eckart.formats.lora_keys import is_adapter_key, parse_key
 from eckart.formats.peft_config import CONFIG
 from eckart.formats.table import format_of
 from eckart.result import Skipped
@@ -22,7 +22,7 @@ def load_adapter(source: str | Path) -> Adapter:
 
     A folder with `adapter_config.json` is in PEFT's format, or in mlx-lm's by the name of its weights. A folder of PEFT
     folders, named like the components of a pipeline, is one adapter under diffusers' names. A GGUF file says that it is
-    an adapter; in other files, tensor names decide between diffusers and kohya.
+    an adapter; in other files, tensor names decide between diffusers, kohya and ComfyUI.
 
     Args:
         source: folder, .safetensors or .gguf file, or hub name.
@@ -49,7 +49,7 @@ def load_adapter(source: str | Path) -> Adapter:
         return format_of(name).read(file)
     msg = (
         f"{source}: neither a PEFT adapter (a folder with {CONFIG} and {peft.WEIGHTS}), nor one of mlx-lm (with "
-        f"{mlx.WEIGHTS}), nor a file with LoRA tensors under the names of diffusers or kohya's sd-scripts, "
+        f"{mlx.WEIGHTS}), nor a file with LoRA tensors under the names of diffusers, kohya's sd-scripts or ComfyUI, "
         "nor a GGUF file of llama.cpp's that is an adapter"
     )
     raise SourceError(msg)
@@ -75,10 +75,15 @@ def _format_of_file(file: Path) -> AdapterFormat | None:
     """The format of an adapter that is one file; None if it is none."""
     if file.suffix == ".gguf":
         return "gguf" if gguf_adapter.is_adapter_file(file) else None
-    lora = [key for key in open_checkpoint(file).tensors if re.search("lora[._]", key)]
-    if any(component(key) or component_of([key]) for key in lora):
-        return "diffusers"
-    return "kohya" if lora else None
+    keys = list(open_checkpoint(file).tensors)
+    if not any(map(is_adapter_key, keys)):
+        return None
+    modules = {found.module for key in keys if (found := parse_key(key))}
+    if all("." not in module for module in modules):
+        return "kohya"
+    dotted = [module for module in modules if "." in module]
+    of_pipeline = len(dotted) == len(modules) and any(component(name) or component_of([name]) for name in dotted)
+    return "diffusers" if of_pipeline else "comfyui"
 
 
 def output_kind(adapter: Adapter, path: Path) -> Kind:

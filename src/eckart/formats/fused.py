@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from eckart.adapter.adapter import AdapterLayer
-from eckart.formats.pipeline_names import Part, Rows
+from eckart.formats.families.family import Part, Rows
 
 Runs = tuple[tuple[int, int], ...]  # of outputs: the first, and the one after the last
+_BY_INPUT = "its DoRA has a norm for each input, of all outputs together: merge it into the model instead"
 _SAME = 1e-14  # relative: alpha over rank, and back, is not the same to the last bit
 
 
@@ -27,6 +28,8 @@ def cuts_of(layer: AdapterLayer, parts: Sequence[Part]) -> list[tuple[Runs, tupl
     Raises:
         ValueError: its outputs cannot be divided this way.
     """
+    if layer.magnitude is not None and layer.magnitude.ndim > 1:
+        raise ValueError(_BY_INPUT)
     runs = [_runs(part.rows, layer.lora_B.shape[0]) for part in parts]
     used = [_rows(layer.lora_B, part_runs).flatten(1).any(dim=0) for part_runs in runs]
     rank, count = layer.rank, len(parts)
@@ -72,6 +75,8 @@ def fuse(layers: Sequence[AdapterLayer | None], parts: Sequence[Part]) -> Adapte
     if len(outputs) > 1 or len(inputs) > 1 or any(layer.lora_A.ndim > 2 for layer, _ in present):
         msg = f"its parts are {', '.join(str((len(layer.lora_B), *layer.lora_A.shape[1:])) for layer, _ in present)}"
         raise ValueError(msg)
+    if any(magnitude.ndim > 1 for magnitude in magnitudes):
+        raise ValueError(_BY_INPUT)
     if magnitudes and len(magnitudes) < len(parts):
         msg = "DoRA on some of its parts and not on all"
         raise ValueError(msg)

@@ -24,6 +24,7 @@ from eckart.checkpoint.output import Kind
 from eckart.errors import FileFormatError, MismatchError, NotFiniteError, OutputError
 from eckart.formats.peft_experts import MAX_EXPERTS, expert_of
 from eckart.formats.peft_scales import common_alpha
+from eckart.formats.stored import beyond_updates
 
 if TYPE_CHECKING:
     import numpy as np
@@ -164,8 +165,8 @@ def output_kind(path: Path) -> Kind:
 
 def refusals(adapter: Adapter) -> list[str]:
     """The parts of an adapter that the format cannot store, each with the reason."""
-    faults = []
     outline = adapter.outline()
+    faults = beyond_updates(outline)
     for name, layer in outline.items():
         if layer.magnitude is not None:
             faults.append(

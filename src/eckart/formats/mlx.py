@@ -24,7 +24,7 @@ from eckart.checkpoint.output import Kind
 from eckart.errors import FileFormatError, MismatchError, NotFiniteError, SourceError
 from eckart.formats.peft_config import CONFIG, hub_name_or_absolute_path
 from eckart.formats.peft_experts import MAX_EXPERTS, expert_of
-from eckart.formats.stored import folder_kind, outline, read_finite, refused_kinds
+from eckart.formats.stored import beyond_updates, folder_kind, outline, read_finite, refused_kinds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,7 +130,7 @@ def refusals(adapter: Adapter) -> list[str]:
     """The parts of an adapter that the format cannot store, each with the reason."""
     reasons: dict[LayerKind, str] = {"conv": "a convolution, and mlx-lm has no LoRA of one"}
     layers = adapter.outline()
-    faults = refused_kinds(layers, reasons)
+    faults = [*refused_kinds(layers, reasons), *beyond_updates(layers)]
     faults += [f"{name}: it has a trained bias (lora_bias)" for name, layer in layers.items() if layer.bias is not None]
     without = [name for name, layer in layers.items() if layer.magnitude is None]
     if without and len(without) < len(layers):

@@ -1,25 +1,27 @@
 """A model as the names and shapes of its matrices, which decide whether an adapter fits, and under which names."""
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias, Union, cast
 
 from eckart.adapter.outline import AdapterOutline, LayerOutline
 from eckart.checkpoint import Checkpoint, MatrixView, ModelSource, layout, open_checkpoint
 from eckart.checkpoint.base_names import NamesOfBase
-from eckart.formats.components import COMPONENTS, canonical, component_of
+from eckart.checkpoint.layouts import module_of
+from eckart.formats.components import COMPONENTS, canonical, component, component_of
 
 Base: TypeAlias = Union[ModelSource, Checkpoint, "Model"]
-_PREFIX = re.compile(r"lora_[a-z]+\d?_")
+_DENOISER = ("diffusion_model.", "model.diffusion_model.", "transformer.", "unet.", "base_model.model.")
 _PREFIXES = {
-    "unet": ("lora_unet_",),
-    "transformer": ("lora_unet_", "lora_transformer_"),
+    "unet": ("lora_unet_", "lycoris_"),
+    "transformer": ("lora_unet_", "lora_transformer_", "lycoris_"),
     "text_encoder": ("lora_te_", "lora_te1_"),
     "text_encoder_2": ("lora_te2_", "lora_te3_"),
     "text_encoder_3": ("lora_te3_",),
 }
+_ANY = tuple(dict.fromkeys(prefix for prefixes in _PREFIXES.values() for prefix in prefixes))
 
 
 @dataclass(frozen=True)
@@ -77,27 +79,61 @@ class Model:
 
     @classmethod
     def _single(cls, checkpoint: Checkpoint) -> "Model":
-        model = cls._from_views(checkpoint.source, _views(checkpoint))
+        model = cls._from_views(checkpoint.source, _views(checkpoint), _component(checkpoint))
         return replace(model, config=checkpoint.config, checkpoint=checkpoint)
 
     @classmethod
-    def _from_views(cls, source: str, views: Mapping[str, MatrixView]) -> "Model":
-        part = component_of(views)
+    def _from_views(cls, source: str, views: Mapping[str, MatrixView], part: str | None = None) -> "Model":
+        part = part or component_of(views)
         named = {f"{part}.{name}" if part else name: view for name, view in views.items()}
         return cls(source, named, part, is_pipeline=part is not None)
 
-    def modules(self, names: Iterable[str]) -> dict[str, list[str]]:
-        """The modules that each flattened name may mean."""
-        prefixes = {match[0] for name in names if (match := _PREFIX.match(name))}
+    @property
+    def class_name(self) -> str:
+        """The class of a component in diffusers; "" if it is not stated."""
+        return str(self.config.get("_class_name", ""))
+
+    @property
+    def modules_are_known(self) -> bool:
+        """Whether the names of its modules are known, rather than only its type."""
+        return bool(self.views)
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The modules that have a tensor, and tensors that are no module's weight."""
+        tensors = [module_of(name) for name in self.checkpoint.tensors] if self.checkpoint else []
+        start = f"{self.component}." if self.component else ""
+        biases = [name.removesuffix(".bias") for name in tensors]
+        return frozenset([*self.views, *(start + name for name in (*tensors, *biases))])
+
+    def modules(self, name: str) -> list[str]:
+        """The modules that a name in a file may mean, by the names of this model alone."""
+        if name in self.names:
+            return [name]
+        if "." in name:
+            inner = next((name.removeprefix(start) for start in _DENOISER if name.startswith(start)), name)
+            found = [start + inner for start in ("", *_DENOISER) if start + inner in self.names]
+            return found[:1] if self._is_foreign(name) is False else []
+        return self._flat.get(name, [])
+
+    def _is_foreign(self, name: str) -> bool:
+        """Whether a dotted name is that of a component that this model is not."""
+        return self.component is not None and component(name) not in (None, self.component)
+
+    @cached_property
+    def _flat(self) -> dict[str, list[str]]:
+        """The modules by every flattened name that files have for them."""
         table: dict[str, list[str]] = {}
-        for module in self.views:
+        for module in sorted(self.names):
             part, _, inner = module.partition(".")
-            if self.is_pipeline:
+            denoiser = next((module.removeprefix(start) for start in _DENOISER[:2] if module.startswith(start)), None)
+            if self.is_pipeline and part in COMPONENTS:
                 forms = {prefix + flattened(inner) for prefix in _PREFIXES.get(part, ())}
+            elif denoiser:
+                forms = {prefix + flattened(denoiser) for prefix in _PREFIXES["transformer"]}
             else:
-                forms = {
-                    prefix + flattened(name) for prefix in prefixes for name in (module, module.removeprefix("model."))
-                }
+                bare = {flattened(module), flattened(module.removeprefix("model."))}
+                forms = {prefix + name for prefix in _ANY for name in bare}
             for form in forms:
                 table.setdefault(form, []).append(module)
         return table
@@ -124,6 +160,14 @@ class Model:
             elif view.kind == "embedding" and layer.kind != "embedding" and name.endswith(view.module):
                 faults.append(f"{name}: the update is for a linear layer, but this is an embedding")
         return faults
+
+
+def _component(checkpoint: Checkpoint) -> str | None:
+    """The component that a checkpoint of diffusers is, by its class and its folder."""
+    name = str(checkpoint.config.get("_class_name", ""))
+    part = "unet" if name.startswith("UNet") else "transformer" if "Transformer" in name else None
+    folder = checkpoint.folder.name if checkpoint.folder else ""
+    return folder if part and folder in COMPONENTS and folder.startswith(part) else part
 
 
 def flattened(module: str) -> str:

@@ -23,7 +23,7 @@ from eckart.formats.peft_experts import Stack, expert_of, parameters_of, stack_o
 from eckart.formats.peft_keys import PREFIX, module_names
 from eckart.formats.peft_scales import common_alpha, folded, with_alpha
 from eckart.formats.peft_tokens import embedding_of, is_token_rows, tokens_of, with_rows
-from eckart.formats.stored import folder_kind, outline, read_finite
+from eckart.formats.stored import beyond_updates, folder_kind, outline, read_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -162,6 +162,9 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
         MismatchError: layers that one PEFT config cannot describe.
     """
     outline = adapter.outline()
+    if faults := beyond_updates(outline):
+        msg = f"{path}: PEFT's format cannot store this adapter"
+        raise MismatchError.listing(msg, faults)
     stacked, stacks = stacks_of(outline)
     if not adapter.keep_scales:
         alpha = common_alpha(stacked.layers)
@@ -182,11 +185,12 @@ def output_kind(path: Path) -> Kind:
 
 def refusals(adapter: Adapter) -> list[str]:
     """Why one PEFT config cannot describe an adapter."""
+    faults = beyond_updates(adapter.outline())
     try:
         config_of(stacks_of(adapter.outline())[0])
     except MismatchError as fault:
-        return [str(fault)]
-    return []
+        return [*faults, str(fault)]
+    return faults
 
 
 def _sorted_names(names: Mapping[str, str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:

@@ -13,9 +13,7 @@ from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.adapter.deferred import Deferred
 from eckart.adapter.outline import AdapterFormat, Layer, LayerOutline
 from eckart.checkpoint import MatrixView
-from eckart.errors import MismatchError
-from eckart.formats.components import components
-from eckart.formats.model_names import Base, Model
+from eckart.formats.model_names import Model
 from eckart.formats.table import FORMATS
 from eckart.result import Skipped
 
@@ -52,6 +50,7 @@ class Renaming:
         skipped: parts of fused layers that the adapter does not change.
         is_pipeline: whether the new names begin with a pipeline's components.
         saved: tensors that the adapter replaces, under their new names; None if those do not change.
+        added: old names of the tensors that the adapter adds, by their new names; None if those do not change.
         config: what the names say that the files of the new format state.
     """
 
@@ -60,6 +59,7 @@ class Renaming:
     skipped: Sequence[Skipped] = ()
     is_pipeline: bool = False
     saved: "Mapping[str, Tensor] | None" = None
+    added: Mapping[str, str] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, adapter: Adapter, **changes: object) -> Adapter:
@@ -69,7 +69,12 @@ class Renaming:
         outlines = {new: move.outline(*(before[name] for name in move.old)) for new, move in moves.items()}
         layers = Deferred(outlines, lambda new: moves[new].make(*(adapter[name] for name in moves[new].old)))
         saved = adapter.modules_to_save if self.saved is None else self.saved
-        return replace(adapter, **{"layers": layers, "modules_to_save": saved, "config": dict(self.config), **changes})
+        new: dict[str, Any] = {"layers": layers, "modules_to_save": saved, "config": dict(self.config)}
+        if self.added is not None:
+            olds = self.added
+            shapes = {name: before.added[old] for name, old in olds.items()}
+            new["added"] = Deferred(shapes, lambda name: adapter.added[olds[name]])
+        return replace(adapter, **(new | changes))
 
 
 class Names(Protocol):
@@ -90,38 +95,6 @@ def names_of(name: AdapterFormat) -> Names | None:
     return cast("Names", import_module(f"eckart.formats.{module}")) if module else None
 
 
-def named(adapter: Adapter, base: Base) -> Adapter:
-    """An adapter in the names of its format under the module names of its base.
-
-    If the base is a pipeline, names begin with the component, and the adapter stays in diffusers' format; under the
-    names of a single model it is in PEFT's.
-
-    Raises:
-        MismatchError: names that the base does not have or that mean several modules, or shapes that differ.
-        MissingExtraError: names that only diffusers knows, and it is not installed.
-    """
-    model = Model.of(base)
-    faults: list[str] = []
-    if names := names_of(adapter.format):
-        renaming = names.to_modules(adapter, model)
-        faults += renaming.faults
-        adapter = renaming.of(adapter, format="diffusers" if model.is_pipeline else "peft")
-    faults += model.misfits(adapter.outline())
-    if faults:
-        msg = f"the adapter does not fit {model.source}"
-        raise MismatchError.listing(msg, faults)
-    return components(adapter)[model.component] if model.component else adapter
-
-
-def rename_for_base(base: Base, adapter: Adapter) -> Adapter:
-    """An adapter under the module names of its base; in PEFT's format it has them already.
-
-    Raises:
-        MismatchError: names that `base` does not have, or shapes that differ.
-    """
-    return adapter if adapter.format == "peft" else named(adapter, base)
-
-
 def to_component(adapter: Adapter, part: str) -> Renaming:
     """From a component's module names to those of the pipeline."""
     return Renaming([Move(f"{part}.{name}", (name,), shaped, shaped) for name in adapter], [], is_pipeline=True)
@@ -140,6 +113,17 @@ def shaped(layer: AnyLayer, view: MatrixView | None = None) -> AnyLayer:
         ones = [1] * (dimensions - 2)
         return replace(layer, lora_A=A.reshape(*A.shape, *ones), lora_B=B.reshape(*B.shape, *ones), kind="conv")
     return layer
+
+
+def rescaled(move: Move) -> Move:
+    """The move to a format whose readers divide every alpha by the rank."""
+
+    def plain(layer: AnyLayer) -> AnyLayer:
+        return replace(layer, alpha=layer.scaling * layer.rank, rslora=False)
+
+    return replace(
+        move, make=lambda *layers: plain(move.make(*layers)), outline=lambda *layers: plain(move.outline(*layers))
+    )
 
 
 def twice(pairs: Sequence[tuple[str, str]]) -> list[str]:

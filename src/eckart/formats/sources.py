@@ -11,10 +11,10 @@ from eckart.errors import OptionError, SourceError
 from eckart.formats.components import COMPONENTS
 from eckart.formats.files import load_adapter, nested_adapter
 from eckart.formats.gguf_adapter import is_adapter_file
+from eckart.formats.lora_keys import is_adapter_key
 from eckart.formats.peft_config import CONFIG
 
 Source: TypeAlias = ModelSource | Checkpoint | Adapter
-_ADAPTER_TENSORS = (".lora", ".hada_", ".lokr_")  # parts of names that only adapters have
 
 
 def open_adapter_or_checkpoint(source: Source) -> Adapter | Checkpoint:
@@ -35,7 +35,7 @@ def open_adapter_or_checkpoint(source: Source) -> Adapter | Checkpoint:
     if files.is_gguf and is_adapter_file(files.weights[0]):
         return load_adapter(source)
     opened = open_checkpoint(source)
-    if not any(part in name for name in opened.tensors for part in _ADAPTER_TENSORS):
+    if not any(map(is_adapter_key, opened.tensors)):
         return opened
     in_folder = opened.folder and (opened.folder / CONFIG).is_file()
     return load_adapter(opened.folder if in_folder and opened.folder else source)

@@ -79,6 +79,19 @@ def factor_fault(A: TensorOutline, B: TensorOutline) -> str | None:
     return None
 
 
+def beyond_updates(adapter: AdapterOutline) -> list[str]:
+    """The parts of an adapter that only LoRA files of image and video models have, each with the reason."""
+    added = "a difference that is added to the model's tensor, which only ComfyUI's and kohya's files have"
+    carried = "an embedding of a trigger word, which only ComfyUI's and kohya's files have"
+    by_input = "DoRA with a norm for each input, which only LyCORIS and ComfyUI know: merge it, or convert it to lora"
+    norms = [name for name, layer in adapter.items() if layer.magnitude is not None and layer.magnitude.ndim > 1]
+    return [
+        *(f"{name}: {by_input}" for name in norms),
+        *(f"{name}: {added}" for name in adapter.added),
+        *(f"{name}: {carried}" for name in adapter.carried),
+    ]
+
+
 def refused_kinds(adapter: AdapterOutline, reasons: Mapping[LayerKind, str]) -> list[str]:
     """The parts of an adapter that a format for updates alone cannot store: layers by their kind, and full tensors."""
     saved = "a tensor saved in full (modules_to_save), and the format stores only updates"

@@ -13,6 +13,7 @@ from eckart.checkpoint.output import Kind
 FORMATS: Mapping[AdapterFormat, tuple[str, str | None]] = {
     "peft": ("peft", None),
     "kohya": ("kohya", "kohya_names"),
+    "comfyui": ("comfyui", None),
     "diffusers": ("diffusers", None),
     "mlx": ("mlx", "mlx_names"),
     "gguf": ("gguf_adapter", "gguf_names"),

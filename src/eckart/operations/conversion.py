@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from eckart.adapter.adapter import Adapter
-from eckart.adapter.deferred import Deferred
 from eckart.adapter.outline import AdapterFormat
 from eckart.checkpoint import InputFiles, atomic_directory, check_output
-from eckart.checkpoint.base_names import NamesOfBase
 from eckart.checkpoint.source import local_paths
 from eckart.errors import MismatchError, OptionError
 from eckart.formats import output_kind, saved_adapter
-from eckart.formats.components import component_of, components
-from eckart.formats.expert_modules import with_expert_modules
+from eckart.formats.components import components
+from eckart.formats.families.table import FAMILIES
 from eckart.formats.model_names import Base, Model
-from eckart.formats.renaming import Renaming, names_of, to_component
+from eckart.formats.renaming import Renaming, names_of
+from eckart.formats.renaming_steps import faults_in_base, steps_to
 from eckart.formats.sources import is_adapter, open_adapter
 from eckart.formats.table import format_of
 from eckart.operations.card import facts_of, metadata_of, title_of, write_card
@@ -157,8 +156,8 @@ def convert(
         adapter: the adapter, or its SOURCE.
         to: a format of `eckart.formats.table`, such as "peft" or "kohya".
         base: the model: resolves names, and every shape is compared with it.
-        family: without `base`, the model's type where the names of a format depend on it: transformers' `model_type`,
-            such as llama.
+        family: without `base`, the family of an image or video model, such as flux1, where several fit; of a language
+            model the type, where names depend on it: transformers' `model_type`, such as llama.
         output: a folder for PEFT, with one folder per component of a pipeline; for kohya a .safetensors file; for
             diffusers either.
         force: replace an existing result.
@@ -167,7 +166,6 @@ def convert(
         MismatchError: what the format cannot express, and names that cannot be resolved, all in one message.
         OptionError: a format that does not exist, or sources of the wrong kind.
         OutputError: `output` exists or cannot be written.
-        MissingExtraError: diffusers, whose tables of names are needed, is not installed.
     """
     plan = plan_conversion(adapter, to, base=base, family=family)
     return plan.write(None if output is None else Path(output), force=force)
@@ -183,26 +181,25 @@ def plan_conversion(
     if to not in get_args(AdapterFormat):
         msg = f"`to` must be one of {', '.join(get_args(AdapterFormat))}, got {to!r}"
         raise OptionError(msg)
-    source, model = open_adapter(adapter), _model_of(base, family)
-    result, steps = _under_modules(source, to, model)
-    faults = [fault for step in steps for fault in step.faults]
-    if model:
-        faults += _misfits(result, model)
-    targets, names = _targets(result, to, base), names_of(to)
-    faults += [fault for target in targets.values() for fault in format_of(to).refusals(target)]
-    if names and source.format != to:
-        steps.append(names.from_modules(result, model))
-        faults += steps[-1].faults
+    source = open_adapter(adapter)
+    families = [FAMILIES[family]] if family in FAMILIES else []
+    model = _model_of(base, family)
+    is_there = to == source.format and (model is None or to != "peft" or not names_of(to))
+    steps = [] if is_there else steps_to(source, to, model=model, families=families)
+    before = result = source
+    for renaming, form in steps:
+        before, result = result, renaming.of(result, format=form)
+    faults = [fault for renaming, _ in steps for fault in renaming.faults]
+    faults += faults_in_base(source, steps, model, families) if model else []
+    targets = _targets(result, to, base)
+    subjects = [before] if names_of(to) else targets.values()  # a format's own names say less of a layer
+    faults += [fault for subject in subjects for fault in format_of(to).refusals(subject)]
     if faults:
         msg = f"this adapter cannot be converted to {to}"
-        raise MismatchError.listing(msg, faults)
-    if names and source.format == to:  # its names were only checked
-        targets, steps = _targets(source, to, base), []
-    elif names:
-        targets = _targets(steps[-1].of(result, format=to), to, base)
-    skipped = [item for step in steps for item in step.skipped]
+        raise MismatchError.listing(msg, list(dict.fromkeys(faults)))
+    skipped = [item for renaming, _ in steps for item in renaming.skipped]
     inputs = [*source.files, *local_paths(base if isinstance(base, str | Path) else None)]
-    return Conversion(source, to, targets, _renamed(steps), skipped, inputs)
+    return Conversion(source, to, targets, _renamed([renaming for renaming, _ in steps]), skipped, inputs)
 
 
 def _model_of(base: Base | None, family: str | None) -> Model | None:
@@ -215,29 +212,7 @@ def _model_of(base: Base | None, family: str | None) -> Model | None:
         raise OptionError(msg)
     if base is not None:
         return Model.of(base)
-    return Model.of_type(family) if family else None
-
-
-def _under_modules(source: Adapter, to: AdapterFormat, model: Model | None) -> tuple[Adapter, list[Renaming]]:
-    """The adapter under the names of the model's modules, and the renaming if there is one."""
-    if (names := names_of(source.format)) and (to != source.format or model):
-        renaming = names.to_modules(source, model)
-        return renaming.of(source, format="diffusers" if renaming.is_pipeline else "peft"), [renaming]
-    part = component_of(source) if source.format == "peft" and to != "peft" else None
-    if part is None:
-        return source, []
-    renaming = to_component(source, part)
-    outlines = {f"{part}.{name}": outline for name, outline in source.outline().modules_to_save.items()}
-    saved = Deferred(outlines, lambda name: source.modules_to_save[name.removeprefix(f"{part}.")])
-    return renaming.of(source, format="diffusers", modules_to_save=saved), [renaming]
-
-
-def _misfits(adapter: Adapter, model: Model) -> list[str]:
-    """The layers that do not fit the model."""
-    stored = model.checkpoint
-    if stored:
-        adapter = with_expert_modules(adapter, NamesOfBase([*stored.tensors], stored).find)
-    return model.misfits(adapter.outline())
+    return Model.of_type(family) if family and family not in FAMILIES else None
 
 
 def _targets(adapter: Adapter, to: AdapterFormat, base: Base | None) -> dict[str, Adapter]:

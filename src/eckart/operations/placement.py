@@ -16,9 +16,9 @@ from eckart.checkpoint.replicated import with_replicated_layers
 from eckart.errors import MismatchError
 from eckart.formats.attention_modules import with_attention_modules
 from eckart.formats.expert_modules import modules_of_expert, with_expert_modules
+from eckart.formats.for_base import rename_for_base
 from eckart.formats.peft_experts import expert_of
 from eckart.formats.peft_tokens import embedding_of, is_token_rows, tokens_of
-from eckart.formats.renaming import rename_for_base
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -295,7 +295,7 @@ def _shape_fault(layer: LayerOutline, view: MatrixView) -> str | None:
     if shape != (rows, columns):
         return f"its update has the shape {shape}, the base's matrix {(rows, columns)}"
     outputs = columns if outputs_are_columns(layer, view) else rows
-    if layer.magnitude is not None and layer.magnitude.numel() != outputs:
+    if layer.magnitude is not None and layer.magnitude.ndim == 1 and layer.magnitude.numel() != outputs:
         return f"its magnitude has {layer.magnitude.numel()} numbers for a matrix of {rows} × {columns}"
     return None
 

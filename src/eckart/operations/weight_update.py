@@ -1,6 +1,7 @@
 """The change of one matrix by adapters, computed rows at a time: base + Σ wᵢ·Δᵢ, in one dtype, not rounded here.
 
-A plain layer has Δ = scaling·BA; DoRA has Δ = m⊙(W+ΔW)/‖W+ΔW‖ − W with one norm per output (Liu et al. 2024); a
+A plain layer has Δ = scaling·BA; DoRA has Δ = m⊙(W+ΔW)/‖W+ΔW‖ − W with one norm per output (Liu et al. 2024) or, in
+LyCORIS, per input; a
 completely saved tensor has Δ = saved − W. The last two subtract their share of the base; `keep` is the remaining one.
 """
 
@@ -30,8 +31,9 @@ class _Dora:
         weight: weight of the adapter.
         left, right: factors of the update, including the scale.
         saved: the weight that the adapter saves and updates, as PEFT does with embeddings; None for that of the base.
-        by_column: whether an output is a column.
-        gains: factor of each output.
+        by_column: whether a column is normalized rather than a row.
+        kernel: number of adjacent columns that are normalized together: those of an input of a convolution.
+        gains: factor of each row or column.
     """
 
     weight: float
@@ -39,6 +41,7 @@ class _Dora:
     right: Tensor
     saved: Tensor | None
     by_column: bool
+    kernel: int = 1
     gains: Tensor = field(default_factory=lambda: torch.ones(()))
 
     def moved(self, slab: Tensor, start: int) -> Tensor:
@@ -154,8 +157,12 @@ def update_of(
             rights.append(product.lora_A)
         else:
             replaced, product = saved.pop(term.adapter, None), product * layer.scaling
-            dora = _Dora(weight, product.lora_B, product.lora_A, replaced, outputs_are_columns(layer, view))
-            dora.gains = (layer.magnitude.to(torch.float64) / _norms(dora, slabs)).to(dtype)
+            is_by_input = layer.magnitude.ndim > 1
+            by_column = outputs_are_columns(layer, view) != is_by_input
+            kernel = math.prod(layer.lora_A.shape[2:]) if is_by_input else 1
+            dora = _Dora(weight, product.lora_B, product.lora_A, replaced, by_column, kernel)
+            magnitude = layer.magnitude.flatten().repeat_interleave(kernel)
+            dora.gains = (magnitude.to(torch.float64) / _norms(dora, slabs)).to(dtype)
             result.dora.append(dora)
             result.keep -= weight
     for number, tensor in saved.items():
@@ -183,7 +190,7 @@ def _checked(adapter: Adapter, module: str) -> AdapterLayer:
 
 
 def _norms(dora: _Dora, slabs: Slabs) -> Tensor:
-    """‖W + ΔW‖ of each output, in float64, from one pass over the base."""
+    """‖W + ΔW‖ of each row or column, in float64, from one pass over the base."""
     norms = torch.zeros(dora.right.shape[1] if dora.by_column else dora.left.shape[0], dtype=torch.float64)
     start = 0
     for slab in slabs():
@@ -193,7 +200,9 @@ def _norms(dora: _Dora, slabs: Slabs) -> Tensor:
         else:
             norms[start : start + len(slab)] = part
         start += len(slab)
-    return norms
+    if dora.kernel == 1:
+        return norms
+    return _lengths(norms.reshape(-1, dora.kernel), dim=1).repeat_interleave(dora.kernel)
 
 
 def _lengths(rows: Tensor, *, dim: int) -> Tensor:

@@ -10,7 +10,7 @@ from eckart.operations.checking.parts import is_of_pipeline, unlike_ranks
 from eckart.operations.checking.result import Finding
 from eckart.operations.checking.runtimes import RUNTIMES, RuntimeName, Step
 
-_ENDS = {"kohya": ".safetensors", "gguf": ".gguf"}  # of formats that are one file
+_ENDS = {"kohya": ".safetensors", "comfyui": ".safetensors", "gguf": ".gguf"}  # of formats that are one file
 _OTHER_NAMES = {"gguf", "mlx"}  # formats whose names are those of another implementation of the model
 
 

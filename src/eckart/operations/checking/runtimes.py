@@ -207,8 +207,8 @@ RUNTIMES: Mapping[RuntimeName, Runtime] = {
     "diffusers": Runtime(
         "diffusers",
         "0.42.1",
-        ("diffusers", "kohya"),
-        "diffusers files and kohya files",
+        ("diffusers", "kohya", "comfyui"),
+        "diffusers files, kohya files and files of ComfyUI's names",
         True,
         (
             Rule("ignores", parts.dora, "drops dora_scale", _DIFFUSERS_LOADER, "format", within="kohya"),
@@ -219,8 +219,8 @@ RUNTIMES: Mapping[RuntimeName, Runtime] = {
     "comfyui": Runtime(
         "ComfyUI",
         "0.38.1",
-        ("kohya", "diffusers"),
-        "kohya files and diffusers files",
+        ("kohya", "comfyui", "diffusers"),
+        "files of its own names, kohya files and diffusers files",
         True,
         (
             Rule(

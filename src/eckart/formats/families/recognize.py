@@ -1,0 +1,145 @@
+"""Which family an adapter or a model is of, from the names and shapes of its modules."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eckart.adapter.outline import Layer
+from eckart.checkpoint.naming import nearest_names
+from eckart.errors import MismatchError, OptionError
+from eckart.formats.families.family import Family, Site
+from eckart.formats.families.table import FAMILIES
+
+_SHOWN = 3  # names of each family in a message
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An adapter's names as those of one family."""
+
+    family: Family
+    sites: Mapping[str, Site]
+
+
+def named_family(name: str) -> Family:
+    """The family of `--family`.
+
+    Raises:
+        OptionError: there is none of that name.
+    """
+    if name not in FAMILIES:
+        msg = f"`family` must be one of {', '.join(FAMILIES)}, got {name!r}"
+        raise OptionError(msg)
+    return FAMILIES[name]
+
+
+def readings(layers: Mapping[str, Layer[Any]], among: Collection[Family] = ()) -> list[Reading]:
+    """The families that an adapter may be of; none if no family knows any of its modules.
+
+    Where names fit several, shapes decide, then the numbers of blocks.
+
+    Args:
+        layers: outlines of the layers.
+        among: the families to consider; all of them by default.
+
+    Raises:
+        MismatchError: only some of the modules belong to a family; all others are listed.
+    """
+    families = among or FAMILIES.values()
+    found = [
+        (family, {name: site for name, layer in layers.items() if (site := _site(family, name, layer))})
+        for family in families
+    ]
+    partial = {family.name: sites for family, sites in found if sites}
+    if not partial:
+        return []
+    most = max(len(sites) for sites in partial.values())
+    complete = [
+        Reading(family, sites)
+        for family, own in found
+        if len(own) == most and (sites := _completed(family, own, layers))
+    ]
+    if not complete:
+        raise _misfit(layers, partial)
+    if any(_has_shapes(reading, layers) for reading in complete):
+        complete = [reading for reading in complete if _has_no_misfit(reading, layers)]
+    for rule in (_has_blocks, _has_every_block):
+        fitting = [reading for reading in complete if rule(reading, layers)]
+        complete = fitting or complete
+    return complete
+
+
+def titles(candidates: Sequence[Reading]) -> str:
+    """The families as part of a message: their titles and what `--family` calls them."""
+    return ", ".join(f"{each.family.title} ({each.family.name})" for each in candidates)
+
+
+def _site(family: Family, name: str, layer: Layer[Any]) -> Site | None:
+    """What a name means, of several meanings the first that has the shape."""
+    sites = family.sites(name)
+    return next((site for site in sites if _fits(site, layer)), next(iter(sites), None))
+
+
+def _completed(family: Family, sites: Mapping[str, Site], layers: Mapping[str, Layer[Any]]) -> dict[str, Site] | None:
+    """The sites of all layers; None if the family lacks one."""
+    complete = {name: sites.get(name) or family.outside(name) for name in layers}
+    return None if None in complete.values() else {name: site for name, site in complete.items() if site}
+
+
+def _fits(site: Site, layer: Layer[Any]) -> bool:
+    return site.fits(layer.lora_B.shape[0], layer.lora_A.shape[1])
+
+
+def _has_shapes(reading: Reading, layers: Mapping[str, Layer[Any]]) -> bool:
+    """Whether shapes are evidence for the family: all of them fit, and one is peculiar to a module."""
+    is_peculiar = any(site.module.ratio is not None for site in reading.sites.values())
+    return is_peculiar and all(_fits(site, layers[name]) for name, site in reading.sites.items())
+
+
+def _has_no_misfit(reading: Reading, layers: Mapping[str, Layer[Any]]) -> bool:
+    return all(_fits(site, layers[name]) for name, site in reading.sites.items())
+
+
+def _has_blocks(reading: Reading, _: Mapping[str, Layer[Any]]) -> bool:
+    return all(max(seen) < max(depths) for seen, depths in _blocks(reading))
+
+
+def _has_every_block(reading: Reading, _: Mapping[str, Layer[Any]]) -> bool:
+    return all(len(seen) in depths for seen, depths in _blocks(reading))
+
+
+def _blocks(reading: Reading) -> Iterator[tuple[set[int], tuple[int, ...]]]:
+    """The numbers of the blocks that the adapter changes, and how many the published models have."""
+    for begin, depths in reading.family.depths.items():
+        places = [(site.module.parts[0].module, site.numbers) for site in reading.sites.values()]
+        if seen := {numbers[0] for name, numbers in places if numbers and name.startswith(f"{begin}.")}:
+            yield seen, depths
+
+
+def _misfit(layers: Mapping[str, Layer[Any]], partial: Mapping[str, Mapping[str, Site]]) -> MismatchError:
+    """The error for an adapter of which every family knows only some modules."""
+    most = max(partial, key=lambda name: len(partial[name]))
+    lines = []
+    rest = set(layers) - set(partial[most])
+    for name, sites in sorted(partial.items(), key=lambda item: -len(item[1])):
+        own = [layer for layer in sites if name == most or layer in rest]
+        if own:
+            lines.append(f"{FAMILIES[name].title}: {len(own)} layers, such as {', '.join(own[:_SHOWN])}")
+            rest -= set(own)
+    for layer in rest:
+        near = nearest_names(layer, _names_like(layer, FAMILIES[most]))
+        hint = f"; the nearest are {', '.join(near)}" if near else ""
+        lines.append(f"{layer}: no such module in {', '.join(FAMILIES[name].title for name in partial)}{hint}")
+    return MismatchError.listing("these layers are not all of one family of models", lines)
+
+
+def _names_like(name: str, family: Family) -> list[str]:
+    """All names of a family in the spelling of one of them, with N for the number of a block."""
+    names = []
+    for part in family.components:
+        flat = next((prefix for prefix in part.flat if name.startswith(prefix) and "." not in name), None)
+        dotted = next((prefix for prefix in part.dotted if name.startswith(prefix)), "")
+        for layout in ("original", "diffusers"):
+            inner = [each.replace("{}", "N") for row in part.modules for each in row.names(layout)]
+            names += [flat + each.replace(".", "_") if flat else dotted + each for each in inner]
+    return names

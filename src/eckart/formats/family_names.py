@@ -1,0 +1,259 @@
+"""Adapters of image and video models under other names: of another file format, or of their base.
+
+The family of the model says what the modules are called in each layout (`formats.families`). A name of the base itself,
+whatever the model, needs no family.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from eckart.adapter.adapter import Adapter, AdapterLayer, with_tensors
+from eckart.adapter.outline import AdapterOutline, LayerOutline
+from eckart.checkpoint import MatrixView
+from eckart.checkpoint.naming import nearest_names
+from eckart.errors import MismatchError
+from eckart.formats.families.family import BOTH, Component, Family, Layout, Part, Site
+from eckart.formats.families.naming import Assignment, Destination, FamilyFormat, Finds, one_assignment, to_format
+from eckart.formats.families.recognize import Reading, readings
+from eckart.formats.lora_file import without_keys
+from eckart.formats.model_names import Model
+from eckart.formats.renaming import Move, Renaming, rescaled, shaped, twice
+from eckart.result import Skipped
+
+if TYPE_CHECKING:
+    from eckart.formats.fused import Runs
+
+FAMILY_FORMATS = ("kohya", "comfyui", "diffusers")
+
+
+def renamed_to_format(
+    adapter: Adapter, form: FamilyFormat, *, families: Sequence[Family] = (), model: Model | None = None
+) -> list[Renaming]:
+    """The steps from the names of an adapter to those of a format; none if no family knows its modules.
+
+    Args:
+        adapter: the adapter.
+        form: the format.
+        families: the families that it may be of; all of them by default.
+        model: its base, which decides between families.
+
+    Raises:
+        MismatchError: the modules are of several families, or the families that know them name them differently.
+    """
+    layers = dict(adapter.outline())
+    candidates = _candidates(layers, families, model)
+    if not candidates:
+        return []
+    if form != "diffusers" and any(not site.module.written for each in candidates for site in each.sites.values()):
+        split = renamed_to_format(adapter, "diffusers", families=families, model=model)
+        parts = split[0].of(adapter, format="diffusers")
+        return split if split[0].faults else [*split, *renamed_to_format(parts, form, families=families, model=model)]
+
+    def finds(family: Family) -> Finds:
+        return to_format(family, form)
+
+    reading, found, faults = one_assignment(candidates, layers, finds)
+    added, more = _added(adapter, reading.family, finds(reading.family))
+    renaming = _renaming(adapter, found, [*faults, *more], model.views if model else {})
+    moves = renaming.moves if form == "diffusers" else [rescaled(move) for move in renaming.moves]
+    return [replace(renaming, moves=moves, added=added)]
+
+
+def renamed_to_base(adapter: Adapter, model: Model, *, families: Sequence[Family] = ()) -> Renaming:
+    """From the names of an adapter to those of its base: the base's own names, or those that the family relates."""
+    layers = dict(adapter.outline())
+    owners = {name: name.rpartition(".")[0] for name in adapter.added}
+    direct = {name: modules for name in (*layers, *owners.values()) if (modules := model.modules(name))}
+    if len(direct) == len({*layers, *owners.values()}):
+        faults = [f"{name}: may be {' or '.join(found)}" for name, found in direct.items() if len(found) > 1]
+        found = [Assignment(direct[name][0], (name,)) for name in layers]
+        added = {f"{direct[owner][0]}.{name.rpartition('.')[2]}": name for name, owner in owners.items()}
+        return replace(_renaming(adapter, found, faults, model.views), added=added)
+    try:
+        candidates = _candidates(layers, families, model)
+    except MismatchError:
+        candidates = []
+    if not candidates:
+        known = [Assignment(direct[name][0], (name,)) for name in layers if name in direct]
+        return _renaming(adapter, known, _unknown([*layers, *owners.values()], direct, model), model.views)
+    reading, found, faults = one_assignment(candidates, layers, partial(_base_finds, model=model))
+    added, more = _added(adapter, reading.family, _base_finds(reading.family, model))
+    return replace(_renaming(adapter, found, [*faults, *more], model.views), added=added)
+
+
+def _added(adapter: Adapter, family: Family, find: Finds) -> tuple[dict[str, str], list[str]]:
+    """The old names of added tensors by their new ones, and faults of those that have none."""
+    names, faults = {}, []
+    for name in adapter.added:
+        owner, _, leaf = name.rpartition(".")
+        site = next(iter(family.sites(owner)), None) or family.outside(owner)
+        if site is None or not site.module.is_whole:
+            faults.append(f"{name}: no such module in {family.title}")
+            continue
+        try:
+            names[f"{find(site).names[0]}.{leaf}"] = name
+        except ValueError as fault:
+            faults.append(f"{name}: {fault}")
+    return names, faults
+
+
+def _candidates(layers: Mapping[str, LayerOutline], families: Sequence[Family], model: Model | None) -> list[Reading]:
+    """The families that an adapter may be of; with a base, those whose modules it has, if there are any."""
+    candidates = readings(layers, families)
+    if model is None or len(candidates) < 2:
+        return candidates
+    within = [
+        each
+        for each in candidates
+        if all(_is_there(_base_finds(each.family, model), site) for site in each.sites.values())
+    ]
+    named = [each for each in within if model.class_name in each.family.classes]
+    return named or within or candidates
+
+
+def _is_there(find: Finds, site: Site) -> bool:
+    try:
+        find(site)
+    except ValueError:
+        return False
+    return True
+
+
+def _base_finds(family: Family, model: Model) -> Finds:
+    """Where a base has the modules of a family: under the original names or under those of diffusers."""
+
+    def find(site: Site) -> Destination:
+        part = family.component(site.component)
+        layouts: tuple[Layout, ...] = (site.layout, *(layout for layout in BOTH if layout != site.layout))
+        for layout in layouts:
+            for prefix in _prefixes(part, layout, model):
+                names = tuple(_present(model, prefix, part, name) for name in _all_names(site, layout))
+                chosen = [name for name in names if name]
+                if layout == "original" and chosen:
+                    return Destination("original", (chosen[0],))
+                if layout == "diffusers" and chosen:
+                    sizes = tuple(view.shape[0] for name in chosen if (view := model.views.get(name)))
+                    complete = sizes if len(sizes) == len(names) else ()
+                    return Destination("diffusers", tuple(name or "" for name in names), complete)
+        name = site.names(site.layout)[site.part if site.layout == "diffusers" else 0]
+        near = nearest_names(name, model.names, count=3)
+        msg = f"{model.source} has no such module of {family.title}" + (
+            f"; the nearest are {', '.join(near)}" if near else ""
+        )
+        raise ValueError(msg)
+
+    return find
+
+
+def _all_names(site: Site, layout: Layout) -> Iterator[str]:
+    for name in site.module.names(layout):
+        yield name.format(*site.numbers)
+
+
+def _prefixes(part: Component, layout: Layout, model: Model) -> Iterator[str]:
+    """The beginnings that names of a component may have in a base, in a layout."""
+    yield f"{part.name}."
+    for prefix, layouts in part.dotted.items():
+        if layout in layouts:
+            yield prefix
+    if not model.is_pipeline:
+        yield ""
+
+
+def _present(model: Model, prefix: str, part: Component, name: str) -> str | None:
+    """A module's name in the base; newer text encoders lack the optional beginning of names."""
+    names = (prefix + name, prefix + name.removeprefix(part.optional) if part.optional else prefix + name)
+    return next((each for each in names if each in model.names), None)
+
+
+def _unknown(names: Sequence[str], direct: Mapping[str, object], model: Model) -> list[str]:
+    """Faults of names that neither the base nor a family has."""
+    faults = []
+    for name in names:
+        if name not in direct:
+            near = nearest_names(name, model.names, count=3)
+            hint = f"; the nearest are {', '.join(near)}" if near else ""
+            faults.append(f"{name}: no module of this name in {model.source}{hint}")
+    return faults
+
+
+def _renaming(
+    adapter: Adapter, found: Sequence[Assignment], faults: Sequence[str], views: Mapping[str, MatrixView]
+) -> Renaming:
+    """The moves of an assignment. Of layers to cut lora_B is read: its zeros show the parts."""
+    moves: list[Move] = []
+    skipped: list[Skipped] = []
+    problems = [*faults, *twice([(each.new, each.old[0]) for each in found])]
+    outlines = adapter.outline()
+    cuts: dict[str, Sequence[tuple[Runs, tuple[int, ...]]]] = {}
+    for each in found:
+        name = each.old[0]
+        try:
+            if not each.parts:
+                fit = partial(shaped, view=views.get(each.new))
+                moves.append(Move(each.new, each.old, fit, fit))
+            elif each.cut is None:
+                moves.append(_join(each, outlines))
+            else:
+                if name not in cuts:
+                    cuts[name] = _cuts(adapter[name], each.parts)
+                runs, columns = cuts[name][each.cut]
+                if columns:
+                    share: dict[str, Any] = {"runs": runs, "columns": columns}
+                    moves.append(Move(each.new, each.old, partial(_cut, **share), partial(_cut_outline, **share)))
+                else:
+                    skipped.append(Skipped(each.new, "its part of the fused layer is zero"))
+        except ValueError as fault:
+            problems.append(f"{name}: {fault}")
+    return Renaming(
+        moves, list(dict.fromkeys(problems)), skipped, is_pipeline=True, config=without_keys(adapter.config)
+    )
+
+
+def _join(each: Assignment, outlines: AdapterOutline) -> Move:
+    options: dict[str, Any] = {"parts": each.parts, "present": each.present}
+    move = Move(each.new, each.old, partial(_joined, **options), partial(_joined_outline, **options))
+    move.outline(*(outlines[name] for name in each.old))  # refuses shapes that do not form one layer
+    return move
+
+
+def _cuts(layer: AdapterLayer, parts: Sequence[Part]) -> "Sequence[tuple[Runs, tuple[int, ...]]]":
+    from eckart.formats.fused import cuts_of
+
+    return cuts_of(layer, parts)
+
+
+def _cut(layer: AdapterLayer, runs: "Runs", columns: tuple[int, ...]) -> AdapterLayer:
+    from eckart.formats.fused import cut_out
+
+    return cut_out(layer, runs, columns)
+
+
+def _cut_outline(layer: LayerOutline, runs: "Runs", columns: tuple[int, ...]) -> LayerOutline:
+    return _cut(_on_meta(layer), runs, columns).outline()
+
+
+def _joined(*layers: AdapterLayer, parts: Sequence[Part], present: Sequence[int]) -> AdapterLayer:
+    from eckart.formats.fused import fuse
+
+    given = dict(zip(present, layers, strict=True))
+    return fuse([given.get(index) for index in range(len(parts))], parts)
+
+
+def _joined_outline(*layers: LayerOutline, parts: Sequence[Part], present: Sequence[int]) -> LayerOutline:
+    return _joined(*map(_on_meta, layers), parts=parts, present=present).outline()
+
+
+def _on_meta(layer: LayerOutline) -> AdapterLayer:
+    """A layer without values, for computing the shapes of fused layers with torch."""
+    return with_tensors(layer, {part: tensor.on_meta() for part, tensor in layer.tensors().items()})
+
+
+def is_of_family(adapter: AdapterOutline, families: Sequence[Family] = ()) -> bool:
+    """Whether every module of an adapter is one of a family."""
+    try:
+        return bool(readings(dict(adapter), families))
+    except MismatchError:
+        return False
