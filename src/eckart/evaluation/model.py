@@ -47,6 +47,27 @@ def load_model(source: str | Path, *, dtype: "torch.dtype | None" = None) -> "Pr
     return model.eval()
 
 
+def outline_model(source: str | Path) -> "PreTrainedModel":
+    """The causal language model of a SOURCE on the meta device, from its config alone: modules and shapes.
+
+    Raises:
+        MissingExtraError: transformers is not installed.
+        SourceError: there is no such source, or transformers has no language model for its config.
+    """
+    transformers = require_transformers("building a language model")
+    import torch
+
+    folder, gguf = folder_and_gguf_file(source)
+    options = {} if gguf is None else {"gguf_file": gguf}
+    with (
+        quiet_transformers(),
+        source_errors(f"{source} does not load as a causal language model"),
+        torch.device("meta"),
+    ):
+        config = transformers.AutoConfig.from_pretrained(folder, **options)
+        return transformers.AutoModelForCausalLM.from_config(config)
+
+
 def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerBase":
     """The tokenizer stored with the weights of a SOURCE; raises what `load_model` raises."""
     transformers = require_transformers("reading text")

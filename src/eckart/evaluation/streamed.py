@@ -16,7 +16,7 @@ from eckart.checkpoint.fused_experts import with_fused_experts
 from eckart.checkpoint.module_tree import tree_naming
 from eckart.errors import NotFiniteError, SourceError
 from eckart.evaluation.loss import LossResult, summed_loss
-from eckart.evaluation.outline import outline_model
+from eckart.evaluation.model import outline_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eckart.errors import MismatchError, OptionError
+from eckart.evaluation.model import outline_model
 from eckart.nn import LoRAConfig
 
 SHOWN = 3  # faults per cell
@@ -79,8 +80,7 @@ def patterns(target: str) -> tuple[str, ...]:
 
 def check_cells(model: str | Path, grid: SweepGrid, config: LoRAConfig) -> None:
     """Refuse adapters that do not fit the model, with all faults."""
-    from eckart.evaluation.outline import outline_model  # these import torch
-    from eckart.nn.targets import find_targets
+    from eckart.nn.targets import find_targets  # imports torch
 
     outline, faults = outline_model(model), []
     for target in grid.targets:
