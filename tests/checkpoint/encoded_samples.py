@@ -100,6 +100,12 @@ def comfyui() -> Sample:
     return Sample(sample.tensors | extra, sample.truth)
 
 
+def comfyui_marked() -> Sample:
+    sample = scalar(scaled("weight_scale", (OUTPUTS, INPUTS)))
+    marker = torch.tensor([*b'{"format": "float8_e4m3fn", "full_precision_matrix_mult": true}'], dtype=torch.uint8)
+    return Sample(sample.tensors | {f"{MODULE}.comfy_quant": marker}, sample.truth)
+
+
 def zero_points() -> Sample:
     """Asymmetric INT8 by compressed-tensors."""
     return compressed("int-quantized", num_bits=8, symmetric=False, strategy="channel")
@@ -107,7 +113,8 @@ def zero_points() -> Sample:
 
 def quanto() -> Sample:
     codes, scale, truth = codes_of(weight(), (1, INPUTS), torch.int8)
-    return Sample({f"{MODULE}.weight._data": codes, f"{MODULE}.weight._scale": scale}, truth)
+    parts = {f"{MODULE}.weight._data": codes, f"{MODULE}.weight._scale": scale}
+    return Sample(parts | {f"{MODULE}.{leaf}": torch.ones(()) for leaf in ("input_scale", "output_scale")}, truth)
 
 
 def torchao(dtype: torch.dtype) -> Sample:
@@ -331,6 +338,7 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
     "FP8, tensor, a scalar": lambda: scalar(scaled("weight_scale", (OUTPUTS, INPUTS))),
     "FP8, tensor, Mistral": lambda: scaled("qscale_weight", (OUTPUTS, INPUTS)),
     "FP8, ComfyUI": comfyui,
+    "FP8, ComfyUI, marked": comfyui_marked,
     "FP8, E5M2": lambda: scaled("weight_scale", (OUTPUTS, INPUTS), E5M2),
     "FP8, experts, blocks": lambda: fused("_scale_inv", (1, 128, 128)),
     "FP8, experts, rows": lambda: fused("_scale", (1, 1, INPUTS)),

@@ -121,3 +121,33 @@ def test_codes_that_no_adapter_changes_are_copied_with_all_that_describes_them(m
         assert file.metadata() == {"format": "pt", "kept": "text"}
     again = open_checkpoint(tmp_path / "out")
     assert torch.equal(again.read(model.sample.name).double(), model.sample.truth)
+
+
+def test_a_merge_that_adds_or_repeats_tensors_copies_codes_of_each(tmp_path):
+    model = model_of(tmp_path, SAMPLES["FP8, blocks, DeepSeek-V3"]())
+    head = torch.randn(3, 256, generator=torch.Generator().manual_seed(6))
+    merge(model.folder, Adapter({}, {"score.weight": head}, task_type="SEQ_CLS"), tmp_path / "head")
+    after = load_file(tmp_path / "head" / "model.safetensors")
+    assert after.keys() == {*model.sample.tensors, *EXTRA, "score.weight"}
+
+    factors = torch.randn(RANK, 256), torch.randn(256, RANK)
+    layers = {Q.replace("layers.0", "layers.1"): AdapterLayer(*factors, RANK)}
+    adapter = Adapter(layers, config={"layer_replication": [[0, 1], [0, 1]]})
+    merge(model.folder, adapter, tmp_path / "deeper")
+    after = load_file(tmp_path / "deeper" / "model.safetensors")
+    copies = {name.replace("layers.0", "layers.1"): name for name in model.sample.tensors}
+    assert after.keys() >= {*model.sample.tensors, *copies}
+    for copy, name in copies.items():
+        assert torch.equal(after[copy].view(torch.uint8), model.sample.tensors[name].view(torch.uint8))
+    assert "quantization_config" in json.loads((tmp_path / "deeper" / "config.json").read_text())
+
+
+FILES = {"hf_quant_config.json": True, "quantize_config.json": True, "generation_config.json": False}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_files_that_describe_codes_are_left_out_of_a_dense_model(file, tmp_path):
+    model = model_of(tmp_path, SAMPLES["FP8, rows"]())
+    (model.folder / file).write_text("{}")
+    merge(model.folder, model.adapter, tmp_path / "out", dtype="bfloat16")
+    assert (tmp_path / "out" / file).exists() != FILES[file]

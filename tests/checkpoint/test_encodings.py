@@ -44,7 +44,7 @@ def stored(folder, sample: Sample, *, shards: int = 1, **config):
     if shards > 1:
         weight_map = {name: file for file, tensors in files.items() for name in tensors}
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **sample.config, **config}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"} | dict(sample.config) | config))
     return folder
 
 
@@ -80,7 +80,13 @@ def changed(sample: Sample, **leaves) -> Sample:
     return dataclasses.replace(sample, tensors={name: value for name, value in tensors.items() if value is not None})
 
 
+def text(value: object) -> torch.Tensor:
+    """JSON as a tensor of bytes."""
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+
+
 ONES = torch.ones(4, 4)
+CODES = torch.ones(8, 8, dtype=torch.uint8)
 TWO_GROUPS = torch.tensor([0, 1] * 128, dtype=torch.int32)
 MISFITS = {
     "FP8, blocks": (lambda: changed(scaled("weight_scale_inv", (1, 256)), weight_scale_inv=torch.ones(3, 3)),
@@ -115,8 +121,15 @@ MISFITS = {
     "HQQ, quantized scales": (lambda: changed(hqq(4, 1), quant_scale=torch.tensor(1)), "with quantized scales"),
     "FP4": (lambda: changed(SAMPLES["FP4, bitsandbytes"](), **{"weight.absmax": torch.ones(7)}), "do not fit together"),
     "NVFP4 with a smoothing scale": (lambda: changed(nvfp4(), pre_quant_scale=torch.ones(256)),
-                                     "nvfp4 with pre_quant_scale, which is not part"),
-    "GPTQ with rotations": (lambda: changed(gptq(), pairs=torch.ones(8, 8).short()), "gptq 4-bit with pairs"),
+                                     "nvfp4, with pre_quant_scale, which is not part"),
+    "FP8 rotated by ComfyUI": (lambda: changed(scaled("weight_scale", (1, 256)), comfy_quant=text(
+        {"format": "float8_e4m3fn", "convrot": True})), "fp8, float8_e4m3fn with convrot of ComfyUI"),
+    "NVFP4 of ComfyUI": (lambda: changed(nvfp4(), comfy_quant=text({"format": "nvfp4"})), "nvfp4, nvfp4 of ComfyUI"),
+    "FP8 with a damaged marker": (lambda: changed(scaled("weight_scale", (1, 256)), comfy_quant=CODES),
+                                  "fp8, None of ComfyUI"),
+    "rotated": (lambda: scaled("weight_scale", (1, 256), transform_config={"config_groups": {"R1": {}}}),
+                "fp8, rotated by the transform_config"),
+    "GPTQ with rotations": (lambda: changed(gptq(), pairs=torch.ones(8, 8).short()), "gptq 4-bit, with pairs"),
 }  # fmt: skip
 
 
@@ -131,7 +144,6 @@ def test_tensors_that_do_not_fit_together_are_refused_with_what_arrived(misfit, 
     assert any(re.search(said, reason) for reason in reasons), reasons
 
 
-CODES = torch.ones(8, 8, dtype=torch.uint8)
 UNKNOWN = {
     "EXL2": ({"q_weight": CODES.int(), "q_scale": CODES.int(), "q_scale_max": ONES}, "exllamav2"),
     "EXL3": ({"trellis": CODES.short(), "suh": torch.ones(8), "svh": torch.ones(8)}, "exllamav3"),
@@ -256,6 +268,26 @@ def test_an_embedding_in_codes_is_shared_with_the_output_layer(tmp_path):
         tmp_path / "model", dataclasses.replace(sample, tensors=tensors), architectures=["LlamaForCausalLM"]
     )
     assert open_checkpoint(folder).tied == {"lm_head.weight": "model.embed_tokens.weight"}
+
+
+@pytest.mark.parametrize(("form", "matrices"), [("float8_e4m3fn", 1), ("nvfp4", 0), ("mxfp8", 0), (None, 0)])
+def test_what_comfyui_states_in_the_header_decides(form, matrices, tmp_path):
+    sample = scaled("weight_scale", (1, 256))
+    stated = json.dumps({"format_version": "1.0", "layers": {MODULE: {"format": form}}})
+    save_file(sample.tensors, tmp_path / "model.safetensors", {"_quantization_metadata": stated})
+    assert len(layout(open_checkpoint(tmp_path / "model.safetensors")).matrices) == matrices
+
+
+@pytest.mark.parametrize("encoding", ["LLM.int8", "GPTQ, act-order", "FP8, rows"])
+def test_a_conv1d_that_is_stored_as_a_linear_layer_is_read_as_in_the_model(encoding, tmp_path):
+    sample, module = SAMPLES[encoding](), "transformer.h.0.mlp.c_fc"
+    tensors = {name.replace(MODULE, module): value for name, value in sample.tensors.items()}
+    sample = dataclasses.replace(sample, tensors=tensors, config={**sample.config, "model_type": "gpt2"})
+    checkpoint = open_checkpoint(stored(tmp_path / "model", sample))
+    values = checkpoint.read(f"{module}.weight")
+    assert torch.equal(values.double(), sample.truth if encoding == "FP8, rows" else sample.truth.T)
+    assert checkpoint.tensors[f"{module}.weight"].shape == tuple(values.shape)
+    assert torch.equal(checkpoint.rows(f"{module}.weight", 3, 5), values[3:5])
 
 
 def test_experts_are_named_as_in_the_model():

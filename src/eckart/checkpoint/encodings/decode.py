@@ -1,11 +1,20 @@
 """A checkpoint whose weights appear as the numbers that their codes and scales stand for."""
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.derived import DerivedCheckpoint
+from eckart.checkpoint.encodings.encoded import Encoded
 from eckart.checkpoint.encodings.table import found_in
+from eckart.checkpoint.layouts import conv1d_tensors
 from eckart.checkpoint.tying import tied_weights
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _MARKERS = ("scaled_fp8",)  # of a whole file
+_AS_LINEAR = ("gptq", "llm.int8", "fp4")  # store the weight of a Conv1D as that of a Linear
 
 
 def decoded(stored: Checkpoint) -> Checkpoint:
@@ -20,9 +29,24 @@ def decoded(stored: Checkpoint) -> Checkpoint:
     infos = [found[name].info if name in found else info for name, info in stored.tensors.items() if name not in hidden]
     tensors = {info.name: info for info in infos}
     tied = {absent: owner for absent, owner in stored.tied.items() if absent not in tensors and owner in tensors}
-    return DerivedCheckpoint(
-        stored,
-        tensors,
-        tied=tied_weights(tensors, stored.config) | tied,
-        encoded={weight.info.name: weight for weight in found.values()},
-    )
+    weights = {weight.info.name: weight for weight in found.values()}
+    result = DerivedCheckpoint(stored, tensors, tied=tied_weights(tensors, stored.config) | tied, encoded=weights)
+    turned = {
+        name: _turned(weights[name])
+        for name in conv1d_tensors(result)
+        if name in weights and str(weights[name].info.quantization).startswith(_AS_LINEAR)
+    }
+    if not turned:
+        return result
+    tensors |= {name: weight.info for name, weight in turned.items()}
+    return DerivedCheckpoint(stored, tensors, tied=result.tied, encoded=weights | turned)
+
+
+def _turned(weight: Encoded) -> Encoded:
+    """A weight that is stored as (out, in) and is (in, out) in the model."""
+    outputs, inputs = weight.info.shape
+
+    def rows(start: int, stop: int) -> "Tensor":
+        return weight.rows(0, outputs)[:, start:stop].T.contiguous()
+
+    return replace(weight, info=replace(weight.info, shape=(inputs, outputs)), rows=rows)

@@ -67,7 +67,7 @@ def _weight(module: StoredModule, names: PartNames) -> Encoded | Unreadable:
     leaves = module.leaves
     codes, scale, zero = leaves[names.codes], leaves[names.scale], leaves.get(names.second)
     blocks = _block_shape(codes, scale, module.quantization())
-    kind = "int8" if codes.dtype == INT8 else "mxfp8" if scale.dtype == UINT8 else "fp8"
+    kind = _kind(codes, scale, names)
     if blocks is None:
         of = f"{list(scale.shape)} of {scale.name}, {scale.dtype}"
         reason = f"{kind} codes of shape {list(codes.shape)} do not fit the shape {of}"
@@ -77,6 +77,12 @@ def _weight(module: StoredModule, names: PartNames) -> Encoded | Unreadable:
         rows = partial(_rows, module, names, blocks)
         return module.weight(codes.shape, rows, encoding=kind, parts=names.stored, leaf=names.weight)
     return module.unreadable(names.stored, reason)
+
+
+def _kind(codes: TensorInfo, scale: TensorInfo, names: PartNames) -> str:
+    if codes.dtype == INT8:
+        return "llm.int8" if names.scale == _ROW_MAXIMA else "int8"
+    return "mxfp8" if scale.dtype == UINT8 else "fp8"
 
 
 def _block_shape(codes: TensorInfo, scale: TensorInfo, stated: Mapping[str, Any]) -> tuple[int, ...] | None:

@@ -4,11 +4,13 @@ To add one: a function that finds its weights among the tensors of a module, in 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.encodings.awq import awq
+from eckart.checkpoint.encodings.comfyui import MARKER, comfyui_fault, stated_in_headers
 from eckart.checkpoint.encodings.compressed import compressed
 from eckart.checkpoint.encodings.encoded import (
     Encoded,
@@ -28,39 +30,48 @@ from eckart.checkpoint.encodings.scaled import scaled
 
 ENCODINGS: tuple[Encoding, ...] = (scaled, mxfp4, nvfp4, gptq, awq, compressed, mlx, hqq, fp4)
 # Of a module's inputs and outputs and of caches, and of the layout in memory: they do not change what a weight is.
-_BESIDE = re.compile(r"(.*_)?(input|output|activation|[kqv]|prob)_(global_)?scale|scale_input|qscale_act|weight_format")
+_BESIDE = re.compile(
+    rf"(.*_)?(input|output|activation|[kqv]|prob)_(global_)?scale|scale_input|qscale_act|weight_format|{MARKER}"
+)
 _PART_OF_CODES = re.compile(r"scal(e|ing)|zero|amax|SCB|g_idx|perm|smooth|codebook|rotat|hadamard", re.IGNORECASE)
 
 
 def found_in(stored: Checkpoint) -> tuple[list[Encoded], list[Unreadable]]:
     """The weights of a checkpoint that are stored as codes, and those that are recognized and cannot be read."""
-    weights, faults = [], []
+    weights: list[Encoded] = []
+    faults: list[Unreadable] = []
+    beside: dict[str, list[str]] = {}
+    in_headers = stated_in_headers(stored)
     for module in modules_of(stored):
-        for found in _found_in(module) if module.has_codes else ():
-            if isinstance(found, Encoded):
-                weights.append(found)
+        beside[module.name] = [info.name for leaf, info in module.leaves.items() if _BESIDE.fullmatch(leaf)]
+        found = [each for encoding in ENCODINGS for each in encoding(module)] if module.has_codes else []
+        obstacle = _obstacle(module, found, in_headers) if found else None
+        for each in found:
+            if isinstance(each, Unreadable):
+                faults.append(each)
+            elif obstacle:
+                faults.append(Unreadable(each.parts, f"{each.info.quantization}, {obstacle}"))
             else:
-                faults.append(found)
-    return weights, faults
+                weights.append(each)
+    # Of the first weight of a module, with which they are copied or left out.
+    return [replace(each, parts=(*each.parts, *beside.pop(_module(each), ()))) for each in weights], faults
 
 
-def _found_in(module: StoredModule) -> Iterator[Encoded | Unreadable]:
-    """What is stored in one module; what none of its weights uses may be part of each of them."""
-    found = [each for encoding in ENCODINGS for each in encoding(module)]
+def _obstacle(module: StoredModule, found: Sequence[Encoded | Unreadable], in_headers: Mapping[str, Any]) -> str | None:
+    """Why codes of a module do not stand for its weights alone, or None."""
     used = {part for each in found for part in each.parts}
-    rest = {leaf: info for leaf, info in module.leaves.items() if info.name not in used and not leaf.endswith("bias")}
-    beside = tuple(info.name for leaf, info in rest.items() if _BESIDE.fullmatch(leaf))
     unknown = [
         leaf
-        for leaf, info in rest.items()
-        if info.name not in beside and (is_low_precision(info) or _PART_OF_CODES.search(leaf))
+        for leaf, info in module.leaves.items()
+        if not (info.name in used or leaf.endswith("bias") or _BESIDE.fullmatch(leaf))
+        and (is_low_precision(info) or _PART_OF_CODES.search(leaf))
     ]
-    for each in found:
-        if isinstance(each, Unreadable):
-            yield each
-        elif unknown:
-            reason = f"{each.info.quantization} with {', '.join(unknown)}, which is not part of what eckart reads"
-            yield Unreadable(each.parts, reason)
-        else:
-            yield replace(each, parts=(*each.parts, *beside))
-            beside = ()
+    if unknown:
+        return f"with {', '.join(unknown)}, which is not part of what eckart reads"
+    if module.quantization().get("transform_config"):
+        return "rotated by the transform_config of compressed-tensors; dequantize it with llm-compressor"
+    return comfyui_fault(module, in_headers)
+
+
+def _module(weight: Encoded) -> str:
+    return weight.info.name.rpartition(".")[0]
