@@ -91,7 +91,7 @@ def _argument(parameter: Any) -> str:
 
 
 def _refused(error: Exception, *, debug: bool) -> None:
-    """One message on stderr; of an error that is no refusal its first line and how to see where it arose."""
+    """One message on stderr; for an unexpected error, its first line and how to see where it arose."""
     if debug:
         traceback.print_exc()
     elif isinstance(error, EckartError):

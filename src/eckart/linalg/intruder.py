@@ -3,8 +3,8 @@
 The quantity of interest is the largest |cos| between a leading left singular vector u of the tuned matrix and all left
 singular vectors of the base. Comparing u with every one of them takes a full SVD; two bounds usually avoid it.
 
-From below: u is no intruder if its cosine with a leading singular vector of the base exceeds the threshold by more than
-the uncertainty of that vector (its residual over its gap, Davis & Kahan).
+From below: u is not an intruder if its cosine with a leading singular vector of the base exceeds the threshold by more
+than the uncertainty of that vector (its residual over its gap, Davis & Kahan).
 
 From above: k Lanczos steps with WWᵀ from u give a Gauss rule for the weights cos² of u on the squared singular values.
 By the separation theorem of Chebyshev, Markov and Stieltjes no point has more weight than the two nodes around it

@@ -34,7 +34,7 @@ def moment_factor(moment: Float[Tensor, "n n"]) -> Float64[Tensor, "n n"]:
         moment: symmetric and positive semidefinite up to rounding in float32, in any float dtype.
 
     Raises:
-        OptionError: it is no such matrix.
+        OptionError: it is not such a matrix.
         NotFiniteError: it contains NaN or Inf.
     """
     require_finite(moment, "the second moment")

@@ -59,7 +59,7 @@ def subject_of(
 
 
 def check_name(model: str | Path) -> None:
-    """Refuse a model that is no file or folder, preset, number of parameters or possible name on the hub.
+    """Refuse what is neither a file or folder, a preset, a number of parameters nor a possible name on the hub.
 
     Raises:
         SourceError: it is none of these, or an adapter.

@@ -84,7 +84,7 @@ def adapted(
         inject(model, config, name=ADAPTER, seed=settings.seed)
     try:
         if config.init != "zero":
-            # Every process computes the same start except for rounding, and DDP gives all of them the first one's.
+            # Every process computes the same factors up to rounding; DDP then copies those of the first one.
             batches = _first_batches(data, settings)
             initialize(model.to(settings.torch_device), config.init, name=ADAPTER, batches=batches, seed=settings.seed)  # type: ignore[arg-type]
         yield [str(warning.message) for warning in caught]

@@ -20,7 +20,7 @@ FUSED_TILE = 32768  # words of the vocabulary that TRL's loss processes at a tim
 
 
 def loss_path(model: "PreTrainedModel") -> LossPath:
-    """The path of least memory that gives the model's own loss, as its modules and its config say.
+    """The path of least memory that gives the model's own loss, according to its modules and its config.
 
     Needs no values: the model may be on the meta device. Its adapter must be in place already.
     """

@@ -61,7 +61,7 @@ def with_ranks(config: LoRAConfig, file: str | Path) -> LoRAConfig:
 
 
 def _regex_fault(pattern: str) -> str | None:
-    """Why a pattern from a file is not matched: it is no regex, or one that could take minutes."""
+    """Why a pattern from a file cannot be used: it is not a regex, or could take minutes to match."""
     try:
         RegexBudget().matches(pattern, "x" * _LONG_NAME)
     except ValueError as fault:

@@ -77,7 +77,7 @@ def working_folder(output: Path, *, resume: bool, force: bool, inputs: Sequence[
 
 
 def remove_work(output: Path) -> None:
-    """Remove what a training left that was killed when its output was complete already."""
+    """Remove what a training left behind if it was killed after its output was complete."""
     remove_leftovers(output)
     if working_name(output).exists():
         WorkingFolder(working_name(output), output, NAMES, marker=RUN_FILE).close()

@@ -109,7 +109,7 @@ def cell_name(rank: int, target: str, seed: int) -> str:
 def finished_cell(cell: Path) -> dict[str, Any] | None:
     """The `train.json` of a finished cell, or the error of a failed one; None if it has to be trained.
 
-    What a kill just after the end of its training left is removed.
+    What is left of a training that was killed at its very end is removed.
     """
     for file in (cell / "train.json", _failure_file(cell)):
         if file.exists():
