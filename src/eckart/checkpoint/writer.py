@@ -172,6 +172,11 @@ class TensorFiles:
         data = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         target.file.write_at(data, target.offset + start * values.dtype.itemsize)
 
+    def sync(self, names: Iterable[str]) -> None:
+        """Wait until the files of these tensors are on the disk."""
+        for file in {target.file.path: target.file for target in (self.destinations[name] for name in names)}.values():
+            file.sync()
+
     def ends_digest(self, names: Iterable[str]) -> str:
         """A digest of the first and last bytes of tensors, which shows after an interruption whether they are there."""
         digest = hashlib.sha256()

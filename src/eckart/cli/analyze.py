@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from eckart.cli.options import Debug, Device, Exclude, Force, Json, NoResume, Open, Output, Seed, Target, Workers
+from eckart.cli.options import Debug, Device, Exclude, Force, Json, NoResume, Open, Output, Seed, Share, Target, Workers
 
 
 def analyze(
@@ -20,6 +20,7 @@ def analyze(
     workers: Workers = None,
     seed: Seed = 0,
     no_resume: NoResume = False,
+    shard: Share = None,
     output: Output = None,
     force: Force = False,
     as_json: Json = False,
@@ -59,7 +60,9 @@ def analyze(
         output=output,
         force=force,
         finish=drawing.draw,
-        execution=Execution(device=device, workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress()),
+        execution=Execution(
+            device=device, workers=workers, seed=seed, resume=not no_resume, shard=shard, progress=StderrProgress()
+        ),
     )
     present(analysis, report.analysis_table, as_json=as_json)
     drawing.finish("Analysis")

@@ -18,6 +18,7 @@ from eckart.cli.options import (
     NoResume,
     Rank,
     Seed,
+    Share,
     Weights,
     Workers,
 )
@@ -53,6 +54,7 @@ def combine(
     workers: Workers = None,
     seed: Seed = 0,
     no_resume: NoResume = False,
+    shard: Share = None,
     output: AdapterOutput,
     push: Push = None,
     dtype: FactorDtype = None,
@@ -103,7 +105,9 @@ def combine(
     if dry_run:
         return present(plan_combine(adapters, **options).preview(), report.preview_table, as_json=as_json)
     check_push(push)
-    execution = Execution(device="cpu", workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress())
+    execution = Execution(
+        device="cpu", workers=workers, seed=seed, resume=not no_resume, shard=shard, progress=StderrProgress()
+    )
     sources = [replace(open_adapter(adapter), keep_scales=keep_scales) for adapter in adapters]
     result = combined(sources, output=output, execution=execution, force=force, **options)
     present(result, report.adapter_table, as_json=as_json)

@@ -1,5 +1,6 @@
 """How every command parses, shows its help and ends: a refusal is one message and a status, never a traceback."""
 
+import json
 import os
 import sys
 import traceback
@@ -11,6 +12,7 @@ from typer.core import TyperCommand
 
 from eckart.cli import flags
 from eckart.cli.signals import INTERRUPTED, interrupting
+from eckart.engine.shard import ShardDone
 from eckart.errors import EckartError
 
 REFUSED = 1
@@ -42,6 +44,8 @@ class Command(TyperCommand):
                 return super().invoke(ctx)
             except KeyboardInterrupt as stopped:
                 _interrupted(str(stopped), ctx.params.get("output"))
+            except ShardDone as ended:
+                _shard_done(ended, as_json=ctx.params.get("as_json", False))
             except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
                 raise
             except Exception as error:
@@ -99,6 +103,12 @@ def _refused(error: Exception, *, debug: bool) -> None:
     else:
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         sys.stderr.write(f"eckart: unexpected {reason}; run with --debug to see where\n")
+
+
+def _shard_done(ended: ShardDone, *, as_json: bool) -> None:
+    """What is done, in place of a result."""
+    facts = {"format": "eckart-shard/1", "shard": str(ended.shard), "done": ended.done, "total": ended.total}
+    typer.echo(json.dumps(facts) if as_json else str(ended))
 
 
 def _interrupted(reason: str, output: object) -> NoReturn:

@@ -25,6 +25,7 @@ from eckart.cli.options import (
     Open,
     Rank,
     Seed,
+    Share,
     Target,
     Workers,
     in_group,
@@ -67,6 +68,7 @@ def extract(
     workers: Workers = None,
     seed: Seed = 0,
     no_resume: NoResume = False,
+    shard: Share = None,
     output: AdapterOutput,
     push: Push = None,
     dry_run: DryRun = False,
@@ -144,7 +146,9 @@ def extract(
     fits = runtime is None or fits_as_planned(operations.plan_extract(base, tuned, **options), runtime)
     written = output if fits else None  # what does not fit as it is, write_for changes first
     drawing = Drawing(written, page="extraction_page", open_page=open_page)
-    execution = Execution(device=device, workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress())
+    execution = Execution(
+        device=device, workers=workers, seed=seed, resume=not no_resume, shard=shard, progress=StderrProgress()
+    )
     gain, fitted = None, None
     with distillation(base, tuned, distill, steps=steps, seed=seed, device=device) as refine:
 

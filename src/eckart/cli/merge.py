@@ -14,6 +14,7 @@ from eckart.cli.options import (
     Json,
     ModelOutput,
     NoResume,
+    Share,
     Weights,
     Workers,
     in_group,
@@ -37,6 +38,7 @@ def merge(
     weights: Weights = None,
     workers: Workers = None,
     no_resume: NoResume = False,
+    shard: Share = None,
     output: ModelOutput,
     push: Push = None,
     dtype: MergedDtype = None,
@@ -79,7 +81,7 @@ def merge(
     if dry_run:
         return present(plan_merge(base, adapters, **options).preview(), report.preview_table, as_json=as_json)
     check_push(push)
-    execution = Execution(device="cpu", workers=workers, resume=not no_resume, progress=StderrProgress())
+    execution = Execution(device="cpu", workers=workers, resume=not no_resume, shard=shard, progress=StderrProgress())
     result = merged(base, adapters, output, execution=execution, force=force, **options)
     present(result, report.merge_table, as_json=as_json)
     return push_output(output, push, made_by="merge")

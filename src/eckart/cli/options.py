@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from eckart.cli.command import GENERAL, set_debug
+from eckart.engine import Shard
+from eckart.errors import OptionError
 
 LAYERS, RANK, EXECUTION, RESULT = "Layers", "Rank (choose one)", "Execution", "Output"
 
@@ -21,6 +23,14 @@ def _device(value: str) -> str:
         msg = f"{value!r}: expected auto, cpu, cuda or cuda:N"
         raise typer.BadParameter(msg)
     return value
+
+
+def _share(text: str) -> Shard:
+    try:
+        return Shard.parse(text)
+    except OptionError:
+        msg = f"{text!r}: expected I/N with I from 1 to N, such as 1/4"
+        raise typer.BadParameter(msg) from None
 
 
 def in_group(group: str, *names: str, help: str, **settings: Any) -> Any:  # noqa: A002  # typer's own name for it
@@ -72,6 +82,16 @@ Workers = Annotated[
 Seed = Annotated[int, in_group(EXECUTION, "--seed", metavar="N", help="Random seed.")]
 NoResume = Annotated[
     bool, in_group(EXECUTION, "--no-resume", help="Start from scratch instead of resuming an interrupted run.")
+]
+Share = Annotated[
+    Shard | None,
+    in_group(
+        *(EXECUTION, "--shard"),
+        metavar="I/N",
+        parser=_share,
+        help="Process only this share of the matrices, next to other processes with the same OUT on any machine; the "
+        "same command without it finishes.",
+    ),
 ]
 Debug = Annotated[
     bool,

@@ -15,6 +15,7 @@ from eckart.cli.options import (
     Json,
     ModelOutput,
     NoResume,
+    Share,
     Target,
     Workers,
     in_group,
@@ -46,6 +47,7 @@ def quantize(
     exclude: Exclude = None,
     workers: Workers = None,
     no_resume: NoResume = False,
+    shard: Share = None,
     output: ModelOutput,
     push: Push = None,
     dtype: DenseDtype = None,
@@ -87,7 +89,7 @@ def quantize(
     if dry_run:
         return present(plan_quantize(model, **options).preview(), report.preview_table, as_json=as_json)
     check_push(push)
-    execution = Execution(device="cpu", workers=workers, resume=not no_resume, progress=StderrProgress())
+    execution = Execution(device="cpu", workers=workers, resume=not no_resume, shard=shard, progress=StderrProgress())
     result = quantized(model, output, execution=execution, force=force, **options)
     present(result, report.quantize_table, as_json=as_json)
     return push_output(output, push, made_by="quantize")

@@ -21,6 +21,7 @@ from eckart.cli.options import (
     NoResume,
     Rank,
     Seed,
+    Share,
     Target,
     Workers,
     in_group,
@@ -51,6 +52,7 @@ def resize(
     workers: Workers = None,
     seed: Seed = 0,
     no_resume: NoResume = False,
+    shard: Share = None,
     output: AdapterOutput,
     push: Push = None,
     dtype: FactorDtype = None,
@@ -121,7 +123,9 @@ def resize(
     check_push(push)
     check_output(output, force=force, inputs=[distill, *local_paths(base)])
     source = replace(open_adapter(adapter), keep_scales=keep_scales)
-    execution = Execution(device="cpu", workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress())
+    execution = Execution(
+        device="cpu", workers=workers, seed=seed, resume=not no_resume, shard=shard, progress=StderrProgress()
+    )
     with distillation(base or source.base_model, source, distill, steps=steps, seed=seed) as refine:
         written = output if runtime is None else None
         result = resized(source, output=written, execution=execution, force=force, refine=refine, **options)

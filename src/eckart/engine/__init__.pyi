@@ -5,5 +5,7 @@ from .journal import open_journal as open_journal
 from .journal import run_resumable as run_resumable
 from .progress import NoProgress as NoProgress
 from .progress import Progress as Progress
+from .shard import Shard as Shard
+from .shard import ShardDone as ShardDone
 from .tasks import Task as Task
 from .tasks import run_tasks as run_tasks

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from eckart.engine.machine import core_count
 from eckart.engine.progress import NoProgress, Progress
+from eckart.engine.shard import Shard
 from eckart.errors import OptionError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class Execution:
         memory_bytes: most memory that matrices in progress may take together.
         resume: reuse the finished matrices of an interrupted run, which are stored next to the output.
         seed: random seed.
+        shard: the share of the matrices to work on, where several processes work on one output; None for all.
         progress: receives progress reports.
     """
 
@@ -31,14 +33,18 @@ class Execution:
     memory_bytes: int = 900 * 2**20
     resume: bool = True
     seed: int = 0
+    shard: Shard | None = None
     progress: Progress = field(default_factory=NoProgress)
 
     def check(self) -> None:
         """Check the device and the number of workers before anything is read.
 
         Raises:
-            OptionError: the device does not exist, or `workers` is below 1.
+            OptionError: the device does not exist, `workers` is below 1, or a share is not to be resumed.
         """
+        if self.shard is not None and not self.resume:
+            msg = "a `shard` continues the work of others: delete the .partial folder next to the output to start over"
+            raise OptionError(msg)
         if not re.fullmatch(r"auto|cpu(:\d+)?|cuda(:\d+)?", self.device):
             msg = f"`device` must be auto, cpu, cuda or cuda:N, got {self.device!r}"
             raise OptionError(msg)

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eckart.engine.execution import Execution
+from eckart.engine.shard import Shard, ShardDone
 from eckart.engine.tasks import Task, run_tasks
 from eckart.engine.working_folder import WorkingFolder
-from eckart.errors import OutputError
+from eckart.errors import OptionError, OutputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,16 +44,20 @@ class Journal:
         restarted: why the matrices of an earlier run were deleted; None if none were.
     """
 
-    def __init__(self, output: Path, fingerprint: str, *, resume: bool = True) -> None:
+    def __init__(self, output: Path, fingerprint: str, *, resume: bool = True, shard: Shard | None = None) -> None:
         """Open the journal of `output`, empty unless an earlier run had the same fingerprint.
 
+        With a `shard`, other shares of the same run may open it too after `share`, and it is never emptied.
+
         Raises:
-            OutputError: eckart did not make the folder, it cannot be written, or another process is using it.
+            OutputError: eckart did not make the folder, it cannot be written, or another process is using it; with a
+                `shard`, also if it is the journal of another run.
         """
         self.folder = output.with_name(output.name + ".partial")
         self.restarted: str | None = None
         self._fingerprint = fingerprint
-        self._working = WorkingFolder(self.folder, output, NAMES, marker=HEAD)
+        self._shard = shard
+        self._working = WorkingFolder(self.folder, output, NAMES, marker=HEAD, shard=shard)
         try:
             self._begin({"format": FORMAT, "fingerprint": fingerprint}, resume=resume)
         except BaseException as error:
@@ -67,6 +72,12 @@ class Journal:
         earlier = _header(self.folder / HEAD)
         if earlier == header and resume:
             return
+        if earlier is not None and self._shard is not None:
+            msg = (
+                f"{self.folder} contains work on other inputs, with other options or by another version of eckart: "
+                "every share needs the same; delete the folder to start over"
+            )
+            raise OutputError(msg)
         if earlier is not None:
             self.restarted = "inputs or options changed" if earlier != header else "as requested"
         self.clear()
@@ -87,6 +98,10 @@ class Journal:
                 return Record(json.loads(metadata["facts"]), tensors) if is_own else None
         except (OSError, SafetensorError, KeyError, ValueError):
             return None
+
+    def contains(self, name: str) -> bool:
+        """Whether a result of this matrix is stored, whatever it is worth."""
+        return self._file(name).exists()
 
     def save(self, name: str, record: Record) -> None:
         """Store the result of a matrix; if the process is killed meanwhile, the earlier state remains."""
@@ -110,13 +125,17 @@ class Journal:
         for file in self.folder.glob("*.safetensors"):
             file.unlink()
 
+    def share(self) -> None:
+        """Let processes with other shares work here too, now that everything they have in common is there."""
+        self._working.share()
+
     def close(self) -> None:
         """Delete the folder: the output is complete."""
         self._working.close()
 
     def release(self) -> None:
-        """Let another process use the folder; if it contains no results, delete it."""
-        if any(self.folder.glob("*.safetensors")):
+        """Let another process use the folder; if it contains no results and is not shared, delete it."""
+        if self._shard is not None or any(self.folder.glob("*.safetensors")):
             self._working.release()
         else:
             self.close()
@@ -139,11 +158,18 @@ def open_journal(output: Path | None, fingerprint: str, execution: Execution) ->
     """The journal of an output, deleted when the block succeeds and left for the next run when it fails.
 
     Yields None without an output. Reports when the results of an earlier run had to be deleted.
+
+    Raises:
+        OptionError: only a share of the work is to be done, without an output.
+        OutputError: as of `Journal`.
     """
     if output is None:
+        if execution.shard is not None:
+            msg = "a `shard` needs an output: what it has done is stored next to it"
+            raise OptionError(msg)
         yield None
         return
-    journal = Journal(output, fingerprint, resume=execution.resume)
+    journal = Journal(output, fingerprint, resume=execution.resume, shard=execution.shard)
     try:
         if journal.restarted:
             execution.progress.note(f"starting over: {journal.restarted}")
@@ -165,17 +191,26 @@ def run_resumable(
 
     Tensors of a stored record are mapped from its file, so they take no memory until they are used. A stored record of
     a task for whose name `is_valid` is false is computed again.
+
+    Raises:
+        ShardDone: only a share of the tasks was to be done, and is.
     """
     if journal is None:
         return {task.name: record for task, record in run_tasks(tasks, stage=stage, execution=execution)}
-    stored = {task.name: record for task in tasks if (record := journal.load(task.name))}
+    shard = execution.shard
+    mine = tasks if shard is None else shard.of(tasks, lambda task: task.nbytes)
+    stored = {task.name: record for task in mine if (record := journal.load(task.name))}
     records = {name: record for name, record in stored.items() if is_valid(name, record)}
     if records:
-        execution.progress.note(f"resuming: {len(records)} of {len(tasks)} matrices are already done")
-    remaining = [task for task in tasks if task.name not in records]
+        execution.progress.note(f"resuming: {len(records)} of {len(mine)} matrices are already done")
+    if shard is not None:
+        journal.share()
+    remaining = [task for task in mine if task.name not in records]
     for task, record in run_tasks(remaining, stage=stage, execution=execution):
         journal.save(task.name, record)
         records[task.name] = journal.load(task.name) or record
+    if shard is not None:
+        raise ShardDone(shard, sum(journal.contains(task.name) for task in tasks), len(tasks))
     return records
 
 

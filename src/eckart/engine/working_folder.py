@@ -8,9 +8,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from eckart.engine.shard import Shard
 from eckart.errors import OutputError
 
 LOCK = "lock"
+SHARD_LOCK = re.compile(r"shard-\d+-of-\d+\.lock")  # of a process that shares the work
+SETTING_UP = 60  # seconds that one of these waits for another to begin
 SHOWN = 5  # names in a message
 _UNFINISHED = r"\.tmp\w{6}"  # under such a name safetensors writes a file before it gets its own
 _REMOVED = ".removed"  # a subfolder while it is deleted: a half of it is never taken for the whole
@@ -23,7 +26,9 @@ class WorkingFolder:
         path: the folder.
     """
 
-    def __init__(self, path: Path, output: Path, names: str, *, marker: str | None = None) -> None:
+    def __init__(
+        self, path: Path, output: Path, names: str, *, marker: str | None = None, shard: Shard | None = None
+    ) -> None:
         """Create the folder, or take over the one of a run that ended.
 
         Args:
@@ -31,18 +36,24 @@ class WorkingFolder:
             output: what is written, for messages.
             names: regular expression of the names that eckart uses in it.
             marker: name of the file that is written first and deleted last; a folder without it contains nothing else.
+            shard: the share of this process, if others work in the folder too once `share` is called.
 
         Raises:
             OutputError: the folder contains anything else, is a link, cannot be written, or another process uses it.
         """
-        self.path, self._marker, self._names = path, marker, re.compile(rf"{names}|{_UNFINISHED}|\{_REMOVED}")
-        self._lock = FileLock(path / LOCK, timeout=0, thread_local=False)
+        self.path, self._marker, self._names = path, marker, re.compile(rf"{names}|{SHARD_LOCK.pattern}|{_UNFINISHED}|\{_REMOVED}")
+        self._lock = FileLock(path / LOCK, timeout=0 if shard is None else SETTING_UP, thread_local=False)
+        own = f"shard-{shard.number}-of-{shard.count}.lock" if shard else LOCK
+        self._own = FileLock(path / own, timeout=0, thread_local=False) if shard else self._lock
         try:
             self._refuse_foreign()
             path.mkdir(exist_ok=True)
+            self._own.acquire()
             self._lock.acquire()
+            if shard is None:
+                self._refuse_shards()
         except BaseException as error:
-            self._lock.release()
+            self.release()
             with suppress(OSError):
                 path.rmdir()  # unless there is anything in it
             if isinstance(error, Timeout):
@@ -52,6 +63,16 @@ class WorkingFolder:
                 msg = f"{path}: cannot be written ({error.strerror}); choose another output"
                 raise OutputError(msg) from None
             raise
+
+    def share(self) -> None:
+        """Let processes with other shares work in the folder from now on."""
+        self._lock.release()
+
+    def _refuse_shards(self) -> None:
+        for entry in self.path.iterdir():
+            if SHARD_LOCK.fullmatch(entry.name):
+                with FileLock(entry, timeout=0):
+                    pass
 
     def _refuse_foreign(self) -> None:
         if self.path.is_symlink():
@@ -64,7 +85,9 @@ class WorkingFolder:
         foreign = sorted(
             entry.name
             for entry in self.path.iterdir()
-            if entry.name not in own and not (is_marked and self._names.fullmatch(entry.name))
+            if entry.name not in own
+            and not SHARD_LOCK.fullmatch(entry.name)
+            and not (is_marked and self._names.fullmatch(entry.name))
         )
         if foreign:
             msg = (
@@ -114,6 +137,7 @@ class WorkingFolder:
     def release(self) -> None:
         """Let another process use the folder."""
         self._lock.release()
+        self._own.release()
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -32,6 +32,7 @@ from eckart.operations.weight_update import Update, update_of
 LEAST_ROWS = 64  # of a block: with fewer, a product with a wide factor spends its time reading the factor
 MEASURED = 8  # rounding is measured on one block of this many
 _WRITTEN = "written"  # in a record: the digest of the ends of what was written
+_BOOT = "boot"  # in a record: since which start of the machine; empty if it is on the disk in any case
 _STAGES = {"merge": "Merging", "unmerge": "Unmerging", "quantize": "Quantizing"}
 
 
@@ -89,7 +90,7 @@ class ModelWriter:
         plan, folder = self.plan, partial_folder(output)
         remedy = "free some space and run the same command again: it resumes where it stopped"
         with (
-            open_journal(output, f"{plan.fingerprint()} {_boot()}".strip(), execution) as journal,
+            open_journal(output, plan.fingerprint(), execution) as journal,
             refusing_full_disk(output, remedy),
         ):
             assert journal is not None
@@ -120,27 +121,32 @@ class ModelWriter:
         with open_files(folder, self.plan.shards, self.plan.metadata) as files:
             if files.is_new:
                 journal.clear()
-            tasks = [self._task(tensor, files) for tensor in self.plan.tensors]
+            synced = execution.shard is not None  # the machine that finishes is another one
+            tasks = [self._task(tensor, files, synced=synced) for tensor in self.plan.tensors]
             parts = {tensor.name: [spec.name for spec in tensor.specs] for tensor in self.plan.tensors}
 
             def is_written(name: str, record: Record) -> bool:
-                return record.facts[_WRITTEN] == files.ends_digest(parts[name])
+                return record.facts.get(_BOOT) in ("", _boot()) and record.facts[_WRITTEN] == files.ends_digest(
+                    parts[name]
+                )
 
             stage = _STAGES[self.plan.command]
             return run_resumable(tasks, stage=stage, execution=execution, journal=journal, is_valid=is_written)
 
-    def _task(self, tensor: OutputTensor, files: TensorFiles) -> Task[Record]:
+    def _task(self, tensor: OutputTensor, files: TensorFiles, *, synced: bool) -> Task[Record]:
         values = prod(tensor.views[0].stored_shape)
         memory = 4 * SLAB_BYTES
         if tensor.scheme is not None:
             memory += 2 * values + 12 * values * (tensor.views[0].kind == "conv1d")
         elif tensor.views[0].kind == "expert":
             memory += 4 * values
-        return Task(tensor.name, tensor.info.nbytes, memory, lambda: self._record(tensor, files))
+        return Task(tensor.name, tensor.info.nbytes, memory, lambda: self._record(tensor, files, synced=synced))
 
-    def _record(self, tensor: OutputTensor, files: TensorFiles) -> Record:
-        facts = self._write_tensor(tensor, files)
-        return Record(facts | {_WRITTEN: files.ends_digest(spec.name for spec in tensor.specs)})
+    def _record(self, tensor: OutputTensor, files: TensorFiles, *, synced: bool) -> Record:
+        facts, names = self._write_tensor(tensor, files), [spec.name for spec in tensor.specs]
+        if synced:
+            files.sync(names)
+        return Record(facts | {_WRITTEN: files.ends_digest(names), _BOOT: "" if synced else _boot()})
 
     def _write_tensor(self, tensor: OutputTensor, files: TensorFiles) -> dict[str, Any]:
         transposed = tensor.views[0].kind == "conv1d"  # bitsandbytes stores each weight as (out, in), Conv1D's too
