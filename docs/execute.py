@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -118,6 +119,11 @@ def normalized(command: str) -> str:
     return shlex.join(shlex.split(command))
 
 
+def whole(command: str) -> str:
+    """A normalized command, without the share of its work that it does."""
+    return re.sub(r" --shard \S+", "", normalized(command))
+
+
 def shell(command: str, folder: Path | None = None) -> tuple[int, str, str]:
     """Run a command line in a folder as a reader would; `cd` into the examples' folder has happened already."""
     if command == f"cd {FOLDER}":
@@ -140,14 +146,14 @@ def fresh_folder(folder: Path, inputs: Path) -> contextlib.AbstractContextManage
 
 def reused_names(pages: list[Path]) -> Iterator[str]:
     """Output names that two different commands write, or that replace what the examples start from."""
-    writers = {name: normalized(command) for command in START if (name := output_of(command)) not in (None, FOLDER)}
+    writers = {name: whole(command) for command in START if (name := output_of(command)) not in (None, FOLDER)}
     for page in pages:
         for example in (example for block in blocks_of(page) for example in block.examples):
             name = output_of(example.source) if example.source.startswith("eckart ") else None
             if name in (None, FOLDER) or example.expects_refusal:
                 continue
-            first = writers.setdefault(name, "the examples' folder" if name in GIVEN else normalized(example.source))
-            if first != normalized(example.source):
+            first = writers.setdefault(name, "the examples' folder" if name in GIVEN else whole(example.source))
+            if first != whole(example.source):
                 yield f"{name!r} ({page.relative_to(ROOT)}: {example.source}; elsewhere: {first})"
 
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from .commands import COMMANDS, digests
+from .commands import digests
 from .harness import DONE, content
 
 SHARED = ["analyze", "analyze adapter", "extract", "resize", "resize file", "combine", "merge", "unmerge", "quantize"]

@@ -108,7 +108,7 @@ def _refused(error: Exception, *, debug: bool) -> None:
 def _shard_done(ended: ShardDone, *, as_json: bool) -> None:
     """What is done, in place of a result."""
     facts = {"format": "eckart-shard/1", "shard": str(ended.shard), "done": ended.done, "total": ended.total}
-    typer.echo(json.dumps(facts) if as_json else str(ended))
+    typer.echo(json.dumps(facts) if as_json else flags.with_flags(str(ended)))
 
 
 def _interrupted(reason: str, output: object) -> NoReturn:

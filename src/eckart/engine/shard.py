@@ -61,6 +61,6 @@ class ShardDone(Exception):  # noqa: N818  # it ends an operation early, but not
     def __init__(self, shard: Shard, done: int, total: int) -> None:
         super().__init__(
             f"Share {shard} is done; with those of other shares, {done:,} of {total:,} matrices are.\n"
-            "Once all shares are done, the same command without --shard finishes."
+            "Once all shares are done, the same command without `shard` finishes."
         )
         self.shard, self.done, self.total = shard, done, total

@@ -41,7 +41,8 @@ class WorkingFolder:
         Raises:
             OutputError: the folder contains anything else, is a link, cannot be written, or another process uses it.
         """
-        self.path, self._marker, self._names = path, marker, re.compile(rf"{names}|{SHARD_LOCK.pattern}|{_UNFINISHED}|\{_REMOVED}")
+        self.path, self._marker = path, marker
+        self._names = re.compile(rf"{names}|{SHARD_LOCK.pattern}|{_UNFINISHED}|\{_REMOVED}")
         self._lock = FileLock(path / LOCK, timeout=0 if shard is None else SETTING_UP, thread_local=False)
         own = f"shard-{shard.number}-of-{shard.count}.lock" if shard else LOCK
         self._own = FileLock(path / own, timeout=0, thread_local=False) if shard else self._lock
