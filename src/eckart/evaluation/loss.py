@@ -10,6 +10,7 @@ from torch import Tensor
 
 from eckart.engine.progress import NoProgress, Progress
 from eckart.errors import EckartError, NotFiniteError, OptionError
+from eckart.evaluation.model import opening_token, token_ids
 
 if TYPE_CHECKING:
     from torch import nn
@@ -91,10 +92,7 @@ def _token_ids(text: str | Tensor, tokenizer: "PreTrainedTokenizerBase | None") 
     if tokenizer is None:
         msg = "a text needs the model's tokenizer; pass `tokenizer`, or token ids instead of a text"
         raise OptionError(msg)
-    # verbose=False: a text longer than the model's window is split into windows here, so there is nothing to warn of.
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    opening = tokenizer("")["input_ids"][:1]
-    return torch.tensor(ids, dtype=torch.int64), [token for token in opening if token == tokenizer.bos_token_id]
+    return torch.tensor(token_ids(text, tokenizer), dtype=torch.int64), opening_token(tokenizer)
 
 
 def _windows(ids: Tensor, start: list[int], length: int) -> Iterator[Tensor]:

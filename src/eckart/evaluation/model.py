@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from eckart.checkpoint import locate
 from eckart.errors import MissingExtraError, SourceError
@@ -75,6 +75,17 @@ def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerBase":
     options = {} if gguf is None else {"gguf_file": gguf}
     with quiet_transformers(), source_errors(f"{source} contains no tokenizer that transformers can read"):
         return transformers.AutoTokenizer.from_pretrained(folder, **options)
+
+
+def token_ids(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The tokens of a text of any length, without the tokens that a tokenizer adds."""
+    # verbose=False: a text longer than the model's window is split later, so there is nothing to warn of.
+    return cast("list[int]", tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def opening_token(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The start token, if the tokenizer puts one before every text; otherwise no token."""
+    return [token for token in cast("list[int]", tokenizer("")["input_ids"])[:1] if token == tokenizer.bos_token_id]
 
 
 def require_transformers(purpose: str) -> Any:

@@ -7,7 +7,7 @@ every name is escaped and anchored when it is written. Source: PEFT's `tuners/lo
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,6 +56,15 @@ KNOWN_FIELDS = frozenset(
         "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora", "use_rslora", "velora_config",
     }
 )  # fmt: skip
+
+_TASK_TYPES = {
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+}
 
 
 class PeftConfig(BaseModel):
@@ -256,6 +265,11 @@ def _saved_modules(adapter: AdapterOutline) -> list[str]:
     covered = {module: [entry for entry in entries if f".{entry}." in f".{module}."] for module in modules}
     used = [entry for entry in entries if any(entry in found for found in covered.values())]
     return used + sorted(module for module, found in covered.items() if not found)
+
+
+def task_type_of(model_classes: Iterable[str]) -> str | None:
+    """PEFT's task type, from the names of a model's classes in transformers; None if they show none."""
+    return next((task for name in model_classes for end, task in _TASK_TYPES.items() if name.endswith(end)), None)
 
 
 def unknown_fields(config: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from torch import nn
 
 from eckart.adapter import Adapter, AdapterLayer
 from eckart.errors import MismatchError
-from eckart.formats.peft_config import is_trained_bias
+from eckart.formats.peft_config import is_trained_bias, task_type_of
 from eckart.nn.injection import (
     Injection,
     adapted_modules,
@@ -45,7 +45,7 @@ def adapter_of(model: nn.Module, name: str = "default") -> Adapter:
         biases = {path: parameters[path].detach().clone() for path in original.biases}
         config = {"bias": _PEFT_BIAS[original.bias]}
     base = getattr(getattr(model, "config", None), "_name_or_path", None) or None
-    return Adapter(layers, biases, base, _task_type(model), config)
+    return Adapter(layers, biases, base, task_type_of([type(model).__name__]), config)
 
 
 def save_adapter(model: nn.Module, path: str | Path, *, name: str = "default", force: bool = False) -> Adapter:
@@ -119,12 +119,3 @@ def _copied(layer: AdapterLayer) -> AdapterLayer:
         for part, tensor in layer.tensors().items()
     }
     return replace(layer, **tensors)
-
-
-def _task_type(model: nn.Module) -> str | None:
-    """PEFT's task type, from the class that transformers chose."""
-    kind = type(model).__name__
-    ends = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS"}
-    ends |= {"ForTokenClassification": "TOKEN_CLS", "ForQuestionAnswering": "QUESTION_ANS"}
-    ends |= {"ForConditionalGeneration": "SEQ_2_SEQ_LM"}
-    return next((task for end, task in ends.items() if kind.endswith(end)), None)

@@ -14,6 +14,7 @@ from eckart.adapter import Adapter, AdapterLayer
 from eckart.engine.progress import NoProgress, Progress
 from eckart.errors import EckartError
 from eckart.evaluation import load_model, load_tokenizer
+from eckart.evaluation.model import opening_token, token_ids
 from eckart.linalg import LowRank
 from eckart.nn import AdaptedModule, adapted_modules, adapter_applied, inject_adapter
 from eckart.training.distiller import (
@@ -66,10 +67,7 @@ class Distillation:
         self.base, self.teacher, self.settings = base, teacher, settings
         self.device, self.progress = device, progress
         tokenizer = load_tokenizer(base)
-        # verbose=False: a text longer than the model's window is split here, so there is nothing to warn of.
-        self.ids: list[int] = cast("list[int]", tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        opening = cast("list[int]", tokenizer("")["input_ids"])[:1]
-        self.opening = [token for token in opening if token == tokenizer.bos_token_id]
+        self.ids, self.opening = token_ids(text, tokenizer), opening_token(tokenizer)
         least = math.ceil(LEAST_HELD_OUT_TOKENS / HELD_OUT_SHARE)
         if len(self.ids) < least:
             msg = (

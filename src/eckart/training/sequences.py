@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from eckart.errors import EckartError
+from eckart.evaluation.model import token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,8 +30,7 @@ def pack_texts(texts: Iterable[str], tokenizer: "PreTrainedTokenizerBase", *, le
     separator = [] if tokenizer.eos_token_id is None else [cast("int", tokenizer.eos_token_id)]
     stream: list[int] = []
     for text in texts:
-        # verbose=False: a document longer than the model's window is split here, so there is nothing to warn of.
-        stream += cast("list[int]", tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        stream += token_ids(text, tokenizer)
         stream += separator
     count = len(stream) // length
     if count == 0:

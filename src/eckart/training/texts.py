@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from eckart.errors import FileFormatError, SourceError
+from eckart.evaluation.model import opening_token, token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +34,7 @@ def windows(
     Raises:
         SourceError, FileFormatError: a file cannot be read, or is not UTF-8 text.
     """
-    opening = [token for token in tokenizer("")["input_ids"][:1] if token == tokenizer.bos_token_id]
+    opening = opening_token(tokenizer)
     ids = itertools.chain.from_iterable(_document(pieces(path, held_out[path], split), tokenizer) for path in paths)
     while window := list(itertools.islice(ids, length - len(opening))):
         if len(window) + len(opening) > 1:
@@ -77,8 +78,7 @@ def pieces(path: Path, held_out: int, split: str) -> Iterator[str]:
 def _document(texts: Iterable[str], tokenizer: "PreTrainedTokenizerBase") -> Iterator[int]:
     empty = True
     for text in texts:
-        # verbose=False: a text longer than the model's window is split here, so there is nothing to warn of.
-        ids = cast("list[int]", tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        ids = token_ids(text, tokenizer)
         empty = empty and not ids
         yield from ids
     if not empty and tokenizer.eos_token_id is not None:

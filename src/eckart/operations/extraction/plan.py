@@ -11,6 +11,7 @@ from eckart.checkpoint import Checkpoint, DType, MatrixView, TensorInfo, as_patt
 from eckart.checkpoint.dtypes import FLOAT32
 from eckart.checkpoint.fused_experts import with_fused_experts
 from eckart.checkpoint.open import ModelSource
+from eckart.formats.peft_config import task_type_of
 from eckart.formats.peft_tokens import FIELD
 from eckart.formats.sources import open_model
 from eckart.operations.costs import Costs, break_even_note
@@ -22,15 +23,6 @@ from eckart.operations.rank_choice import DEFAULT_RANK, HEADER_BYTES, Budget, Ra
 
 if TYPE_CHECKING:
     import torch
-
-_TASK_TYPES = {
-    "ForCausalLM": "CAUSAL_LM",
-    "LMHeadModel": "CAUSAL_LM",
-    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForTokenClassification": "TOKEN_CLS",
-    "ForQuestionAnswering": "QUESTION_ANS",
-}
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,8 @@ class ExtractPlan:
         """The adapter without its layers and tensors saved in full."""
         naming = self.parts.naming
         rows = {naming(name).removesuffix(".weight"): [*tokens] for name, tokens in self.parts.new_tokens.items()}
-        return Adapter({}, {}, self.base.source, _task_type(self.base), {FIELD: rows} if rows else {})
+        task_type = task_type_of(map(str, self.base.config.get("architectures") or ()))
+        return Adapter({}, {}, self.base.source, task_type, {FIELD: rows} if rows else {})
 
     @property
     def inputs(self) -> list[Path]:
@@ -182,9 +175,3 @@ def _stored(checkpoint: Checkpoint, tensor: str) -> int:
     """Bytes of a tensor that may be tied to another."""
     info = checkpoint.tensors.get(checkpoint.tied.get(tensor, tensor))
     return info.nbytes if info else 0
-
-
-def _task_type(base: Checkpoint) -> str | None:
-    """PEFT's task type of the model class in the config."""
-    names = [str(name) for name in base.config.get("architectures") or ()]
-    return next((task for name in names for end, task in _TASK_TYPES.items() if name.endswith(end)), None)
