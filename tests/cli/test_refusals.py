@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from eckart.cli.main import app
+
 Q = "model.layers.0.self_attn.q_proj"
 # All commands run in one process, in which torch cannot be imported; it reports which of them tried to.
 CHILD = """
@@ -78,6 +80,8 @@ REFUSALS = [
     ("convert adapter -o exists --to peft", EXISTS),
     ("convert adapter -o new --to nothing", "Invalid value for '--to'"),
     ("convert adapter -o new --to diffusers", "cannot be converted"),
+    ("convert adapter -o new --to gguf --base base", "which is not known: give the model as --base"),
+    ("convert adapter -o new --to lora", "give it as --base"),
     ("convert base -o new --to kohya", A_MODEL),
     ("compare adapter nowhere", MISSING),
     ("compare adapter adapter -o exists", EXISTS),
@@ -88,6 +92,10 @@ REFUSALS = [
     ("compare base smaller", "are not of one model"),
     ("compare adapter base --base smaller", NO_FIT),
     ("compare adapter base", "which cannot be compared"),
+    ("check nowhere", MISSING),
+    ("check base", A_MODEL),
+    ("check adapter --base nowhere", MISSING),
+    ("check adapter --for nothing", "Invalid value for '--for'"),
     ("quantize nowhere -o new", MISSING),
     ("quantize base -o exists", EXISTS),
     ("quantize base -o new --block-size 3", "--block-size must be one of"),
@@ -114,6 +122,12 @@ REFUSALS = [
     ("report nowhere -o page.html", "nowhere: no such folder"),
     ("report base -o page.html", "contains none of analysis.json"),
 ]
+REFUSES_LATER = {"demo": "it takes no input, and its model and text are in packages"}
+
+
+def test_every_command_has_a_row_or_a_reason() -> None:
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert {line.split()[0] for line, _ in REFUSALS} | REFUSES_LATER.keys() == commands
 
 
 def save_model(folder, size) -> None:

@@ -1,6 +1,8 @@
 """Every command that writes, on tiny inputs that eckart itself wrote, so that `--force` could replace each of them."""
 
+import functools
 import hashlib
+import random
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,49 +10,103 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from eckart.checkpoint.manifest import write_manifest
+from eckart.checkpoint.manifest import TEXTS, write_manifest
 from eckart.operations import analyze, convert, extract, merge
 
 WORDS = ["the", "a", "rank", "of", "weight", "adapter", "low", "high", "noise", "signal", "learns", "is"]
 TRAINING = "--steps 3 --save-every 1 --batch-size 1 --max-length 16 --rank 2 --target q_proj"
 CELLS = "--ranks 1,2 --targets q_proj --steps 2 --batch-size 1 --max-length 16"
+ON_TEXT = "--rank 2 --distill text.txt --steps 1"
+SOURCES = {
+    *("base", "tuned", "adapter", "other", "merged", "analysis", "kohya.safetensors", "unet.safetensors"),
+    *("text.txt", "heldout.txt", "ranks.json"),
+}
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command without its output, the inputs that it reads, and the ending of its output if that is a file."""
+    """A command without its output, and the ending of its output if that is a file.
+
+    Attributes:
+        line: what is typed.
+        suffix: the ending.
+        reads: inputs that are not on the line, but named by an adapter or by nobody.
+        continues: whether the output is a folder in which finished parts appear, and in which a repetition continues.
+    """
 
     line: str
-    inputs: tuple[str, ...]
     suffix: str = ""
+    reads: tuple[str, ...] = ()
+    continues: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.line.split()[0]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return *(word for word in self.line.split() if word in SOURCES), *self.reads
 
     def arguments(self, output: str | Path, *options: str) -> list[str]:
-        name, *others = self.line.split()
-        return [name, *others, "-o", str(output), *options]
+        return [*self.line.split(), "-o", str(output), *options]
 
 
 COMMANDS = {
-    "analyze": Command("analyze tuned --base base", ("tuned", "base")),
-    "analyze adapter": Command("analyze adapter", ("adapter",)),
-    "extract": Command("extract base tuned --rank 2", ("base", "tuned")),
-    "resize": Command("resize adapter --rank 1", ("adapter",)),
-    "resize file": Command("resize kohya.safetensors --rank 1", ("kohya.safetensors",), ".safetensors"),
-    "combine": Command("combine adapter other --weights 1,0", ("adapter", "other")),
-    "merge": Command("merge base adapter other --weights 1,0", ("base", "adapter", "other")),
-    "unmerge": Command("unmerge merged adapter --base base", ("merged", "adapter", "base")),
-    "convert": Command("convert adapter --to peft --base base", ("adapter", "base")),
-    "convert file": Command("convert adapter --to kohya --base base", ("adapter", "base"), ".safetensors"),
-    "convert lora": Command("convert adapter --to lora --base base", ("adapter", "base")),
-    "convert for": Command("convert adapter --for sglang --base base", ("adapter", "base")),
-    "resize for": Command("resize adapter --rank 1 --for sglang", ("adapter",)),
-    "compare": Command("compare adapter other --base base", ("adapter", "other", "base")),
-    "compare merge": Command("compare merged adapter --base base", ("merged", "adapter", "base")),
-    "quantize": Command("quantize base", ("base",)),
-    "train": Command(f"train base text.txt {TRAINING}", ("base", "text.txt")),
-    "sweep": Command(f"sweep base text.txt {CELLS}", ("base", "text.txt")),
-    "report": Command("report analysis", ("analysis",), ".html"),
-    "plan": Command("plan base --method lora --max-length 16", ("base",), ".png"),
+    "analyze": Command("analyze tuned --base base"),
+    "analyze adapter": Command("analyze adapter"),
+    "extract": Command("extract base tuned --rank 2"),
+    "extract distill": Command(f"extract base tuned {ON_TEXT} --eval heldout.txt"),
+    "resize": Command("resize adapter --rank 1"),
+    "resize file": Command("resize kohya.safetensors --rank 1", ".safetensors"),
+    "resize distill": Command(f"resize adapter {ON_TEXT}", reads=("base",)),
+    "resize for": Command("resize adapter --rank 1 --for sglang --base base"),
+    "combine": Command("combine adapter other --weights 1,0 --base base"),
+    "merge": Command("merge base adapter other --weights 1,0"),
+    "unmerge": Command("unmerge merged adapter --base base"),
+    "unmerge alone": Command("unmerge merged adapter", reads=("base",)),
+    "convert": Command("convert adapter --to peft --base base"),
+    "convert file": Command("convert adapter --to kohya --base base", ".safetensors"),
+    "convert diffusers": Command("convert unet.safetensors --to diffusers", ".safetensors"),
+    "convert mlx": Command("convert adapter --to mlx --base base"),
+    "convert gguf": Command("convert adapter --to gguf --base base", ".gguf"),
+    "convert lora": Command("convert adapter --to lora --base base"),
+    "convert for": Command("convert adapter --for sglang --base base"),
+    "compare": Command("compare adapter other --base base"),
+    "compare merge": Command("compare merged adapter --base base"),
+    "quantize": Command("quantize base"),
+    "train": Command(f"train base text.txt --eval-data heldout.txt --rank-pattern ranks.json {TRAINING}"),
+    "sweep": Command(f"sweep base text.txt --eval-data heldout.txt {CELLS}", continues=True),
+    "report": Command("report analysis", ".html"),
+    "plan": Command("plan base --method lora --max-length 16 --analysis analysis", ".png"),
+    "demo": Command("demo --fine-tune", reads=("base",), continues=True),
 }
+WRITES_NOTHING = {"check": "it prints what it finds in headers"}
+
+
+def use_small_demo() -> None:
+    """Let `eckart demo` take the folder `base` for its model, a few sentences for its text, and a moment to train."""
+    import pydoc_data.topics
+
+    from eckart import demo
+    from eckart.nn import LoRAConfig
+    from eckart.training import FinetuneSettings, TrainSettings
+
+    settings = demo.DemoSettings(
+        LoRAConfig(rank=2, alpha=4),
+        TrainSettings(steps=2, batch_size=1, learning_rate=2e-2, save_every=1),
+        sequence_tokens=16,
+        held_out_chars=300,
+        keep=0.1,
+    )
+    pydoc_data.topics.topics = {f"topic {each}": sentence(each, 200) for each in range(20)}
+    demo.quick_settings = lambda: settings
+    demo.quick_fine_tune = lambda: FinetuneSettings(steps=1, batch_size=1)
+    demo.run_demo = functools.partial(demo.run_demo, model="base")
+
+
+def sentence(seed: int, words: int) -> str:
+    """Words of which a small model learns which are common."""
+    return " ".join(random.Random(seed).choices(WORDS, range(len(WORDS)), k=words))
 
 
 def write_inputs(model: Path, folder: Path) -> None:
@@ -64,10 +120,21 @@ def write_inputs(model: Path, folder: Path) -> None:
     write_manifest(tuned)
     extract(base, tuned, rank=2, output=folder / "adapter")
     extract(base, tuned, rank=1, output=folder / "other")
+    for adapter in ("adapter", "other"):
+        config = folder / adapter / "adapter_config.json"
+        config.write_text(config.read_text().replace(str(base), "base"))  # that of every copy of this folder
     merge(base, folder / "adapter", folder / "merged")
     analyze(tuned, base, output=folder / "analysis")
     convert(folder / "adapter", "kohya", base=base, output=folder / "kohya.safetensors")
-    (folder / "text.txt").write_text(" ".join(WORDS[(i * i) % 11] for i in range(300)))
+    (folder / "text.txt").write_text(sentence(0, 1800))
+    (folder / "heldout.txt").write_text(sentence(1, 60))
+    (folder / "ranks.json").write_text('{"model.layers.0.self_attn.q_proj": 1}')
+    module = "lora_unet_down_blocks_0_attentions_0_proj_in"
+    factors = {"lora_down": torch.ones(1, 8), "lora_up": torch.ones(8, 1)}
+    unet = {f"{module}.{name}.weight": factor for name, factor in factors.items()} | {
+        f"{module}.alpha": torch.tensor(1.0)
+    }
+    save_file(unet, folder / "unet.safetensors", metadata=TEXTS)
 
 
 def digests(folder: Path) -> dict[str, str]:

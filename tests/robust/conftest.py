@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .commands import WORDS, write_inputs
+from .commands import WORDS, use_small_demo, write_inputs
 from .harness import Harness
 
 
@@ -40,3 +40,17 @@ def harness(originals, tmp_path_factory):
 @pytest.fixture(scope="session", autouse=True)
 def _offline():
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def _small_demo(monkeypatch):
+    import pydoc_data.topics
+
+    from eckart import demo
+
+    for module, name in (
+        (pydoc_data.topics, "topics"),
+        *((demo, f) for f in ("quick_settings", "quick_fine_tune", "run_demo")),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))  # restored afterwards
+    use_small_demo()

@@ -102,7 +102,7 @@ class Harness:
 
     def repeat(self, place: Place) -> tuple[int | str, str]:
         """The same command again, which replaces an output that is already complete."""
-        return self.run(place, *(["--force"] if place.output.exists() and place.name != "sweep" else []))
+        return self.run(place, *(["--force"] if place.output.exists() and not COMMANDS[place.name].continues else []))
 
     def reference(self, name: str) -> Reference:
         """What an undisturbed run does."""

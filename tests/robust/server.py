@@ -12,6 +12,8 @@ import sys
 import tempfile
 import traceback
 
+from commands import use_small_demo
+
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -32,6 +34,7 @@ def preload() -> None:
     from eckart.report.page import bundle
 
     bundle.plotly()
+    use_small_demo()
     # Blank figures: drawing takes most of the time of a command, and changes no file.
     matplotlib.figure.Figure.draw = lambda self, renderer: None
     gc.freeze()  # a fork collects no garbage of this process, and shares its memory

@@ -11,6 +11,7 @@ from .harness import DONE, content
 
 MOMENTS, MANY_MOMENTS = 5, 50  # of each signal
 INTERRUPTED = 130
+TRAINING = {"train", "sweep", "demo"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
@@ -30,10 +31,12 @@ def test_repeating_a_killed_command_gives_the_same_bytes(name, number, harness, 
             assert status == -signal.SIGKILL, where
         else:
             # A training that is asked to stop in its last step is complete.
-            assert status == INTERRUPTED or (status == 0 and name in {"train", "sweep"}), where
+            assert status == INTERRUPTED or (status == 0 and COMMANDS[name].name in TRAINING), where
             assert status == INTERRUPTED or content(place.output, place.work) == reference.content, where
             assert all(entry == f"{place.output.name}.partial" for entry in place.left()), (where, place.left())
-            assert ("kept in" in log or "a checkpoint is in" in log) == bool(place.left()) or name == "sweep", where
+            assert ("kept in" in log or "a checkpoint is in" in log) == bool(place.left()) or COMMANDS[
+                name
+            ].continues, where
         status, repeated = harness.repeat(place)
         assert status in DONE, f"{where}\nrepeated: {repeated}"
         assert content(place.output, place.work) == reference.content, where

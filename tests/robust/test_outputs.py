@@ -82,8 +82,8 @@ def test_no_command_replaces_or_shares_an_input(name, relation, originals, tmp_p
 def test_what_exists_and_is_not_eckarts_is_refused_before_any_work(name, inputs) -> None:
     command = COMMANDS[name]
     (inputs / "file").write_text("mine")
-    (inputs / "folder").mkdir()
-    (inputs / "folder" / "notes.txt").write_text("mine")
+    (inputs / "folder" / "base").mkdir(parents=True)  # a part of a demo
+    (inputs / "folder" / "base" / "notes.txt").write_text("mine")
     for output in ("file", "folder"):
         path = inputs / f"{output}{command.suffix}"
         (inputs / output).rename(path) if command.suffix else None

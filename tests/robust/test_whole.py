@@ -27,6 +27,7 @@ MEASURED = re.compile(rb'"(seconds|peak_rss_bytes|peak_bytes)":\s*(\{[^}]*\}|[^,
 FIGURES, PAGE = (Figure, "savefig"), (bundle, "script")
 LAST = [
     *(("analyze", FIGURES), ("analyze", PAGE), ("analyze adapter", FIGURES), ("extract", PAGE), ("compare", FIGURES)),
+    *(("extract distill", PAGE), ("demo", FIGURES), ("demo", PAGE)),
     *(("train", FIGURES), ("train", PAGE), ("sweep", FIGURES), ("sweep", PAGE), ("report", PAGE), ("plan", FIGURES)),
     ("unmerge", (restored, "compare_restored")),
 ]
@@ -34,17 +35,23 @@ RESUMED = {
     "analyze": "base",
     "analyze adapter": "adapter",
     "extract": "tuned",
+    "extract distill": "tuned",
     "resize": "adapter",
     "resize file": "kohya.safetensors",
+    "resize distill": "adapter",
     "combine": "adapter",
     "merge": "base",
     "unmerge": "merged",
+    "unmerge alone": "merged",
     "quantize": "base",
     "convert lora": "adapter",
 }
 READ = RESUMED | {
     "convert": "adapter",
     "convert file": "adapter",
+    "convert diffusers": "unet.safetensors",
+    "convert mlx": "adapter",
+    "convert gguf": "adapter",
     "convert for": "adapter",
     "resize for": "adapter",
     "compare": "base",
@@ -52,8 +59,11 @@ READ = RESUMED | {
     "train": "base",
     "sweep": "base",
 }
-
-WITH_PAGE = ("analyze", "analyze adapter", "extract", "compare", "compare merge", "train", "sweep")
+NOT_READ = {
+    "report": "it shows the results that it has read whole before it begins",
+    "plan": "it reads headers and a config, of which nothing is copied",
+    "demo": "it writes its own base once, and the other parts from that",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -76,8 +86,9 @@ def output(name: str) -> Path:
 
 
 def is_there(name: str) -> bool:
-    """Whether the output is; the folder of a sweep is from its first cell on."""
-    return (output(name) / "sweep.json").exists() if name == "sweep" else output(name).exists()
+    """Whether the output is; the folder of a sweep is from its first cell on, and that of a demo from its base on."""
+    last = {"sweep": "sweep.json", "demo": "adapter"}
+    return (output(name) / last.get(name, "")).exists()
 
 
 def content(name: str) -> dict[str, bytes]:
@@ -121,6 +132,11 @@ def reference(originals, tmp_path, monkeypatch):
             return content(name)
 
     return write
+
+
+def test_every_command_has_a_row_or_a_reason() -> None:
+    assert READ.keys() | NOT_READ.keys() == COMMANDS.keys()
+    assert READ.keys().isdisjoint(NOT_READ)
 
 
 @pytest.mark.parametrize(("name", "last"), LAST)

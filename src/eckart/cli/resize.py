@@ -121,12 +121,13 @@ def resize(
         msg = "`base` is used by `distill` and `for`; give one of them"
         raise OptionError(msg)
     check_push(push)
-    check_output(output, force=force, inputs=[distill, *local_paths(base)])
     source = replace(open_adapter(adapter), keep_scales=keep_scales)
+    model = base or source.base_model
+    check_output(output, force=force, inputs=[distill, *local_paths(model)])
     execution = Execution(
         device="cpu", workers=workers, seed=seed, resume=not no_resume, shard=shard, progress=StderrProgress()
     )
-    with distillation(base or source.base_model, source, distill, steps=steps, seed=seed) as refine:
+    with distillation(model, source, distill, steps=steps, seed=seed) as refine:
         written = output if runtime is None else None
         result = resized(source, output=written, execution=execution, force=force, refine=refine, **options)
     facts, fitted = result.to_json() | distilled_fact(refine), None

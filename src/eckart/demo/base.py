@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from eckart.checkpoint import atomic_directory
+from eckart.checkpoint.output import remove_leftovers
 from eckart.demo.package import MODEL, require_demo
 from eckart.errors import OutputError
 from eckart.evaluation import load_model, load_tokenizer
@@ -46,16 +47,18 @@ def base_record(model: str | Path) -> Record:
 
 
 def is_finished(folder: Path, records: Mapping[str, Record], *, force: bool) -> list[bool]:
-    """Whether each of these parts of `folder` exists and has the same record.
+    """Whether each of these parts of `folder` exists and has the same record; what a kill left of these is removed.
 
     Raises:
-        OutputError: a part has another record or origin, and must not be replaced.
+        OutputError: a part has another record or origin, and must not be replaced, or another process is writing it.
     """
     same = {name: read_record(folder / name) == dict(record) for name, record in records.items()}
     faults = [f"{name} exists" for name, done in same.items() if not done and (folder / name).exists()]
     if faults and not force:
         msg = f"{folder} contains results of other settings; choose another folder, or replace them with `force`"
         raise OutputError.listing(msg, faults)
+    for name in filter(same.get, same):
+        remove_leftovers(folder / name)
     return list(same.values())
 
 

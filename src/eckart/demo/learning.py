@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eckart.checkpoint import atomic_directory
+from eckart.checkpoint.output import remove_leftovers
 from eckart.demo.base import Record, is_finished, write_record
 from eckart.demo.corpus import Corpus, language_reference
 from eckart.engine.progress import Progress
@@ -17,6 +18,7 @@ from eckart.report.page import FILE as PAGE
 from eckart.report.page import training_page
 from eckart.training import DataOptions, Dynamics, TrainResult, TrainSettings, fast_dtype, read_dynamics, train
 from eckart.training.result import RESULT_FILE
+from eckart.training.rundir import remove_work
 
 ADAPTER = "adapter"
 
@@ -71,6 +73,7 @@ def write_texts(folder: Path, settings: DemoSettings, *, force: bool) -> tuple[P
         with atomic_directory(part, force=force) as new:
             for name, text in texts.items():
                 (new / name).write_text(text)
+    remove_leftovers(part)
     return part / "training.txt", part / "heldout.txt"
 
 
@@ -97,7 +100,9 @@ def learn(
         (finished / PAGE).write_text(training_page(result, title=ADAPTER), encoding="utf-8")
         write_record(finished, record)
 
-    if not all(is_finished(folder, {ADAPTER: record}, force=force)):
+    if all(is_finished(folder, {ADAPTER: record}, force=force)):
+        remove_work(output)
+    else:
         train(
             str(base),
             texts[0],

@@ -15,6 +15,7 @@ from eckart.formats import output_kind, saved_adapter
 from eckart.formats.components import components
 from eckart.formats.families.table import FAMILIES
 from eckart.formats.model_names import Base, Model
+from eckart.formats.peft_config import hub_name_or_absolute_path
 from eckart.formats.renaming import Renaming, names_of
 from eckart.formats.renaming_steps import faults_in_base, steps_to
 from eckart.formats.sources import is_adapter, open_adapter
@@ -219,7 +220,7 @@ def _targets(adapter: Adapter, to: AdapterFormat, base: Base | None) -> dict[str
     """The adapters to write: in PEFT's format, one for each component of a pipeline."""
     if to != "peft" or adapter.format == "peft":
         named = str(base) if isinstance(base, str | Path) else None
-        return {"": replace(adapter, base_model=adapter.base_model or named)}
+        return {"": replace(adapter, base_model=hub_name_or_absolute_path(adapter.base_model or named))}
     parts = components(adapter)
     return {"": next(iter(parts.values()))} if len(parts) == 1 else parts
 

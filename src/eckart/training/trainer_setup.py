@@ -13,7 +13,7 @@ from eckart.training.data import TrainingData
 from eckart.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl.trainer.sft_config import SFTConfig
 
     from eckart.training.trainer import AdapterTrainer
@@ -37,7 +37,7 @@ def make_trainer(
         tokenizer: may be modified.
         data: the data to train on.
         settings: how to train.
-        folder: folder for checkpoints and TensorBoard files.
+        folder: folder for checkpoints.
         save: whether to write any.
 
     Raises:
@@ -61,7 +61,6 @@ def make_trainer(
             train_dataset=data.train,
             processing_class=tokenizer,
             data_collator=None if packed else DataCollatorForLanguageModeling(pad_token_id=padding),
-            callbacks=_tensorboard(folder) if save and rundir.is_writer() else [],
         )
     if trainer.accelerator.num_processes != rundir.processes():
         msg = f"{rundir.processes()} processes were started, but {trainer.accelerator.num_processes} are connected"
@@ -124,15 +123,22 @@ def require_trl() -> None:
             raise MissingExtraError.for_extra(EXTRA, "training an adapter") from error
 
 
-def _tensorboard(folder: Path) -> "list[TrainerCallback]":
-    """The callback that writes TensorBoard files, if TensorBoard is installed."""
+@contextmanager
+def writing_tensorboard(trainer: "AdapterTrainer", folder: Path) -> Iterator[None]:
+    """Let a trainer write TensorBoard files, if TensorBoard is installed.
+
+    They are closed at the end of the block: a thread of their own writes them, and `folder` may be removed then.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        return []
+        yield
+        return
     from transformers.integrations.integration_utils import TensorBoardCallback
 
-    return [TensorBoardCallback(SummaryWriter(log_dir=str(folder / rundir.LOGS_FOLDER)))]
+    with SummaryWriter(log_dir=str(folder / rundir.LOGS_FOLDER)) as writer:
+        trainer.add_callback(TensorBoardCallback(writer))
+        yield
 
 
 @contextmanager

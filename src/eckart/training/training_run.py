@@ -33,7 +33,7 @@ from eckart.training.model_to_train import ModelToTrain, restored
 from eckart.training.records import Source
 from eckart.training.result import RESULT_FILE, TrainResult
 from eckart.training.settings import TrainSettings
-from eckart.training.trainer_setup import keeping_verbosity, make_trainer
+from eckart.training.trainer_setup import keeping_verbosity, make_trainer, writing_tensorboard
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -111,6 +111,8 @@ def train(
             progress.note(note)
         check_vocabulary(live, data)
         trainer = make_trainer(live, source.tokenizer, data, settings, folder, save=output is not None)
+        if output is not None and rundir.is_writer():
+            stack.enter_context(writing_tensorboard(trainer, folder))
         if before is None:
             before = _heldout_loss(trainer, progress, "before")
             if output is not None and rundir.is_writer():

@@ -11,6 +11,7 @@ from eckart.checkpoint import TensorSpec, check_output
 from eckart.checkpoint.companions import companions, has_companions, tokenizer_files
 from eckart.checkpoint.manifest import CARD
 from eckart.checkpoint.output import working_name
+from eckart.checkpoint.source import local_paths
 from eckart.checkpoint.writer import index_name, plan_shards
 from eckart.engine.fingerprint import fingerprint
 from eckart.engine.journal import MODEL
@@ -159,7 +160,8 @@ class ModelPlan:
             OutputError: it exists and `force` is not given, its folder is missing, or the disk is too small.
         """
         needed = self.nbytes - _allocated(partial_folder(output))
-        check_output(output, needed, kind="folder", force=force, inputs=self.inputs)
+        bases = local_paths(*(adapter.base_model for adapter in self.adapters))
+        check_output(output, needed, kind="folder", force=force, inputs=[*self.inputs, *bases])
 
     def preview(self) -> Preview:
         """What would be changed, read and written."""
