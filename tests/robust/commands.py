@@ -66,6 +66,7 @@ COMMANDS = {
     "unmerge alone": Command("unmerge merged adapter", reads=("base",)),
     "convert": Command("convert adapter --to peft --base base"),
     "convert file": Command("convert adapter --to kohya --base base", ".safetensors"),
+    "convert comfyui": Command("convert unet.safetensors --to comfyui", ".safetensors"),
     "convert diffusers": Command("convert unet.safetensors --to diffusers", ".safetensors"),
     "convert mlx": Command("convert adapter --to mlx --base base"),
     "convert gguf": Command("convert adapter --to gguf --base base", ".gguf"),

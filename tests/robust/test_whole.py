@@ -49,6 +49,7 @@ RESUMED = {
 READ = RESUMED | {
     "convert": "adapter",
     "convert file": "adapter",
+    "convert comfyui": "unet.safetensors",
     "convert diffusers": "unet.safetensors",
     "convert mlx": "adapter",
     "convert gguf": "adapter",
