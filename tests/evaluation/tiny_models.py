@@ -25,9 +25,9 @@ MODELS = {
 }
 
 
-def saved(folder: Path, kind: str) -> Path:
-    name, changes = MODELS[kind]
+def saved(folder: Path, kind: str, **changes: object) -> Path:
+    name, own = MODELS[kind]
     torch.manual_seed(0)
-    config = getattr(transformers, name)(**(SIZES | changes))
+    config = getattr(transformers, name)(**(SIZES | own | changes))
     AutoModelForCausalLM.from_config(config).eval().save_pretrained(folder)
     return folder

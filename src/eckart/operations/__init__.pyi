@@ -23,6 +23,9 @@ from .conversion import Conversion as Conversion
 from .conversion import ConvertResult as ConvertResult
 from .conversion import convert as convert
 from .conversion import plan_conversion as plan_conversion
+from .correction.correct import correct as correct
+from .correction.plan import CorrectionPlan as CorrectionPlan
+from .correction.plan import plan_correct as plan_correct
 from .extraction.extract import extract as extract
 from .extraction.plan import ExtractPlan as ExtractPlan
 from .extraction.plan import plan_extract as plan_extract
@@ -33,6 +36,7 @@ from .merging.unmerge import UnmergeResult as UnmergeResult
 from .merging.unmerge import plan_unmerge as plan_unmerge
 from .merging.unmerge import unmerge as unmerge
 from .model_writer.plan import ModelPlan as ModelPlan
+from .moments import Moments as Moments
 from .plain_lora.plan import LoraPlan as LoraPlan
 from .plain_lora.plan import plan_to_lora as plan_to_lora
 from .plain_lora.to_lora import to_lora as to_lora

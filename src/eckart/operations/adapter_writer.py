@@ -30,7 +30,13 @@ from eckart.result import Finish, Skipped
 if TYPE_CHECKING:
     from eckart.engine import Execution, Journal, Record, Task
 
-_STAGES = {"extract": "Extracting", "resize": "Resizing", "combine": "Combining", "lora": "Converting"}
+_STAGES = {
+    "extract": "Extracting",
+    "resize": "Resizing",
+    "combine": "Combining",
+    "lora": "Converting",
+    "correct": "Correcting",
+}
 Measure = Callable[[Adapter, Sequence[LayerRecord]], list[LayerRecord]]
 
 

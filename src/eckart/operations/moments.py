@@ -4,14 +4,15 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from eckart.checkpoint.json_files import parse_json
 from eckart.errors import FileFormatError, MismatchError, SourceError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = "eckart-moments/1"
 FIELD = "eckart"  # of the file's metadata
@@ -40,7 +41,7 @@ class Moments:
     def __contains__(self, module: str) -> bool:
         return module in self.inputs
 
-    def of(self, module: str, columns: int) -> list[Tensor]:
+    def of(self, module: str, columns: int) -> "list[Tensor]":
         """The second moments of a module's inputs, one for each kind of text.
 
         Args:
@@ -53,6 +54,8 @@ class Moments:
         Raises:
             MismatchError: the module had another number of inputs.
         """
+        import torch
+
         with safe_open(self.file, framework="pt") as file:
             found = [file.get_tensor(tensor_name(kind, self.inputs[module])) for kind in self.tokens]
         for moment in found:
@@ -60,6 +63,22 @@ class Moments:
                 msg = f"{self.file}: {module} has moments of shape {tuple(moment.shape)}, expected {(columns, columns)}"
                 raise MismatchError(msg)
         return found
+
+    def total(self, module: str, columns: int) -> "Tensor":
+        """The second moment of a module's inputs on all kinds of text, each with the same weight, per token.
+
+        Arguments and errors as of `of`.
+        """
+        import torch
+
+        return sum(self.per_token(module, columns), torch.zeros((), dtype=torch.float64)) / len(self.tokens)
+
+    def per_token(self, module: str, columns: int) -> "list[Tensor]":
+        """The mean of x·xᵀ over the tokens of each kind of text, in float64; arguments and errors as of `of`."""
+        import torch
+
+        counts = self.tokens.values()
+        return [each.to(torch.float64) / n for each, n in zip(self.of(module, columns), counts, strict=True)]
 
     def note(self, columns: int) -> str | None:
         """A warning if there are fewer tokens than inputs of the widest layer; None if there are enough."""
@@ -74,7 +93,7 @@ class Moments:
     @cached_property
     def _facts(self) -> Mapping[str, Any]:
         try:
-            with safe_open(self.file, framework="pt") as file:
+            with safe_open(self.file, framework="numpy") as file:
                 facts = parse_json((file.metadata() or {})[FIELD])
                 names = set(file.keys())
         except FileNotFoundError:

@@ -7,7 +7,7 @@ Source: bitsandbytes' `QuantState.as_dict(packed=True)`.
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,13 @@ class Nf4Scheme:
         parts.append((STATE, len(self._state(0.0)), UINT8))
         codes = TensorSpec(self.name, (-(-count // 2) // self.storage.itemsize, 1), self.storage)
         return [codes, *(TensorSpec(f"{self.name}{end}", (size,), dtype) for end, size, dtype in parts)]
+
+    def quantize(self, weight: "Tensor") -> "Nf4Blocks":
+        """A weight with its nearest codes."""
+        from eckart.linalg import nf4
+
+        blocks = nf4.quantize(weight.float(), block_size=self.block_size, double=self.double)
+        return replace(blocks, dtype=self.dtype.torch)
 
     def tensors(self, blocks: "Nf4Blocks") -> Iterator[tuple[str, "Tensor"]]:
         """The tensors of `specs` with the values of a quantized weight."""

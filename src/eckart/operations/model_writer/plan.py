@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from eckart.adapter.adapter import Adapter
     from eckart.checkpoint import Checkpoint, DType, MatrixView, TensorInfo
     from eckart.checkpoint.encodings.nf4_scheme import Nf4Scheme
+    from eckart.operations.model_writer.calibrated import Calibration
     from eckart.operations.placement import Term
     from eckart.result import Skipped
 
@@ -81,6 +82,7 @@ class ModelPlan:
         tokenizer: folder of a tokenizer that replaces the base's.
         omitted: names of companion files that do not describe the output.
         keeps_codes: whether weights are copied as codes, which texts in the headers of the base's files may describe.
+        calibration: how the codes of quantized tensors are chosen; None for the nearest ones.
     """
 
     command: str
@@ -95,6 +97,7 @@ class ModelPlan:
     tokenizer: Path | None = None
     omitted: tuple[str, ...] = ()
     keeps_codes: bool = False
+    calibration: Calibration | None = None
 
     @property
     def changed(self) -> list[OutputTensor]:
@@ -119,7 +122,13 @@ class ModelPlan:
     @property
     def inputs(self) -> list[Path]:
         """Files that are read."""
-        return [*self.base.files, *self.compared, *(file for adapter in self.adapters for file in adapter.files)]
+        moments = [self.calibration.moments.file] if self.calibration else []
+        return [
+            *self.base.files,
+            *self.compared,
+            *moments,
+            *(file for adapter in self.adapters for file in adapter.files),
+        ]
 
     @cached_property
     def shards(self) -> dict[str, list[TensorSpec]]:
@@ -177,6 +186,7 @@ class ModelPlan:
             "adapters": [adapter.fingerprint() for adapter in self.adapters],
             "weights": self.weights,
             "config": {name: str(value) for name, value in self.config.items()},
+            "calibration": self.calibration.facts() if self.calibration else None,
             "tensors": [[it.name, str(it.dtype), str(it.scheme), sorted(it.terms)] for it in self.tensors],
         }
         return fingerprint(facts)

@@ -5,10 +5,10 @@ Files are in `OUT.partial/model` until all tensors are written. Each finished te
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,11 +23,15 @@ from eckart.engine import Execution, Journal, Record, Task, open_journal, run_re
 from eckart.errors import NotFiniteError, OutputError
 from eckart.linalg.block_sizes import NORM_CHUNK, SLAB_BYTES
 from eckart.linalg.finite import count_non_finite, is_held, too_large
+from eckart.operations.model_writer.calibrated import CollectedWeight, QuantizedWeight
 from eckart.operations.model_writer.card import write_model_card
 from eckart.operations.model_writer.plan import ModelPlan, OutputTensor, partial_folder
 from eckart.operations.model_writer.requantize import Requantized
 from eckart.operations.model_writer.rounding_cost import RoundingCost
 from eckart.operations.weight_update import Update, update_of
+
+if TYPE_CHECKING:
+    from eckart.checkpoint.encodings.nf4_scheme import Nf4Scheme
 
 LEAST_ROWS = 64  # of a block: with fewer, a product with a wide factor spends its time reading the factor
 MEASURED = 8  # rounding is measured on one block of this many
@@ -121,8 +125,7 @@ class ModelWriter:
         with open_files(folder, self.plan.shards, self.plan.metadata) as files:
             if files.is_new:
                 journal.clear()
-            synced = execution.shard is not None  # the machine that finishes is another one
-            tasks = [self._task(tensor, files, synced=synced) for tensor in self.plan.tensors]
+            tasks = [self._task(tensor, files, execution) for tensor in self.plan.tensors]
             parts = {tensor.name: [spec.name for spec in tensor.specs] for tensor in self.plan.tensors}
 
             def is_written(name: str, record: Record) -> bool:
@@ -133,27 +136,33 @@ class ModelWriter:
             stage = _STAGES[self.plan.command]
             return run_resumable(tasks, stage=stage, execution=execution, journal=journal, is_valid=is_written)
 
-    def _task(self, tensor: OutputTensor, files: TensorFiles, *, synced: bool) -> Task[Record]:
+    def _task(self, tensor: OutputTensor, files: TensorFiles, execution: Execution) -> Task[Record]:
         values = prod(tensor.views[0].stored_shape)
         memory = 4 * SLAB_BYTES
         if tensor.scheme is not None:
             memory += 2 * values + 12 * values * (tensor.views[0].kind == "conv1d")
+            if self.plan.calibration is not None:
+                memory += (
+                    32 * values + 8 * (4 + len(self.plan.calibration.moments.tokens)) * tensor.views[0].shape[1] ** 2
+                )
         elif tensor.views[0].kind == "expert":
             memory += 4 * values
-        return Task(tensor.name, tensor.info.nbytes, memory, lambda: self._record(tensor, files, synced=synced))
+        return Task(tensor.name, tensor.info.nbytes, memory, lambda: self._record(tensor, files, execution))
 
-    def _record(self, tensor: OutputTensor, files: TensorFiles, *, synced: bool) -> Record:
-        facts, names = self._write_tensor(tensor, files), [spec.name for spec in tensor.specs]
+    def _record(self, tensor: OutputTensor, files: TensorFiles, execution: Execution) -> Record:
+        facts, names = self._write_tensor(tensor, files, execution), [spec.name for spec in tensor.specs]
+        synced = execution.shard is not None  # the machine that finishes is another one
         if synced:
             files.sync(names)
         return Record(facts | {_WRITTEN: files.ends_digest(names), _BOOT: "" if synced else _boot()})
 
-    def _write_tensor(self, tensor: OutputTensor, files: TensorFiles) -> dict[str, Any]:
-        transposed = tensor.views[0].kind == "conv1d"  # bitsandbytes stores each weight as (out, in), Conv1D's too
-        requantized = Requantized(tensor.scheme, transposed=transposed) if tensor.scheme else None
+    def _write_tensor(self, tensor: OutputTensor, files: TensorFiles, execution: Execution) -> dict[str, Any]:
         cost = RoundingCost()
+        requantized = None
         for view in tensor.views:
             update = update_for(self.plan, tensor, view) if view.name in tensor.terms else None
+            if tensor.scheme is not None:  # and then this is the only matrix
+                requantized = self._requantized(tensor, tensor.scheme, update, execution)
             row = 0
             for stored in stored_rows_of(tensor, view):
                 if update is not None:
@@ -172,6 +181,30 @@ class ModelWriter:
         for name, values in requantized.tensors():
             files.write(name, values)
         return requantized.facts()
+
+    def _requantized(
+        self, tensor: OutputTensor, scheme: "Nf4Scheme", update: Update | None, execution: Execution
+    ) -> Requantized | CollectedWeight:
+        """What quantizes a weight: as its rows arrive, or with calibrated codes when they all have."""
+        view, calibration = tensor.views[0], self.plan.calibration
+        transposed = view.kind == "conv1d"  # bitsandbytes stores each weight as (out, in), Conv1D's too
+        if calibration is None or not calibration.covers(view.module):
+            return Requantized(scheme, transposed=transposed)
+        directions = None
+        if update is not None and update.products is not None:
+            left, right = update.products
+            directions = left.T if transposed else right
+
+        def quantize(weight: Tensor) -> tuple[QuantizedWeight, Mapping[str, Any]]:
+            return calibration.quantize(
+                view.module,
+                weight,
+                scheme.quantize,
+                directions=directions,
+                generator=execution.generator(tensor.name),
+            )
+
+        return CollectedWeight(scheme.tensors, quantize, transposed=transposed)
 
 
 def _updated(

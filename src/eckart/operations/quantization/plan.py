@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from eckart.checkpoint import MatrixView, layout, select
 from eckart.checkpoint.companions import missing_companions
 from eckart.checkpoint.encodings.nf4_scheme import Nf4Scheme
 from eckart.checkpoint.layouts import as_view, module_of
+from eckart.checkpoint.module_tree import tree_naming
 from eckart.checkpoint.naming import as_patterns, is_output_layer
 from eckart.errors import MismatchError, OptionError
 from eckart.formats.sources import Source, open_model
@@ -22,7 +23,9 @@ from eckart.result import Skipped
 if TYPE_CHECKING:
     import torch
 
-    from eckart.checkpoint import DType
+    from eckart.checkpoint import Checkpoint, DType
+    from eckart.operations.model_writer.calibrated import Calibration
+    from eckart.operations.moments import Moments
 
 ALL_LINEAR = ("all-linear",)
 
@@ -35,6 +38,8 @@ def plan_quantize(
     block_size: int = 64,
     double: bool = False,
     dtype: DType | torch.dtype | str | None = None,
+    moments: Moments | None = None,
+    correct: int = 0,
 ) -> ModelPlan:
     """Choose the layers to quantize, from headers alone.
 
@@ -73,9 +78,31 @@ def plan_quantize(
         double=double,
     )
     matches = [Match(view.name, view.shape, ()) for view in taken.values()]
-    return ModelPlan("quantize", base, tensors, matches, [*skipped, *missing_companions(base)], config)
+    skipped += missing_companions(base)
+    calibration = calibration_of(base, moments, taken.values(), rank=correct) if moments else None
+    return ModelPlan("quantize", base, tensors, matches, skipped, config, calibration=calibration)
 
 
 def _reason(view: MatrixView) -> str:
     """Why a layer that is not targeted stays as it is."""
     return "output layer, which transformers keeps dense" if is_output_layer(view.module) else "not targeted"
+
+
+def calibration_of(base: Checkpoint, moments: Moments, views: Iterable[MatrixView], *, rank: int = 0) -> Calibration:
+    """How second moments choose the codes of some layers.
+
+    Raises:
+        MismatchError: there are moments of none of the layers.
+        OptionError: the rank is negative.
+    """
+    from eckart.operations.model_writer.calibrated import Calibration  # imports torch
+
+    if rank < 0:
+        msg = f"`correct` must be a rank of at least 1, got {rank}"
+        raise OptionError(msg)
+    calibration = Calibration(moments, tree_naming(base), rank)
+    layers = [view.module for view in views]
+    if not any(calibration.covers(module) for module in layers):
+        msg = f"{moments.file} has second moments of no layer of {base.source}; was it collected from this model?"
+        raise MismatchError.listing(msg, layers)
+    return calibration

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eckart.checkpoint.manifest import write_manifest
 from eckart.engine import Execution
+from eckart.errors import OptionError
+from eckart.formats import load_adapter
 from eckart.formats.sources import Source
+from eckart.operations.correction.correct import correct as correct_model
 from eckart.operations.model_writer.plan import OutputTensor
 from eckart.operations.quantization.plan import ALL_LINEAR, plan_quantize
 from eckart.result import Result, Skipped
@@ -19,6 +23,10 @@ if TYPE_CHECKING:
     import torch
 
     from eckart.checkpoint import DType
+    from eckart.operations.adapter_result import AdapterResult
+    from eckart.operations.moments import Moments
+
+CORRECTION = "correction"  # folder in the output
 
 
 @dataclass(frozen=True)
@@ -30,12 +38,18 @@ class QuantizedLayer:
         shape: `(out_features, in_features)`.
         error: ‖W̃ − W‖_F / ‖W‖_F before W̃ is rounded to its dtype, in float64; 0 for a zero matrix.
         fro_norm: ‖W‖_F.
+        output_error: error of the layer's outputs on the calibration text, ‖(W̃ − W)·C^½‖_F / ‖W·C^½‖_F; None without.
+        nearest_output_error: the same with the nearest codes.
+        damping: with which the codes were calibrated; None if they are the nearest ones.
     """
 
     name: str
     shape: tuple[int, int]
     error: float
     fro_norm: float
+    output_error: float | None = None
+    nearest_output_error: float | None = None
+    damping: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,6 +65,7 @@ class QuantizeResult(Result):
         quantized_bytes: of the tensors that store the layers in NF4: codes, scales, maps and states.
         skipped: linear layers that stay as they are, and what the output does not contain, and why.
         seconds: wall time.
+        correction: the adapter in OUT/correction that repairs the outputs; None if none was asked for.
     """
 
     output: Path
@@ -61,6 +76,7 @@ class QuantizeResult(Result):
     quantized_bytes: int
     skipped: Sequence[Skipped]
     seconds: float
+    correction: AdapterResult | None = None
 
     @property
     def quantized_params(self) -> int:
@@ -96,8 +112,9 @@ class QuantizeResult(Result):
             "bytes": self.nbytes,
             "bytes_per_quantized_param": self.bytes_per_param,
             "error": self.error,
-            "layers": [{"name": layer.name, "shape": list(layer.shape), "error": layer.error} for layer in self.layers],
+            "layers": [_layer_json(layer) for layer in self.layers],
             "skipped": [item.to_json() for item in self.skipped],
+            "correction": self.correction.to_json() if self.correction else None,
             "seconds": self.seconds,
         }
 
@@ -111,10 +128,15 @@ def quantize(
     block_size: int = 64,
     double: bool = False,
     dtype: DType | torch.dtype | str | None = None,
+    moments: Moments | None = None,
+    correct: int = 0,
     execution: Execution = Execution(),
     force: bool = False,
 ) -> QuantizeResult:
     """Write `source` with its linear layers in NF4, bit for bit as bitsandbytes quantizes them on the CPU.
+
+    With second moments of the layers' inputs, each layer gets the codes that change its outputs least, if these are
+    better than the nearest ones on kinds of text that were left out.
 
     Output layers (unless targeted), embeddings, norms and stacked experts stay as they are, as in transformers.
 
@@ -127,6 +149,8 @@ def quantize(
         double: quantize the scales too.
         dtype: dtype of all other floating-point tensors, to which weights are rounded before they are quantized, by
             name or as torch dtype; None keeps the source's (float32 for quantized GGUF tensors).
+        moments: second moments of the layers' inputs, from `eckart.calibration.collect_moments`.
+        correct: mean rank of a correction to write into the folder `correction` of the output; 0 for none.
         execution: workers, memory, progress, resume.
         force: replace an existing output.
 
@@ -142,12 +166,22 @@ def quantize(
     """
     began = time.monotonic()
     execution.check()
-    plan = plan_quantize(source, target=target, exclude=exclude, block_size=block_size, double=double, dtype=dtype)
+    if correct and moments is None:
+        msg = "a correction needs second moments of the layers' inputs: pass `calibrate`"
+        raise OptionError(msg)
+    plan = plan_quantize(
+        source, target=target, exclude=exclude, block_size=block_size, double=double, dtype=dtype, moments=moments,
+        correct=correct,
+    )  # fmt: skip
     plan.check_output(Path(output), force=force)
     from eckart.operations.model_writer.writer import ModelWriter  # here: a refusal needs no torch
 
     facts = ModelWriter(plan).write(Path(output), execution, force=force)
     layers = [_layer(tensor, facts[tensor.name]) for tensor in plan.quantized]
+    correction = None
+    if correct and moments is not None:
+        options: dict[str, Any] = {"target": target, "exclude": exclude, "execution": execution}
+        correction = _corrected(Path(output), source, moments=moments, rank=correct, **options)
     return QuantizeResult(
         Path(output),
         layers,
@@ -157,9 +191,31 @@ def quantize(
         sum(spec.nbytes for tensor in plan.quantized for spec in tensor.specs),
         plan.skipped,
         time.monotonic() - began,
+        correction,
     )
+
+
+def _corrected(output: Path, source: Source, **options: Any) -> AdapterResult:
+    """Write the correction of a model into its folder; until it is complete, next to it."""
+    beside, folder = output.with_name(f"{output.name}.{CORRECTION}"), output / CORRECTION
+    result = correct_model(output, source, output=beside, force=True, **options)
+    beside.rename(folder)
+    write_manifest(output)  # now with the correction
+    return replace(result, output=folder, adapter=load_adapter(folder))
 
 
 def _layer(tensor: OutputTensor, facts: Mapping[str, float]) -> QuantizedLayer:
     view, size = tensor.views[0], facts["merged"]
-    return QuantizedLayer(view.name, view.shape, facts["error"] / size if size else 0.0, size)
+    error, outputs = facts["error"] / size if size else 0.0, facts.get("outputs")
+    if not outputs:
+        return QuantizedLayer(view.name, view.shape, error, size)
+    errors = (facts["output"] / outputs, facts["nearest_output"] / outputs)
+    return QuantizedLayer(view.name, view.shape, error, size, *errors, facts["damping"])
+
+
+def _layer_json(layer: QuantizedLayer) -> dict[str, Any]:
+    entry = {"name": layer.name, "shape": list(layer.shape), "error": layer.error}
+    if layer.output_error is None:
+        return entry
+    outputs = {"output_error": layer.output_error, "nearest_output_error": layer.nearest_output_error}
+    return entry | outputs | {"damping": layer.damping}

@@ -1,0 +1,1 @@
+"""An adapter that repairs what quantization did to the outputs of a model's layers."""
