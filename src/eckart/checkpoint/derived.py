@@ -1,7 +1,6 @@
 """A checkpoint some of whose tensors are other tensors of a base, or are computed from them."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eckart.checkpoint.checkpoint import Checkpoint, Rows, TensorInfo, check_rows
@@ -21,7 +20,6 @@ class DerivedCheckpoint:
         computed: the tensors that the base does not have.
         config: the model's config; by default that of the base.
         tied: the model's tied tensors; by default those of the base.
-        tokenizer: the folder of the model's tokenizer, if it is not that of the base.
         encoded: weights that the base stores as codes and scales.
 
     Attributes:
@@ -38,12 +36,11 @@ class DerivedCheckpoint:
         computed: Mapping[str, Rows] | None = None,
         config: Mapping[str, Any] | None = None,
         tied: Mapping[str, str] | None = None,
-        tokenizer: Path | None = None,
         encoded: Mapping[str, Encoded] | None = None,
     ) -> None:
         self.source, self.folder, self.files, self.metadata = base.source, base.folder, base.files, base.metadata
         self.kinds: Mapping[str, str] = {} if renamed else base.kinds
-        self.base, self.tensors, self.tokenizer = base, tensors, tokenizer
+        self.base, self.tensors = base, tensors
         self.config: dict[str, Any] = dict(base.config if config is None else config)
         self.tied: Mapping[str, str] = base.tied if tied is None else tied
         self._renamed, self._computed = renamed or {}, dict(computed or {})

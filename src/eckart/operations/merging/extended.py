@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eckart.checkpoint.base_names import NamesOfBase
@@ -30,8 +31,11 @@ _CLASSES = {
 }
 
 
-def extended(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[float]) -> Checkpoint:
+def extended(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[float]) -> tuple[Checkpoint, Path | None]:
     """The base, with what an adapter saves for a vocabulary of another size, or as a head that the base lacks.
+
+    Returns:
+        the model; and for another vocabulary the folder of the adapter, which has its tokenizer.
 
     Raises:
         MismatchError: tensors of a new vocabulary are missing, several adapters bring them, or a weight is not 1.
@@ -64,7 +68,7 @@ def extended(base: Checkpoint, adapters: Sequence[Adapter], weights: Sequence[fl
     if faults:
         msg = f"the adapters do not fit {base.source}"
         raise MismatchError.listing(msg, faults)
-    return _with_tensors(base, owners, infos) if owners else base
+    return _with_tensors(base, owners, infos) if owners else (base, None)
 
 
 def _supplied(key: str, saved: TensorOutline, old: TensorInfo | None, adapter: Adapter) -> tuple[int, ...] | None:
@@ -101,8 +105,8 @@ def _supplied(key: str, saved: TensorOutline, old: TensorInfo | None, adapter: A
 
 def _with_tensors(
     base: Checkpoint, owners: Mapping[str, tuple[Adapter, str]], infos: Mapping[str, TensorInfo]
-) -> DerivedCheckpoint:
-    """The base with these tensors of adapters in place of its own, or in addition to them.
+) -> tuple[DerivedCheckpoint, Path | None]:
+    """The base with these tensors of adapters in place of its own, or in addition to them; see `extended`.
 
     Raises:
         MismatchError: only some of the embeddings and output layers have the new vocabulary.
@@ -119,17 +123,13 @@ def _with_tensors(
     _check_vocabulary(base, tensors, [*resized, *cut])
     read = lru_cache(maxsize=1)(partial(_supplied_tensor, base, owners, infos))
     folders = [files[0].parent for name in resized if (files := owners[name][0].files)]
-    return DerivedCheckpoint(
-        base,
-        tensors,
-        computed={
-            **{name: partial(_rows, read, name) for name in owners},
-            **{name: partial(base.rows, name) for name in cut},
-        },
-        config=config,
-        tied={**base.tied, **tied_weights(tensors, config)},
-        tokenizer=folders[0] if folders else None,
-    )
+    computed = {
+        **{name: partial(_rows, read, name) for name in owners},
+        **{name: partial(base.rows, name) for name in cut},
+    }
+    tied = {**base.tied, **tied_weights(tensors, config)}
+    model = DerivedCheckpoint(base, tensors, computed=computed, config=config, tied=tied)
+    return model, folders[0] if folders else None
 
 
 def _supplied_tensor(

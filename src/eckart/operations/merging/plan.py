@@ -54,7 +54,7 @@ def plan_merge(
     stored, checkpoint = checkpoint, deepened(checkpoint, opened)
     loaded = tuple(fitted(adapter, checkpoint) for adapter in opened)
     factors = checked_weights(weights, len(loaded))
-    checkpoint = extended(checkpoint, loaded, factors)
+    checkpoint, tokenizer = extended(checkpoint, loaded, factors)
     if isinstance(stored, Nf4Checkpoint) and dtype is None and checkpoint is not stored:
         added = ", ".join([*(checkpoint.tensors.keys() - stored.tensors.keys())][:2]) or "a vocabulary of another size"
         msg = (
@@ -73,7 +73,6 @@ def plan_merge(
     skipped += [Skipped(f"adapter {n}", "its weight is zero") for n, w in enumerate(factors, start=1) if w == 0]
     matches = _matches(changes, outlines, places.views, checkpoint)
     config = _config(checkpoint, tensors, changes, kept, dtype=target)
-    tokenizer = checkpoint.tokenizer if isinstance(checkpoint, DerivedCheckpoint) else None
     return ModelPlan(
         "merge",
         checkpoint,
