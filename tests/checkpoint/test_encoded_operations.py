@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from eckart.adapter import Adapter, AdapterLayer
 from eckart.checkpoint import layout, open_checkpoint
+from eckart.engine import Execution
 from eckart.errors import OptionError
 from eckart.operations import analyze, compare, extract, merge, unmerge
+from eckart.operations.analysis.plan import plan_analysis
 
 from .encoded_samples import EACH, SAMPLES, Sample
 
@@ -68,6 +70,22 @@ def test_analysis_sees_the_numbers(model):
     assert found[model.matrix].spectrum.fro_norm == pytest.approx(float(first.norm()), rel=1e-6)
     assert found[model.matrix].dtype == open_checkpoint(model.folder).tensors[model.sample.name].quantization
     assert found[Q].dtype == "bfloat16"
+
+
+def test_a_dry_run_says_how_each_matrix_is_stored_and_what_is_read(model):
+    encoding = open_checkpoint(model.folder).tensors[model.sample.name].quantization
+    options = {"full": False, "target": (), "exclude": (), "execution": Execution()}
+    preview = plan_analysis(model.folder, **options).preview()
+    assert {match.name: match.stored for match in preview.matches}.items() >= {
+        model.matrix: (encoding,),
+        Q: ("bfloat16",),
+    }.items()
+    beside = ("input_scale", "output_scale", "weight_format")  # which the weight does not need
+    parts = [tensor for name, tensor in model.sample.tensors.items() if not name.endswith(beside)]
+    assert preview.read_bytes == sum(part.nbytes for part in parts) + PLAIN.nbytes
+    tuned = dense(model) | {model.sample.name: model.tuned.float()}
+    difference = plan_analysis(tuned, model.folder, **options).preview()
+    assert difference.matches[0].stored == ("float32", encoding)
 
 
 def test_an_update_between_dense_weights_and_codes_is_extracted_and_compared(model):

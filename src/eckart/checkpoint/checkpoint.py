@@ -32,6 +32,12 @@ class TensorInfo:
     nbytes: int
     file: Path
     quantization: str | None = None
+
+    @property
+    def stored(self) -> str:
+        """The encoding, or the data type of plain values."""
+        return self.quantization or self.dtype.name
+
     offset: int = 0
 
 

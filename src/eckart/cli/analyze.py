@@ -4,7 +4,21 @@ from typing import Annotated
 
 import typer
 
-from eckart.cli.options import Debug, Device, Exclude, Force, Json, NoResume, Open, Output, Seed, Share, Target, Workers
+from eckart.cli.options import (
+    Debug,
+    Device,
+    DryRun,
+    Exclude,
+    Force,
+    Json,
+    NoResume,
+    Open,
+    Output,
+    Seed,
+    Share,
+    Target,
+    Workers,
+)
 
 
 def analyze(
@@ -23,6 +37,7 @@ def analyze(
     shard: Share = None,
     output: Output = None,
     force: Force = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
     open_page: Open = False,
     debug: Debug = False,
@@ -49,7 +64,16 @@ def analyze(
     from eckart.cli.progress import StderrProgress
     from eckart.engine import Execution
     from eckart.operations import analyze as analyze_source
+    from eckart.operations.analysis.plan import plan_analysis
 
+    progress = StderrProgress()
+    execution = Execution(
+        device=device, workers=workers, seed=seed, resume=not no_resume, shard=shard, progress=progress
+    )
+    if dry_run:
+        chosen = {"full": full, "target": target or (), "exclude": exclude or ()}
+        plan = plan_analysis(source, base, **chosen, execution=execution)
+        return present(plan.preview(), report.preview_table, as_json=as_json)
     drawing = Drawing(output, save="save_figures", page="analysis_page", open_page=open_page)
     analysis = analyze_source(
         source,
@@ -60,9 +84,7 @@ def analyze(
         output=output,
         force=force,
         finish=drawing.draw,
-        execution=Execution(
-            device=device, workers=workers, seed=seed, resume=not no_resume, shard=shard, progress=StderrProgress()
-        ),
+        execution=execution,
     )
     present(analysis, report.analysis_table, as_json=as_json)
-    drawing.finish("Analysis")
+    return drawing.finish("Analysis")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from eckart.checkpoint import Checkpoint, MatrixView
 from eckart.result import Result, Skipped
 
 
@@ -16,16 +17,24 @@ class Match:
         shape: of its weight or update.
         ranks: rank of the module's update in each input adapter, in their order; 0 where one has none.
         rank: rank in the result, if headers determine it; None if the spectrum does or the result is not an adapter.
+        stored: encoding or data type of its weight, of each model that is read; () if it is not a weight.
     """
 
     name: str
     shape: tuple[int, int]
     ranks: tuple[int, ...]
     rank: int | None = None
+    stored: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The entry of a `matches` list."""
-        return {"name": self.name, "shape": list(self.shape), "ranks": list(self.ranks), "rank": self.rank}
+        fields = {"name": self.name, "shape": list(self.shape), "ranks": list(self.ranks), "rank": self.rank}
+        return fields | {"stored": list(self.stored)}
+
+
+def stored_as(view: MatrixView, *checkpoints: Checkpoint) -> tuple[str, ...]:
+    """The encoding or data type of a matrix in each of these checkpoints."""
+    return tuple(each.tensors[each.tied.get(view.tensor, view.tensor)].stored for each in checkpoints)
 
 
 @dataclass(frozen=True, repr=False)

@@ -17,7 +17,7 @@ from eckart.formats.sources import Source, name_of, open_adapter_or_checkpoint, 
 from eckart.operations.analysis.matrix import MatrixAnalysis
 from eckart.operations.analysis.result import Kind
 from eckart.operations.analysis.work import matrix_task
-from eckart.operations.preview import Match, Preview
+from eckart.operations.preview import Match, Preview, stored_as
 from eckart.result import Skipped
 
 
@@ -107,7 +107,7 @@ def _of_checkpoints(
         kind="weights" if base is None else "delta",
         source=tuned.source,
         base=None if base is None else base.source,
-        matches=[Match(view.name, view.shape, ()) for view in views],
+        matches=[Match(view.name, view.shape, (), stored=stored_as(view, *inputs)) for view in views],
         tasks=[matrix_task(tuned, base, view, full=full, execution=execution) for view in views],
         skipped=skipped,
         fingerprint=_digest([each.fingerprint() for each in inputs], full, execution.seed),

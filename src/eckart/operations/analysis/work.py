@@ -27,7 +27,8 @@ def matrix_task(
         execution: device and seed.
     """
     entries, side = math.prod(view.stored_shape), min(view.stored_shape)
-    read = tuned.tensors[view.tensor].dtype.itemsize * entries * (1 if base is None else 2)
+    stored = [side.tensors[side.tied.get(view.tensor, view.tensor)] for side in (tuned, base) if side is not None]
+    read = sum(info.nbytes * entries // max(math.prod(info.shape), 1) for info in stored)
     # The matrix and a copy with its signs flipped; the Gram matrix and its eigenvalue solver; slabs in passing.
     memory = 2 * min(4 * entries, RESIDENT_BYTES) + 3 * 8 * min(side, FULL_SIDE) ** 2 + 4 * SLAB_BYTES
 
@@ -57,5 +58,4 @@ def _analyzed(
         noise = bulk_noise(matrix, values)
     else:
         noise = difference_noise(matrix, values, weight, generator=generator)
-    dtype = stored[0].quantization or stored[0].dtype.name
-    return MatrixAnalysis(view.name, view.shape, dtype, values, noise)
+    return MatrixAnalysis(view.name, view.shape, stored[0].stored, values, noise)

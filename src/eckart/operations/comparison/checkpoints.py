@@ -15,7 +15,7 @@ from eckart.engine import Execution, Task, run_tasks
 from eckart.errors import MismatchError
 from eckart.linalg.block_sizes import RESIDENT_BYTES, SLAB_BYTES
 from eckart.operations.comparison.result import Comparison, MatrixComparison
-from eckart.operations.preview import Match, Preview
+from eckart.operations.preview import Match, Preview, stored_as
 from eckart.result import Skipped
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class CheckpointPair:
 
     def preview(self) -> Preview:
         """What would be read and compared, from headers."""
-        matches = [Match(view.name, view.shape, ()) for view in self.views]
+        matches = [Match(view.name, view.shape, (), stored=stored_as(view, *self._sides())) for view in self.views]
         return Preview("compare", matches, self.skipped, sum(map(self._nbytes, self.views)), 0)
 
     def compare(self) -> Comparison:

@@ -18,7 +18,7 @@ from eckart.operations.costs import Costs, break_even_note
 from eckart.operations.extraction.scope import Parts, Scope, split_tensors
 from eckart.operations.extraction.vocabulary import with_vocabulary_of
 from eckart.operations.output_dtype import float_dtype
-from eckart.operations.preview import Match, Preview
+from eckart.operations.preview import Match, Preview, stored_as
 from eckart.operations.rank_choice import DEFAULT_RANK, HEADER_BYTES, Budget, RankChoice
 
 if TYPE_CHECKING:
@@ -109,7 +109,14 @@ class ExtractPlan:
         """What would be factored, read and written."""
         ranks = self.planned_ranks()
         matches = [
-            Match(view.name, view.shape, (), ranks[view.name] if ranks else None) for view in self.parts.matrices
+            Match(
+                view.name,
+                view.shape,
+                (),
+                ranks[view.name] if ranks else None,
+                stored=stored_as(view, self.base, self.tuned),
+            )
+            for view in self.parts.matrices
         ]
         names = [*{view.tensor for view in self.parts.matrices}, *self.parts.saved, *self.parts.biases]
         read = sum(self.tuned.tensors[name].nbytes + _stored(self.base, name) for name in names)

@@ -208,7 +208,8 @@ def _matches(
             ranks = tuple(updates.get(number, 0) for number in range(len(outlines)))
             view = views.get(name) or as_view(name, base.tensors[base.tied.get(name, name)].shape)
             label = tensor.removesuffix(".weight") if tensor in base.tied else name
-            matches.append(Match(label, view.shape, ranks))
+            stored = (base.tensors[view.tensor].stored,) if view.tensor in base.tensors else ()
+            matches.append(Match(label, view.shape, ranks, stored=stored))
     return matches
 
 

@@ -1,5 +1,6 @@
 """A dry run as a table for a terminal of 80 columns."""
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -33,7 +34,14 @@ def preview_table(preview: "Preview") -> RenderableType:
         f"{len(preview.matches)} modules match; {bytes_text(preview.read_bytes)} would be read and "
         f"{bytes_text(preview.written_bytes)} written."
     )
-    notes += preview.notes
+    notes += [*_stored(preview), *preview.notes]
     notes.append("Dry run: nothing was written.")
     head = Text(f"{preview.made_by}, dry run", style="bold")
     return Group(head, grid(preview.matches, columns), *map(Text, notes), *skipped_lines(preview.skipped))
+
+
+def _stored(preview: "Preview") -> list[str]:
+    """How many matrices are stored in each encoding or data type, or pair of them."""
+    counts = Counter(" and ".join(dict.fromkeys(match.stored)) for match in preview.matches if match.stored)
+    listed = ", ".join(f"{count:,} in {stored}" for stored, count in counts.most_common())
+    return [f"Stored as: {listed}."] if listed else []
