@@ -63,7 +63,7 @@ def test_a_dry_run_writes_nothing(kohya, tmp_path):
 def test_an_unknown_format_is_wrong_usage_and_the_choices_are_named(kohya, tmp_path):
     ended = eckart("convert", kohya, "-o", tmp_path / "out", "--to", "onnx")
     assert ended.exit_code == 2
-    assert "'onnx' is not one of 'peft', 'kohya', 'diffusers'" in ended.stderr
+    assert "'onnx' is not one of 'peft', 'kohya', 'comfyui'" in ended.stderr
     assert list(tmp_path.iterdir()) == [kohya]
 
 

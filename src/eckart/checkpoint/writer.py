@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from eckart.checkpoint.dtypes import DType
@@ -25,11 +25,16 @@ _CODES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, shape and data type of a tensor to be written."""
+    """Name, shape and data type of a tensor to be written.
+
+    Attributes:
+        key: its name in the file, if that is another: a pipeline's models name their tensors without their folder.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: DType
+    key: str | None = None
 
     @classmethod
     def of(cls, name: str, tensor: "Tensor") -> "TensorSpec":
@@ -58,13 +63,17 @@ def plan_shards(specs: Sequence[TensorSpec], shard_bytes: int = SHARD_BYTES) -> 
 
 
 def write_index(folder: Path, shards: Mapping[str, Sequence[TensorSpec]]) -> None:
-    """The index of several weight files; one file needs none."""
-    if len(shards) == 1:
-        return
-    weight_map = {spec.name: file for file, specs in shards.items() for spec in specs}
-    total = sum(spec.nbytes for specs in shards.values() for spec in specs)
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    (folder / index_name(shards)).write_text(json.dumps(index, indent=2) + "\n")
+    """The index of several weight files of a folder or subfolder; one file needs none."""
+    folders: dict[str, dict[str, Sequence[TensorSpec]]] = {}
+    for file, specs in shards.items():
+        folders.setdefault(str(PurePosixPath(file).parent), {})[file] = specs
+    for own in folders.values():
+        if len(own) > 1:
+            named = ((PurePosixPath(file).name, spec) for file, specs in own.items() for spec in specs)
+            weight_map = {spec.key or spec.name: file for file, spec in named}
+            total = sum(spec.nbytes for specs in own.values() for spec in specs)
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+            (folder / index_name(own)).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def index_name(shards: Iterable[str]) -> str:
@@ -202,6 +211,7 @@ def open_files(
     for name, specs in shards.items():
         header, offsets = _header(specs, (metadata or {}).get(name, _METADATA))
         size = len(header) + sum(spec.nbytes for spec in specs)
+        (folder / name).parent.mkdir(exist_ok=True)
         file = _File(folder / name, size)
         files.append(file)
         is_new |= file.is_new
@@ -235,7 +245,7 @@ def _header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> tuple[b
         if code in PACKED and shape:
             values, size = PACKED[code]
             shape[-1] = shape[-1] // size * values
-        table[spec.name] = {"dtype": code, "shape": shape, "data_offsets": [begin, end]}
+        table[spec.key or spec.name] = {"dtype": code, "shape": shape, "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

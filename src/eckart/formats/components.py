@@ -5,12 +5,9 @@ from collections.abc import Iterable, Mapping
 
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.deferred import Deferred
+from eckart.checkpoint.pipeline import COMPONENTS
 from eckart.errors import MismatchError
 
-COMPONENTS = (
-    *("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3"),
-    *("connectors", "prior"),
-)
 _OF_COMPONENT = {
     "unet": re.compile(r"(down_blocks|mid_block|up_blocks)\."),
     "transformer": re.compile(r"(single_)?transformer_blocks\.\d+\."),

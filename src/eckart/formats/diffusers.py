@@ -16,8 +16,9 @@ from eckart.adapter.outline import LayerKind, LayerOutline
 from eckart.checkpoint import atomic_directory, atomic_file, open_checkpoint
 from eckart.checkpoint.json_files import parse_json
 from eckart.checkpoint.output import Kind
+from eckart.checkpoint.pipeline import COMPONENTS
 from eckart.errors import MismatchError
-from eckart.formats.components import COMPONENTS, canonical, component, component_of, components
+from eckart.formats.components import canonical, component, component_of, components
 from eckart.formats.lora_file import (
     KEYS,
     LoraFile,

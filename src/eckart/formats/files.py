@@ -8,9 +8,10 @@ from eckart.adapter.adapter import Adapter
 from eckart.adapter.outline import AdapterFormat
 from eckart.checkpoint import atomic_directory, atomic_file, locate, open_checkpoint
 from eckart.checkpoint.output import Kind
+from eckart.checkpoint.pipeline import COMPONENTS
 from eckart.errors import SourceError
 from eckart.formats import gguf_adapter, mlx, peft, peft_config
-from eckart.formats.components import COMPONENTS, component, component_of, joined
+from eckart.formats.components import component, component_of, joined
 from eckart.formats.lora_keys import is_adapter_key, parse_key
 from eckart.formats.peft_config import CONFIG
 from eckart.formats.table import format_of

@@ -10,7 +10,8 @@ from eckart.adapter.outline import AdapterOutline, LayerOutline
 from eckart.checkpoint import Checkpoint, MatrixView, ModelSource, layout, open_checkpoint
 from eckart.checkpoint.base_names import NamesOfBase
 from eckart.checkpoint.layouts import module_of
-from eckart.formats.components import COMPONENTS, canonical, component, component_of
+from eckart.checkpoint.pipeline import COMPONENTS, PipelineCheckpoint
+from eckart.formats.components import component, component_of
 
 Base: TypeAlias = Union[ModelSource, Checkpoint, "Model"]
 _DENOISER = ("diffusion_model.", "model.diffusion_model.", "transformer.", "unet.", "base_model.model.")
@@ -59,13 +60,7 @@ class Model:
             return cls._single(
                 cast("Checkpoint", base) if is_checkpoint else open_checkpoint(cast("ModelSource", base))
             )
-        folders = {part: Path(base).expanduser() / part for part in COMPONENTS}
-        views: dict[str, MatrixView] = {}
-        for part, folder in folders.items():
-            if folder.is_dir():
-                component_views = _views(open_checkpoint(folder))
-                views |= {canonical(f"{part}.{name}"): view for name, view in component_views.items()}
-        return cls(str(base), views, None, is_pipeline=True) if views else cls._single(open_checkpoint(base))
+        return cls._single(open_checkpoint(base))
 
     @classmethod
     def of_type(cls, model_type: str) -> "Model":
@@ -79,6 +74,11 @@ class Model:
 
     @classmethod
     def _single(cls, checkpoint: Checkpoint) -> "Model":
+        if isinstance(checkpoint, PipelineCheckpoint):
+            classes = [str(part.config.get("_class_name", "")) for part in checkpoint.parts.values()]
+            views = _views(checkpoint)
+            config = {"_class_name": next(filter(None, classes), "")}
+            return cls(checkpoint.source, views, None, is_pipeline=True, config=config, checkpoint=checkpoint)
         model = cls._from_views(checkpoint.source, _views(checkpoint), _component(checkpoint))
         return replace(model, config=checkpoint.config, checkpoint=checkpoint)
 

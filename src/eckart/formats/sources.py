@@ -7,8 +7,8 @@ from typing import TypeAlias
 from eckart.adapter.adapter import Adapter
 from eckart.checkpoint import Checkpoint, locate, open_checkpoint
 from eckart.checkpoint.open import ModelSource
+from eckart.checkpoint.pipeline import COMPONENTS, pipeline_folders
 from eckart.errors import OptionError, SourceError
-from eckart.formats.components import COMPONENTS
 from eckart.formats.files import load_adapter, nested_adapter
 from eckart.formats.gguf_adapter import is_adapter_file
 from eckart.formats.lora_keys import is_adapter_key
@@ -31,9 +31,10 @@ def open_adapter_or_checkpoint(source: Source) -> Adapter | Checkpoint:
     folder = Path(source).expanduser()
     if any((folder / part / CONFIG).is_file() for part in ("", *COMPONENTS)) or nested_adapter(folder):
         return load_adapter(source)
-    files = locate(source)
-    if files.is_gguf and is_adapter_file(files.weights[0]):
-        return load_adapter(source)
+    if not pipeline_folders(folder):
+        files = locate(source)
+        if files.is_gguf and is_adapter_file(files.weights[0]):
+            return load_adapter(source)
     opened = open_checkpoint(source)
     if not any(map(is_adapter_key, opened.tensors)):
         return opened

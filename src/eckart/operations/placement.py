@@ -46,13 +46,13 @@ class Term:
 
     Attributes:
         adapter: index among the adapters.
-        key: name of a module among its layers, or of a tensor that it saves completely.
-        part: which of the two, or the bias of the layer, or rows of an embedding.
+        key: name of a module among its layers, or of a tensor that it saves completely or adds.
+        part: which of them, or the bias of the layer, or rows of an embedding.
     """
 
     adapter: int
     key: str
-    part: Literal["update", "bias", "whole", "rows"]
+    part: Literal["update", "bias", "whole", "rows", "added"]
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,11 @@ def find_places(base: Checkpoint, adapters: Sequence[AdapterOutline]) -> Places:
     faults = []
     for number, adapter in enumerate(adapters):
         of_layers = _place_layers(number, adapter, base, places, modules, reasons=reasons)
-        faults.append([*of_layers, *_place_saved(number, adapter, base, places, tensors)])
+        of_tensors = [
+            *_place_saved(number, adapter, base, places, tensors),
+            *_place_added(number, adapter, base, places, tensors),
+        ]
+        faults.append([*of_layers, *of_tensors])
     if any(faults):
         raise _misfit(faults, adapters, base, modules, tensors)
     return places
@@ -215,6 +219,27 @@ def _place_saved(
         else:
             changes = places.changes.setdefault(tensor, {})
             changes.setdefault(by_tensor.get(stored, stored), []).append(Term(number, name, "whole"))
+    return faults
+
+
+def _place_added(
+    number: int, adapter: AdapterOutline, base: Checkpoint, places: Places, tensors: NamesOfBase
+) -> list[Fault]:
+    """Differences that are added to tensors of the base, such as those of norms."""
+    faults: list[Fault] = []
+    by_tensor = {view.tensor: view.name for view in places.views.values()}
+    for name, value in adapter.added.items():
+        tensor = tensors.find(name)
+        if tensor is None:
+            faults.append((name, "missing", "the base has no such tensor"))
+            continue
+        stored = base.tied.get(tensor, tensor)
+        if prod(value.shape) != prod(base.tensors[stored].shape):
+            text = f"its difference has the shape {tuple(value.shape)}, the base's tensor {base.tensors[stored].shape}"
+            faults.append((name, "shape", text))
+        else:
+            changes = places.changes.setdefault(tensor, {})
+            changes.setdefault(by_tensor.get(stored, stored), []).append(Term(number, name, "added"))
     return faults
 
 

@@ -1,8 +1,8 @@
 """The change of one matrix by adapters, computed rows at a time: base + Σ wᵢ·Δᵢ, in one dtype, not rounded here.
 
 A plain layer has Δ = scaling·BA; DoRA has Δ = m⊙(W+ΔW)/‖W+ΔW‖ − W with one norm per output (Liu et al. 2024) or, in
-LyCORIS, per input; a
-completely saved tensor has Δ = saved − W. The last two subtract their share of the base; `keep` is the remaining one.
+LyCORIS, per input; a completely saved tensor has Δ = saved − W, and an added one is Δ. Those of DoRA and of saved
+tensors subtract their share of the base; `keep` is the remaining one.
 """
 
 import math
@@ -139,6 +139,12 @@ def update_of(
     saved = {term.adapter: _saved(adapters[term.adapter], term.key) for term in terms if term.part == "whole"}
     for term in terms:
         if term.part == "whole":
+            continue
+        if term.part == "added":
+            difference = adapters[term.adapter].added[term.key].detach().cpu()
+            require_finite(difference, f"the adapter's {term.key}")
+            columns = view.stored_shape[1]
+            result.whole.append((weights[term.adapter], difference.reshape(-1, columns)))
             continue
         if term.part == "rows":
             adapter, values = adapters[term.adapter], _saved(adapters[term.adapter], term.key)

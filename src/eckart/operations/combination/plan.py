@@ -1,5 +1,6 @@
 """What a combination will combine, module by module, checked from headers."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -76,6 +77,12 @@ class CombinePlan:
         """Indices of the adapters that save each tensor in full."""
         names = dict.fromkeys(name for outline in self.outlines for name in outline.modules_to_save)
         return {n: tuple(i for i, each in enumerate(self.outlines) if n in each.modules_to_save) for n in names}
+
+    @cached_property
+    def adders(self) -> dict[str, tuple[int, ...]]:
+        """Indices of the adapters that add to each tensor."""
+        names = dict.fromkeys(name for outline in self.outlines for name in outline.added)
+        return {name: tuple(i for i, each in enumerate(self.outlines) if name in each.added) for name in names}
 
     def is_copy_of_base(self, name: str) -> bool:
         """Whether a saved tensor is the base's own: that of a module that its adapters update, the same in all of them.
@@ -205,6 +212,8 @@ class CombinePlan:
             first,
             layers={},
             modules_to_save={},
+            added={},
+            carried={name: tensor for each in reversed(self.adapters) for name, tensor in each.carried.items()},
             base_model=next((each.base_model for each in self.adapters if each.base_model), None),
             task_type=next((each.task_type for each in self.adapters if each.task_type), None),
             config=first.config | ({"bias": bias} if bias else {}) | ({FIELD: tokens} if tokens else {}),
@@ -231,7 +240,7 @@ class CombinePlan:
             MismatchError: every module and tensor that does not fit, with the reason.
             OptionError: the budget is too small.
         """
-        faults = [*self._layer_faults(), *self._saved_faults()]
+        faults = [*self._layer_faults(), *self._saved_faults(), *self._added_faults()]
         if faults:
             msg = "these adapters cannot be combined"
             raise MismatchError.listing(msg, faults)
@@ -272,6 +281,14 @@ class CombinePlan:
                     f"{name}: saved in full with weights that sum to {weight:g}, so the result depends on the "
                     "model's tensor; give the model as `base`"
                 )
+
+    def _added_faults(self) -> Iterator[str]:
+        for name, terms in self.adders.items():
+            shapes = {tuple(self.outlines[i].added[name].shape) for i in terms}
+            if len(shapes) > 1:
+                yield f"{name}: differences with the shapes {' and '.join(map(str, sorted(shapes)))}"
+        counts = Counter(name for outline in self.outlines for name in outline.carried)
+        yield from (f"{name}: several adapters carry it, and one file has one" for name, n in counts.items() if n > 1)
 
     def _rows_faults(self, name: str, weight: float) -> Iterator[str]:
         fields = [outline.config.get(FIELD) for outline in self.outlines if name in outline.modules_to_save]

@@ -211,7 +211,7 @@ def combination_tasks(plan: CombinePlan, execution: Execution) -> LayerTasks:
         "seed": execution.seed,
     }
     return LayerTasks(
-        replace(plan.frame, modules_to_save=saved_tensors(plan)),
+        replace(plan.frame, modules_to_save=saved_tensors(plan), added=added_tensors(plan)),
         work.tasks(plan.terms, lambda name: work.record(name, ranks.by_name.get(name))),
         plan.shapes,
         facts,
@@ -243,6 +243,24 @@ def saved_tensors(plan: CombinePlan) -> Deferred[Tensor, TensorOutline]:
     outlines = {}
     for name, terms in plan.savers.items():
         tensors = [plan.outlines[i].modules_to_save[name] for i in terms]
+        outlines[name] = TensorOutline(tensors[0].shape, promote(*(tensor.dtype for tensor in tensors)))
+    return Deferred(outlines, read)
+
+
+def added_tensors(plan: CombinePlan) -> Deferred[Tensor, TensorOutline]:
+    """Differences that are added to tensors of the model: Σ w·Δ, read when they are looked up."""
+
+    def read(name: str) -> Tensor:
+        tensors = [plan.adapters[i].added[name] for i in plan.adders[name]]
+        weights = [plan.weights[i] for i in plan.adders[name]]
+        if weights == [1.0]:
+            return tensors[0]
+        total = sum(tensor.double() * weight for tensor, weight in zip(tensors, weights, strict=True))
+        return torch.as_tensor(total).to(_promoted(tensors))
+
+    outlines = {}
+    for name, terms in plan.adders.items():
+        tensors = [plan.outlines[i].added[name] for i in terms]
         outlines[name] = TensorOutline(tensors[0].shape, promote(*(tensor.dtype for tensor in tensors)))
     return Deferred(outlines, read)
 

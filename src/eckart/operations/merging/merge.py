@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from eckart.engine import Execution
 from eckart.formats.sources import Source
-from eckart.operations.merging.plan import Adapters, plan_merge
+from eckart.operations.merging.plan import Adapters, plan_merge, written_to
 from eckart.result import Result, Skipped
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ def merge(
     Args:
         base: SOURCE text, state dict or module.
         adapters: one or several, in memory or their SOURCEs.
-        output: folder to write; finished tensors are stored next to it until it is complete.
+        output: folder to write, or a .safetensors file if the base is one file; finished tensors are stored next to it
+            until it is complete.
         weights: factor of each adapter, may be negative; default 1. An adapter of weight 0 changes nothing.
         dtype: dtype of all floating-point tensors, by name or as torch dtype; None keeps the base's (float32 for
             quantized GGUF tensors).
@@ -100,7 +101,7 @@ def merge(
     """
     began = time.monotonic()
     execution.check()
-    plan = plan_merge(base, adapters, weights=weights, dtype=dtype)
+    plan = written_to(plan_merge(base, adapters, weights=weights, dtype=dtype), Path(output))
     plan.check_output(Path(output), force=force)
     # Imported here: a refusal needs no torch.
     from eckart.operations.model_writer.rounding_cost import errors_of

@@ -13,10 +13,12 @@ from eckart.checkpoint.companions import has_companions, missing_companions
 from eckart.checkpoint.derived import DerivedCheckpoint
 from eckart.checkpoint.encodings.nf4 import Nf4Checkpoint
 from eckart.checkpoint.encodings.nf4_scheme import stored_name
+from eckart.checkpoint.encodings.undecoded import undecoded
 from eckart.checkpoint.layouts import as_view
 from eckart.checkpoint.model_config import read_config
+from eckart.checkpoint.pipeline import PipelineCheckpoint
 from eckart.checkpoint.tying import stored_twice, untied_config
-from eckart.errors import MismatchError, OptionError
+from eckart.errors import MismatchError, OptionError, OutputError
 from eckart.formats import unknown_fields
 from eckart.formats.sources import Source, open_adapter, open_model
 from eckart.operations.merging.encodings import CONFIG_FILES, kept_codes, markers, stored_form, without_quantization
@@ -50,6 +52,8 @@ def plan_merge(
     """
     instead = "give the model first, then the adapters; eckart combine joins adapters"
     checkpoint = open_model(base, instead=instead)
+    if isinstance(checkpoint, PipelineCheckpoint):
+        _refuse_codes(checkpoint)
     opened = open_adapters(adapters)
     stored, checkpoint = checkpoint, deepened(checkpoint, opened)
     loaded = tuple(fitted(adapter, checkpoint) for adapter in opened)
@@ -86,6 +90,29 @@ def plan_merge(
         omitted=() if kept or target is None else CONFIG_FILES,
         keeps_codes=bool(kept),
     )
+
+
+def _refuse_codes(base: PipelineCheckpoint) -> None:
+    """Refuse a pipeline with quantized models, each of which has a config of its own."""
+    for name, part in base.parts.items():
+        kinds = sorted({info.quantization for info in part.tensors.values() if info.quantization})
+        if kinds or undecoded(part):
+            msg = f"{base.source}: {name} is quantized ({', '.join(kinds) or 'codes'}); merge into its folder alone"
+            raise OptionError(msg)
+
+
+def written_to(plan: ModelPlan, output: Path) -> ModelPlan:
+    """The plan for an output: a name that ends in .safetensors is that of one file.
+
+    Raises:
+        OutputError: the base is more than one file of weights.
+    """
+    if output.suffix != ".safetensors":
+        return plan
+    if isinstance(plan.base, PipelineCheckpoint) or has_companions(plan.base):
+        msg = f"{output}: {plan.base.source} is a folder with a config, and the result is one too; name a folder"
+        raise OutputError(msg)
+    return replace(plan, as_file=output.name)
 
 
 def open_adapters(adapters: Adapters) -> list[Adapter]:
@@ -188,6 +215,8 @@ def _same_term(term: Term, other: Term, adapters: Sequence[Adapter], view: Matri
     if (term.adapter, term.part) != (other.adapter, other.part):
         return False
     adapter = adapters[term.adapter]
+    if term.part == "added":
+        return torch.equal(adapter.added[term.key], adapter.added[other.key])
     if term.part in ("whole", "rows") or view is None:
         return torch.equal(adapter.modules_to_save[term.key], adapter.modules_to_save[other.key])
     layer, second = adapter[term.key], adapter[other.key]

@@ -15,7 +15,7 @@ from eckart.checkpoint.encodings.nf4 import Nf4Checkpoint
 from eckart.engine import Execution
 from eckart.errors import MismatchError, OptionError
 from eckart.formats.sources import Source, open_model
-from eckart.operations.merging.plan import Adapters, plan_merge
+from eckart.operations.merging.plan import Adapters, plan_merge, written_to
 from eckart.operations.placement import Term
 from eckart.result import Result, Skipped
 
@@ -114,7 +114,8 @@ def unmerge(
     Args:
         merged: SOURCE text, state dict or module that the adapters were merged into.
         adapters: one or several, in memory or their SOURCEs.
-        output: folder to write; finished tensors are stored next to it until it is complete.
+        output: folder to write, or a .safetensors file if `merged` is one file; finished tensors are stored next to it
+            until it is complete.
         base: the model that they were merged into, if available; used to check `merged`, to measure the result, and
             to restore tensors that DoRA renormalized or an adapter replaced.
         weights: factor that each adapter was merged with; default 1.
@@ -135,6 +136,7 @@ def unmerge(
     began = time.monotonic()
     execution.check()
     plan = plan_unmerge(merged, adapters, base=base, weights=weights, dtype=dtype)
+    plan = written_to(plan, Path(output))
     original = None if base is None else open_model(base)
     plan.check_output(Path(output), force=force)
     # Imported here: a refusal from headers needs no torch.

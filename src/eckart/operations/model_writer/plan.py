@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from eckart.checkpoint import TensorSpec, check_output
 from eckart.checkpoint.companions import companions, has_companions, tokenizer_files
-from eckart.checkpoint.manifest import CARD
+from eckart.checkpoint.manifest import CARD, TEXTS
 from eckart.checkpoint.output import working_name
+from eckart.checkpoint.pipeline import PipelineCheckpoint, other_files
 from eckart.checkpoint.source import local_paths
 from eckart.checkpoint.writer import index_name, plan_shards
 from eckart.engine.fingerprint import fingerprint
@@ -62,7 +63,16 @@ class OutputTensor:
         """Its entries in the header of the output: several if it is quantized."""
         if self.scheme is not None:
             return self.scheme.specs()
-        return [TensorSpec(self.name, self.views[0].tensor_shape, self.dtype)]
+        key = self.name.partition(".")[2] if isinstance(self.base, PipelineCheckpoint) else None
+        return [TensorSpec(self.name, self.views[0].tensor_shape, self.dtype, key)]
+
+    @property
+    def file(self) -> str:
+        """The file that it is read from, by its path in the folder of its model or pipeline."""
+        file, folder = self.info.file, self.base.folder
+        return (
+            file.relative_to(folder).as_posix() if isinstance(self.base, PipelineCheckpoint) and folder else file.name
+        )
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,7 @@ class ModelPlan:
         compared: files of another model that the result depends on.
         tokenizer: folder of a tokenizer that replaces the base's.
         omitted: names of companion files that do not describe the output.
+        as_file: name of the one file to write, rather than a folder.
         keeps_codes: whether weights are copied as codes, which texts in the headers of the base's files may describe.
         calibration: how the codes of quantized tensors are chosen; None for the nearest ones.
     """
@@ -98,6 +109,7 @@ class ModelPlan:
     omitted: tuple[str, ...] = ()
     keeps_codes: bool = False
     calibration: Calibration | None = None
+    as_file: str | None = None
 
     @property
     def changed(self) -> list[OutputTensor]:
@@ -133,25 +145,34 @@ class ModelPlan:
     @cached_property
     def shards(self) -> dict[str, list[TensorSpec]]:
         """Files of the output and their tensors: the base's files, or files of 5 GB if it is not a model folder."""
-        names = list(dict.fromkeys(tensor.info.file.name for tensor in self.tensors))
-        keep = all(name.endswith(".safetensors") for name in names) and (len(names) > 1 or names[0].startswith(_STEMS))
+        if self.as_file:
+            return {self.as_file: [spec for tensor in self.tensors for spec in tensor.specs]}
+        names = list(dict.fromkeys(tensor.file for tensor in self.tensors))
+        keep = isinstance(self.base, PipelineCheckpoint) or (
+            all(name.endswith(".safetensors") for name in names) and (len(names) > 1 or names[0].startswith(_STEMS))
+        )
         if not keep:
             return plan_shards([spec for tensor in self.tensors for spec in tensor.specs])
         shards: dict[str, list[TensorSpec]] = {name: [] for name in names}
         for tensor in self.tensors:
-            shards[tensor.info.file.name] += tensor.specs
+            shards[tensor.file] += tensor.specs
         return shards
 
     @property
     def metadata(self) -> dict[str, Mapping[str, str]]:
         """Texts for the header of each file."""
-        texts = self.base.metadata if self.keeps_codes else {}
+        has_codes = any(info.quantization for info in self.base.tensors.values())
+        texts = self.base.metadata if self.keeps_codes or not has_codes else {}
         only = next(iter(texts.values())) if len(texts) == len(self.shards) == 1 else {}
-        return {name: {"format": "pt", **texts.get(name, only)} for name in self.shards}
+        mark = TEXTS if self.as_file else {}
+        return {name: {"format": "pt", **texts.get(name, only), **mark} for name in self.shards}
 
     @property
     def file_names(self) -> list[str]:
-        """All files of the output."""
+        """All files of the output folder."""
+        if isinstance(self.base, PipelineCheckpoint) and self.base.folder:
+            indices = {index_name([name]) for name in self.shards}
+            return [*self.shards, *indices, CARD, *(file.as_posix() for file in other_files(self.base.folder))]
         copied = companions(self.base.folder) if self.base.folder and has_companions(self.base) else []
         copied = [file for file in copied if file.name not in self.omitted]
         copied += tokenizer_files(self.tokenizer) if self.tokenizer else []
@@ -170,7 +191,8 @@ class ModelPlan:
         """
         needed = self.nbytes - _allocated(partial_folder(output))
         bases = local_paths(*(adapter.base_model for adapter in self.adapters))
-        check_output(output, needed, kind="folder", force=force, inputs=[*self.inputs, *bases])
+        kind = "file" if self.as_file else "folder"
+        check_output(output, needed, kind=kind, force=force, inputs=[*self.inputs, *bases])
 
     def preview(self) -> Preview:
         """What would be changed, read and written."""
@@ -199,7 +221,7 @@ def partial_folder(output: Path) -> Path:
 
 def _allocated(folder: Path) -> int:
     """Bytes on the disk that an interrupted run has filled."""
-    statuses = [file.stat() for file in folder.glob("*.safetensors")]
+    statuses = [file.stat() for file in folder.rglob("*.safetensors")]
     # Windows does not count blocks.
     return sum(status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size for status in statuses)
 

@@ -18,6 +18,7 @@ from eckart.checkpoint.companions import has_companions, tokenizer_files
 from eckart.checkpoint.manifest import MANIFEST, foreign_files, write_manifest
 from eckart.checkpoint.matrices import rows_of
 from eckart.checkpoint.output import publish, refusing_full_disk
+from eckart.checkpoint.pipeline import PipelineCheckpoint, other_files
 from eckart.checkpoint.writer import TensorFiles, open_files, write_index
 from eckart.engine import Execution, Journal, Record, Task, open_journal, run_resumable
 from eckart.errors import NotFiniteError, OutputError
@@ -101,25 +102,41 @@ class ModelWriter:
             check_output(output, force=force)  # another process may have written it meanwhile
             records = self._fill(folder, journal, execution)
             write_index(folder, plan.shards)
-            if plan.base.folder and has_companions(plan.base):
-                copy_companions(plan.base.folder, folder, omitted=plan.omitted)
-            for file in tokenizer_files(plan.tokenizer) if plan.tokenizer else ():
-                shutil.copyfile(file, folder / file.name)
-            if plan.config:
-                (folder / "config.json").write_text(json.dumps(plan.config, indent=2, default=str) + "\n")
-            check(folder)
-            write_model_card(folder, plan, [record.facts for record in records.values()])
-            self.inputs.check_unchanged()
-            publish(folder, output, force=force)
+            if plan.as_file:
+                check(folder / plan.as_file)
+                self.inputs.check_unchanged()
+                publish(folder / plan.as_file, output, force=force)
+            else:
+                self._add_companions(folder)
+                check(folder)
+                write_model_card(folder, plan, [record.facts for record in records.values()])
+                self.inputs.check_unchanged()
+                publish(folder, output, force=force)
         return {name: record.facts for name, record in records.items()}
+
+    def _add_companions(self, folder: Path) -> None:
+        """Copy what belongs to the base beside its weights, and write the config."""
+        plan = self.plan
+        if isinstance(plan.base, PipelineCheckpoint) and plan.base.folder:
+            for file in other_files(plan.base.folder):
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(plan.base.folder / file, folder / file)
+            return
+        if plan.base.folder and has_companions(plan.base):
+            copy_companions(plan.base.folder, folder, omitted=plan.omitted)
+        for file in tokenizer_files(plan.tokenizer) if plan.tokenizer else ():
+            shutil.copyfile(file, folder / file.name)
+        if plan.config:
+            (folder / "config.json").write_text(json.dumps(plan.config, indent=2, default=str) + "\n")
 
     def _fill(self, folder: Path, journal: Journal, execution: Execution) -> dict[str, Record]:
         folder.mkdir(exist_ok=True)
         if foreign := foreign_files(folder):
             msg = f"{folder}: it contains files that eckart did not write; move them away"
             raise OutputError.listing(msg, foreign)
-        for file in folder.iterdir():
-            if file.name != MANIFEST and (journal.restarted or file.name not in self.plan.shards):
+        for file in folder.rglob("*"):
+            name = file.relative_to(folder).as_posix()
+            if file.is_file() and name != MANIFEST and (journal.restarted or name not in self.plan.shards):
                 file.unlink()
         write_manifest(folder, self.plan.file_names)
         with open_files(folder, self.plan.shards, self.plan.metadata) as files:
