@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 
 from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.encodings.decode import decoded
-from eckart.checkpoint.encodings.nf4_scheme import has_nf4
 from eckart.checkpoint.pipeline import PipelineCheckpoint, pipeline_folders
 from eckart.checkpoint.reader import SafetensorsCheckpoint
 from eckart.checkpoint.source import locate
@@ -29,12 +28,7 @@ def open_checkpoint(source: ModelSource) -> Checkpoint:
     if isinstance(source, (str, Path)) and (folders := pipeline_folders(Path(source).expanduser())):
         parts = {name: open_checkpoint(folder) for name, folder in folders.items()}
         return PipelineCheckpoint(str(source), Path(source).expanduser(), parts)
-    stored = _open_stored(source)
-    if has_nf4(stored):
-        from eckart.checkpoint.encodings.nf4 import Nf4Checkpoint
-
-        return Nf4Checkpoint(stored)
-    return decoded(stored)
+    return decoded(_open_stored(source))
 
 
 def _open_stored(source: ModelSource) -> Checkpoint:

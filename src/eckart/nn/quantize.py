@@ -7,7 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from eckart.checkpoint import MatrixView, layout, open_checkpoint, select
+from eckart.checkpoint import MatrixView, layout, select
+from eckart.checkpoint.encodings.decode import decoded
+from eckart.checkpoint.memory import MemoryCheckpoint
 from eckart.errors import MismatchError, NotFiniteError, OptionError
 from eckart.linalg import nf4
 from eckart.nn.adapted import AdaptedModule
@@ -82,7 +84,7 @@ def quantizable(
     for module in model.modules():
         if is_linear4bit(module):
             blocks_of(module)  # which refuses what a state dict would change
-    checkpoint = open_checkpoint(model)
+    checkpoint = decoded(MemoryCheckpoint(model))
     views = select(layout(checkpoint), target, exclude)
     everywhere = paths_of(dict(model.named_modules(remove_duplicate=False)))
     chosen, faults = {}, []

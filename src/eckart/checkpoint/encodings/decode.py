@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.derived import DerivedCheckpoint
 from eckart.checkpoint.encodings.encoded import Encoded
+from eckart.checkpoint.encodings.nf4_scheme import has_nf4
 from eckart.checkpoint.encodings.table import found_in
 from eckart.checkpoint.layouts import conv1d_tensors
 from eckart.checkpoint.tying import tied_weights
@@ -22,6 +23,10 @@ def decoded(stored: Checkpoint) -> Checkpoint:
 
     Weights whose codes and scales do not fit together stay codes, which no operation takes for a weight.
     """
+    if has_nf4(stored):
+        from eckart.checkpoint.encodings.nf4 import Nf4Checkpoint
+
+        return Nf4Checkpoint(stored)
     found = {weight.parts[0]: weight for weight in found_in(stored)[0]}
     if not found:
         return stored
