@@ -61,8 +61,8 @@ def collect_moments(
         msg = f"`kinds` needs sequences of one length, got shapes {[tuple(ids.shape) for ids in kinds.values()]}"
         raise OptionError(msg)
     check_output(output, kind="file", force=force, inputs=checkpoint.files)
-    facts = {kind: hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest() for kind, ids in kinds.items()}
-    with open_journal(output, fingerprint([checkpoint.fingerprint(), facts]), execution) as journal:
+    key = moments_key(checkpoint, kinds)
+    with open_journal(output, key, execution) as journal:
         assert journal is not None
         model = StreamedModel(checkpoint, device=device)
         _Collection(model, _names(model, checkpoint), kinds, journal).run(execution)
@@ -72,9 +72,15 @@ def collect_moments(
         tensors = {name: tensor for record in records for name, tensor in record.tensors.items()}
         with atomic_file(output, force=force, inputs=checkpoint.files) as partial:
             specs = [TensorSpec.of(name, tensor) for name, tensor in tensors.items()]
-            header = metadata(tokens=tokens, model=checkpoint.fingerprint(), inputs=inputs)
+            header = metadata(tokens=tokens, model=key, inputs=inputs)
             write_tensors(partial, specs, tensors.items(), header)
     return Moments(output)
+
+
+def moments_key(checkpoint: "Checkpoint", kinds: Mapping[str, Tensor]) -> str:
+    """A digest of the model and the text that second moments are from."""
+    facts = {kind: hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest() for kind, ids in kinds.items()}
+    return fingerprint([checkpoint.fingerprint(), facts])
 
 
 def _names(model: StreamedModel, checkpoint: "Checkpoint") -> dict[int, str]:

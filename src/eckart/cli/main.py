@@ -13,6 +13,7 @@ from eckart.cli.combine import combine
 from eckart.cli.command import Command
 from eckart.cli.compare import compare
 from eckart.cli.convert import convert
+from eckart.cli.correct import correct
 from eckart.cli.demo import demo
 from eckart.cli.extract import extract
 from eckart.cli.merge import merge
@@ -101,6 +102,7 @@ for _command in (
         compare,
         check,
         quantize,
+        correct,
         train,
         sweep,
         plan,

@@ -24,7 +24,7 @@ class Moments:
     Attributes:
         file: the safetensors file.
         tokens: number of tokens of each kind of text, by its name.
-        model: fingerprint of the model whose inputs they are.
+        model: digest of the model and the text that they are from.
         inputs: of each linear module, by its name in transformers, the module whose inputs are the same.
 
     Raises:

@@ -66,6 +66,9 @@ class QuantizeResult(Result):
         skipped: linear layers that stay as they are, and what the output does not contain, and why.
         seconds: wall time.
         correction: the adapter in OUT/correction that repairs the outputs; None if none was asked for.
+        held_out: losses on held-out text, in nats per token, of the original, with the nearest codes, as written and
+            with the correction: the mean and that on each kind of text; None if they were not measured.
+        notes: warnings and advice.
     """
 
     output: Path
@@ -77,6 +80,8 @@ class QuantizeResult(Result):
     skipped: Sequence[Skipped]
     seconds: float
     correction: AdapterResult | None = None
+    held_out: Mapping[str, Mapping[str, float]] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def quantized_params(self) -> int:
@@ -93,6 +98,16 @@ class QuantizeResult(Result):
         """‖W̃ − W‖_F / ‖W‖_F over all layers together."""
         size = math.hypot(*(layer.fro_norm for layer in self.layers))
         return math.hypot(*(layer.error * layer.fro_norm for layer in self.layers)) / size if size else 0.0
+
+    def output_error(self, *, nearest: bool = False) -> float | None:
+        """‖(W̃ − W)·C^½‖_F / ‖W·C^½‖_F, mean over the calibrated layers; None without calibration.
+
+        Args:
+            nearest: with the nearest codes instead of those written.
+        """
+        errors = [layer.nearest_output_error if nearest else layer.output_error for layer in self.layers]
+        known = [error for error in errors if error is not None]
+        return sum(known) / len(known) if known else None
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per layer in NF4."""
@@ -115,6 +130,8 @@ class QuantizeResult(Result):
             "layers": [_layer_json(layer) for layer in self.layers],
             "skipped": [item.to_json() for item in self.skipped],
             "correction": self.correction.to_json() if self.correction else None,
+            "held_out": self.held_out,
+            "notes": list(self.notes),
             "seconds": self.seconds,
         }
 
@@ -181,7 +198,7 @@ def quantize(
     correction = None
     if correct and moments is not None:
         options: dict[str, Any] = {"target": target, "exclude": exclude, "execution": execution}
-        correction = _corrected(Path(output), source, moments=moments, rank=correct, **options)
+        correction = write_correction(Path(output), source, moments=moments, rank=correct, **options)
     return QuantizeResult(
         Path(output),
         layers,
@@ -195,8 +212,14 @@ def quantize(
     )
 
 
-def _corrected(output: Path, source: Source, **options: Any) -> AdapterResult:
-    """Write the correction of a model into its folder; until it is complete, next to it."""
+def write_correction(output: Path, source: Source, **options: Any) -> AdapterResult:
+    """Write the correction of a quantized model into its folder; until it is complete, it is next to it.
+
+    Args:
+        output: folder of the quantized model.
+        source: the model that it was made from.
+        options: further arguments of `correct`.
+    """
     beside, folder = output.with_name(f"{output.name}.{CORRECTION}"), output / CORRECTION
     result = correct_model(output, source, output=beside, force=True, **options)
     beside.rename(folder)

@@ -32,8 +32,13 @@ def adapter_table(
     ]
     where = f"Adapter in {result.output}" if result.output else "Adapter"
     notes = [SUMMARY] if is_summarized(result.layers) else []
+    what = (
+        "Error of the outputs, as a share of what quantization cost"
+        if result.made_by == "correct"
+        else "Relative error"
+    )
     notes.append(
-        f"Relative error over all layers: {_percent(result.error)}; the least possible at these ranks: "
+        f"{what} over all layers: {_percent(result.error)}; the least possible at these ranks: "
         f"{_percent(result.error_lower_bound)}."
     )
     if result.guarantee:

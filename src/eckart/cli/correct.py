@@ -1,0 +1,106 @@
+"""`eckart correct`: an adapter that repairs a quantized model."""
+
+from typing import Annotated
+
+import typer
+
+from eckart.cli.calibrate import CALIBRATION, Calibrate, MomentsFile
+from eckart.cli.options import (
+    DTYPES,
+    RESULT,
+    AdapterOutput,
+    Debug,
+    Device,
+    Exclude,
+    FloatDtype,
+    Force,
+    Json,
+    NoResume,
+    Seed,
+    Target,
+    Workers,
+    in_group,
+)
+from eckart.cli.push import Push
+
+MeanRank = Annotated[
+    int,
+    in_group(
+        *("Rank", "--rank", "-r"),
+        metavar="N",
+        min=1,
+        help="Mean rank; layers with more of the error get more of the parameters.",
+    ),
+]
+With = Annotated[
+    list[str] | None,
+    in_group(
+        *(CALIBRATION, "--with"),
+        metavar="ADAPTER",
+        help="An adapter of ORIGINAL that the correction carries too. Repeatable.",
+    ),
+]
+Dtype = Annotated[FloatDtype, in_group(RESULT, "--dtype", metavar=DTYPES, help="Data type of the saved factors.")]
+
+
+def correct(
+    quantized: Annotated[str, typer.Argument(metavar="QUANTIZED", help="The model to correct.")],
+    original: Annotated[str, typer.Argument(metavar="ORIGINAL", help="The model that it was quantized from.")],
+    *,
+    rank: MeanRank = 8,
+    calibrate: Calibrate = None,
+    moments: MomentsFile = None,
+    adapters: With = None,
+    target: Target = None,
+    exclude: Exclude = None,
+    device: Device = "auto",
+    workers: Workers = None,
+    seed: Seed = 0,
+    no_resume: NoResume = False,
+    output: AdapterOutput,
+    push: Push = None,
+    dtype: Dtype = "float32",
+    force: Force = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a PEFT adapter that brings the outputs of QUANTIZED back to those of ORIGINAL.
+
+    QUANTIZED may be in any encoding that eckart reads. The factors are the best of their rank for the outputs of each
+    layer on TEXT; the least error that any adapter of these ranks could leave is shown next to theirs.
+
+    \b
+    $ eckart correct base-nf4 base -o correction --rank 8 --calibrate text/training.txt
+    """  # noqa: D301
+    from eckart import operations, report
+    from eckart.calibration import calibrated
+    from eckart.checkpoint import check_output
+    from eckart.checkpoint.source import local_paths
+    from eckart.cli.output import present
+    from eckart.cli.progress import StderrProgress
+    from eckart.cli.push import check_push, push_output
+    from eckart.engine import Execution
+    from eckart.errors import OptionError
+
+    if not calibrate:
+        msg = "a correction needs text to see which errors matter: pass `calibrate`"
+        raise OptionError(msg)
+    check_push(push)
+    check_output(output, force=force, inputs=local_paths(quantized, original))
+    execution = Execution(device=device, workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress())
+    with calibrated(original, calibrate, output=output, file=moments, execution=execution) as inputs:
+        result = operations.correct(
+            quantized,
+            original,
+            moments=inputs.moments,
+            rank=rank,
+            adapters=adapters or (),
+            target=target or "all-linear",
+            exclude=exclude or (),
+            output=output,
+            dtype=dtype,
+            execution=execution,
+            force=force,
+        )
+    present(result, report.adapter_table, as_json=as_json)
+    return push_output(output, push, made_by="correct")
