@@ -273,7 +273,7 @@ def test_a_file_with_bytes_changed_is_read_or_refused_but_never_breaks(tiny_gguf
         assert checkpoint.read(name).shape == info.shape
 
 
-def split_gguf(file, folder, count=3):
+def split_gguf(file, folder, count=3, missing=0):
     """The files into which llama.cpp's `gguf-split` splits a model: metadata only in the first, tensors in all."""
     reader = gguf.GGUFReader(file)
     paths = []
@@ -287,6 +287,7 @@ def split_gguf(file, folder, count=3):
             )
         writer.add_uint16("split.no", number)
         writer.add_uint16("split.count", count)
+        writer.add_int32("split.tensors.count", len(reader.tensors) + missing)
         for tensor in reader.tensors[number::count]:
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
         writer.write_header_to_file()
@@ -302,6 +303,17 @@ def lead_out(file):
     elsewhere.mkdir()
     file.rename(elsewhere / file.name)
     file.symlink_to(elsewhere / file.name)
+
+
+def forget_the_split(file):
+    """Change the key of the metadata by which a reader knows that there are further files."""
+    file.write_bytes(file.read_bytes().replace(b"split.count", b"split.Count"))
+
+
+def test_a_split_model_without_some_of_its_tensors_is_refused(tiny_gguf, tmp_path) -> None:
+    paths = split_gguf(tiny_gguf, tmp_path, missing=1)
+    with pytest.raises(FileFormatError, match=r"contain (\d+) tensors, and its metadata says \d+"):
+        open_checkpoint(paths[0])
 
 
 def test_a_split_model_is_read_from_all_of_its_files(tiny_gguf, tmp_path) -> None:
@@ -322,6 +334,10 @@ def test_a_split_model_is_read_from_all_of_its_files(tiny_gguf, tmp_path) -> Non
         (lambda paths: paths[0].rename(paths[0].with_name("other.gguf")), r"must be named NAME-00001-of-00003.gguf"),
         (lambda paths: paths[0].write_bytes(paths[1].read_bytes()), r"does not say that it is file 1 of 3"),
         (lambda paths: lead_out(paths[1]), r"model-00002-of-00003.gguf is a link to .*outside"),
+        (
+            lambda paths: forget_the_split(paths[2]),
+            r"named as one of 3 files .* does not say so; if the model is whole",
+        ),
     ],
 )
 def test_an_incomplete_split_model_is_refused(damage, message, tiny_gguf, tmp_path) -> None:

@@ -89,20 +89,52 @@ def shards(folder: Path) -> None:
 
 
 def gguf(folder: Path) -> None:
-    """The model as a GGUF file of version 3, written byte by byte."""
+    """The model as a GGUF file of version 3."""
     folder.mkdir()
+    (folder / "model.gguf").write_bytes(_gguf(_LLAMA, _GGUF_SHAPES))
+
+
+def split_gguf(folder: Path) -> None:
+    """The model as llama.cpp splits it into two files."""
+    folder.mkdir()
+    for number, name in enumerate(_GGUF_SHAPES):
+        metadata = {"split.no": number, "split.count": 2, "split.tensors.count": 2} | (_LLAMA if number == 0 else {})
+        file = folder / f"model-0000{number + 1}-of-00002.gguf"
+        file.write_bytes(_gguf(metadata, {name: _GGUF_SHAPES[name]}))
+
+
+def gguf_adapter(folder: Path) -> None:
+    """An adapter in llama.cpp's format."""
+    folder.mkdir()
+    metadata = {"general.architecture": "llama", "general.type": "adapter", "adapter.type": "lora"}
+    shapes = {}
+    for name, (rows, columns) in _GGUF_SHAPES.items():
+        shapes |= {f"{name}.lora_a": (2, columns), f"{name}.lora_b": (rows, 2)}
+    (folder / "adapter.gguf").write_bytes(_gguf(metadata | {"adapter.lora.alpha": 3.0}, shapes))
+
+
+_LLAMA = {"general.architecture": "llama", "llama.block_count": 1, "llama.embedding_length": 8}
+_LLAMA |= {"llama.attention.head_count": 2, "llama.attention.head_count_kv": 2}
+_GGUF_SHAPES = {"blk.0.attn_q.weight": (8, 8), "blk.0.ffn_up.weight": (6, 8)}
+
+
+def _gguf(metadata: dict[str, str | int | float], shapes: dict[str, tuple[int, int]]) -> bytes:
+    """A GGUF file with random float32 tensors, written byte by byte."""
     text = lambda value: struct.pack("<Q", len(value)) + value.encode()  # noqa: E731
-    fields = {"block_count": 1, "embedding_length": 8, "attention.head_count": 2, "attention.head_count_kv": 2}
-    metadata = text("general.architecture") + struct.pack("<I", 8) + text("llama")
-    metadata += b"".join(text(f"llama.{key}") + struct.pack("<II", 4, value) for key, value in fields.items())
-    names = {"blk.0.attn_q.weight": (8, 8), "blk.0.ffn_up.weight": (6, 8)}
+    stored = {
+        str: lambda value: struct.pack("<I", 8) + text(value),
+        int: lambda value: struct.pack("<II", 4, value),
+        float: lambda value: struct.pack("<If", 6, value),
+    }
+    fields = b"".join(text(key) + stored[type(value)](value) for key, value in metadata.items())
     infos, data = b"", b""
-    for name, shape in names.items():
+    generator = np.random.default_rng(0)
+    for name, shape in shapes.items():
         infos += text(name) + struct.pack("<IQQIQ", 2, shape[1], shape[0], 0, len(data))
-        values = np.random.default_rng(0).standard_normal(shape).astype("<f4").tobytes()
+        values = generator.standard_normal(shape).astype("<f4").tobytes()
         data += values + bytes(-len(values) % 32)
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(names), 1 + len(fields)) + metadata + infos
-    (folder / "model.gguf").write_bytes(head + bytes(-len(head) % 32) + data)
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), len(metadata)) + fields + infos
+    return head + bytes(-len(head) % 32) + data
 
 
 def peft(folder: Path) -> None:
@@ -152,6 +184,35 @@ def nf4(folder: Path) -> None:
     tensors = {name: tensor.repeat(8, 8) if tensor.ndim == 2 else tensor for name, tensor in weights().items()}
     save_file(tensors, folder.with_name("dense") / "model.safetensors", {"format": "pt"})
     eckart.quantize(folder.with_name("dense"), folder, double=True)
+
+
+def fp8(folder: Path) -> None:
+    """The model in FP8, with a scale for each row of one matrix and each block of the other."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(4)
+    codes = {f"{module}.weight": torch.randn(8, 8, generator=generator).to(torch.float8_e4m3fn) for module in (Q, UP)}
+    scales = {
+        f"{Q}.weight_scale": 0.1 + torch.rand(8, 1, generator=generator),
+        f"{UP}.weight_scale_inv": 0.1 + torch.rand(2, 2, generator=generator),
+    }
+    save_file(codes | scales | {"model.norm.weight": torch.ones(8)}, folder / "model.safetensors", {"format": "pt"})
+    stated = {"quant_method": "fp8", "weight_block_size": [4, 4]}
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": stated}))
+
+
+def mxfp4(folder: Path) -> None:
+    """Experts as gpt-oss stores them."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(5)
+    experts = "model.layers.0.mlp.experts.down_proj"
+    tensors = {
+        f"{experts}_blocks": torch.randint(0, 256, (2, 8, 1, 16), dtype=torch.uint8, generator=generator),
+        f"{experts}_scales": torch.randint(118, 128, (2, 8, 1), dtype=torch.uint8, generator=generator),
+        "model.norm.weight": torch.ones(8),
+    }
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = {"model_type": "gpt_oss", "hidden_size": 8, "quantization_config": {"quant_method": "mxfp4"}}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def results(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Seeded damage to files: bytes, JSON values and safetensors headers, and what an honest reader makes of the result."""
 
 import json
+import math
 import random
 import re
 import traceback
@@ -120,10 +121,24 @@ def use_gguf(folder: Path) -> None:
         for name, i in checkpoint.tensors.items()
         if str(i.dtype) == "float32" and not i.quantization
     )
-    expected = sorted(
-        _sorted_values(t.data) for t in GGUFReader(folder / "model.gguf").tensors if t.tensor_type.name == "F32"
-    )
-    assert found == expected
+    files = sorted(folder.glob("*.gguf"))
+    stored = [tensor for file in files for tensor in GGUFReader(file).tensors]
+    assert found == sorted(_sorted_values(tensor.data) for tensor in stored if tensor.tensor_type.name == "F32")
+
+
+def use_gguf_adapter(folder: Path) -> None:
+    """Every update is alpha / rank · b · a as the gguf package reads them, and alpha / rank is 1 where alpha is 0."""
+    from gguf import GGUFReader
+
+    file = folder / "adapter.gguf"
+    adapter, reader = load_adapter(file), GGUFReader(file)
+    stored = {t.name: torch.from_numpy(t.data.copy()) for t in reader.tensors if t.tensor_type.name == "F32"}
+    field = reader.fields.get("adapter.lora.alpha")
+    alpha = float(field.parts[field.data[0]][0]) if field else 0.0
+    for name in adapter:
+        A, B = (stored.get(f"{name}.weight.lora_{part}") for part in "ab")
+        if A is not None and B is not None:  # of another type
+            _check_update(adapter, name, alpha / len(A) or 1.0, A, B)
 
 
 def _sorted_values(values: Any) -> bytes:
@@ -202,6 +217,45 @@ def use_nf4(folder: Path) -> None:
         torch.testing.assert_close(found.double(), expected, rtol=1e-2, atol=1e-5 * max(size, 1.0), equal_nan=True)
 
 
+def use_fp8(folder: Path) -> None:
+    """Every weight is its code times its scale, of a row or a block; no code whose scale is there is taken for it."""
+    checkpoint, tensors = open_checkpoint(folder), load_file(folder / "model.safetensors")
+    for name, info in checkpoint.tensors.items():
+        found = checkpoint.read(name)
+        if info.quantization is None:
+            assert torch.equal(found.reshape(-1).view(torch.uint8), tensors[name].reshape(-1).view(torch.uint8))
+            continue
+        codes = tensors[name].double()
+        scale = next(tensors[f"{name}{end}"] for end in ("_scale", "_scale_inv") if f"{name}{end}" in tensors).double()
+        scale = scale.reshape(scale.shape if scale.ndim == 2 else (scale.numel(), 1))
+        for dimension, size in enumerate(codes.shape):
+            scale = scale.repeat_interleave(math.ceil(size / scale.shape[dimension]), dimension)
+            scale = scale.narrow(dimension, 0, size)
+        torch.testing.assert_close(found.double(), codes * scale, rtol=1e-2, atol=1e-30, equal_nan=True)
+    matrices = {view.tensor for view in layout(checkpoint).matrices}
+    for name in matrices:
+        is_code = checkpoint.tensors[name].quantization is None and tensors[name].dtype.itemsize == 1
+        assert not (is_code and {f"{name}_scale", f"{name}_scale_inv"} & tensors.keys())
+
+
+def use_mxfp4(folder: Path) -> None:
+    """Every weight is its code times its power of two."""
+    checkpoint, tensors = open_checkpoint(folder), load_file(folder / "model.safetensors")
+    numbers = torch.tensor([0.0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=torch.float64)
+    numbers = torch.cat([numbers, -numbers])
+    for name, info in checkpoint.tensors.items():
+        found = checkpoint.read(name)
+        if info.quantization is None:
+            assert torch.equal(found.reshape(-1).view(torch.uint8), tensors[name].reshape(-1).view(torch.uint8))
+            continue
+        blocks, scales = (tensors[f"{name}_{part}"].view(torch.uint8).long() for part in ("blocks", "scales"))
+        values = numbers[torch.stack([blocks & 15, blocks >> 4], -1).flatten(-2)]
+        values = torch.where((scales == 255)[..., None], torch.nan, values * 2.0 ** (scales[..., None] - 127))
+        expected = values.flatten(2).transpose(1, 2)
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=0, equal_nan=True)
+    assert not {view.tensor for view in layout(checkpoint).matrices} & {n for n in tensors if n.endswith("_blocks")}
+
+
 def use_results(folder: Path) -> None:
     """The page is built, and its data are JSON without NaN."""
     assert "<html" in page_html(read_results([folder]))
@@ -223,10 +277,14 @@ KINDS = {
     "safetensors": (inputs.model, use_model),
     "shards": (inputs.shards, use_model),
     "gguf": (inputs.gguf, use_gguf),
+    "split gguf": (inputs.split_gguf, use_gguf),
+    "gguf adapter": (inputs.gguf_adapter, use_gguf_adapter),
     "peft": (inputs.peft, use_peft),
     "kohya": (inputs.kohya, use_kohya),
     "mlx": (inputs.mlx, use_mlx),
     "nf4": (inputs.nf4, use_nf4),
+    "fp8": (inputs.fp8, use_fp8),
+    "mxfp4": (inputs.mxfp4, use_mxfp4),
     "results": (inputs.results, use_results),
     "data": (inputs.data, use_data),
 }

@@ -67,6 +67,10 @@ def read_gguf_headers(path: Path) -> list[GgufHeader]:
     header = read_gguf_header(path)
     count, match = header.metadata.get("split.count", 1), SPLIT_NAME.fullmatch(path.name)
     if count in (0, 1):
+        if match is not None and int(match[3]) > 1:
+            named = f"named as one of {int(match[3])} files of a split model"
+            msg = f"{path}: {named}, and its metadata does not say so; if the model is whole, rename it"
+            raise FileFormatError(msg)
         return [header]
     if type(count) is not int or count > _MAX_PARTS or match is None or int(match[3]) != count:
         msg = f"{path}: one of {count} files of a split model, which must be named NAME-00001-of-{count:0>5}.gguf"
@@ -82,6 +86,10 @@ def read_gguf_headers(path: Path) -> list[GgufHeader]:
         if (part.metadata.get("split.no"), part.metadata.get("split.count")) != (number, count):
             msg = f"{part.path}: its metadata does not say that it is file {number + 1} of {count} of a split model"
             raise FileFormatError(msg)
+    found, stated = sum(len(part.tensors) for part in headers), header.metadata.get("split.tensors.count")
+    if stated is not None and stated != found:
+        msg = f"{path}: the files of the split model contain {found} tensors, and its metadata says {stated}"
+        raise FileFormatError(msg)
     return headers
 
 
