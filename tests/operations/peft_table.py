@@ -492,4 +492,7 @@ COMBINED = [
     ("tokens", {"target_modules": ["head"], "bias": "all"}, {"target_modules": ["mix"], "modules_to_save": ["emb"]}),
     ("tokens", {"target_modules": ["head"]}, {"target_modules": ["mix"], "trainable_token_indices": {"emb": [5, 2]}}),
     ("routed", {"target_modules": ["router"]}, {"target_modules": [], "target_parameters": ["experts.down_proj"]}),
+    ("Qwen2", {"target_modules": ["q_proj", "v_proj"], "lora_bias": True}, {"target_modules": ["o_proj"]}),
+    ("Qwen2", {"target_modules": ["q_proj"], "bias": "all"}, {"target_modules": ["q_proj", "v_proj"]}),
+    ("Qwen2", {"target_modules": ["q_proj"], "lora_bias": True}, {"target_modules": ["q_proj"], "bias": "lora_only"}),
 ]

@@ -411,9 +411,9 @@ def test_every_misfit_is_named_at_once():
     assert "  - c:" not in said
 
 
-def test_a_bias_that_only_some_modules_train_is_refused_before_the_work():
-    with pytest.raises(MismatchError, match=r"b: it has no trained bias \(lora_bias\), and other modules have one"):
-        combine([adapter_of(a=drawn(bias=torch.ones(40))), adapter_of(b=drawn())])
+def test_a_bias_that_no_other_kind_of_layer_can_have_is_refused_before_the_work():
+    with pytest.raises(MismatchError, match=r"b: other modules have a trained bias \(lora_bias\)"):
+        combine([adapter_of(a=drawn(bias=torch.ones(40))), adapter_of(b=drawn("embedding"))])
 
 
 def test_formats_mix_under_the_names_of_the_peft_adapters():

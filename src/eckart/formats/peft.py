@@ -18,6 +18,7 @@ from eckart.checkpoint.links import refuse_links
 from eckart.checkpoint.output import Kind
 from eckart.checkpoint.pickled import pickled_fault
 from eckart.errors import FileFormatError, MismatchError, SourceError
+from eckart.formats.peft_biases import with_biases
 from eckart.formats.peft_config import CONFIG, PeftConfig, config_of, read_config
 from eckart.formats.peft_experts import Stack, expert_of, parameters_of, stack_of, stacks_of, wrapper_names
 from eckart.formats.peft_keys import PREFIX, module_names
@@ -161,6 +162,7 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
         OutputError: `path` exists and `force` is not given, or cannot be written.
         MismatchError: layers that one PEFT config cannot describe.
     """
+    adapter = with_biases(adapter)
     outline = adapter.outline()
     if faults := beyond_updates(outline):
         msg = f"{path}: PEFT's format cannot store this adapter"
@@ -187,7 +189,7 @@ def refusals(adapter: Adapter) -> list[str]:
     """Why one PEFT config cannot describe an adapter."""
     faults = beyond_updates(adapter.outline())
     try:
-        config_of(stacks_of(adapter.outline())[0])
+        config_of(stacks_of(with_biases(adapter).outline())[0])
     except MismatchError as fault:
         return [*faults, str(fault)]
     return faults

@@ -6,7 +6,8 @@ from collections.abc import Collection
 PREFIX = "base_model.model."
 # Of torch.compile, FSDP and activation checkpointing. DDP's `module.` may be a real name elsewhere than at the start.
 _WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-_LEADING = re.compile(r"^(?:module\.)*(?:base_model\.model\.)?(?:module\.)*")
+# What precedes PEFT's prefix belongs to what contains its model, such as a model with a value head, or Lightning's.
+_LEADING = re.compile(r"^(?:.*?base_model\.model\.)?(?:module\.)*")
 _ADAPTER_NAME = re.compile(
     r"\.(?:(lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))|modules_to_save)\.(?!(?:weight|bias)$)[^.]+(?=\.|$)"
 )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
+from eckart.adapter.deferred import Deferred
 from eckart.checkpoint import Checkpoint, MatrixView, layout
 from eckart.checkpoint.base_names import NamesOfBase
 from eckart.checkpoint.layouts import expert_views
@@ -17,6 +18,7 @@ from eckart.errors import MismatchError
 from eckart.formats.attention_modules import with_attention_modules
 from eckart.formats.expert_modules import modules_of_expert, with_expert_modules
 from eckart.formats.for_base import rename_for_base
+from eckart.formats.peft_biases import without_zero_bias
 from eckart.formats.peft_experts import expert_of
 from eckart.formats.peft_tokens import embedding_of, is_token_rows, tokens_of
 
@@ -80,7 +82,22 @@ def fitted(adapter: Adapter, base: Checkpoint) -> Adapter:
     if adapter.files and (faults := _expert_faults(renamed, base, find)):
         msg = f"the adapter does not fit {base.source}"
         raise MismatchError.listing(msg, faults)
-    return with_expert_modules(renamed, find)
+    return without_zero_biases(with_expert_modules(renamed, find), base)
+
+
+def without_zero_biases(adapter: Adapter, base: Checkpoint) -> Adapter:
+    """The adapter without the zeros that PEFT's files have as biases of modules that have none in the base."""
+    find = NamesOfBase([*base.tensors], base).find
+    layers = adapter.outline().layers
+    lacking = [name for name, layer in layers.items() if layer.bias is not None and find(f"{name}.bias") is None]
+    zero = {name: replace(layers[name], bias=None) for name in lacking if without_zero_bias(adapter[name]).bias is None}
+    if not zero:
+        return adapter
+
+    def read(name: str) -> AdapterLayer:
+        return without_zero_bias(adapter[name]) if name in zero else adapter[name]
+
+    return replace(adapter, layers=Deferred({**layers, **zero}, read))
 
 
 def _expert_faults(adapter: Adapter, base: Checkpoint, find: Callable[[str], str | None]) -> list[str]:

@@ -16,13 +16,14 @@ from eckart.checkpoint.fused_experts import with_fused_experts
 from eckart.checkpoint.open import ModelSource
 from eckart.errors import MismatchError, OptionError
 from eckart.formats.common_names import to_common_names
+from eckart.formats.peft_config import is_trained_bias
 from eckart.formats.peft_experts import expert_of
 from eckart.formats.peft_tokens import FIELD, embedding_of, is_token_rows
 from eckart.formats.sources import open_adapter, open_model
 from eckart.operations.combination.mixture import Method, Mixture
 from eckart.operations.costs import Costs, break_even_note
 from eckart.operations.output_dtype import float_dtype
-from eckart.operations.placement import deepened, repeated_layers
+from eckart.operations.placement import deepened, repeated_layers, without_zero_biases
 from eckart.operations.preview import Match, Preview
 from eckart.operations.rank_choice import HEADER_BYTES, Budget, RankChoice
 from eckart.operations.select_layers import shapes_of
@@ -90,7 +91,8 @@ class CombinePlan:
         PEFT saves the weights of embeddings and output layers next to their updates.
         """
         savers, module = self.savers[name], name.rpartition(".")[0]
-        if not set(savers) <= set(self.terms.get(module, ())):
+        is_trained = any(is_trained_bias(name, self.outlines[i]) for i in savers)
+        if is_trained or not set(savers) <= set(self.terms.get(module, ())):
             return False
         import torch
 
@@ -261,8 +263,8 @@ class CombinePlan:
                     each = ", ".join(f"{value} in adapter {i + 1}" for i, value in zip(terms, values, strict=True))
                     yield f"{name}: the {what} differ: {each}{names}"
                     break
-            if biased and not any(layer.bias is not None for layer in layers):
-                yield f"{name}: it has no trained bias (lora_bias), and other modules have one, which PEFT cannot mix"
+            if biased and layers[0].kind in ("embedding", "expert"):
+                yield f"{name}: other modules have a trained bias (lora_bias), which PEFT cannot mix with this kind"
             if set(self.savers.get(f"{name}.weight", ())) - set(terms):
                 yield f"{name}: one adapter updates it, and another saves it in full"
             if self.base is None and not self.keeps_dora and any(layer.magnitude is not None for layer in layers):
@@ -334,9 +336,11 @@ def plan_combine(
         opened = with_fused_experts(opened)
     chosen, chosen_weights = zip(*used, strict=True)
     zero = [Skipped(f"adapter {i}", "zero weight") for i, weight in enumerate(factors, 1) if not weight]
-    common = tuple(to_common_names(chosen, base))
+    common = to_common_names(chosen, base)
+    if opened is not None:
+        common = [without_zero_biases(adapter, opened) for adapter in common]
     files = tuple(file for adapter in loaded for file in adapter.files)
-    plan = CombinePlan(common, chosen_weights, mixture, choice, opened, data_type, tuple(zero), files)
+    plan = CombinePlan(tuple(common), chosen_weights, mixture, choice, opened, data_type, tuple(zero), files)
     plan.check()
     return plan
 
