@@ -312,6 +312,9 @@ MODELS = {
     "gpt-oss": (CAUSAL, "gpt_oss", MIXTURE),
     "Llama 4": (CAUSAL, "llama4_text", MIXTURE | {"intermediate_size_mlp": 24, "interleave_moe_layer_step": 1}),
     "Granite MoE": (CAUSAL, "granitemoe", MIXTURE),
+    "PhiMoE": (CAUSAL, "phimoe", MIXTURE),
+    "Aria": (CAUSAL, "aria_text", MIXTURE | {"moe_num_experts": 3, "moe_topk": 2}),
+    "JetMoE": (CAUSAL, "jetmoe", MIXTURE | {"kv_channels": 8}),
     "Nemotron-H": (CAUSAL, "nemotron_h", MIXTURE | {
         "layers_block_type": ["moe", "attention"], "num_hidden_layers": 2,
         "moe_shared_expert_intermediate_size": 12,
@@ -376,7 +379,11 @@ TARGETS = {
     "Mamba": ["in_proj", "x_proj"], "DistilBERT classifier": ["q_lin", "v_lin"], "DistilBERT": ["q_lin", "ffn.lin1"],
     "ModernBERT": ["Wqkv", "Wo"],
 }  # fmt: skip
-MIXTURES = ("Mixtral", "Qwen2 MoE", "Qwen3 MoE", "gpt-oss", "Llama 4", "Granite MoE", "DeepSeek-V3", "Nemotron-H")
+MIXTURES = (
+    *("Mixtral", "Qwen2 MoE", "Qwen3 MoE", "gpt-oss", "Llama 4", "Granite MoE", "DeepSeek-V3", "Nemotron-H"),
+    *("PhiMoE", "Aria", "JetMoE"),
+)
+ROUTERS = ["gate.weight", "router.weight"]
 MIXTURE_ROWS = {
     "all-linear": EVERYWHERE,
     "attention": {"target_modules": ["q_proj", "o_proj"], "use_dora": True},
@@ -384,8 +391,16 @@ MIXTURE_ROWS = {
     "experts and attention": EXPERTS | {"target_modules": ["q_proj"], "use_rslora": True, "r": 2},
     "ranks": EXPERTS | {"rank_pattern": {"experts.down_proj": 2}, "alpha_pattern": {"experts.down_proj": 3}},
     "one projection": EXPERTS | {"target_parameters": ["experts.down_proj"]},
+    "experts and routers": {
+        "target_modules": ["o_proj"],
+        "target_parameters": [*EXPERTS["target_parameters"], *ROUTERS],
+    },
 }
-UNGATED = ["experts.up_proj", "experts.down_proj"]
+# Names of the experts' parameters where they differ.
+PARAMETERS = {
+    "Nemotron-H": {"gate_up_proj": "up_proj"},
+    "JetMoE": {"experts.gate_up_proj": "input_linear.weight", "experts.down_proj": "output_linear.weight"},
+}
 
 
 def _rows(name):
@@ -393,11 +408,14 @@ def _rows(name):
     auto, targets = MODELS[name][0], {"target_modules": TARGETS.get(name, "all-linear")}
     if name in MIXTURES:
         rows = {row: dict(options) for row, options in MIXTURE_ROWS.items()}
-        if name == "Llama 4":
-            del rows["all-linear"]  # PEFT's layer fails on the two outputs of its router
+        if name in ("Llama 4", "PhiMoE"):
+            del rows["all-linear"]  # PEFT's layer fails on the two outputs of their routers
+        if name == "JetMoE":  # its experts have a part of the attention, and its router is an nn.Linear
+            rows = {"experts": rows["experts"], "all-linear": rows["all-linear"]}
         for options in rows.values():
-            if name == "Nemotron-H" and options.get("target_parameters") == EXPERTS["target_parameters"]:
-                options["target_parameters"] = UNGATED
+            for old, new in PARAMETERS.get(name, {}).items():
+                if parameters := options.get("target_parameters"):
+                    options["target_parameters"] = [each.replace(old, new) for each in parameters]
         return rows
     if name in NAMES:
         embedding, head = NAMES[name]
@@ -476,6 +494,8 @@ EXTRACTED = {
     "GPT-2": {"patterns": (), "embedding saved": ["wte"]},
     "Qwen3.5": {"linear": ()},
     "Nemotron-H": {"experts": ()},
+    **dict.fromkeys(("Mixtral", "Granite MoE", "Llama 4", "PhiMoE", "Aria"), {"experts and routers": ()}),
+    "JetMoE": {"experts": ()},
     "T5": {"DoRA": ()},
     "BERT classifier": {"linear": ["classifier"]},
     "ViT": {"linear": ["classifier"]},

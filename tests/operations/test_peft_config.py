@@ -106,6 +106,7 @@ def first_match(pattern, name, default=0):
     ("old", "new"),
     [
         ("base_model", "_orig_mod.base_model"),
+        ("base_model", "pretrained_model._forward_module.base_model"),
         ("base_model", "module.module.base_model"),
         ("base_model.model.", "base_model.model.module."),
         ("base_model.model.", ""),

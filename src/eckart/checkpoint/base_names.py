@@ -25,6 +25,8 @@ class NamesOfBase:
         for exact in (name, f"{name}.in_proj_weight"):
             if exact in self.names:
                 return exact
+        if ".weight[" in name:  # an expert of a parameter that is called so
+            return self.find(name.replace(".weight[", "["))
         tail = name.partition(".")[2]
         longer = [*self._by_tail.get(name, ()), *([tail] if tail in self.names else [])]
         if longer:

@@ -24,6 +24,10 @@ _GRANITE_MOE = (
     (r"\.output_linear(?:\.weight)?(?=$|\[)", ".experts.down_proj"),
     (r"\.router\.layer(?=$|\.)", ".router"),
 )
+_ARIA = (
+    (r"\.experts\.fc1(?:\.weight)?(?=$|\[)", ".experts.gate_up_proj"),
+    (r"\.experts\.fc2(?:\.weight)?(?=$|\[)", ".experts.down_proj"),
+)
 _RULES = {
     **dict.fromkeys(
         (
@@ -35,7 +39,6 @@ _RULES = {
                 "vipllava",
                 "video_llava",
                 "gemma3",
-                "aria",
             ),
             *("mistral3", "paligemma", "aya_vision", "got_ocr2", "internvl", "mllama", "fuyu"),
         ),
@@ -43,6 +46,8 @@ _RULES = {
     ),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), _QWEN_VL),
     **dict.fromkeys(("granitemoe", "granitemoeshared", "granitemoehybrid"), _GRANITE_MOE),
+    "aria": (*_LLAVA, *_ARIA),
+    "aria_text": _ARIA,
     "nemotron_h": ((r"^backbone\.", "model."),),
     "gpt_neox": ((r"^embed_out(?=$|\.)", "lm_head"),),
 }

@@ -1,5 +1,6 @@
 """Whether a matrix is stored as (out, in) or (in, out): from shapes and the model type, or unknown."""
 
+import re
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ _UNMARKED_EXPERTS = {"llama4", "llama4_text"}  # stored (in, out), but PEFT take
 _TRANSPOSED_EXPERTS = {
     "aria", "aria_text", "gpt_oss", "openai_privacy_filter", "qwen3_vl_moe", "qwen3_vl_moe_text", *_UNMARKED_EXPERTS
 }  # fmt: skip
+_DOWN = re.compile(r"(?:down[^.]*|output_linear|w2[^.]*|fc2)$")  # what projects back to the hidden size
 _EXPERT_MODULES = {"input_linear", "output_linear"}
 
 
@@ -128,4 +130,4 @@ def _owner(info: TensorInfo) -> str:
 
 def _transposed_by_size(info: TensorInfo, hidden: Collection[Any]) -> bool | None:
     first, second = (size in hidden for size in info.shape[1:])
-    return None if first == second else first != (".down" in info.name or "output_linear" in info.name)
+    return None if first == second else first != bool(_DOWN.search(info.name.removesuffix(".weight")))

@@ -66,7 +66,7 @@ def layer_of(view: MatrixView, left: Tensor, right: Tensor, *, bias: Tensor | No
         A = right.reshape(rank, *view.tensor_shape[1:])
         B = left.reshape(*left.shape, *(1 for _ in view.tensor_shape[2:]))
         return AdapterLayer(A, B, rank, kind="conv", bias=bias)
-    kind = view.kind if view.kind in ("conv1d", "expert") else "linear"
+    kind = "conv1d" if view.kind == "conv1d" else "expert" if view.kind in ("expert", "parameter") else "linear"
     A, B = (left.T.contiguous(), right.T.contiguous()) if view.swaps_factors else (right, left)
     return AdapterLayer(A, B, rank, kind=kind, bias=bias)
 

@@ -7,6 +7,7 @@ from eckart.checkpoint import Checkpoint, MatrixView, compare_layouts, layout, s
 from eckart.checkpoint.module_tree import tree_naming
 from eckart.checkpoint.naming import matches
 from eckart.errors import MismatchError
+from eckart.operations.extraction.parameters import as_parameter, routers
 from eckart.operations.extraction.vocabulary import resized_tokens, with_vocabulary_of
 from eckart.result import Skipped
 
@@ -78,6 +79,8 @@ def split_tensors(base: Checkpoint, tuned: Checkpoint, scope: Scope) -> Parts:
     found = layout(tuned)
     base_modules = [name.removesuffix(".weight") for name in base.tensors]
     larger = {name: tokens for name, tokens in resized.items() if tokens.start == base.tensors[name].shape[0]}
+    naming = tree_naming(tuned)
+    of_router = routers(found.matrices, naming)
     selected = select(found, scope.target, scope.exclude, known=base_modules, with_experts=True)
     chosen = {
         view.name: view
@@ -87,16 +90,20 @@ def split_tensors(base: Checkpoint, tuned: Checkpoint, scope: Scope) -> Parts:
     if not chosen:
         msg = f"none of the tensors that {', '.join(scope.target)} matches can be factored into a PEFT adapter"
         raise MismatchError(msg)
-    naming = tree_naming(tuned)
-    parts = Parts(naming, [_renamed(view, naming) for view in chosen.values()])
+    matrices = [
+        as_parameter(view, naming) if view.kind == "expert" or view.module in of_router else _renamed(view, naming)
+        for view in chosen.values()
+    ]
+    parts = Parts(naming, matrices)
     # PEFT cannot both update an embedding and replace rows of it: with new tokens, a selected one is saved in full.
     parts.saved.extend(view.tensor for view in selected if view.tensor in larger)
     for view in found.matrices:
         if view.name not in chosen and view.tensor not in parts.saved:
-            _assign(view.tensor, view.module, _without_lora(view) or NOT_TARGETED, scope, parts)
+            reason = _without_lora(view) or NOT_TARGETED
+            _assign(view.tensor, view.module, reason, scope, parts)
             if view.tensor in larger and view.tensor not in parts.saved and not scope.is_excluded(view.module):
                 parts.new_tokens[view.tensor] = larger[view.tensor]
-    factored = {view.module for view in chosen.values()}
+    factored = {view.module for view in chosen.values()} - of_router
     for item in found.skipped:
         module, _, leaf = item.name.rpartition(".")
         if leaf != "bias" or module not in factored:
