@@ -494,7 +494,7 @@ EXTRACTED = {
     "GPT-2": {"patterns": (), "embedding saved": ["wte"]},
     "Qwen3.5": {"linear": ()},
     "Nemotron-H": {"experts": ()},
-    **dict.fromkeys(("Mixtral", "Granite MoE", "Llama 4", "PhiMoE", "Aria"), {"experts and routers": ()}),
+    **{name: {"experts and routers": ()} for name in ("Mixtral", "Granite MoE", "Llama 4", "PhiMoE", "Aria")},
     "JetMoE": {"experts": ()},
     "T5": {"DoRA": ()},
     "BERT classifier": {"linear": ["classifier"]},
