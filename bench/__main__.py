@@ -13,6 +13,7 @@ from bench.results import markdown, save
 HERE = Path(__file__).parent
 DEFAULT = (
     *("startup", "check", "minimal_rank", "partial_svd", "adapter_svd", "extract", "analyze", "resize", "merge", "nf4"),
+    "dequantize",
 )
 ON_REQUEST = (
     "training_step",

@@ -15,6 +15,7 @@ from eckart.errors import OptionError
 from eckart.linalg.finite import require_finite
 from eckart.linalg.nf4_constants import BLOCK_SIZES, NESTED_BLOCK, QUANTILES
 from eckart.linalg.scaled_levels import ScaledLevels
+from eckart.linalg.uninitialized import uninitialized
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CODEBOOK = torch.tensor(QUANTILES)
@@ -22,8 +23,6 @@ _ZERO = QUANTILES.index(0.0)
 _BOUNDS = (CODEBOOK[:-1] + CODEBOOK[1:]) / 2  # a value equal to a bound takes the lower code
 _CELLS = 16  # from 0 to 1: so narrow that no cell contains two bounds
 _CHUNK = 2**19  # values at a time: complete blocks and bytes of codes, and few enough to stay in cache
-_HUGE = 2**22  # bytes from which NumPy asks for huge pages
-_ALIGNMENT = 64  # bytes, as torch allocates: vector instructions are slower across cache lines
 _TINY = 1e-38  # the divisor of a block of zeros
 _GRID = 65535  # bitsandbytes' CPU kernel looks scales up on a grid of this many steps
 
@@ -93,7 +92,7 @@ class Nf4Blocks:
             shape `self.shape`.
         """
         codes, scales, pairs = self.codes.view(-1), self.scales(), _PAIRS.to(self.codes.device)
-        result = _fresh(2 * len(codes), dtype or self.dtype, codes.device)
+        result = uninitialized(2 * len(codes), dtype or self.dtype, codes.device)
         buffer = torch.empty(min(len(result), _CHUNK), device=codes.device)
         indices = torch.empty(len(buffer) // 2, dtype=torch.int32, device=codes.device)
         for start, stop in _chunks(len(result)):
@@ -161,16 +160,6 @@ def quantize(weight: Tensor | np.ndarray, *, block_size: int = 64, double: bool 
 
 def _chunks(count: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK))
-
-
-def _fresh(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Uninitialized memory, from NumPy, which asks for huge pages: page faults take longer than dequantizing."""
-    nbytes = count * dtype.itemsize
-    if device.type != "cpu" or nbytes < _HUGE:
-        return torch.empty(count, dtype=dtype, device=device)
-    data = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    start = -data.ctypes.data % _ALIGNMENT
-    return torch.from_numpy(data[start : start + nbytes]).view(dtype)
 
 
 def _scale(values: Tensor, scales: Tensor, size: int) -> Tensor:

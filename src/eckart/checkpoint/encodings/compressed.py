@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from eckart.checkpoint.checkpoint import TensorInfo
 from eckart.checkpoint.dtypes import INT8, INT32
+from eckart.checkpoint.encodings.blocks import in_blocks
 from eckart.checkpoint.encodings.encoded import Encoded, StoredModule, Unreadable
 from eckart.checkpoint.encodings.integers import dequantized, group_index, unpacked
 
@@ -46,8 +47,9 @@ def compressed(module: StoredModule) -> Iterator[Encoded | Unreadable]:
     elif index and index.shape != (inputs,):
         reason = f"weight_g_idx {list(index.shape)} is not one group for each of {inputs} inputs"
     else:
-        rows = partial(_rows, module, bits[0], inputs)
-        yield module.weight((*outer, inputs), rows, encoding=f"compressed {bits[0]}-bit", parts=_PARTS)
+        shape = (*outer, inputs)
+        rows = in_blocks(partial(_rows, module, bits[0], inputs), shape)
+        yield module.weight(shape, rows, encoding=f"compressed {bits[0]}-bit", parts=_PARTS)
         return
     yield module.unreadable(_PARTS, f"compressed-tensors: {reason}; dequantize it with llm-compressor")
 

@@ -3,10 +3,12 @@
 Source: OCP Microscaling Formats 1.0.
 """
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from eckart.checkpoint.checkpoint import TensorInfo
 from eckart.checkpoint.dtypes import FLOAT4_E2M1FN_X2, FLOAT8_E8M0FNU, UINT8
+from eckart.checkpoint.encodings.lookup import looked_up, pairs_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,12 +22,18 @@ def values(packed: "Tensor") -> "Tensor":
     """The numbers in bytes, float32, twice as many along the last dimension."""
     import torch
 
-    table = torch.tensor([*_VALUES, *(-value for value in _VALUES)], dtype=torch.float32)
-    data = packed.view(torch.uint8)
-    return table[torch.stack([data & 15, data >> 4], -1).flatten(-2).int()]
+    data = packed.contiguous().view(torch.uint8)
+    return looked_up(data.view(-1), _pairs()).view(*data.shape[:-1], 2 * data.shape[-1])
 
 
 def fits(codes: TensorInfo, scale: TensorInfo, group: int) -> bool:
     """Whether packed codes have a scale for each group of values of the last dimension."""
     count = 2 * codes.shape[-1] if codes.shape else 0
     return count > 0 and count % group == 0 and scale.shape == (*codes.shape[:-1], count // group)
+
+
+@lru_cache(maxsize=1)
+def _pairs() -> "Tensor":
+    import torch
+
+    return pairs_of(torch.tensor([*_VALUES, *(-value for value in _VALUES)]))

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from eckart.checkpoint.dtypes import UINT8, UINT32
 from eckart.checkpoint.encodings import e2m1
+from eckart.checkpoint.encodings.blocks import in_blocks
 from eckart.checkpoint.encodings.encoded import Encoded, StoredModule, Unreadable
 from eckart.checkpoint.encodings.integers import dequantized, unpacked
+from eckart.checkpoint.encodings.lookup import float8_values
 from eckart.checkpoint.encodings.scales import powers_of_two, times
 
 if TYPE_CHECKING:
@@ -50,8 +52,8 @@ def mlx(module: StoredModule) -> Iterator[Encoded | Unreadable]:
         return
     mode, bits, group = schemes[0]
     rows = partial(_affine, module, bits, groups * group) if mode is None else partial(_floating, module, mode)
-    encoding = f"mlx {mode or f'{bits}-bit'}"
-    yield module.weight((*outer, groups * group), rows, encoding=encoding, parts=_PARTS)
+    encoding, shape = f"mlx {mode or f'{bits}-bit'}", (*outer, groups * group)
+    yield module.weight(shape, in_blocks(rows, shape), encoding=encoding, parts=_PARTS)
 
 
 def _stated(module: StoredModule) -> Mapping[str, Any]:
@@ -87,5 +89,5 @@ def _floating(module: StoredModule, mode: str, start: int, stop: int) -> "Tensor
     else:
         scales = powers_of_two(module, "scales", stored)
     data = words.view(torch.uint8)
-    values = data.view(torch.float8_e4m3fn).to(torch.float32) if mode == "mxfp8" else e2m1.values(data)
+    values = float8_values(data.view(torch.float8_e4m3fn)) if mode == "mxfp8" else e2m1.values(data)
     return times(module, "scales", values.unflatten(-1, (scales.shape[-1], -1)), scales[..., None]).flatten(-2)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from eckart.checkpoint.dtypes import BFLOAT16, FLOAT8_E8M0FNU, INT8, UINT8
 from eckart.checkpoint.encodings import e2m1
+from eckart.checkpoint.encodings.blocks import in_blocks
 from eckart.checkpoint.encodings.encoded import Encoded, StoredModule, Unreadable
 from eckart.checkpoint.encodings.scales import powers_of_two
 
@@ -42,8 +43,8 @@ def _linear(module: StoredModule, codes: str) -> Iterator[Encoded | Unreadable]:
             continue
         shape, parts = leaves[codes].shape, (codes, scale)
         if e2m1.fits(leaves[codes], leaves[scale], GROUP):
-            rows = partial(_rows, module, codes, scale)
             shape = (*shape[:-1], 2 * shape[-1])
+            rows = in_blocks(partial(_rows, module, codes, scale), shape, BFLOAT16)
             yield module.weight(shape, rows, encoding="mxfp4", parts=parts, leaf=weight, dtype=BFLOAT16)
         else:
             reason = f"MXFP4: {module.shapes(*parts)} do not have a scale for every {GROUP} values"
@@ -83,4 +84,4 @@ def _scaled(packed: "Tensor", factors: "Tensor") -> "Tensor":
     """Blocks of 16 bytes, each times its scale, joined."""
     import torch
 
-    return (e2m1.values(packed) * factors[..., None]).to(torch.bfloat16).flatten(-2)
+    return e2m1.values(packed).mul_(factors[..., None]).to(torch.bfloat16).flatten(-2)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from eckart.checkpoint.dtypes import FLOAT8_E4M3FN
 from eckart.checkpoint.encodings import e2m1
+from eckart.checkpoint.encodings.blocks import in_blocks
 from eckart.checkpoint.encodings.encoded import Encoded, PartNames, StoredModule, Unreadable
 from eckart.checkpoint.encodings.scales import times
 
@@ -52,7 +53,7 @@ def _weight(module: StoredModule, names: PartNames) -> Encoded | Unreadable:
         reason = f"{module.shapes(names.codes, names.second)} do not have one scale for each matrix"
     else:
         shape = (shape[0], 2 * shape[1], shape[2]) if is_transposed else (*shape[:-1], 2 * shape[-1])
-        rows = partial(_transposed if is_transposed else _rows, module, names)
+        rows = in_blocks(partial(_transposed if is_transposed else _rows, module, names), shape)
         return module.weight(shape, rows, encoding="nvfp4", parts=names.stored, leaf=names.weight)
     return module.unreadable(names.stored, f"NVFP4: {reason}")
 

@@ -25,7 +25,9 @@ from eckart.checkpoint.dtypes import (
     INT8,
     UINT8,
 )
+from eckart.checkpoint.encodings.blocks import in_blocks
 from eckart.checkpoint.encodings.encoded import Encoded, PartNames, StoredModule, Unreadable
+from eckart.checkpoint.encodings.lookup import float8_values
 from eckart.checkpoint.encodings.scales import powers_of_two, times
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ def _weight(module: StoredModule, names: PartNames) -> Encoded | Unreadable:
     elif zero is not None and (zero.shape != scale.shape or zero.dtype != codes.dtype):
         reason = f"zero points {list(zero.shape)}, {zero.dtype}, do not fit the scales {list(scale.shape)}"
     else:
-        rows = partial(_rows, module, names, blocks)
+        rows = in_blocks(partial(_rows, module, names, blocks), codes.shape)
         return module.weight(codes.shape, rows, encoding=kind, parts=names.stored, leaf=names.weight)
     return module.unreadable(names.stored, reason)
 
@@ -130,20 +132,23 @@ def _rows(module: StoredModule, names: PartNames, blocks: tuple[int, ...], start
     """Entries `start` to `stop`, each code times its scale, in float32."""
     import torch
 
-    values = module.rows(names.codes, start, stop).to(torch.float32)
-    factors = _factors(module, names.scale)
+    codes = module.rows(names.codes, start, stop)
+    values = codes.to(torch.float32) if codes.dtype == torch.int8 else float8_values(codes)
     if names.second in module.leaves:
-        values -= _expanded(module.read(names.second).to(torch.float32), values, blocks, start)
-    values = times(module, names.scale, values, _expanded(factors, values, blocks, start))
+        zeros = _of_rows(module, names.second, blocks, start, stop).to(torch.float32)
+        for part, each in _aligned(values, zeros, blocks):
+            part.sub_(each)
+    for part, each in _aligned(values, _factors(module, names.scale, blocks, start, stop), blocks):
+        times(module, names.scale, part, each)
     return values.mul_(1 / _LARGEST_INT8) if names.scale == _ROW_MAXIMA else values
 
 
-def _factors(module: StoredModule, leaf: str) -> "Tensor":
-    """Scales in float32."""
+def _factors(module: StoredModule, leaf: str, blocks: tuple[int, ...], start: int, stop: int) -> "Tensor":
+    """Scales of entries `start` to `stop` in float32."""
     import torch
 
-    stored = module.read(leaf)
-    if stored.dtype == torch.uint8 or module.leaves[leaf].dtype == FLOAT8_E8M0FNU:
+    stored = _of_rows(module, leaf, blocks, start, stop)
+    if module.leaves[leaf].dtype in (UINT8, FLOAT8_E8M0FNU):
         return powers_of_two(module, leaf, stored)
     factors = stored.to(torch.float32)
     if bool((factors < 0).any()):
@@ -151,16 +156,32 @@ def _factors(module: StoredModule, leaf: str) -> "Tensor":
     return factors
 
 
-def _expanded(factors: "Tensor", values: "Tensor", blocks: tuple[int, ...], start: int) -> "Tensor":
-    """Scales of blocks as one for each of the values, which are entries `start` and following of the weight."""
+def _of_rows(module: StoredModule, leaf: str, blocks: tuple[int, ...], start: int, stop: int) -> "Tensor":
+    """What is stored for entries `start` to `stop`: one entry for each of them, or one for all."""
     import torch
 
-    if factors.numel() == 1:
-        return factors.reshape(())
-    factors = factors.reshape(factors.shape if factors.ndim == values.ndim else (-1, *(1 for _ in values.shape[1:])))
-    if factors.shape[0] > 1:
-        factors = factors[torch.arange(start, start + len(values)) // blocks[0]]
-    for dimension, block in enumerate(blocks[1:], start=1):
+    shape, ones = module.leaves[leaf].shape, (1,) * (len(blocks) - 1)
+    if math.prod(shape) == 1:
+        return module.read(leaf).reshape(1, *ones)
+    if shape[0] == 1:
+        return module.read(leaf)
+    first = start // blocks[0]
+    found = module.rows(leaf, first, -(-stop // blocks[0]))
+    found = found if blocks[0] == 1 else found[torch.arange(start, stop) // blocks[0] - first]
+    return found.reshape(-1, *ones) if len(shape) == 1 else found
+
+
+def _aligned(values: "Tensor", factors: "Tensor", blocks: tuple[int, ...]) -> Iterator[tuple["Tensor", "Tensor"]]:
+    """Parts of the values, as views, with factors that are broadcast to them."""
+    for dimension, block in enumerate(blocks[1:-1], start=1):
         if 1 < factors.shape[dimension] < values.shape[dimension]:
             factors = factors.repeat_interleave(block, dimension).narrow(dimension, 0, values.shape[dimension])
-    return factors
+    columns, count = values.shape[-1], factors.shape[-1]
+    if values.ndim == 1 or count in (1, columns):
+        yield values, factors
+        return
+    whole = columns // blocks[-1]
+    rest = whole * blocks[-1]
+    yield values[..., :rest].unflatten(-1, (whole, blocks[-1])), factors[..., :whole, None]
+    if rest < columns:
+        yield values[..., rest:], factors[..., whole:]
