@@ -421,8 +421,14 @@ def _rows(name):
         embedding, head = NAMES[name]
         # PEFT's merge adds the updates of all copies of a layer to the weight that they share; its live model does not.
         repeated = {"repeated layers": EVERYWHERE | {"layer_replication": [[0, 2], [1, 2]]}} if name == "Llama" else {}
+        # PEFT's live layer leaves out the bias of GPT-J's output layer.
+        of_tokens = {} if name == "GPT-J" else {
+            "tokens of each": SMALL | {"trainable_token_indices": {embedding: [0, 1, 3], head: [5, 2]}},
+            "tokens of both": SMALL | {"trainable_token_indices": {embedding: [0, 3], head: [0, 3]}},
+        }  # fmt: skip
         return (
             repeated
+            | of_tokens
             | GENERAL
             | {
                 "embedding": {"target_modules": [embedding]},
@@ -466,7 +472,7 @@ REWRITTEN = {
     "bare": ["all", "ranks"],
     "routed": ["all", "router as a parameter"],
     "Llama": [row for row in GENERAL if row != "aLoRA"] + ["embedding and head", "both saved", "repeated layers"],
-    "Llama, tied": ["tokens", "embedding and head", "both saved and tied"],
+    "Llama, tied": ["tokens", "tokens of each", "tokens of both", "embedding and head", "both saved and tied"],
     "GPT-2": ["patterns", "DoRA", "head saved"],
     "Gemma 3": ["DoRA on the embedding"],
     "Qwen3.5": ["linear"],
@@ -512,6 +518,11 @@ COMBINED = [
     ("tokens", {"target_modules": ["head"], "bias": "all"}, {"target_modules": ["mix"], "modules_to_save": ["emb"]}),
     ("tokens", {"target_modules": ["head"]}, {"target_modules": ["mix"], "trainable_token_indices": {"emb": [5, 2]}}),
     ("routed", {"target_modules": ["router"]}, {"target_modules": [], "target_parameters": ["experts.down_proj"]}),
+    (
+        "Llama",
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [5, 2]}},
+        {"target_modules": ["v_proj"], "trainable_token_indices": {"lm_head": [7]}},
+    ),
     ("Qwen2", {"target_modules": ["q_proj", "v_proj"], "lora_bias": True}, {"target_modules": ["o_proj"]}),
     ("Qwen2", {"target_modules": ["q_proj"], "bias": "all"}, {"target_modules": ["q_proj", "v_proj"]}),
     ("Qwen2", {"target_modules": ["q_proj"], "lora_bias": True}, {"target_modules": ["q_proj"], "bias": "lora_only"}),

@@ -74,6 +74,9 @@ def _match_saved(model: nn.Module, adapter: Adapter) -> tuple[dict[str, list[tup
         if is_token_rows(name):
             shared = (other for other in modules.values() if getattr(other, leaf, None) is current)
             slots[name] += [(other, leaf) for other in shared if other is not module]
+    owned = {places[0] for places in slots.values()}
+    for places in slots.values():
+        places[1:] = [place for place in places[1:] if place not in owned]
     return slots, faults
 
 

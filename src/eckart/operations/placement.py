@@ -261,7 +261,7 @@ def _place_added(
 
 
 def _place_rows(number: int, name: str, adapter: AdapterOutline, places: Places, tensors: NamesOfBase) -> list[Fault]:
-    """Rows of an embedding, which PEFT replaces in every module that shares it."""
+    """Rows of an embedding, which PEFT replaces in every module that shares it and has no rows of its own."""
     tensor = tensors.find(embedding_of(name))
     if tensor is None:
         return [(name, "missing", "the base has no such tensor")]
@@ -277,7 +277,8 @@ def _place_rows(number: int, name: str, adapter: AdapterOutline, places: Places,
     view = next(view.name for view in places.views.values() if view.tensor == stored)
     # PEFT knows which embeddings share a weight only from the config of a transformers model.
     sharing = [stored, *(absent for absent, owner in base.tied.items() if owner == stored)] if base.config else [tensor]
-    for shared in sharing:
+    others = {tensors.find(embedding_of(other)) for other in adapter.modules_to_save if is_token_rows(other)} - {tensor}
+    for shared in (each for each in sharing if each not in others):  # PEFT shares the rows of the same tokens
         places.changes.setdefault(shared, {}).setdefault(view, []).append(Term(number, name, "rows"))
     return []
 

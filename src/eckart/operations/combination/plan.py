@@ -18,7 +18,7 @@ from eckart.errors import MismatchError, OptionError
 from eckart.formats.common_names import to_common_names
 from eckart.formats.peft_config import is_trained_bias
 from eckart.formats.peft_experts import expert_of
-from eckart.formats.peft_tokens import FIELD, embedding_of, is_token_rows
+from eckart.formats.peft_tokens import FIELD, embedding_of, is_token_rows, tokens_of
 from eckart.formats.sources import open_adapter, open_model
 from eckart.operations.combination.mixture import Method, Mixture
 from eckart.operations.costs import Costs, break_even_note
@@ -209,7 +209,11 @@ class CombinePlan:
         """The result without layers and tensors: the first adapter's metadata, completed from the others."""
         first = self.adapters[0]
         bias = next((mode for each in self.adapters if (mode := each.config.get("bias", "none")) != "none"), None)
-        tokens = next((found for each in self.adapters if (found := each.config.get(FIELD))), None)
+        fields = [found for each in self.adapters if (found := each.config.get(FIELD))]
+        tokens = fields[0] if fields else None
+        if any(field != tokens for field in fields):
+            rows = ((name, each) for each in self.outlines for name in each.modules_to_save if is_token_rows(name))
+            tokens = {embedding_of(name).removesuffix(".weight"): _tokens(name, each) for name, each in rows}
         return replace(
             first,
             layers={},
@@ -293,11 +297,11 @@ class CombinePlan:
         yield from (f"{name}: several adapters carry it, and one file has one" for name, n in counts.items() if n > 1)
 
     def _rows_faults(self, name: str, weight: float) -> Iterator[str]:
-        fields = [outline.config.get(FIELD) for outline in self.outlines if name in outline.modules_to_save]
+        tokens = [_tokens(name, outline) for outline in self.outlines if name in outline.modules_to_save]
         embedding = embedding_of(name)
         if embedding in self.savers or embedding.removesuffix(".weight") in self.terms:
             yield f"{name}: one adapter trains single tokens, and another changes all of them"
-        elif any(field != fields[0] for field in fields):
+        elif any(each != tokens[0] for each in tokens):
             yield f"{name}: the adapters train different tokens ({FIELD})"
         elif weight != 1:
             yield f"{name}: rows of tokens with weights that sum to {weight:g}; they must sum to 1"
@@ -343,6 +347,14 @@ def plan_combine(
     plan = CombinePlan(tuple(common), chosen_weights, mixture, choice, opened, data_type, tuple(zero), files)
     plan.check()
     return plan
+
+
+def _tokens(name: str, adapter: AdapterOutline) -> list[int] | str:
+    """The tokens of saved rows, or why there are none."""
+    try:
+        return tokens_of(name, adapter.config, adapter.modules_to_save[name])
+    except ValueError as fault:
+        return str(fault)
 
 
 def _kind(layer: LayerOutline) -> str:
