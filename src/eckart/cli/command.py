@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from eckart.cli import flags
+from eckart.cli.printable import printable
 from eckart.cli.signals import INTERRUPTED, interrupting
 from eckart.engine.shard import ShardDone
 from eckart.errors import EckartError
@@ -97,12 +98,12 @@ def _argument(parameter: Any) -> str:
 def _refused(error: Exception, *, debug: bool) -> None:
     """One message on stderr; for an unexpected error, its first line and how to see where it arose."""
     if debug:
-        traceback.print_exc()
+        sys.stderr.write(printable(traceback.format_exc()))
     elif isinstance(error, EckartError):
-        sys.stderr.write(f"eckart: {flags.with_flags(str(error))}\n")
+        sys.stderr.write(f"eckart: {printable(flags.with_flags(str(error)))}\n")
     else:
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        sys.stderr.write(f"eckart: unexpected {reason}; run with --debug to see where\n")
+        sys.stderr.write(f"eckart: unexpected {printable(reason)}; run with --debug to see where\n")
 
 
 def _shard_done(ended: ShardDone, *, as_json: bool) -> None:
@@ -120,7 +121,7 @@ def _interrupted(reason: str, output: object) -> NoReturn:
     kept = f"interrupted; finished work is kept in {partial}: repeat the command to resume"
     has_work = any(any(partial.glob(pattern)) for pattern in ("*.safetensors", "checkpoint-*"))
     message = reason or (kept if has_work else "interrupted")
-    sys.stderr.write(f"eckart: {flags.with_flags(message)}\n")
+    sys.stderr.write(f"eckart: {printable(flags.with_flags(message))}\n")
     sys.stdout.flush()
     sys.stderr.flush()
     if reason:

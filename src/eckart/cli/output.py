@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eckart.cli.flags import RUNNING, with_flags
+from eckart.cli.printable import Printable, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,7 +31,7 @@ def show(result: "RenderableType") -> None:
 
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
     for part in _parts(result, console.width):
-        console.print(part, crop=False, soft_wrap=isinstance(part, Text))
+        console.print(Printable(part), crop=False, soft_wrap=isinstance(part, Text))
 
 
 def present(result: Any, table: "Callable[[Any], RenderableType]", *, as_json: bool) -> None:
@@ -92,4 +93,4 @@ def show_json(result: Mapping[str, object]) -> None:
 
 def note(message: str) -> None:
     """Print a line on stderr, where it disturbs no pipe."""
-    sys.stderr.write(f"{with_flags(message)}\n")
+    sys.stderr.write(f"{printable(with_flags(message))}\n")

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from eckart.cli.flags import with_flags
+from eckart.cli.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,12 +53,12 @@ class StderrProgress:
         """Count what was done."""
         if self._stage is not None and self._display is not None:
             self._stage.done += amount
-            self._stage.detail = detail or self._stage.detail
+            self._stage.detail = printable(detail) or self._stage.detail
             self._display.update()
 
     def note(self, message: str) -> None:
         """Say something now, above the bar if there is one."""
-        _say(with_flags(message), self._display.console if isinstance(self._display, _Bar) else None)
+        _say(printable(with_flags(message)), self._display.console if isinstance(self._display, _Bar) else None)
 
     def finish(self) -> None:
         """Take the bar away, and leave a line if the stage took long or ended with a result."""

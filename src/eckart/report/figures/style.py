@@ -1,5 +1,6 @@
 """The style of all figures: white background, a light grid, colours that colour-blind readers can distinguish."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -91,9 +92,24 @@ def save(figure: "Figure", path: Path, *, force: bool = False) -> Path:
     """
     import matplotlib as mpl
 
-    with atomic_file(path, force=force) as file, mpl.rc_context({"svg.hashsalt": FORMAT}):
+    _take_names_literally(figure)
+    with atomic_file(path, force=force) as file, mpl.rc_context({"svg.hashsalt": FORMAT}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name in another script is drawn as boxes
         figure.savefig(file, metadata=METADATA[path.suffix])
     return path
+
+
+def _take_names_literally(figure: "Figure") -> None:
+    """A `$` in a name is no mathematics; only the numbers of an axis, such as 10⁻³, may be."""
+    from matplotlib.text import Text
+    from matplotlib.ticker import FixedFormatter
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # type: ignore[attr-defined]
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        is_named = isinstance(axis.get_major_formatter(), FixedFormatter)
+        for label in axis.get_ticklabels(which="both"):
+            label.set_parse_math(not is_named)
 
 
 def save_all(result: T, drawings: "Mapping[str, Callable[[T], Figure]]", folder: str | Path) -> list[Path]:
