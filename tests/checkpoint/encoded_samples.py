@@ -344,6 +344,7 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
     "FP8, experts, rows": lambda: fused("_scale", (1, 1, INPUTS)),
     "FP8, experts, columns": lambda: fused("_scale", (1, OUTPUTS, 1)),
     "FP8, experts, one scale each": lambda: fused("_scale", (1, OUTPUTS, INPUTS)),
+    "FP8, experts, ModelOpt": lambda: fused("_weight_scale", (3, OUTPUTS, INPUTS)),
     "FP8, torchao": lambda: torchao(E4M3),
     "FP8, compressed-tensors": lambda: compressed("float-quantized", num_bits=8, type="float", strategy="channel"),
     "INT8, rows": lambda: scaled("weight_scale", (1, INPUTS), torch.int8),
@@ -357,7 +358,9 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
     "MXFP4, DeepSeek-V4": lambda: mxfp4("weight", "scale", view=torch.int8, power=torch.float8_e8m0fnu),
     "MXFP4, compressed-tensors": lambda: compressed("mxfp4-pack-quantized", **FP4, **GROUPS, scale_dtype=torch.uint8),
     "MXFP8": mxfp8,
+    "MXFP4, packed data type": lambda: mxfp4("weight", "weight_scale", view=torch.float4_e2m1fn_x2),
     "NVFP4, ModelOpt": nvfp4,
+    "NVFP4, packed data type": lambda: nvfp4(view=torch.float4_e2m1fn_x2),
     "NVFP4, ModelOpt, experts": nvfp4_experts,
     "NVFP4, compressed-tensors": lambda: compressed(
         "nvfp4-pack-quantized", **FP4, strategy="tensor_group", group_size=16, scale_dtype=E4M3

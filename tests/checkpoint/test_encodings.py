@@ -124,6 +124,8 @@ MISFITS = {
                                      "nvfp4, with pre_quant_scale, which is not part"),
     "FP8 rotated by ComfyUI": (lambda: changed(scaled("weight_scale", (1, 256)), comfy_quant=text(
         {"format": "float8_e4m3fn", "convrot": True})), "fp8, float8_e4m3fn with convrot of ComfyUI"),
+    "LLM.int8 in another layout": (lambda: changed(SAMPLES["LLM.int8"](), weight_format=torch.tensor(2).byte()),
+                                   "llm.int8 codes in the layout of a GPU"),
     "NVFP4 of ComfyUI": (lambda: changed(nvfp4(), comfy_quant=text({"format": "nvfp4"})), "nvfp4, nvfp4 of ComfyUI"),
     "FP8 with a damaged marker": (lambda: changed(scaled("weight_scale", (1, 256)), comfy_quant=CODES),
                                   "fp8, None of ComfyUI"),
@@ -157,6 +159,7 @@ UNKNOWN = {
                      "scales": torch.ones(64, 8)}, "GPTQModel"),
     "FP8 with a scale of an unknown name": ({"weight": ONES.to(E4M3), "dequant_scaling": torch.ones(())},
                                             "weight, float8_e4m3fn, with dequant_scaling, of an unknown encoding"),
+    "scales without their codes": ({"qzeros": CODES.int(), "scales": ONES}, "qzeros, int32, with scales"),
     "a scale alone": ({"weight_scale_inv": ONES}, "a scale whose codes are missing"),
     "a scale next to dense weights": ({"gate_up_proj_scale": ONES, "other": torch.ones(())}, "codes are missing"),
 }  # fmt: skip

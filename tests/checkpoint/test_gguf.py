@@ -7,6 +7,7 @@ import sys
 import warnings
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from gguf.quants import quantize
@@ -150,6 +151,38 @@ def test_each_architecture_is_what_transformers_loads(architecture, kind, tiny_m
     assert checkpoint.tensors["model.layers.0.mlp.up_proj.weight"].quantization == (
         kind.name if kind in (Q.Q8_0, Q.Q4_0) else None
     )
+
+
+OF_ACTIVATIONS = {"Q8_1", "Q8_K"}  # which no file contains
+NOT_READ = {"Q1_0"}  # which the gguf package does not dequantize
+
+
+@pytest.mark.parametrize("kind", [kind for kind in Q if kind.name not in OF_ACTIVATIONS], ids=lambda kind: kind.name)
+def test_every_type_is_read_as_the_gguf_package_dequantizes_it_or_refused_by_number(kind, tmp_path) -> None:
+    block, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    data = np.random.default_rng(0).integers(0, 256, (6, 256 // block * nbytes), dtype=np.uint8)
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    for key, value in SIZES.items():
+        getattr(writer, f"add_{key}")(value)
+    writer.add_tensor("blk.0.ffn_up.weight", data, raw_dtype=kind)
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    if kind.name in NOT_READ:
+        with pytest.raises(FileFormatError, match=f"type {kind.value}, which the installed gguf package cannot"):
+            open_checkpoint(tmp_path / "model.gguf")
+        return
+    checkpoint = open_checkpoint(tmp_path / "model.gguf")
+    name = "model.layers.0.mlp.up_proj.weight"
+    found = checkpoint.read(name)
+    assert found.shape == (6, 256)
+    if checkpoint.tensors[name].quantization is None:
+        assert found.view(torch.uint8).numpy().tobytes() == data.tobytes()
+        return
+    with np.errstate(all="ignore"):
+        expected = gguf.quants.dequantize(data, kind)
+    assert found.numpy().tobytes() == expected.tobytes()
+    assert checkpoint.rows(name, 2, 5).numpy().tobytes() == expected[2:5].tobytes()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])

@@ -38,7 +38,7 @@ _SCALE_DTYPES = (FLOAT32, FLOAT16, BFLOAT16, FLOAT8_E8M0FNU)
 _USUAL_BLOCK = 128
 _MX_GROUP = 32
 _LARGEST_INT8 = 127
-_ROW_MAXIMA = "SCB"
+_ROW_MAXIMA, _LAYOUT = "SCB", "weight_format"  # of LLM.int8; layout 0 is by rows
 
 
 def scaled(module: StoredModule) -> Iterator[Encoded | Unreadable]:
@@ -57,6 +57,7 @@ def _names(codes: str) -> Iterator[PartNames]:
     """The names that the scale of a tensor of codes may have; those of the tensor itself come first."""
     yield PartNames(codes, codes, f"{codes}_scale", f"{codes}_zero_point")
     yield PartNames(codes, codes, f"{codes}_scale_inv")
+    yield PartNames(codes, codes, f"{codes}_weight_scale")
     if codes == "weight":
         yield from (PartNames(codes, codes, scale) for scale in ("scale_weight", "scale", "qscale_weight", _ROW_MAXIMA))
     if codes == "_weight_qdata":
@@ -73,6 +74,8 @@ def _weight(module: StoredModule, names: PartNames) -> Encoded | Unreadable:
     if blocks is None:
         of = f"{list(scale.shape)} of {scale.name}, {scale.dtype}"
         reason = f"{kind} codes of shape {list(codes.shape)} do not fit the shape {of}"
+    elif _LAYOUT in leaves and module.numbers(_LAYOUT) != [0]:
+        reason = f"{kind} codes in the layout of a GPU; dequantize it with transformers' model.dequantize()"
     elif zero is not None and (zero.shape != scale.shape or zero.dtype != codes.dtype):
         reason = f"zero points {list(zero.shape)}, {zero.dtype}, do not fit the scales {list(scale.shape)}"
     else:

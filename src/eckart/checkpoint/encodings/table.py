@@ -31,7 +31,8 @@ from eckart.checkpoint.encodings.scaled import scaled
 ENCODINGS: tuple[Encoding, ...] = (scaled, mxfp4, nvfp4, gptq, awq, compressed, mlx, hqq, fp4)
 # Of a module's inputs and outputs and of caches, and of the layout in memory: they do not change what a weight is.
 _BESIDE = re.compile(
-    rf"(.*_)?(input|output|activation|[kqv]|prob)_(global_)?scale|scale_input|qscale_act|weight_format|{MARKER}"
+    r"(.*_)?(input|output|activation|[kqv]|kv|prob)_(global_)?(scale|zero_point)(_ub)?|scale_input|qscale_act"
+    rf"|weight_format|{MARKER}"
 )
 _PART_OF_CODES = re.compile(r"scal(e|ing)|zero|amax|SCB|g_idx|perm|smooth|codebook|rotat|hadamard", re.IGNORECASE)
 

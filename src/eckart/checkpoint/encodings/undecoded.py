@@ -64,9 +64,10 @@ def _unknown_encoding(module: StoredModule) -> str | None:
     codes = [
         leaf
         for leaf, info in module.leaves.items()
-        if leaf not in scales and is_low_precision(info) and info.dtype not in _NO_CODES and len(info.shape) > 1
+        if is_low_precision(info) and info.dtype not in _NO_CODES and len(info.shape) > 1
     ]
-    if sign or not codes or not scales:
+    scales = [leaf for leaf in scales if leaf != codes[0]] if codes else []
+    if sign or not scales:
         return sign
     what = f"{codes[0]}, {module.leaves[codes[0]].dtype}, with {scales[0]}"
     return f"{what}, of an unknown encoding; dequantize it with the tool that wrote it"
