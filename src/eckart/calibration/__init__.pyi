@@ -1,6 +1,7 @@
 from .collect import collect_moments as collect_moments
 from .held_out import HeldOutLosses as HeldOutLosses
 from .held_out import measure_losses as measure_losses
+from .merge import merge_with_text as merge_with_text
 from .quantize import quantize_with_text as quantize_with_text
 from .session import Calibrated as Calibrated
 from .session import calibrated as calibrated

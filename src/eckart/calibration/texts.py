@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LENGTH = 512
 TOKENS = 12_288
-HELD_OUT_TOKENS = 3_072
+HELD_OUT_TOKENS = 2_048
 PARTS = 3  # of a single text, as if they were kinds
 
 

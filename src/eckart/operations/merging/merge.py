@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eckart.engine import Execution
 from eckart.formats.sources import Source
+from eckart.operations.merging.calibrated import calibrated_merge
 from eckart.operations.merging.plan import Adapters, plan_merge, written_to
 from eckart.result import Result, Skipped
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from eckart.checkpoint import DType
+    from eckart.operations.moments import Moments
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,6 +36,9 @@ class MergeResult(Result):
         requantization_error: ‖requantized − merged‖_F / ‖merged‖_F if the base is quantized; otherwise None.
         update_error: error of rounding or quantizing the changed weights, as a share of ‖merged − base‖_F; rounding is
             measured on an eighth of the rows; None if nothing was rounded.
+        held_out: losses on held-out text, in nats per token, of the base, with the adapters next to it, merged with
+            the nearest codes, and as written: the mean and that on each kind of text; None if they were not measured.
+        notes: warnings and advice.
     """
 
     output: Path
@@ -45,6 +50,15 @@ class MergeResult(Result):
     seconds: float
     requantization_error: float | None = None
     update_error: float | None = None
+    held_out: Mapping[str, Mapping[str, float]] | None = None
+    notes: tuple[str, ...] = ()
+
+    def gain_kept(self, label: str = "written") -> float | None:
+        """The share of the adapters' gain next to the base that a model has; None if it is unknown or not positive."""
+        if self.held_out is None:
+            return None
+        base, adapted, loss = (self.held_out[name]["mean"] for name in ("base", "adapter next to it", label))
+        return (base - loss) / (base - adapted) if base > adapted else None
 
     def to_json(self) -> dict[str, Any]:
         """The `eckart-merge/2` object."""
@@ -56,6 +70,9 @@ class MergeResult(Result):
             "untied": self.untied,
             "requantization_error": self.requantization_error,
             "update_error": self.update_error,
+            "requantization": {"update_error": self.update_error, "gain": self.gain_kept()} if self.held_out else None,
+            "held_out": self.held_out,
+            "notes": list(self.notes),
             "skipped": [item.to_json() for item in self.skipped],
             "seconds": self.seconds,
         }
@@ -68,6 +85,8 @@ def merge(
     *,
     weights: Sequence[float] | None = None,
     dtype: DType | torch.dtype | str | None = None,
+    moments: Moments | None = None,
+    original: Source | None = None,
     execution: Execution = Execution(),
     force: bool = False,
 ) -> MergeResult:
@@ -87,6 +106,9 @@ def merge(
         weights: factor of each adapter, may be negative; default 1. An adapter of weight 0 changes nothing.
         dtype: dtype of all floating-point tensors, by name or as torch dtype; None keeps the base's (float32 for
             quantized GGUF tensors).
+        moments: second moments of the layers' inputs, by which the codes of a quantized base are chosen so that the
+            outputs of each layer change least.
+        original: the model that a quantized base was made from; its weights are updated instead of the base's codes.
         execution: workers, memory, progress, resume.
         force: replace an existing output.
 
@@ -102,6 +124,7 @@ def merge(
     began = time.monotonic()
     execution.check()
     plan = written_to(plan_merge(base, adapters, weights=weights, dtype=dtype), Path(output))
+    plan = calibrated_merge(plan, moments=moments, original=original)
     plan.check_output(Path(output), force=force)
     # Imported here: a refusal needs no torch.
     from eckart.operations.model_writer.rounding_cost import errors_of

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from eckart.linalg.scaled_levels import ScaledLevels
     from eckart.operations.moments import Moments
 
-EMPHASIS = 1.0  # of what an adapter reads, relative to the mean moment of the directions that it reads
+EMPHASIS = 0.1  # of what an adapter reads, relative to the mean moment of the directions that it reads
 
 
 class QuantizedWeight(Protocol):

@@ -43,6 +43,7 @@ class OutputTensor:
         views: the matrices in it, in order; any other tensor is one view of all its entries.
         terms: what changes each matrix, by the matrix's name; empty for a copy.
         scheme: how to quantize it; None for plain values.
+        original: checkpoint with the values that the base's codes stand for, which are read instead.
     """
 
     name: str
@@ -52,6 +53,7 @@ class OutputTensor:
     views: tuple[MatrixView, ...]
     terms: Mapping[str, Sequence[Term]] = field(default_factory=dict)
     scheme: Nf4Scheme | None = None
+    original: Checkpoint | None = None
 
     @property
     def info(self) -> TensorInfo:
@@ -208,6 +210,7 @@ class ModelPlan:
             "adapters": [adapter.fingerprint() for adapter in self.adapters],
             "weights": self.weights,
             "config": {name: str(value) for name, value in self.config.items()},
+            "originals": sorted({it.original.fingerprint() for it in self.tensors if it.original}),
             "calibration": self.calibration.facts() if self.calibration else None,
             "tensors": [[it.name, str(it.dtype), str(it.scheme), sorted(it.terms)] for it in self.tensors],
         }

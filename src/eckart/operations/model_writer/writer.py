@@ -47,8 +47,8 @@ def in_cache(rows: Tensor) -> tuple[Tensor, ...]:
 
 
 def stored_rows_of(tensor: OutputTensor, view: MatrixView) -> Iterator[Tensor]:
-    """Rows of one matrix of a tensor as the base stores them."""
-    return rows_of(tensor.base, view)
+    """Rows of one matrix of a tensor as the base stores them, or as its original does."""
+    return rows_of(tensor.original or tensor.base, view)
 
 
 def update_for(plan: ModelPlan, tensor: OutputTensor, view: MatrixView) -> Update:

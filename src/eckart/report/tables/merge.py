@@ -29,14 +29,37 @@ def merge_table(result: "MergeResult") -> RenderableType:
         cost = f"Quantized again to NF4, with an error of {result.requantization_error:.2%} of the merged weights"
         if result.update_error is not None:
             cost += f" and {_times(result.update_error)} the update"
-            cost += ": most of what was merged is lost" if result.update_error > MOSTLY_LOST else ""
-        lines.append(f"{cost}. `dtype=bfloat16` writes plain weights without this error.")
+            is_lost = result.update_error > MOSTLY_LOST and result.held_out is None
+            cost += ": most of what was merged is lost" if is_lost else ""
+        lines.append(f"{cost}. {_remedy(result)}")
+        lines += [*_gain_lines(result), *result.notes]
     elif result.update_error is not None and result.update_error > REPORTED_ERROR:
         lines.append(
             f"Rounding to the stored data type has an error of {_times(result.update_error)} the update, as any merge "
             "into it has; `dtype=float32` avoids it."
         )
     return _lines(f"Model in {result.output}", lines, result)
+
+
+def _remedy(result: "MergeResult") -> str:
+    if result.held_out is not None:
+        return "The codes are those that keep the outputs of the layers, not the nearest ones to the weights."
+    return "`calibrate=TEXT` chooses codes that keep it; `dtype=bfloat16` writes plain weights without this error."
+
+
+def _gain_lines(result: "MergeResult") -> list[str]:
+    """The losses on held-out text, and how much of the adapters' gain is left."""
+    if result.held_out is None:
+        return []
+    losses = ", ".join(f"{label} {loss['mean']:.4f}" for label, loss in result.held_out.items())
+    lines = [f"Loss on held-out text, in nats per token: {losses}."]
+    kept = {label: result.gain_kept(label) for label in ("nearest codes", "written")}
+    if kept["written"] is not None and kept["nearest codes"] is not None:
+        lines.append(
+            f"Of the adapter's gain next to the base, {kept['written']:.0%} is kept; with the nearest codes "
+            f"{kept['nearest codes']:.0%}."
+        )
+    return lines
 
 
 def unmerge_table(result: "UnmergeResult") -> RenderableType:
