@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from eckart.adapter import Adapter, AdapterLayer
 from eckart.checkpoint import layout, open_checkpoint
 from eckart.engine import Execution
-from eckart.errors import OptionError
+from eckart.errors import MismatchError, OptionError
 from eckart.operations import analyze, compare, extract, merge, unmerge
 from eckart.operations.analysis.plan import plan_analysis
 
@@ -169,3 +169,19 @@ def test_files_that_describe_codes_are_left_out_of_a_dense_model(file, tmp_path)
     (model.folder / file).write_text("{}")
     merge(model.folder, model.adapter, tmp_path / "out", dtype="bfloat16")
     assert (tmp_path / "out" / file).exists() != FILES[file]
+
+
+def test_an_operation_on_codes_that_are_not_read_says_what_they_are(tmp_path):
+    model = model_of(tmp_path, SAMPLES["GPTQ, act-order"]())
+    tensors = model.sample.tensors | {f"{model.matrix}.scales": torch.ones(3, 64)}
+    save_file(tensors | EXTRA, model.folder / "model.safetensors", {"format": "pt"})
+    said = r"up_proj: .*cannot be {}: quantized storage: GPTQ: 256 inputs do not divide .* dequantize it with GPTQModel"
+    with pytest.raises(MismatchError, match=said.format("merged")):
+        merge(model.folder, model.adapter, tmp_path / "out", dtype="float32")
+    for operation in (extract, compare):
+        with pytest.raises(MismatchError, match=said.format("used") + f"; `exclude={model.matrix}`") as refusal:
+            operation(dense(model), model.folder, **({"rank": 1} if operation is extract else {}))
+        assert str(refusal.value).count("up_proj:") == 1
+    other = EXTRA | {f"{Q}.weight": PLAIN.float() + 1}
+    result = extract(dense(model) | other, model.folder, rank=1, exclude=model.matrix)
+    assert {layer.name for layer in result.layers} == {Q}

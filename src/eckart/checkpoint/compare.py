@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
+from eckart.checkpoint.encodings.undecoded import undecoded
 from eckart.checkpoint.layouts import is_buffer, layout, module_of
 from eckart.checkpoint.naming import is_embedding, is_output_layer, matches
 from eckart.checkpoint.tying import is_vocabulary
@@ -40,14 +41,23 @@ def compare_layouts(
         return [prefix]
     skipped = {item.name: item.reason for item in layout(base).skipped}
     matrices = {view.tensor for view in layout(tuned).matrices}
+    unread = {name: (side, reason) for side in (base, tuned) for name, reason in undecoded(side).items()}
+    modules = {name.rpartition(".")[0] for name in unread}
     faults: dict[str, str] = {}
+    of_codes: dict[str, str] = {}
     for name in dict.fromkeys([*base.tensors, *tuned.tensors]):
         if any(matches(pattern, module) for pattern in exclude for module in _owners(name)):
             continue
         old, new = _find(base, name), _find(tuned, name)
         if (info := old or new) and is_buffer(info):
             continue
-        if name in matrices and old and old.name in skipped:
+        module = name.rpartition(".")[0]
+        if (old is None or new is None) and module in modules:
+            # Of the tensors of a weight in codes, and of the weight itself, one fault is enough.
+            if name in unread:
+                side, reason = unread[name]
+                of_codes.setdefault(module, f"{side.source} cannot be used: {reason}; `exclude={module}` skips it")
+        elif name in matrices and old and old.name in skipped:
             faults[name] = f"the base cannot be used: {skipped[old.name]}"
         elif fault := _fault(name, base, tuned):
             is_sized = old is not None and new is not None and old.shape[1:] == new.shape[1:] and is_vocabulary(name)
@@ -58,7 +68,7 @@ def compare_layouts(
     prefix, renamed = _renamed(base, tuned, faults)
     faults = {name: fault for name, fault in faults.items() if name not in renamed}
     cause = _common_cause(base, tuned, faults)
-    return prefix + ([cause] if cause else [f"{name}: {fault}" for name, fault in faults.items()])
+    return prefix + ([cause] if cause else [f"{name}: {fault}" for name, fault in (of_codes | faults).items()])
 
 
 def _renamed(base: Checkpoint, tuned: Checkpoint, faults: Mapping[str, str]) -> tuple[list[str], set[str]]:

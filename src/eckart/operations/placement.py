@@ -152,6 +152,9 @@ def find_places(base: Checkpoint, adapters: Sequence[AdapterOutline]) -> Places:
         views |= _stacked_views(adapter, base, views)
     places = Places({}, views)
     reasons = {item.name.removesuffix(".weight"): item.reason for item in found.skipped}
+    # Of codes that are not read, the module is what an adapter names.
+    codes = [item for item in found.skipped if item.reason.startswith("quantized storage")]
+    reasons = {item.name.rpartition(".")[0]: item.reason for item in codes} | reasons
     modules = NamesOfBase([*places.views, *reasons], base)
     tensors = NamesOfBase([*base.tensors, *base.tied], base)
     faults = []
