@@ -202,6 +202,10 @@ TOKENS = {
 HEADS = {
     "Llama": (CAUSAL, CLASSIFIER, "llama", SIZES, {"target_modules": ["q_proj"], "task_type": "SEQ_CLS"}),
     "GPT-2": (CAUSAL, CLASSIFIER, "gpt2", GPT2, {"target_modules": ["c_attn"], "task_type": "SEQ_CLS"}),
+    "DistilBERT": (
+        *(MASKED, CLASSIFIER, "distilbert", {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "vocab_size": 96}),
+        {"target_modules": ["q_lin"], "task_type": "SEQ_CLS"},
+    ),
     "BERT": (
         *(MASKED, "AutoModelForTokenClassification", "bert", BERT),
         {"target_modules": ["query"], "task_type": "TOKEN_CLS"},

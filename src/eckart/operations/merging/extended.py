@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from eckart.adapter.outline import TensorOutline
 
 _HEADS = {"score", "classifier", "qa_outputs", "pre_classifier", "classification_head"}
+_HIDDEN = {"pre_classifier", "dense"}  # of a head with two matrices the first
 _CLASSES = {
     "SEQ_CLS": "ForSequenceClassification",
     "TOKEN_CLS": "ForTokenClassification",
@@ -155,7 +156,8 @@ def _config_with(config: dict[str, Any], old: TensorInfo | None, new: TensorInfo
     if ending and isinstance(config.get("architectures"), list):
         classes = [re.sub(r"(LMHeadModel|Model|For[A-Z]\w+)$", ending, str(cls)) for cls in config["architectures"]]
         result["architectures"] = classes
-    if len(new.shape) == 2 and ending in ("ForSequenceClassification", "ForTokenClassification"):
+    is_last = new.name.split(".")[-2] not in _HIDDEN
+    if len(new.shape) == 2 and is_last and ending in ("ForSequenceClassification", "ForTokenClassification"):
         # The last of a head's matrices has a row for each label.
         result["id2label"] = {str(i): f"LABEL_{i}" for i in range(labels)}
         result["label2id"] = {f"LABEL_{i}": i for i in range(labels)}
