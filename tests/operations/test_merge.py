@@ -18,7 +18,7 @@ from eckart.checkpoint import open_checkpoint
 from eckart.engine import Execution, NoProgress
 from eckart.errors import MismatchError, NotFiniteError, OptionError, OutputError
 from eckart.formats import load_adapter
-from eckart.operations import convert, resize
+from eckart.operations import convert, extract, resize
 from eckart.operations.merging.merge import merge
 from eckart.operations.merging.plan import plan_merge
 from eckart.operations.weight_update import Update
@@ -442,6 +442,9 @@ def test_a_tensor_that_is_not_changed_is_copied_bit_for_bit_in_every_stored_dtyp
     odd = load_file(tmp_path / "out" / "model.safetensors")["odd"]
     assert (odd.dtype, odd.shape) == (ODD[code].dtype, ODD[code].shape)
     assert torch.equal(odd.view(torch.uint8), ODD[code].view(torch.uint8))
+    back = extract(tmp_path / "base", tmp_path / "out", rank=2)
+    assert list(back.adapter) == [Q]
+    assert "odd" in [item.name for item in back.skipped]
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz])

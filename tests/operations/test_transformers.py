@@ -203,7 +203,7 @@ HEADS = {
     "Llama": (CAUSAL, CLASSIFIER, "llama", SIZES, {"target_modules": ["q_proj"], "task_type": "SEQ_CLS"}),
     "GPT-2": (CAUSAL, CLASSIFIER, "gpt2", GPT2, {"target_modules": ["c_attn"], "task_type": "SEQ_CLS"}),
     "DistilBERT": (
-        *(MASKED, CLASSIFIER, "distilbert", {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "vocab_size": 96}),
+        *(MASKED, CLASSIFIER, "distilbert", {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4}),
         {"target_modules": ["q_lin"], "task_type": "SEQ_CLS"},
     ),
     "BERT": (

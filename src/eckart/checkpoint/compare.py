@@ -187,6 +187,8 @@ def _equal(first: "Tensor", second: "Tensor") -> bool:
     """Whether two tensors have the same values, regardless of their data types."""
     import torch
 
+    if first.dtype == second.dtype and first.dtype.itemsize == 1:
+        first, second = first.view(torch.uint8), second.view(torch.uint8)  # torch compares no codes of four bits
     if first.dtype == second.dtype:
         return torch.equal(first, second)
     return torch.equal(first.to(torch.float64), second.to(torch.float64))
