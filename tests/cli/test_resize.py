@@ -89,3 +89,26 @@ def test_an_adapter_that_is_not_there_and_an_output_that_is(adapter, tmp_path):
     for output, options, said in ((adapter, ["--force"], "never changed"), (tmp_path / "a/b", [], "does not exist")):
         ended = eckart("resize", adapter, "-o", output, "--rank", 2, *options)
         assert (ended.exit_code, said in ended.stderr) == (1, True)
+
+
+def test_several_adapters_are_written_into_a_folder_with_one_line_each(adapter, tmp_path):
+    load_adapter(adapter).save(tmp_path / "second")
+    found = eckart(
+        "resize", adapter, tmp_path / "second", "-o", tmp_path / "small", "--rank", 2, "--scale", "q_proj=0.5"
+    )
+    assert found.exit_code == 0, found.output
+    lines = found.stdout.strip().splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        str(tmp_path / "small" / name) for name in ("adapter", "second")
+    ]
+    assert all("18 layers" in line for line in lines)
+    one = load_adapter(tmp_path / "small/second")["layers.0.q_proj"]
+    assert one.rank == 2
+
+
+def test_one_of_several_that_is_refused_is_named_and_the_others_are_written(adapter, tmp_path):
+    found = eckart("resize", adapter, tmp_path / "nowhere", "-o", tmp_path / "small", "--rank", 2)
+    assert found.exit_code == 1
+    assert "nowhere" in found.stderr
+    assert (tmp_path / "small/adapter").is_dir()
+    assert eckart("resize", adapter, adapter, "-o", tmp_path / "x.safetensors", "--rank", 2).exit_code == 1

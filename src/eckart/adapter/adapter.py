@@ -156,11 +156,11 @@ class Adapter(AdapterBase[AdapterLayer, "Tensor"]):
         """A hex digest that changes when a value of the adapter changes; for files, when one of them does."""
         import torch
 
-        if self.files:
-            return files_digest(self.files)
         digest = hashlib.sha256()
-        for name, layer in self.items():
+        for name, layer in self.outline().items():
             digest.update(f"{name}\0{layer.scaling}\0{layer.kind}\0".encode())
+        if self.files:
+            return f"{files_digest(self.files)} {digest.hexdigest()}"
         for tensor in self.tensors():
             digest.update(f"{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

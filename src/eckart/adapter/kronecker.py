@@ -19,7 +19,9 @@ def kronecker_factors(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor
     """
     (B1, A1), (B2, A2) = ((B.to(torch.float64), A.to(torch.float64)) for B, A in (first, second))
     A = torch.einsum("pi,qj...->pqij...", A1, A2)
-    return torch.kron(B1, B2), A.reshape(len(A1) * len(A2), A1.shape[1] * A2.shape[1], *A2.shape[2:])
+    return torch.kron(B1.contiguous(), B2.contiguous()), A.reshape(
+        len(A1) * len(A2), A1.shape[1] * A2.shape[1], *A2.shape[2:]
+    )
 
 
 def whole_factors(matrix: Tensor) -> tuple[Tensor, Tensor]:

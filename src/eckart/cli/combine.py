@@ -15,6 +15,7 @@ from eckart.cli.options import (
     Force,
     Json,
     KeepScales,
+    LayerScales,
     NoResume,
     Rank,
     Seed,
@@ -44,6 +45,7 @@ def combine(
     adapters: Annotated[list[str], typer.Argument(metavar="ADAPTER...", help="The adapters to combine.")],
     *,
     weights: Weights = None,
+    scale: LayerScales = None,
     method: MethodOption = "sum",
     density: Density = None,
     base: Base = None,
@@ -89,6 +91,7 @@ def combine(
     from eckart.formats.sources import open_adapter
     from eckart.operations import combine as combined
     from eckart.operations import plan_combine
+    from eckart.operations.layer_scales import parse_scales
     from eckart.operations.weights import parse_weights
 
     options: dict[str, Any] = {
@@ -100,6 +103,7 @@ def combine(
         "error": error,
         "budget": budget,
         "base": base,
+        "scale": parse_scales(scale),
         "dtype": dtype,
     }
     if dry_run:

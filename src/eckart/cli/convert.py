@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
 from eckart.cli.options import RESULT, Debug, DryRun, Force, ForRuntime, Json, KeepScales, Runtime, Workers, in_group
 from eckart.cli.push import Push
+
+if TYPE_CHECKING:
+    from eckart.adapter.outline import AdapterFormat
 
 Format = Literal["peft", "kohya", "comfyui", "diffusers", "mlx", "gguf", "lora"]
 To = Annotated[
@@ -34,8 +37,8 @@ Base = Annotated[
 
 
 def convert(
-    adapter: Annotated[
-        str, typer.Argument(metavar="ADAPTER", help="A folder, a .safetensors or .gguf file, or a hub name.")
+    adapters: Annotated[
+        list[str], typer.Argument(metavar="ADAPTER...", help="A folder, a .safetensors or .gguf file, or a hub name.")
     ],
     *,
     to: To = None,
@@ -94,6 +97,7 @@ def convert(
     from eckart.cli.progress import StderrProgress
     from eckart.cli.push import check_push, push_output
     from eckart.cli.runtimes import note_needs
+    from eckart.cli.several import outputs_of, refuse_for_several, write_each
     from eckart.engine import Execution
     from eckart.formats.sources import open_adapter
     from eckart.operations.checking.fitting import fit
@@ -102,6 +106,18 @@ def convert(
     from eckart.operations.plain_lora.to_lora import to_lora
 
     _check_choices(to, runtime, base, has_rank=(rank, error) != (None, None))
+    if len(adapters) > 1:
+        refuse_for_several(dry_run=dry_run, push=push, runtime=runtime, to_lora=to == "lora")
+        outputs = outputs_of(adapters, output)
+
+        def one(adapter: str) -> tuple[dict[str, Any], str]:
+            source = replace(open_adapter(adapter), keep_scales=keep_scales)
+            plan = plan_conversion(source, cast("AdapterFormat", to), base=base, family=family)
+            result = plan.write(outputs[adapter], force=force)
+            return result.to_json(), f"{outputs[adapter]}: {len(result.layers)} layers, from {result.origin} to {to}"
+
+        return write_each(adapters, one, as_json=as_json)
+    (adapter,) = adapters
     source = replace(open_adapter(adapter), keep_scales=keep_scales)
     execution = Execution(device="cpu", workers=workers, progress=StderrProgress())
     steps = []

@@ -13,6 +13,7 @@ from eckart.cli.options import (
     FloatDtype,
     Force,
     Json,
+    LayerScales,
     ModelOutput,
     NoResume,
     Share,
@@ -49,6 +50,7 @@ def merge(
     calibrate: Calibrate = None,
     original: Original = None,
     moments: MomentsFile = None,
+    scale: LayerScales = None,
     workers: Workers = None,
     no_resume: NoResume = False,
     shard: Share = None,
@@ -90,11 +92,12 @@ def merge(
     from eckart.cli.push import check_push, push_output
     from eckart.engine import Execution
     from eckart.errors import OptionError
+    from eckart.operations.layer_scales import parse_scales
     from eckart.operations.merging.merge import merge as merged
     from eckart.operations.merging.plan import plan_merge
     from eckart.operations.weights import parse_weights
 
-    options: dict[str, Any] = {"weights": parse_weights(weights), "dtype": dtype}
+    options: dict[str, Any] = {"weights": parse_weights(weights), "scale": parse_scales(scale), "dtype": dtype}
     if dry_run:
         return present(plan_merge(base, adapters, **options).preview(), report.preview_table, as_json=as_json)
     check_push(push)

@@ -109,6 +109,14 @@ FactorDtype = Annotated[
     FloatDtype | None,
     in_group(RESULT, "--dtype", metavar=DTYPES, help="Data type of the saved factors. [default: each layer's own]"),
 ]
+LayerScales = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scale",
+        metavar="PATTERN=W",
+        help="Multiply the updates of matching layers by W; 0 removes them.",
+    ),
+]
 Weights = Annotated[
     str | None, typer.Option("--weights", metavar="A,B,…", help="Weight of each adapter, in order. [default: 1]")
 ]

@@ -18,6 +18,7 @@ from eckart.cli.options import (
     ForRuntime,
     Json,
     KeepScales,
+    LayerScales,
     NoResume,
     Rank,
     Seed,
@@ -38,7 +39,7 @@ Base = Annotated[
 
 
 def resize(
-    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="The adapter to resize.")],
+    adapters: Annotated[list[str], typer.Argument(metavar="ADAPTER...", help="The adapter to resize, or several.")],
     *,
     rank: Rank = None,
     energy: Energy = None,
@@ -46,6 +47,7 @@ def resize(
     budget: BudgetText = None,
     target: Target = None,
     exclude: Exclude = None,
+    scale: LayerScales = None,
     distill: DistillText = None,
     steps: Steps = None,
     base: Base = None,
@@ -64,6 +66,8 @@ def resize(
     debug: Debug = False,
 ) -> None:
     """Write the best adapter of the chosen rank, energy, error or budget, with the error of every layer.
+
+    Several adapters are written into the folder OUT under their own names, with one line each.
 
     A --rank above the adapter's pads it: the update stays the same, and training can continue at the higher rank.
 
@@ -100,11 +104,13 @@ def resize(
     from eckart.cli.push import check_push, push_output
     from eckart.cli.quality import distillation, distilled_fact
     from eckart.cli.runtimes import note_needs, show_adapter, write_for
+    from eckart.cli.several import outputs_of, refuse_for_several, write_each
     from eckart.engine import Execution
     from eckart.errors import OptionError
     from eckart.formats.sources import open_adapter
     from eckart.operations import plan_resize
     from eckart.operations import resize as resized
+    from eckart.operations.layer_scales import parse_scales
 
     options: dict[str, Any] = {
         "rank": rank,
@@ -113,8 +119,22 @@ def resize(
         "budget": budget,
         "target": target or (),
         "exclude": exclude or (),
+        "scale": parse_scales(scale),
         "dtype": dtype,
     }
+    if len(adapters) > 1:
+        refuse_for_several(dry_run=dry_run, distill=distill, push=push, runtime=runtime)
+        execution = Execution(device="cpu", workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress())
+        outputs = outputs_of(adapters, output)
+
+        def one(adapter: str) -> tuple[dict[str, Any], str]:
+            source = replace(open_adapter(adapter), keep_scales=keep_scales)
+            result = resized(source, output=outputs[adapter], execution=execution, force=force, **options)
+            size = f"{result.nbytes / 1e6:.2f} MB, relative error {result.error:.2%}"
+            return result.to_json(), f"{outputs[adapter]}: {len(result.layers)} layers, {size}"
+
+        return write_each(adapters, one, as_json=as_json)
+    (adapter,) = adapters
     if dry_run:
         return present(plan_resize(adapter, **options).preview(), report.preview_table, as_json=as_json)
     if base is not None and distill is None and runtime is None:

@@ -4,13 +4,14 @@ The family of the model says what the modules are called in each layout (`format
 whatever the model, needs no family.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from eckart.adapter.adapter import Adapter, AdapterLayer, with_tensors
-from eckart.adapter.outline import AdapterOutline, LayerOutline
+from eckart.adapter.deferred import Deferred
+from eckart.adapter.outline import AdapterOutline, LayerOutline, TensorOutline
 from eckart.checkpoint import MatrixView
 from eckart.checkpoint.naming import nearest_names
 from eckart.errors import MismatchError
@@ -23,6 +24,8 @@ from eckart.formats.renaming import Move, Renaming, rescaled, shaped, twice
 from eckart.result import Skipped
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from eckart.formats.fused import Runs
 
 FAMILY_FORMATS = ("kohya", "comfyui", "diffusers")
@@ -55,22 +58,26 @@ def renamed_to_format(
         return to_format(family, form)
 
     reading, found, faults = one_assignment(candidates, layers, finds)
-    added, more = _added(adapter, reading.family, finds(reading.family))
+    added, more = _tensors(adapter.added, reading.family, finds(reading.family))
+    saved, others = _saved(adapter, reading.family, finds(reading.family))
+    more += others
     renaming = _renaming(adapter, found, [*faults, *more], model.views if model else {})
     moves = renaming.moves if form == "diffusers" else [rescaled(move) for move in renaming.moves]
-    return [replace(renaming, moves=moves, added=added)]
+    return [replace(renaming, moves=moves, added=added, saved=saved)]
 
 
 def renamed_to_base(adapter: Adapter, model: Model, *, families: Sequence[Family] = ()) -> Renaming:
     """From the names of an adapter to those of its base: the base's own names, or those that the family relates."""
     layers = dict(adapter.outline())
-    owners = {name: name.rpartition(".")[0] for name in adapter.added}
+    owners = {name: name.rpartition(".")[0] for name in (*adapter.added, *adapter.modules_to_save)}
     direct = {name: modules for name in (*layers, *owners.values()) if (modules := model.modules(name))}
     if len(direct) == len({*layers, *owners.values()}):
         faults = [f"{name}: may be {' or '.join(found)}" for name, found in direct.items() if len(found) > 1]
         found = [Assignment(direct[name][0], (name,)) for name in layers]
-        added = {f"{direct[owner][0]}.{name.rpartition('.')[2]}": name for name, owner in owners.items()}
-        return replace(_renaming(adapter, found, faults, model.views), added=added)
+        new = {f"{direct[owner][0]}.{name.rpartition('.')[2]}": name for name, owner in owners.items()}
+        added = {name: old for name, old in new.items() if old in adapter.added}
+        saved = _read(adapter, {name: old for name, old in new.items() if old in adapter.modules_to_save})
+        return replace(_renaming(adapter, found, faults, model.views), added=added, saved=saved)
     try:
         candidates = _candidates(layers, families, model)
     except MismatchError:
@@ -79,14 +86,28 @@ def renamed_to_base(adapter: Adapter, model: Model, *, families: Sequence[Family
         known = [Assignment(direct[name][0], (name,)) for name in layers if name in direct]
         return _renaming(adapter, known, _unknown([*layers, *owners.values()], direct, model), model.views)
     reading, found, faults = one_assignment(candidates, layers, partial(_base_finds, model=model))
-    added, more = _added(adapter, reading.family, _base_finds(reading.family, model))
-    return replace(_renaming(adapter, found, [*faults, *more], model.views), added=added)
+    find = _base_finds(reading.family, model)
+    added, more = _tensors(adapter.added, reading.family, find)
+    saved, others = _saved(adapter, reading.family, find)
+    return replace(_renaming(adapter, found, [*faults, *more, *others], model.views), added=added, saved=saved)
 
 
-def _added(adapter: Adapter, family: Family, find: Finds) -> tuple[dict[str, str], list[str]]:
-    """The old names of added tensors by their new ones, and faults of those that have none."""
+def _saved(adapter: Adapter, family: Family, find: Finds) -> "tuple[Deferred[Tensor, TensorOutline], list[str]]":
+    """The tensors that replace those of the model under their new names, and faults of those that have none."""
+    names, faults = _tensors(adapter.modules_to_save, family, find)
+    return _read(adapter, names), faults
+
+
+def _read(adapter: Adapter, names: Mapping[str, str]) -> "Deferred[Tensor, TensorOutline]":
+    """Replacing tensors by their new names, read when they are looked up."""
+    outlines = adapter.outline().modules_to_save
+    return Deferred({new: outlines[old] for new, old in names.items()}, lambda new: adapter.modules_to_save[names[new]])
+
+
+def _tensors(tensors: Iterable[str], family: Family, find: Finds) -> tuple[dict[str, str], list[str]]:
+    """The old names of tensors by their new ones, and faults of those that have none."""
     names, faults = {}, []
-    for name in adapter.added:
+    for name in tensors:
         owner, _, leaf = name.rpartition(".")
         site = next(iter(family.sites(owner)), None) or family.outside(owner)
         if site is None or not site.module.is_whole:

@@ -1,7 +1,7 @@
 """LoRA files of image and video models: one .safetensors file, whose keys are a module's name and a part's.
 
 A file is written as it was read: the same keys in the same order, with alpha where it had alpha. `Adapter.config` has
-what that needs: `keys`, of each key its module and part, and `metadata`, the texts of the header.
+what that needs: `keys`, of each key its module and part, `metadata`, the texts of the header, and the dtype of alphas.
 """
 
 from collections import Counter
@@ -15,6 +15,7 @@ from eckart.adapter.adapter import Adapter, AdapterLayer, on_meta
 from eckart.adapter.deferred import Deferred
 from eckart.adapter.outline import AdapterFormat, AdapterOutline, LayerKind, LayerOutline, TensorOutline
 from eckart.checkpoint import Checkpoint, TensorSpec, open_checkpoint, write_tensors
+from eckart.checkpoint.dtypes import DType, promote
 from eckart.checkpoint.manifest import TEXTS
 from eckart.errors import FileFormatError, MismatchError
 from eckart.formats.lora_keys import CARRIED, ends_of, fault_of, parse_key
@@ -24,7 +25,7 @@ from eckart.formats.stored import header_texts, outline, read_alpha, read_finite
 if TYPE_CHECKING:
     from torch import Tensor
 
-KEYS, TEXT = "keys", "metadata"  # entries of an adapter's config
+KEYS, TEXT, ALPHAS = "keys", "metadata", "alpha_dtype"  # entries of an adapter's config
 _HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")  # of the tensors of the file that was read
 _ADDED = {"diff": "weight", "w_norm": "weight", "diff_b": "bias", "b_norm": "bias"}
 _SAVED = {"set_weight": "weight"}
@@ -172,10 +173,11 @@ def as_adapter(file: LoraFile, form: AdapterFormat, *, alpha_of: AlphaOf, texts:
         return Deferred(shapes, lambda name: read_finite(stored, keys[name]))
 
     carried = {key: key for key in stored.tensors if key.startswith(CARRIED)}
+    dtypes = [stored.tensors[parts["alpha"]].dtype for parts in file.layers.values() if "alpha" in parts]
     return Adapter(
         Deferred(outlines, read),
         tensors(saved),
-        config={TEXT: dict(texts), KEYS: dict(file.keys)},
+        config={TEXT: dict(texts), KEYS: dict(file.keys), ALPHAS: promote(*dtypes).name if dtypes else "float32"},
         format=form,
         files=(path,),
         added=tensors(added),
@@ -225,7 +227,7 @@ def named_tensors(adapter: Adapter, spelling: Spelling) -> "Iterator[tuple[str, 
             yield key(module, part), tensor
         is_needed = "alpha" in spelling.ends and (stored.scaling != 1 or (spelling.alphas and not own))
         if (module, "alpha") in keys or is_needed:
-            yield key(module, "alpha"), _alpha(stored)
+            yield key(module, "alpha"), _alpha(stored, adapter.config.get(ALPHAS))
     for tensors, names in ((adapter.added, _ADDED), (adapter.modules_to_save, _SAVED)):
         for name, tensor in tensors.items():
             module, _, leaf = name.rpartition(".")
@@ -269,13 +271,20 @@ def _folded(layer: AdapterLayer) -> AdapterLayer:
     return replace(layer, lora_B=B, bias=bias, alpha=float(layer.rank), rslora=False)
 
 
-def _alpha(layer: AdapterLayer | LayerOutline) -> "Tensor":
-    """The alpha that gives the layer's scale in every reader, all of which divide by the rank."""
+def _alpha(layer: AdapterLayer | LayerOutline, dtype: str | None = None) -> "Tensor":
+    """The alpha that gives the layer's scale in every reader, all of which divide by the rank.
+
+    Args:
+        layer: the layer.
+        dtype: that of the file's alphas, of which 32 bits are enough; None for as many bits as are exact.
+    """
     import torch
 
     exact = torch.tensor(layer.scaling * layer.rank, dtype=torch.float64)
-    narrow = exact.to(torch.float32)
-    return narrow if float(narrow) == float(exact) else exact
+    own = DType.of(dtype).torch if dtype else torch.float32
+    if float(exact.to(own)) == float(exact):
+        return exact.to(own)
+    return exact.to(torch.promote_types(own, torch.float32)) if dtype else exact
 
 
 def texts_of(adapter: AdapterOutline, *, kohya: bool) -> dict[str, str]:
@@ -295,6 +304,24 @@ def texts_of(adapter: AdapterOutline, *, kohya: bool) -> dict[str, str]:
     if kohya:
         return {"ss_network_module": "networks.lora", **texts, **now}
     return texts | {name: text for name, text in now.items() if name in texts}
+
+
+def merged_config(adapters: Sequence[Adapter]) -> dict[str, Any]:
+    """The config of several adapters as one: all keys, the texts that they share, and the titles of all."""
+    if len(adapters) < 2 or not any(KEYS in adapter.config for adapter in adapters):
+        return {}
+    texts = [adapter.config.get(TEXT, {}) for adapter in adapters]
+    common = {name: text for name, text in texts[0].items() if all(other.get(name) == text for other in texts)}
+    titles = [_title(adapter) for adapter in adapters]
+    keys = {key: place for adapter in reversed(adapters) for key, place in adapter.config.get(KEYS, {}).items()}
+    return {TEXT: common | {"modelspec.merged_from": ", ".join(titles)}, KEYS: keys}
+
+
+def _title(adapter: Adapter) -> str:
+    """What a file calls its adapter, or its own name."""
+    texts = adapter.config.get(TEXT, {})
+    name = adapter.files[0].stem if adapter.files else "adapter"
+    return texts.get("modelspec.title") or texts.get("ss_output_name") or name
 
 
 def refusals_of(adapter: Adapter, reasons: Mapping[LayerKind, str], *, readers: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Several adapters as one: their weighted sum, exact from stacked factors, or the result of a pruning method."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ def combine(
     error: float | None = None,
     budget: str | int | Budget | None = None,
     base: "ModelSource | None" = None,
+    scale: Mapping[str, float] | None = None,
     output: str | Path | None = None,
     dtype: "str | torch.dtype | None" = None,
     execution: "Execution | None" = None,
@@ -57,6 +58,7 @@ def combine(
         budget: size of the adapter, as bytes (`"20MB"`) or parameters (`"5M"`, or an int), shared so that the most
             energy is preserved. Everything that is written counts.
         base: the model; needed for DoRA layers and for weighted tensors saved in full.
+        scale: factors of layers by pattern, in every adapter that has them; 0 removes them. See `with_scales`.
         output: where to write it, in the format of the adapters; finished layers are stored next to it until it is
             complete.
         dtype: of the factors, as a name or a torch dtype; by default the widest among the inputs.
@@ -76,7 +78,7 @@ def combine(
     """
     plan = plan_combine(
         adapters, weights=weights, method=method, density=density, rank=rank, energy=energy, error=error,
-        budget=budget, base=base, dtype=dtype,
+        budget=budget, base=base, scale=scale, dtype=dtype,
     )  # fmt: skip
     writer = AdapterWriter.checked(plan, output, execution, force=force)
     from eckart.operations.combination.work import combination_tasks  # imports torch

@@ -1,7 +1,7 @@
 """What a combination will combine, module by module, checked from headers."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import fsum, prod
@@ -16,12 +16,14 @@ from eckart.checkpoint.fused_experts import with_fused_experts
 from eckart.checkpoint.open import ModelSource
 from eckart.errors import MismatchError, OptionError
 from eckart.formats.common_names import to_common_names
+from eckart.formats.lora_file import merged_config
 from eckart.formats.peft_config import is_trained_bias
 from eckart.formats.peft_experts import expert_of
 from eckart.formats.peft_tokens import FIELD, embedding_of, is_token_rows, tokens_of
 from eckart.formats.sources import open_adapter, open_model
 from eckart.operations.combination.mixture import Method, Mixture
 from eckart.operations.costs import Costs, break_even_note
+from eckart.operations.layer_scales import scaled_where_found
 from eckart.operations.output_dtype import float_dtype
 from eckart.operations.placement import deepened, repeated_layers, without_zero_biases
 from eckart.operations.preview import Match, Preview
@@ -222,7 +224,10 @@ class CombinePlan:
             carried={name: tensor for each in reversed(self.adapters) for name, tensor in each.carried.items()},
             base_model=next((each.base_model for each in self.adapters if each.base_model), None),
             task_type=next((each.task_type for each in self.adapters if each.task_type), None),
-            config=first.config | ({"bias": bias} if bias else {}) | ({FIELD: tokens} if tokens else {}),
+            config=first.config
+            | ({"bias": bias} if bias else {})
+            | ({FIELD: tokens} if tokens else {})
+            | merged_config(self.adapters),
         )
 
     @property
@@ -318,6 +323,7 @@ def plan_combine(
     error: float | None = None,
     budget: str | int | Budget | None = None,
     base: "ModelSource | None" = None,
+    scale: Mapping[str, float] | None = None,
     dtype: "str | torch.dtype | None" = None,
 ) -> CombinePlan:
     """Check a combination from headers alone; arguments as for `combine`.
@@ -329,7 +335,7 @@ def plan_combine(
     mixture, data_type = Mixture(method, density), float_dtype(dtype)
     choice = RankChoice.given(rank=rank, energy=energy, error=error, budget=budget)
     factors = checked_weights(weights, len(adapters))
-    loaded = [open_adapter(adapter) for adapter in adapters]
+    loaded = scaled_where_found([open_adapter(adapter) for adapter in adapters], scale or {})
     used = [(adapter, weight) for adapter, weight in zip(loaded, factors, strict=True) if weight]
     if not used:
         msg = "nothing to combine: " + ("every weight is zero" if adapters else "no adapter was given")

@@ -84,6 +84,7 @@ def merge(
     output: str | Path,
     *,
     weights: Sequence[float] | None = None,
+    scale: Mapping[str, float] | None = None,
     dtype: DType | torch.dtype | str | None = None,
     moments: Moments | None = None,
     original: Source | None = None,
@@ -104,6 +105,7 @@ def merge(
         output: folder to write, or a .safetensors file if the base is one file; finished tensors are stored next to it
             until it is complete.
         weights: factor of each adapter, may be negative; default 1. An adapter of weight 0 changes nothing.
+        scale: factors of layers by pattern; 0 leaves them out. See `with_scales`.
         dtype: dtype of all floating-point tensors, by name or as torch dtype; None keeps the base's (float32 for
             quantized GGUF tensors).
         moments: second moments of the layers' inputs, by which the codes of a quantized base are chosen so that the
@@ -123,7 +125,7 @@ def merge(
     """
     began = time.monotonic()
     execution.check()
-    plan = written_to(plan_merge(base, adapters, weights=weights, dtype=dtype), Path(output))
+    plan = written_to(plan_merge(base, adapters, weights=weights, scale=scale, dtype=dtype), Path(output))
     plan = calibrated_merge(plan, moments=moments, original=original)
     plan.check_output(Path(output), force=force)
     # Imported here: a refusal needs no torch.

@@ -21,6 +21,7 @@ from eckart.checkpoint.tying import stored_twice, untied_config
 from eckart.errors import MismatchError, OptionError, OutputError
 from eckart.formats import unknown_fields
 from eckart.formats.sources import Source, open_adapter, open_model
+from eckart.operations.layer_scales import scaled_where_found
 from eckart.operations.merging.encodings import CONFIG_FILES, kept_codes, markers, stored_form, without_quantization
 from eckart.operations.merging.extended import extended
 from eckart.operations.model_writer.plan import ModelPlan, OutputTensor, dtype_entry, untied
@@ -44,6 +45,7 @@ def plan_merge(
     adapters: Adapters,
     *,
     weights: Sequence[float] | None = None,
+    scale: Mapping[str, float] | None = None,
     dtype: DType | torch.dtype | str | None = None,
 ) -> ModelPlan:
     """Match adapters with a base from headers; factors are read only if both of two tied layers have an update.
@@ -54,7 +56,7 @@ def plan_merge(
     checkpoint = open_model(base, instead=instead)
     if isinstance(checkpoint, PipelineCheckpoint):
         _refuse_codes(checkpoint)
-    opened = open_adapters(adapters)
+    opened = scaled_where_found(open_adapters(adapters), scale or {})
     stored, checkpoint = checkpoint, deepened(checkpoint, opened)
     loaded = tuple(fitted(adapter, checkpoint) for adapter in opened)
     factors = checked_weights(weights, len(loaded))

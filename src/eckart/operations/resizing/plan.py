@@ -1,6 +1,6 @@
 """Plans a resize from headers: which layers change, and what is written."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from eckart.adapter.outline import AdapterOutline
 from eckart.checkpoint import DType
 from eckart.formats.sources import open_adapter
 from eckart.operations.costs import Costs, break_even_note
+from eckart.operations.layer_scales import with_scales
 from eckart.operations.output_dtype import float_dtype
 from eckart.operations.preview import Match, Preview
 from eckart.operations.rank_choice import Budget, RankChoice
@@ -95,6 +96,7 @@ def plan_resize(
     budget: str | int | Budget | None = None,
     target: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
+    scale: Mapping[str, float] | None = None,
     dtype: "str | torch.dtype | None" = None,
 ) -> ResizePlan:
     """Check a resize from headers alone; arguments as for `resize`.
@@ -105,7 +107,7 @@ def plan_resize(
     """
     choice = RankChoice.given(rank=rank, energy=energy, error=error, budget=budget) or RankChoice()
     data_type = float_dtype(dtype)
-    adapter = open_adapter(adapter)
+    adapter = with_scales(open_adapter(adapter), scale or {})
     plan = ResizePlan(adapter, choice, select_layers(adapter.outline(), target, exclude), data_type)
     if choice.budget is not None:
         plan.costs(in_bytes=choice.budget.in_bytes).check(choice.budget, plan.needed())

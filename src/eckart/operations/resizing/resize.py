@@ -1,6 +1,6 @@
 """An adapter at another rank: the best one of that rank, energy, error or budget, exactly, from its factors alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ def resize(
     budget: str | int | Budget | None = None,
     target: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
+    scale: Mapping[str, float] | None = None,
     output: str | Path | None = None,
     dtype: "str | torch.dtype | None" = None,
     execution: "Execution | None" = None,
@@ -52,6 +53,7 @@ def resize(
         target: patterns of the layers to resize, by PEFT's rules, or presets; a string is one pattern. All layers by
             default. The others are unchanged.
         exclude: patterns of layers to leave unchanged; takes precedence over `target`.
+        scale: factors of layers by pattern, before they are resized; 0 removes them. See `with_scales`.
         output: where to write it, in the format of the input; finished layers are stored next to it until it is
             complete.
         dtype: of the resized factors, as a name or a torch dtype; None keeps that of each layer.
@@ -71,7 +73,15 @@ def resize(
         NotFiniteError: a tensor contains NaN or Inf.
     """
     plan = plan_resize(
-        adapter, rank=rank, energy=energy, error=error, budget=budget, target=target, exclude=exclude, dtype=dtype
+        adapter,
+        rank=rank,
+        energy=energy,
+        error=error,
+        budget=budget,
+        target=target,
+        exclude=exclude,
+        scale=scale,
+        dtype=dtype,
     )
     writer = AdapterWriter.checked(plan, output, execution, force=force, refine=refine)
     from eckart.operations.resizing.work import resize_tasks  # imports torch

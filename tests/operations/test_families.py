@@ -1,0 +1,332 @@
+"""Image and video models: LoRA files of every family in every format, against diffusers' converters and models."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from eckart.adapter import Adapter
+from eckart.engine import Execution
+from eckart.errors import EckartError, MismatchError
+from eckart.formats import load_adapter
+from eckart.formats.families.table import FAMILIES
+from eckart.operations.conversion import convert
+from eckart.operations.merging.merge import merge
+from eckart.operations.resizing.resize import resize
+
+from .families import MODELS, shapes, wide_shapes
+from .pipelines import Shapes, adapter, assert_same_updates, layer
+
+# diffusers and PEFT warn of what they think of the environment.
+pytestmark = pytest.mark.filterwarnings("ignore")
+FORMATS = ("kohya", "comfyui", "diffusers")
+ONE = Execution(workers=1)
+
+
+def test_every_family_has_a_tiny_model_of_diffusers_own_class():
+    assert set(MODELS) == set(FAMILIES)
+
+
+def saved(there: Adapter, to: str, folder, family: str):
+    """The adapter as a file of a format."""
+    path = folder / f"{to}.safetensors"
+    convert(there, to, family=family, output=path)
+    return path
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("to", ["kohya", "comfyui", "peft"])
+def test_every_layer_of_a_model_is_named_in_every_format_and_found_again(family, to, tmp_path):
+    there = replace(adapter(shapes(family), scale=0.5), keep_scales=True)
+    out = tmp_path / ("peft" if to == "peft" else "a.safetensors")
+    convert(there, to, family=family, output=out)
+    back = convert(out, "diffusers", family=family).adapter
+    assert_same_updates(back, there, relative=1e-12)
+    assert {name: one.rank for name, one in back.items()} == {name: one.rank for name, one in there.items()}
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("source", FORMATS)
+@pytest.mark.parametrize("to", FORMATS)
+def test_without_the_family_the_names_are_the_same_or_the_refusal_says_that_several_fit(family, source, to, tmp_path):
+    path = saved(adapter(shapes(family), scale=1.0), source, tmp_path, family)
+    expected = set(convert(path, to, family=family).adapter)
+    try:
+        found: set[str] | str = set(convert(path, to).adapter)
+    except MismatchError as error:
+        found = str(error)
+    assert found == expected or (f"({family})" in found and "`family`" in found)
+
+
+def of_blocks(found: Shapes, *beginnings: str) -> Shapes:
+    """The modules of blocks, which diffusers' converters expect, without those that they do not know."""
+    return {name: shape for name, shape in found.items() if name.partition(".")[2].startswith(beginnings)}
+
+
+# A converter of diffusers, the format that it reads, and the blocks that it knows.
+CONVERTERS = {
+    "flux1 kohya": ("_convert_kohya_flux_lora_to_diffusers", ("transformer_blocks", "single_transformer_blocks")),
+    "flux2 kohya": ("_convert_kohya_flux2_lora_to_diffusers", ("transformer_blocks", "single_transformer_blocks")),
+    "flux2 comfyui": ("_convert_non_diffusers_flux2_lora_to_diffusers", ("transformer_blocks", "single_", "x_emb")),
+    "qwen-image kohya": ("_convert_non_diffusers_qwen_lora_to_diffusers", ("",)),
+    "qwen-image comfyui": ("_convert_non_diffusers_qwen_lora_to_diffusers", ("",)),
+    "z-image kohya": ("_convert_non_diffusers_z_image_lora_to_diffusers", ("layers", "context_refiner")),
+    "wan kohya": ("_convert_musubi_wan_lora_to_diffusers", ("blocks",)),
+    "wan comfyui": ("_convert_non_diffusers_wan_lora_to_diffusers", ("blocks", "condition_embedder.time_embedder")),
+    "hunyuan-video comfyui": ("_convert_hunyuan_video_lora_to_diffusers", ("transformer_", "single_", "x_embedder")),
+    "ltx-video comfyui": ("_convert_non_diffusers_ltxv_lora_to_diffusers", ("transformer_blocks",)),
+    "lumina2 comfyui": ("_convert_non_diffusers_lumina2_lora_to_diffusers", ("layers", "noise_ref", "context_ref")),
+    "hidream comfyui": ("_convert_non_diffusers_hidream_lora_to_diffusers", ("",)),
+}
+
+
+@pytest.mark.parametrize("case", CONVERTERS)
+def test_names_and_updates_are_those_of_diffusers_own_converter(case, tmp_path):
+    from diffusers.loaders import lora_conversion_utils
+
+    family, to = case.split()
+    converter, beginnings = CONVERTERS[case]
+    there = adapter(of_blocks(wide_shapes(family), *beginnings), scale=1.0)
+    path = saved(there, to, tmp_path, family)
+    state = {name: tensor.double() for name, tensor in load_file(path).items()}
+    theirs = getattr(lora_conversion_utils, converter)(state)
+    modules = {name.removesuffix(".lora_A.weight") for name in theirs if name.endswith(".lora_A.weight")}
+    ours = convert(path, "diffusers", family=family).adapter
+    assert set(ours) == modules
+    for name in modules:
+        expected = theirs[f"{name}.lora_B.weight"].flatten(1) @ theirs[f"{name}.lora_A.weight"].flatten(1)
+        found = ours[name].low_rank().dense()
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-13 * float(expected.abs().max()), msg=name)
+
+
+def original_file(path, originals: Adapter, prefix: str) -> dict[str, torch.Tensor]:
+    """A single-file checkpoint with a matrix for each layer of an adapter in ComfyUI's names, and a VAE."""
+    weights = {
+        f"{prefix}{name.removeprefix('diffusion_model.')}.weight": torch.randn(
+            len(one.lora_B), *one.lora_A.shape[1:], generator=torch.Generator().manual_seed(7)
+        )
+        for name, one in originals.items()
+    }
+    save_file(weights | {"first_stage_model.encoder.conv_in.weight": torch.ones(4, 3)}, path, {"modelspec.title": "T"})
+    return weights
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model.", ""])
+def test_files_of_every_format_merge_into_the_original_single_file(family, prefix, tmp_path):
+    there = adapter(shapes(family), scale=0.5)
+    originals = convert(there, "comfyui", family=family).adapter
+    weights = original_file(tmp_path / "base.safetensors", originals, prefix)
+    for form in FORMATS:
+        path = saved(there, form, tmp_path, family)
+        out = tmp_path / f"merged-{form}.safetensors"
+        merge(tmp_path / "base.safetensors", [path], out, execution=ONE)
+        merged = load_file(out)
+        assert set(merged) == {*weights, "first_stage_model.encoder.conv_in.weight"}
+        for name, one in originals.items():
+            key = f"{prefix}{name.removeprefix('diffusion_model.')}.weight"
+            expected = weights[key].double().flatten(1) + one.low_rank().dense()
+            torch.testing.assert_close(merged[key].double().flatten(1), expected, rtol=0, atol=2e-6, msg=name)
+
+
+def component_folder(folder, family: str) -> dict[str, torch.Tensor]:
+    """The folder of a tiny model as diffusers saves it, without what no layer is."""
+    part = next(iter(shapes(family))).partition(".")[0]
+    generator = torch.Generator().manual_seed(3)
+    weights = {
+        f"{name.partition('.')[2]}.weight": torch.randn(shape, generator=generator)
+        for name, shape in shapes(family).items()
+    }
+    (folder / part).mkdir(parents=True)
+    save_file(weights, folder / part / "diffusion_pytorch_model.safetensors")
+    (folder / part / "config.json").write_text(json.dumps({"_class_name": FAMILIES[family].classes[0]}))
+    (folder / "model_index.json").write_text("{}")
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler/scheduler_config.json").write_text("{}")
+    return weights
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("whole", [False, True], ids=["component", "pipeline"])
+def test_files_of_every_format_merge_into_the_component_and_the_pipeline(family, whole, tmp_path):
+    there = adapter(shapes(family), scale=0.5)
+    weights = component_folder(tmp_path / "base", family)
+    part = next(iter(there)).partition(".")[0]
+    for form in FORMATS:
+        path = saved(there, form, tmp_path, family)
+        base = tmp_path / "base" if whole else tmp_path / "base" / part
+        out = tmp_path / f"merged-{form}"
+        merge(base, [path], out, execution=ONE)
+        assert (out / "scheduler/scheduler_config.json").exists() == whole
+        merged = load_file((out / part if whole else out) / "diffusion_pytorch_model.safetensors")
+        assert set(merged) == set(weights)
+        for name, one in there.items():
+            key = f"{name.partition('.')[2]}.weight"
+            expected = weights[key].double().flatten(1) + one.low_rank().dense()
+            torch.testing.assert_close(merged[key].double().flatten(1), expected, rtol=0, atol=2e-6, msg=name)
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_resized_file_keeps_its_keys_their_order_and_dtype(family, form, tmp_path):
+    path = saved(adapter(shapes(family), rank=3, scale=0.5, dtype=torch.bfloat16), form, tmp_path, family)
+    resize(path, rank=2, output=tmp_path / "small.safetensors", execution=ONE)
+    assert keys_of(tmp_path / "small.safetensors") == keys_of(path)
+
+
+def keys_of(path) -> list[tuple[str, str]]:
+    """Keys and data types in the order of the file's offsets."""
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    header.pop("__metadata__", None)
+    return [(name, entry["dtype"]) for name, entry in sorted(header.items(), key=lambda it: it[1]["data_offsets"])]
+
+
+# Spellings of one layer of a known model: its name, the ends of its keys, and its name in diffusers' format.
+Q = "transformer_blocks.0.attn.to_q"
+SPELLINGS = {
+    "kohya": ("lora_unet_transformer_blocks_0_attn_to_q", "lora_down.weight", "lora_up.weight", "alpha"),
+    "LyCORIS": ("lycoris_transformer_blocks_0_attn_to_q", "lora_down.weight", "lora_up.weight", "alpha"),
+    "OneTrainer": ("lora_transformer_transformer_blocks_0_attn_to_q", "lora_down.weight", "lora_up.weight", "alpha"),
+    "ai-toolkit": (f"diffusion_model.{Q}", "lora_A.weight", "lora_B.weight"),
+    "diffusers": (f"transformer.{Q}", "lora_A.weight", "lora_B.weight"),
+    "Lightning": (Q, "lora_down.weight", "lora_up.weight", "alpha"),
+    "named": (Q, "lora_A.default.weight", "lora_B.default.weight"),
+    "transformer, kohya's ends": (f"transformer.{Q}", "lora_down.weight", "lora_up.weight", "alpha"),
+    "PEFT without a config": (f"base_model.model.{Q}", "lora_A.weight", "lora_B.weight"),
+    "old diffusers": (f"transformer.{Q}", "lora.down.weight", "lora.up.weight"),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn])
+def test_every_spelling_is_read_and_written_back(spelling, dtype, tmp_path):
+    module, down, up, *alpha = SPELLINGS[spelling]
+    A, B = (torch.randn(shape).to(dtype) for shape in ((4, 8), (8, 4)))
+    tensors = {f"{module}.{down}": A, f"{module}.{up}": B}
+    tensors |= {f"{module}.{end}": torch.tensor(2.0) for end in alpha}
+    save_file(tensors, tmp_path / "a.safetensors")
+    converted = convert(tmp_path / "a.safetensors", "diffusers", family="qwen-image").adapter
+    scale = 0.5 if alpha else 1.0
+    expected = scale * B.double() @ A.double()
+    torch.testing.assert_close(converted[f"transformer.{Q}"].low_rank().dense(), expected, rtol=1e-14, atol=1e-14)
+    resize(tmp_path / "a.safetensors", rank=2, output=tmp_path / "b.safetensors", execution=ONE)
+    assert set(load_file(tmp_path / "b.safetensors")) == set(tensors)
+
+
+@pytest.mark.parametrize("prefix", ["", "diffusion_model."])
+def test_xlabs_processors_become_the_layers_that_they_change(prefix, tmp_path):
+    parts = {"double_blocks.0.processor.qkv_lora1": 3, "double_blocks.0.processor.proj_lora2": 1,
+             "single_blocks.1.processor.qkv_lora": 3, "single_blocks.1.processor.proj_lora": 1}  # fmt: skip
+    tensors = {}
+    for name, rows in parts.items():
+        columns = 20 if name == "single_blocks.1.processor.proj_lora" else 4
+        tensors |= {
+            f"{prefix}{name}.down.weight": torch.randn(2, columns),
+            f"{prefix}{name}.up.weight": torch.randn(4 * rows, 2),
+        }
+    save_file(tensors, tmp_path / "a.safetensors")
+    found = convert(tmp_path / "a.safetensors", "diffusers", family="flux1").adapter
+    double, single = "transformer.transformer_blocks.0", "transformer.single_transformer_blocks.1"
+    qkv = [f"{part}.attn.to_{letter}" for part in (double, single) for letter in "qkv"]
+    assert set(found) == {*qkv, f"{double}.attn.to_add_out", f"{single}.proj_out"}
+    up = tensors[f"{prefix}single_blocks.1.processor.qkv_lora.up.weight"].double()
+    down = tensors[f"{prefix}single_blocks.1.processor.qkv_lora.down.weight"].double()
+    torch.testing.assert_close(found[f"{single}.attn.to_k"].low_rank().dense(), (up @ down)[4:8])
+    fused = convert(tmp_path / "a.safetensors", "kohya", family="flux1").adapter
+    one = fused["lora_unet_single_blocks_1_linear1"].low_rank().dense()
+    torch.testing.assert_close(one[:12], up @ down)
+    assert not one[12:].any()
+
+
+TEXT = "text_model.encoder.layers.0.self_attn.k_proj"
+T5 = "encoder.block.0.layer.0.SelfAttention.q"
+# A module of an encoder under the names of kohya, ComfyUI and single files.
+ENCODERS = [
+    ("sd text_encoder", TEXT, "lora_te_", "text_encoders.clip_l", "cond_stage_model.transformer."),
+    ("sdxl text_encoder", TEXT, "lora_te1_", "text_encoders.clip_l", "conditioner.embedders.0.transformer."),
+    ("sdxl text_encoder_2", TEXT, "lora_te2_", "text_encoders.clip_g", None),
+    ("sd3 text_encoder_3", T5, "lora_te3_", "text_encoders.t5xxl", "text_encoders.t5xxl.transformer."),
+    ("flux1 text_encoder_2", T5, "lora_te3_", "text_encoders.t5xxl", "t5xxl.transformer."),
+]
+
+
+@pytest.mark.parametrize("case", ENCODERS, ids=lambda case: case[0])
+def test_text_encoders_are_named_in_every_format_and_merged(case, tmp_path):
+    (family, part), inner, kohya, comfyui, stored = case[0].split(), *case[1:]
+    there = Adapter({f"{part}.{inner}": layer((8, 8))}, format="diffusers")
+    assert list(convert(there, "kohya", family=family).adapter) == [kohya + inner.replace(".", "_")]
+    assert list(convert(there, "comfyui", family=family).adapter) == [f"{comfyui}.transformer.{inner}"]
+    path = saved(there, "kohya", tmp_path, family)
+    rows = slice(8, 16) if stored is None else slice(None)  # OpenCLIP has query, key and value one below another
+    key = (
+        f"{stored}{inner}.weight"
+        if stored
+        else ("conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight")
+    )
+    weight = torch.randn(8 if stored else 24, 8)
+    # The UNet's presence tells the families of single files apart.
+    save_file({key: weight}, tmp_path / "base.safetensors")
+    merge(tmp_path / "base.safetensors", [path], tmp_path / "m.safetensors", execution=ONE)
+    change = load_file(tmp_path / "m.safetensors")[key].double() - weight.double()
+    torch.testing.assert_close(change[rows], there[f"{part}.{inner}"].low_rank().dense(), rtol=0, atol=1e-6)
+    assert int(change.any(dim=1).sum()) == 8
+
+
+def test_a_file_that_mixes_families_is_refused_with_the_keys_of_each():
+    names = ["diffusion_model.double_blocks.0.img_attn.proj", "diffusion_model.blocks.0.self_attn.q",
+             "diffusion_model.blocks.0.self_attn.k", "diffusion_model.towers.0.x"]  # fmt: skip
+    there = Adapter({name: layer((8, 8)) for name in names}, format="comfyui")
+    with pytest.raises(MismatchError) as caught:
+        convert(there, "diffusers")
+    for said in (
+        "Wan: 2 layers, such as diffusion_model.blocks.0",
+        "FLUX.1: 1 layers",
+        "towers.0.x: no such module in",
+    ):
+        assert said in str(caught.value)
+
+
+def test_an_unknown_family_keeps_its_names_in_every_operation_without_renaming(tmp_path):
+    name = "diffusion_model.towers.0.mix"
+    A, B = torch.randn(4, 8), torch.randn(8, 4)
+    save_file({f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}, tmp_path / "a.safetensors")
+    resize(tmp_path / "a.safetensors", rank=2, output=tmp_path / "b.safetensors")
+    assert list(load_adapter(tmp_path / "b.safetensors")) == [name]
+    weight = torch.randn(8, 8)
+    save_file({"model.diffusion_model.towers.0.mix.weight": weight}, tmp_path / "base.safetensors")
+    merge(tmp_path / "base.safetensors", [tmp_path / "a.safetensors"], tmp_path / "m.safetensors", execution=ONE)
+    found = load_file(tmp_path / "m.safetensors")["model.diffusion_model.towers.0.mix.weight"]
+    torch.testing.assert_close(found, weight + B @ A)
+    with pytest.raises(MismatchError, match="no such module in any of"):
+        convert(tmp_path / "a.safetensors", "diffusers")
+
+
+def test_the_single_file_keeps_its_texts_and_dtypes(tmp_path):
+    weights = {"model.diffusion_model.blocks.0.self_attn.q.weight": torch.randn(8, 8).half(), "vae.x": torch.ones(2)}
+    save_file(weights, tmp_path / "base.safetensors", {"modelspec.title": "T"})
+    there = Adapter({"diffusion_model.blocks.0.self_attn.q": layer((8, 8))}, format="comfyui")
+    there.save(tmp_path / "a.safetensors")
+    merge(tmp_path / "base.safetensors", [tmp_path / "a.safetensors"], tmp_path / "m.safetensors", execution=ONE)
+    content = (tmp_path / "m.safetensors").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert header["__metadata__"]["modelspec.title"] == "T"
+    assert [header[name]["dtype"] for name in weights] == ["F16", "F32"]
+
+
+def test_refusals_of_formats_name_what_they_cannot_say():
+    second = Adapter({"transformer_2.blocks.0.attn1.to_q": layer((8, 8))}, format="diffusers")
+    for to in ("kohya", "comfyui"):
+        with pytest.raises(MismatchError, match="no name for a module of transformer_2 of Wan"):
+            convert(second, to, family="wan")
+    by_input = replace(layer((8, 8)), magnitude=torch.ones(1, 8))
+    there = Adapter({"diffusion_model.blocks.0.self_attn.q": by_input}, format="comfyui")
+    for to in ("peft", "diffusers"):
+        with pytest.raises(EckartError, match="a norm for each input"):
+            convert(
+                replace(there, format="comfyui", layers={"diffusion_model.blocks.0.self_attn.q": by_input}),
+                to,
+                family="wan",
+            )
