@@ -27,6 +27,7 @@ def damaged(tmp_path, llama_pair, change):
     return tmp_path / "a"
 
 
+TOKENS = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
 FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
@@ -43,6 +44,12 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda config, tensors: config.update(rank_pattern={"(": 2}), "not a regex"),
         (lambda config, tensors: config.update(use_dora=True), "use_dora is True .* no magnitude"),
         (lambda config, tensors: config.update(lora_bias=True), "lora_bias is True .* no bias"),
+        (
+            lambda config, tensors: tensors.update(
+                {f"{EMBEDDING}.token_adapter.trainable_tokens_delta": torch.ones(2, 64)}
+            ),
+            "shape .2, 64., and trainable_token_indices does not name as many",
+        ),
         (
             lambda config, tensors: tensors.update({f"{FIRST}.lora_magnitude_vector": torch.ones(64)}),
             "use_dora is False .* has a magnitude",

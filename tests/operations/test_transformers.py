@@ -9,7 +9,7 @@ from eckart.checkpoint.replicated import replicated_config
 from eckart.errors import MismatchError
 from eckart.formats import load_adapter
 from eckart.nn import adapter_applied
-from eckart.operations import combine, extract, resize, unmerge
+from eckart.operations import combine, extract, resize, to_lora, unmerge
 from eckart.operations.merging.merge import merge
 
 from .peft_modules import with_random_adapter
@@ -376,6 +376,8 @@ def test_a_larger_vocabulary_is_merged_and_rewritten_with_its_size_and_tokenizer
     torch.testing.assert_close(logits(merged, NEW), computed, rtol=0, atol=2e-5 * float(computed.abs().max()))
     assert merged.config.vocab_size == 100
     assert (tmp_path / "merged/tokenizer.json").read_text() == '{"added_tokens": []}'
+    stays = [item.reason for item in to_lora(tmp_path / "adapter", tmp_path / "base", rank=8).skipped]
+    assert ("stays a saved tensor: the base has no such tokens" in stays) == (saving is False)
     resize(tmp_path / "adapter", rank=4, output=tmp_path / "resized")
     combine([tmp_path / "adapter", tmp_path / "resized"], weights=[0.25, 0.75], output=tmp_path / "combined")
     for folder in ("resized", "combined"):

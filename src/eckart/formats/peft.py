@@ -119,17 +119,19 @@ def _saved_tensors(
     With a new vocabulary, PEFT writes an embedding in full and its trained rows once more: here they are one tensor.
     """
     outlines = {name: outline(stored, stored_name) for name, stored_name in saved.items()}
-    rows = {embedding_of(name): name for name in saved if is_token_rows(name) and embedding_of(name) in saved}
+    rows = {embedding_of(name): name for name in saved if is_token_rows(name)}
     tokens: dict[str, list[int]] = {}
     for name, of_rows in rows.items():
-        part = outlines.pop(of_rows)
+        part, complete = outlines[of_rows], outlines.get(name)
         try:
             tokens[name] = tokens_of(of_rows, config.model_extra or {}, part)
         except ValueError as fault:
             faults.append(str(fault))
             continue
-        if part.shape[1:] != outlines[name].shape[1:] or max(tokens[name]) >= len(outlines[name]):
-            faults.append(f"{of_rows}: its shape is {part.shape}, that of the complete tensor {outlines[name].shape}")
+        if complete is not None:
+            del outlines[of_rows]
+            if part.shape[1:] != complete.shape[1:] or max(tokens[name]) >= len(complete):
+                faults.append(f"{of_rows}: its shape is {part.shape}, that of the complete tensor {complete.shape}")
 
     def read(name: str) -> "Tensor":
         tensor = read_finite(stored, saved[name])

@@ -48,7 +48,7 @@ def tokens_of(name: str, config: Mapping[str, Any], rows: "Tensor | TensorOutlin
         shared = next(iter(field.values())) if len(field) == 1 else None
         field = next((value for key, value in field.items() if _is_of(name, key)), shared)
     tokens = field if isinstance(field, list) else []
-    is_valid = all(isinstance(token, int) and token >= 0 for token in tokens) and len(set(tokens)) == len(tokens)
+    is_valid = all(type(token) is int and token >= 0 for token in tokens) and len(set(tokens)) == len(tokens)
     if not tokens or not is_valid or rows.ndim != 2 or len(tokens) != len(rows):
         msg = f"{name} has the shape {tuple(rows.shape)}, and {FIELD} does not name as many different tokens"
         raise ValueError(msg)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.outline import AdapterOutline, TensorOutline
@@ -12,7 +12,7 @@ from eckart.checkpoint.dtypes import FLOAT32
 from eckart.checkpoint.module_tree import tree_naming
 from eckart.checkpoint.naming import is_embedding
 from eckart.errors import MismatchError
-from eckart.formats.peft_tokens import FIELD, embedding_of, is_token_rows
+from eckart.formats.peft_tokens import FIELD, embedding_of, is_token_rows, tokens_of
 from eckart.formats.sources import Source, open_adapter, open_model
 from eckart.operations.conversion import plan_conversion
 from eckart.operations.costs import Costs
@@ -68,7 +68,7 @@ class LoraPlan:
     def frame(self) -> Adapter:
         """The adapter without its layers."""
         saved = {name: self.adapter.modules_to_save[name] for name in self.saved}
-        rewritten = {FIELD} | (set() if saved else {"modules_to_save"})
+        rewritten = set() if saved else {FIELD, "modules_to_save"}
         config = {field: value for field, value in self.adapter.config.items() if field not in rewritten}
         base_model = self.adapter.base_model or (self.base.source if self.base.files else None)
         return replace(self.adapter, layers={}, modules_to_save=saved, config=config, base_model=base_model)
@@ -165,19 +165,22 @@ def _staying(outline: AdapterOutline, base: Checkpoint) -> Iterator[Skipped]:
     """Saved tensors that no low-rank update of the base can express, with the reason."""
     names = NamesOfBase([*base.tensors, *base.tied], base)
     for name, tensor in outline.modules_to_save.items():
-        if reason := _reason(name, tensor, names, base):
+        if reason := _reason(name, tensor, names, base, outline.config):
             yield Skipped(name, f"stays a saved tensor: {reason}")
 
 
-def _reason(name: str, tensor: TensorOutline, names: NamesOfBase, base: Checkpoint) -> str | None:
-    if is_token_rows(name):
-        return None
+def _reason(
+    name: str, tensor: TensorOutline, names: NamesOfBase, base: Checkpoint, config: Mapping[str, Any]
+) -> str | None:
     if tensor.ndim < 2:
         return "a vector has no low-rank update"
-    found = names.find(name)
+    found = names.find(embedding_of(name))
     if found is None:
         return "the base has no such tensor"
     shape = base.tensors[base.tied.get(found, found)].shape
+    if is_token_rows(name):
+        beyond = [token for token in tokens_of(name, config, tensor) if token >= shape[0]]
+        return "the base has no such tokens" if beyond else None
     return None if shape == tensor.shape else f"its shape is {tensor.shape}, the base's {shape}"
 
 
