@@ -25,6 +25,7 @@ ON_REQUEST = (
     "page",
     "planning",
     "load",
+    "quantized",
 )
 
 

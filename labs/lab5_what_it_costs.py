@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import NormalDist
 
 import eckart
+import numpy as np
 import torch
 from eckart.demo import language_reference
 from eckart.evaluation import load_model, load_tokenizer, text_loss
@@ -402,6 +403,57 @@ else:
         theirs, state = quantize_4bit(W, quant_type="nf4", blocksize=64, compress_statistics=False)
     check("codes that differ from bitsandbytes'", int((theirs != blocks.codes).sum()), 0)
     check("scales that differ from bitsandbytes'", int((state.absmax != blocks.absmax).sum()), 0)
+
+# %% [markdown]
+# ### What low rank repairs
+#
+# The error of four bits is noise: no direction of it is much larger than another, so an adapter made of its leading
+# singular vectors removes little of it. But the layer never sees W − W̃ itself. It sees (W − W̃)x, and its inputs x are
+# far from noise: a few directions carry most of them. So let the inputs decide which errors matter. With C = Σ x xᵀ,
+# the best adapter of rank r *for the outputs* is U·Uᵀ·(W − W̃), where U are the r leading left singular vectors of
+# (W − W̃)·C^½. In NumPy that is four lines.
+
+# %%
+generator = torch.Generator().manual_seed(1)
+spread = torch.arange(1, 513, dtype=torch.float64) ** -1.0  # a few directions carry most of the inputs
+directions = torch.linalg.qr(torch.randn(512, 512, generator=generator, dtype=torch.float64)).Q
+inputs = (torch.randn(4096, 512, generator=generator, dtype=torch.float64) * spread) @ directions.T
+
+E, C = (W - again).double().numpy(), (inputs.T @ inputs).numpy()
+values, vectors = np.linalg.eigh(C)
+root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+U = np.linalg.svd(E @ root)[0][:, :8]
+for_outputs = U @ (U.T @ E)
+
+left, sizes, right = np.linalg.svd(E)
+plain = (left[:, :8] * sizes[:8]) @ right[:8]
+
+
+def of_outputs(adapter):
+    return np.linalg.norm((E - adapter) @ root) / np.linalg.norm(E @ root)
+
+
+def of_weights(adapter):
+    return np.linalg.norm(E - adapter) / np.linalg.norm(E)
+
+
+table(
+    ("rank-8 adapter", "error of the weights that is left", "error of the outputs that is left"),
+    [
+        (name, f"{of_weights(adapter):.1%}", f"{of_outputs(adapter):.1%}")
+        for name, adapter in {"SVD of the error": plain, "best for the outputs": for_outputs}.items()
+    ],
+    "One 512×512 layer in NF4",
+)
+limit = np.sqrt(1 - np.sum(np.linalg.svd(E @ root)[1][:8] ** 2) / np.linalg.norm(E @ root) ** 2)
+check("its error of the outputs, over the least possible", of_outputs(for_outputs) / limit, 1, within=1e-9)
+check("error of the outputs that the plain SVD leaves, in %", 100 * of_outputs(plain), 96.5, within=1)
+check("error of the outputs that the best adapter leaves, in %", 100 * of_outputs(for_outputs), 25.7, within=2)
+
+# %% [markdown]
+# The plain SVD is better for the weights and nearly useless for the outputs. `eckart quantize --calibrate TEXT
+# --correct 8` and `eckart correct` do this for every layer of a model, with the inputs that text gives it, and
+# measure the loss that comes of it; the guide "Quantized models" has the numbers.
 
 # %% [markdown]
 # ### Exercise
