@@ -29,7 +29,10 @@ BlockSize = Annotated[
 Double = Annotated[
     bool, typer.Option("--double", help="Quantize the scales too: 0.52 bytes per parameter instead of 0.56.")
 ]
-To = Annotated[Literal["nf4"], typer.Option("--to", metavar="nf4", help="How weights are stored.")]
+To = Annotated[
+    Literal["nf4", "int4", "fp8"],
+    typer.Option("--to", metavar="nf4|int4|fp8", help="NF4 for bitsandbytes; int4 and FP8 for compressed-tensors."),
+]
 Correct = Annotated[
     int | None,
     in_group(
@@ -71,9 +74,9 @@ def quantize(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write MODEL with its linear layers in NF4, which transformers and bitsandbytes load.
+    """Write MODEL with its linear layers in NF4, int4 or FP8, which transformers loads.
 
-    The codes equal those of bitsandbytes bit for bit. The output layer, embeddings and norms stay as they are.
+    The codes of NF4 equal those of bitsandbytes bit for bit. The output layer, embeddings and norms stay as they are.
 
     With --calibrate, each layer gets the codes that change its outputs on TEXT least, if they are better than the
     nearest ones on kinds of text that were left out and on held-out text. --correct adds an adapter for PEFT.
@@ -98,6 +101,7 @@ def quantize(
     from eckart.operations.quantization.quantize import quantize as quantized
 
     options: dict[str, Any] = {
+        "to": to,
         "target": target or ALL_LINEAR,
         "exclude": exclude or (),
         "block_size": block_size,

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.dtypes import BFLOAT16, FLOAT16, FLOAT32, UINT8, DType
@@ -50,6 +50,7 @@ class Nf4Scheme:
     block_size: int = 64
     double: bool = False
     storage: DType = UINT8
+    kind: ClassVar[str] = "nf4"
 
     def specs(self) -> list[TensorSpec]:
         """The tensors that store the weight, in bitsandbytes' order; the codes come first."""

@@ -8,7 +8,7 @@ from eckart.operations.card import code, percent, shown_name, write_card
 from eckart.operations.model_writer.plan import ModelPlan
 from eckart.operations.model_writer.rounding_cost import errors_of
 
-_TITLES = {"merge": "with adapters merged in", "unmerge": "with adapters removed", "quantize": "in NF4"}
+_TITLES = {"merge": "with adapters merged in", "unmerge": "with adapters removed", "quantize": "with quantized weights"}
 _RELATIONS = {"merge": "finetune", "unmerge": "finetune", "quantize": "quantized"}
 
 
@@ -28,7 +28,7 @@ def write_model_card(folder: Path, plan: ModelPlan, measured: Sequence[Mapping[s
     if plan.changed:
         facts.append(("Tensors changed", f"{len(plan.changed):,} of {plan.count:,}"))
     if plan.quantized:
-        facts.append(("Layers in NF4", f"{len(plan.quantized):,}"))
+        facts.append((f"Layers in {plan.encoding}", f"{len(plan.quantized):,}"))
     of_weights, of_update = errors_of(measured)
     if of_weights is not None:
         facts.append(("Relative error of the quantized weights", percent(of_weights)))

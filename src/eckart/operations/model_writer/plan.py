@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from eckart.adapter.adapter import Adapter
     from eckart.checkpoint import Checkpoint, DType, MatrixView, TensorInfo
+    from eckart.checkpoint.encodings.compressed_scheme import CompressedScheme
     from eckart.checkpoint.encodings.nf4_scheme import Nf4Scheme
     from eckart.operations.model_writer.calibrated import Calibration
     from eckart.operations.placement import Term
@@ -52,7 +53,7 @@ class OutputTensor:
     dtype: DType
     views: tuple[MatrixView, ...]
     terms: Mapping[str, Sequence[Term]] = field(default_factory=dict)
-    scheme: Nf4Scheme | None = None
+    scheme: Nf4Scheme | CompressedScheme | None = None
     original: Checkpoint | None = None
 
     @property
@@ -120,8 +121,13 @@ class ModelPlan:
 
     @property
     def quantized(self) -> list[OutputTensor]:
-        """Tensors that are stored in NF4."""
+        """Tensors that are stored as codes and scales."""
         return [tensor for tensor in self.tensors if tensor.scheme]
+
+    @property
+    def encoding(self) -> str | None:
+        """What tensors are quantized to; None if none is."""
+        return next((tensor.scheme.kind.upper() for tensor in self.tensors if tensor.scheme), None)
 
     @property
     def untied(self) -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from eckart.checkpoint import InputFiles, MatrixView, check_output, copy_companions
 from eckart.checkpoint.companions import has_companions, tokenizer_files
+from eckart.checkpoint.encodings.nf4_scheme import Nf4Scheme
 from eckart.checkpoint.manifest import MANIFEST, foreign_files, write_manifest
 from eckart.checkpoint.matrices import rows_of
 from eckart.checkpoint.output import publish, refusing_full_disk
@@ -32,7 +33,7 @@ from eckart.operations.model_writer.rounding_cost import RoundingCost
 from eckart.operations.weight_update import Update, update_of
 
 if TYPE_CHECKING:
-    from eckart.checkpoint.encodings.nf4_scheme import Nf4Scheme
+    from eckart.checkpoint.encodings.compressed_scheme import CompressedScheme
 
 LEAST_ROWS = 64  # of a block: with fewer, a product with a wide factor spends its time reading the factor
 MEASURED = 8  # rounding is measured on one block of this many
@@ -200,13 +201,16 @@ class ModelWriter:
         return requantized.facts()
 
     def _requantized(
-        self, tensor: OutputTensor, scheme: "Nf4Scheme", update: Update | None, execution: Execution
+        self, tensor: OutputTensor, scheme: "Nf4Scheme | CompressedScheme", update: Update | None, execution: Execution
     ) -> Requantized | CollectedWeight:
-        """What quantizes a weight: as its rows arrive, or with calibrated codes when they all have."""
+        """What quantizes a weight: as its rows arrive, or when they all have."""
         view, calibration = tensor.views[0], self.plan.calibration
         transposed = view.kind == "conv1d"  # bitsandbytes stores each weight as (out, in), Conv1D's too
         if calibration is None or not calibration.covers(view.module):
-            return Requantized(scheme, transposed=transposed)
+            if isinstance(scheme, Nf4Scheme):
+                return Requantized(scheme, transposed=transposed)
+            nearest = scheme.quantize
+            return CollectedWeight(scheme.tensors, lambda weight: (nearest(weight), {}), transposed=transposed)
         directions = None
         if update is not None and update.products is not None:
             left, right = update.products

@@ -1,12 +1,13 @@
-"""Plans the quantization of a model to NF4 from headers: every tensor, how it is stored, and the config."""
+"""Plans the quantization of a model from headers: every tensor, how it is stored, and the config."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from eckart.checkpoint import MatrixView, layout, select
 from eckart.checkpoint.companions import missing_companions
+from eckart.checkpoint.encodings.compressed_scheme import CompressedScheme, common_group, compressed_config
 from eckart.checkpoint.encodings.nf4_scheme import Nf4Scheme
 from eckart.checkpoint.layouts import as_view, module_of
 from eckart.checkpoint.module_tree import tree_naming
@@ -28,14 +29,17 @@ if TYPE_CHECKING:
     from eckart.operations.moments import Moments
 
 ALL_LINEAR = ("all-linear",)
+DEFAULT_BLOCK = 64
+Encoding = Literal["nf4", "int4", "fp8"]
 
 
 def plan_quantize(
     source: Source,
     *,
+    to: Encoding = "nf4",
     target: str | Sequence[str] = ALL_LINEAR,
     exclude: str | Sequence[str] = (),
-    block_size: int = 64,
+    block_size: int = DEFAULT_BLOCK,
     double: bool = False,
     dtype: DType | torch.dtype | str | None = None,
     moments: Moments | None = None,
@@ -45,9 +49,7 @@ def plan_quantize(
 
     Arguments and errors as of `quantize`.
     """
-    if block_size not in BLOCK_SIZES:
-        msg = f"`block_size` must be one of {', '.join(map(str, BLOCK_SIZES))}, got {block_size}"
-        raise OptionError(msg)
+    _check_options(to, block_size=block_size, double=double)
     base = open_model(source, instead="eckart merge writes its base with it, and that model can be quantized")
     found, written = layout(base), float_dtype(dtype)
     check_model(base, found)
@@ -55,32 +57,48 @@ def plan_quantize(
         name: written if written and info.dtype.is_floating_point else info.dtype for name, info in base.tensors.items()
     }
     reasons = {
-        view.name: why_not_quantizable(view, dtypes[view.tensor], base.config)
+        view.name: why_not_quantizable(view, dtypes[view.tensor], base.config, to=to)
         for view in select(found, as_patterns(target), as_patterns(exclude))
     }
     skipped = [Skipped(name, reason) for name, reason in reasons.items() if reason]
     taken = {view.tensor: view for view in found.matrices if reasons.get(view.name, "not targeted") is None}
     if not taken:
-        msg = f"{base.source}: no targeted layer can be stored in NF4"
+        msg = f"{base.source}: no targeted layer can be stored in {to}"
         raise MismatchError.listing(msg, [f"{item.name}: {item.reason}" for item in skipped])
+    group = common_group(view.shape[1] for view in taken.values())
+
+    def scheme_of(name: str, view: MatrixView) -> Nf4Scheme | CompressedScheme:
+        if to == "nf4":
+            return Nf4Scheme(name, view.shape, dtypes[name], block_size, double)
+        return CompressedScheme(name, view.shape, dtypes[name], to, group if to == "int4" else view.shape[1])
+
     tensors = []
     for name, info in base.tensors.items():
         view = taken.get(name) or as_view(name, info.shape)
-        scheme = Nf4Scheme(name, view.shape, dtypes[name], block_size, double) if name in taken else None
+        scheme = scheme_of(name, view) if name in taken else None
         tensors.append(OutputTensor(name, base, name, dtypes[name], (view,), scheme=scheme))
     dense = [view for view in found.matrices if view.kind in ("linear", "conv1d") and view.tensor not in taken]
     skipped += [Skipped(view.name, _reason(view)) for view in dense if view.name not in reasons]
     config = {**base.config, **dtype_entry(base.config, dtypes.values())}
-    config[CONFIG] = bitsandbytes_config(
-        [*(view.module for view in dense), *map(module_of, base.tied)],
-        [view.module for view in taken.values()],
-        compute=dtypes[next(iter(taken))],
-        double=double,
-    )
+    left = [*(view.module for view in dense), *map(module_of, base.tied)]
+    if to == "nf4":
+        modules, compute = [view.module for view in taken.values()], dtypes[next(iter(taken))]
+        config[CONFIG] = bitsandbytes_config(left, modules, compute=compute, double=double)
+    else:
+        config[CONFIG] = compressed_config(to, group, left)
     matches = [Match(view.name, view.shape, ()) for view in taken.values()]
     skipped += missing_companions(base)
     calibration = calibration_of(base, moments, taken.values(), rank=correct) if moments else None
     return ModelPlan("quantize", base, tensors, matches, skipped, config, calibration=calibration)
+
+
+def _check_options(to: Encoding, *, block_size: int, double: bool) -> None:
+    if block_size not in BLOCK_SIZES:
+        msg = f"`block_size` must be one of {', '.join(map(str, BLOCK_SIZES))}, got {block_size}"
+        raise OptionError(msg)
+    if to != "nf4" and (double or block_size != DEFAULT_BLOCK):
+        msg = f"`block_size` and `double` are of NF4; got `to={to}`"
+        raise OptionError(msg)
 
 
 def _reason(view: MatrixView) -> str:

@@ -1,4 +1,4 @@
-"""A model with its linear layers in NF4: a folder that transformers and bitsandbytes load, written as a stream."""
+"""A model with its linear layers in four or eight bits: a folder that transformers loads, written as a stream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eckart.formats import load_adapter
 from eckart.formats.sources import Source
 from eckart.operations.correction.correct import correct as correct_model
 from eckart.operations.model_writer.plan import OutputTensor
-from eckart.operations.quantization.plan import ALL_LINEAR, plan_quantize
+from eckart.operations.quantization.plan import ALL_LINEAR, DEFAULT_BLOCK, Encoding, plan_quantize
 from eckart.result import Result, Skipped
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ CORRECTION = "correction"  # folder in the output
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """One weight in NF4.
+    """One quantized weight.
 
     Attributes:
         name: of the module.
@@ -54,15 +54,16 @@ class QuantizedLayer:
 
 @dataclass(frozen=True, repr=False)
 class QuantizeResult(Result):
-    """A model whose linear layers are in NF4.
+    """A model whose linear layers are quantized.
 
     Attributes:
         output: the folder.
-        layers: the layers in NF4.
-        tensors: number of tensors in the model; a weight in NF4 counts as one.
+        encoding: `nf4`, `int4` or `fp8`.
+        layers: the quantized layers.
+        tensors: number of tensors in the model; a quantized weight counts as one.
         params: parameters of the model.
         nbytes: of all stored tensors.
-        quantized_bytes: of the tensors that store the layers in NF4: codes, scales, maps and states.
+        quantized_bytes: of the tensors that store the quantized layers: codes, scales, maps and states.
         skipped: linear layers that stay as they are, and what the output does not contain, and why.
         seconds: wall time.
         correction: the adapter in OUT/correction that repairs the outputs; None if none was asked for.
@@ -72,6 +73,7 @@ class QuantizeResult(Result):
     """
 
     output: Path
+    encoding: Encoding
     layers: list[QuantizedLayer]
     tensors: int
     params: int
@@ -85,12 +87,12 @@ class QuantizeResult(Result):
 
     @property
     def quantized_params(self) -> int:
-        """Parameters in NF4."""
+        """Quantized parameters."""
         return sum(math.prod(layer.shape) for layer in self.layers)
 
     @property
     def bytes_per_param(self) -> float:
-        """Bytes per parameter in NF4, with its share of the scales, maps and states."""
+        """Bytes per quantized parameter, with its share of the scales, maps and states."""
         return self.quantized_bytes / self.quantized_params
 
     @property
@@ -110,7 +112,7 @@ class QuantizeResult(Result):
         return sum(known) / len(known) if known else None
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per layer in NF4."""
+        """One row per quantized layer."""
         return [
             {"name": layer.name, "shape": list(layer.shape), "error": layer.error, "fro_norm": layer.fro_norm}
             for layer in self.layers
@@ -120,6 +122,7 @@ class QuantizeResult(Result):
         """The `eckart-quantize/2` object."""
         return {
             "format": "eckart-quantize/2",
+            "encoding": self.encoding,
             "tensors": self.tensors,
             "quantized": len(self.layers),
             "params": self.params,
@@ -140,9 +143,10 @@ def quantize(
     source: Source,
     output: str | Path,
     *,
+    to: Encoding = "nf4",
     target: str | Sequence[str] = ALL_LINEAR,
     exclude: str | Sequence[str] = (),
-    block_size: int = 64,
+    block_size: int = DEFAULT_BLOCK,
     double: bool = False,
     dtype: DType | torch.dtype | str | None = None,
     moments: Moments | None = None,
@@ -150,7 +154,7 @@ def quantize(
     execution: Execution = Execution(),
     force: bool = False,
 ) -> QuantizeResult:
-    """Write `source` with its linear layers in NF4, bit for bit as bitsandbytes quantizes them on the CPU.
+    """Write `source` with its linear layers quantized; NF4 bit for bit as bitsandbytes does on the CPU.
 
     With second moments of the layers' inputs, each layer gets the codes that change its outputs least, if these are
     better than the nearest ones on kinds of text that were left out.
@@ -160,6 +164,7 @@ def quantize(
     Args:
         source: SOURCE text, or a transformers model.
         output: folder to write; finished tensors are stored next to it until it is complete.
+        to: `nf4` for bitsandbytes; `int4` in groups or `fp8` with a scale per output, for compressed-tensors and vLLM.
         target: layers to quantize, by PEFT's rules; a string is one pattern.
         exclude: layers to leave alone; takes precedence over `target`.
         block_size: values that share a scale.
@@ -187,8 +192,8 @@ def quantize(
         msg = "a correction needs second moments of the layers' inputs: pass `calibrate`"
         raise OptionError(msg)
     plan = plan_quantize(
-        source, target=target, exclude=exclude, block_size=block_size, double=double, dtype=dtype, moments=moments,
-        correct=correct,
+        source, to=to, target=target, exclude=exclude, block_size=block_size, double=double, dtype=dtype,
+        moments=moments, correct=correct,
     )  # fmt: skip
     plan.check_output(Path(output), force=force)
     from eckart.operations.model_writer.writer import ModelWriter  # here: a refusal needs no torch
@@ -201,6 +206,7 @@ def quantize(
         correction = write_correction(Path(output), source, moments=moments, rank=correct, **options)
     return QuantizeResult(
         Path(output),
+        to,
         layers,
         plan.count,
         sum(math.prod(info.shape) for info in plan.base.tensors.values()),

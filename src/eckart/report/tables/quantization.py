@@ -1,4 +1,4 @@
-"""A model in NF4 as a table for a terminal of 80 columns."""
+"""A quantized model as a table for a terminal of 80 columns."""
 
 from typing import TYPE_CHECKING
 
@@ -21,9 +21,10 @@ def quantize_table(result: "QuantizeResult") -> RenderableType:
     """
     columns: list[Column[QuantizedLayer]] = [Column("relative error", lambda layer: layer.error, "share")]
     notes = [SUMMARY] if is_summarized(result.layers) else []
+    encoding = result.encoding.upper()
     notes += [
         f"Relative error over all layers: {result.error:.2%}.",
-        f"{count_text(result.quantized_params)} of {count_text(result.params)} parameters in NF4, "
+        f"{count_text(result.quantized_params)} of {count_text(result.params)} parameters in {encoding}, "
         f"{result.bytes_per_param:.3f} bytes each; {bytes_text(result.nbytes)} in all, {seconds_text(result.seconds)}",
     ]
     notes += [*_calibration_lines(result), *result.notes]
