@@ -82,6 +82,7 @@ COMMANDS = {
     "demo": Command("demo --fine-tune", reads=("base",), continues=True),
 }
 WRITES_NOTHING = {"check": "it prints what it finds in headers"}
+NOT_DISTURBED_YET = {"correct", "--calibrate", "--moments", "--original"}  # calibration, which tests of its own cover
 
 
 def use_small_demo() -> None:

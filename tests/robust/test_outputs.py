@@ -93,3 +93,13 @@ def test_what_exists_and_is_not_eckarts_is_refused_before_any_work(name, inputs)
         expected = ("is to be written", "eckart did not write")
         assert any(part in ended.stderr for part in expected), ended.stderr
         assert digests(inputs) == before
+
+
+@pytest.mark.parametrize("output", ["base", "adapter", "text.txt"])
+def test_a_correction_replaces_none_of_its_inputs(output, inputs) -> None:
+    before = digests(inputs)
+    line = f"correct tuned base --calibrate text.txt --with adapter -o {output} --force"
+    ended = CliRunner().invoke(app, line.split())
+    assert ended.exit_code == 1, ended.output
+    assert "inputs are never changed" in ended.stderr
+    assert digests(inputs) == before

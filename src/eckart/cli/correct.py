@@ -86,7 +86,7 @@ def correct(
         msg = "a correction needs text to see which errors matter: pass `calibrate`"
         raise OptionError(msg)
     check_push(push)
-    check_output(output, force=force, inputs=local_paths(quantized, original))
+    check_output(output, force=force, inputs=local_paths(quantized, original, moments, *calibrate, *(adapters or ())))
     execution = Execution(device=device, workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress())
     with calibrated(original, calibrate, output=output, file=moments, execution=execution) as inputs:
         result = operations.correct(
