@@ -26,11 +26,11 @@ _MOST_DIMENSIONS = 3
 def compressed(module: StoredModule) -> Iterator[Encoded | Unreadable]:
     """The weight of a module that compressed-tensors packed."""
     leaves = module.leaves
-    packed, scale, shape = (leaves.get(leaf) for leaf in ("weight_packed", "weight_scale", "weight_shape"))
+    packed, scale = (leaves.get(leaf) for leaf in ("weight_packed", "weight_scale"))
     if packed is None or scale is None or packed.dtype != INT32:
         return
     *outer, words = packed.shape or (0,)
-    sizes = [int(size) for size in module.numbers("weight_shape")] if shape and 0 < shape.nbytes <= 64 else []
+    sizes = [int(size) for size in module.numbers("weight_shape")]
     inputs = sizes[-1] if sizes else 0
     bits = [b for b in range(1, 9) if inputs and -(-inputs * b // 32) == words]
     groups = scale.shape[-1] if len(scale.shape) == len(packed.shape) else 1

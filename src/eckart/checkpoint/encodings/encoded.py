@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from eckart.checkpoint.checkpoint import Checkpoint, Rows, TensorInfo
-from eckart.checkpoint.dtypes import FLOAT32, DType
+from eckart.checkpoint.dtypes import BOOL, FLOAT32, INT8, INT16, INT32, INT64, UINT8, DType
 from eckart.errors import FileFormatError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_INTEGERS = (INT64, INT32, INT16, INT8, UINT8, BOOL)
+_FEW_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,10 @@ class StoredModule:
         return self.stored.rows(self.leaves[leaf].name, start, stop)
 
     def numbers(self, leaf: str) -> list[float]:
-        """The numbers in a tensor of a few values, read without torch."""
-        info = self.leaves[leaf]
+        """The numbers in a tensor of a few integers, read without torch; [] if it is absent or something else."""
+        info = self.leaves.get(leaf)
+        if info is None or info.dtype not in _INTEGERS or info.nbytes > _FEW_BYTES:
+            return []
         return info.dtype.unpack(self.stored.read_bytes(info.name))
 
     def quantization(self) -> Mapping[str, Any]:

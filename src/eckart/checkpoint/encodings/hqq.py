@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _NEEDED = ("W_q", "scale", "zero", "shape", "nbits", "axis")
 _FIELDS = {1: 8, 2: 4, 3: 10, 4: 2, 8: 1}  # codes of a stored number, by bits
 _QUANTIZED = ("quant_scale", "quant_zero", "view_as_float")
-_SMALL_BYTES = 64
 
 
 def hqq(module: StoredModule) -> Iterator[Encoded | Unreadable]:
@@ -31,12 +30,11 @@ def hqq(module: StoredModule) -> Iterator[Encoded | Unreadable]:
         return
     parts = ("W_q", *(leaf for leaf in leaves if leaf not in ("W_q", "bias")))
     missing = [leaf for leaf in _NEEDED if leaf not in leaves]
-    numbers = {leaf: module.numbers(leaf) for leaf in (*_NEEDED[3:], *_QUANTIZED) if _is_small(module, leaf)}
-    shape = tuple(int(size) for size in numbers.get("shape", ()))
-    bits, axis = (int(next(iter(numbers.get(leaf, ())), -1)) for leaf in ("nbits", "axis"))
+    shape = tuple(int(size) for size in module.numbers("shape"))
+    bits, axis = (int(next(iter(module.numbers(leaf)), -1)) for leaf in ("nbits", "axis"))
     if missing:
         reason = f"without {', '.join(missing)}"
-    elif any(any(numbers.get(leaf, ())) for leaf in _QUANTIZED):
+    elif any(any(module.numbers(leaf)) for leaf in _QUANTIZED):
         reason = "with quantized scales, or codes stored as floating-point numbers"
     elif bits not in _FIELDS or axis not in (0, 1) or len(shape) != 2 or not _fits(module, shape, bits, axis):
         sizes = module.shapes(*_NEEDED[:3])
@@ -46,10 +44,6 @@ def hqq(module: StoredModule) -> Iterator[Encoded | Unreadable]:
         yield module.weight(shape, rows, encoding=f"hqq {bits}-bit", parts=parts)
         return
     yield module.unreadable(parts, f"HQQ: {reason}; dequantize it with hqq")
-
-
-def _is_small(module: StoredModule, leaf: str) -> bool:
-    return leaf in module.leaves and 0 < module.leaves[leaf].nbytes <= _SMALL_BYTES
 
 
 def _fits(module: StoredModule, shape: tuple[int, ...], bits: int, axis: int) -> bool:

@@ -10,7 +10,7 @@ from eckart.checkpoint.encodings.table import found_in
 # The last part of a name that only this encoding has -> the encoding, and what dequantizes it.
 _BITSANDBYTES = "bitsandbytes: dequantize it with transformers' model.dequantize()"
 _SIGNS = {
-    "qweight": "GPTQ, AWQ or a relative of them: dequantize it with GPTQModel",
+    **dict.fromkeys(("qweight", "qzeros", "g_idx"), "GPTQ, AWQ or a relative of them: dequantize it with GPTQModel"),
     "weight_packed": "compressed-tensors: dequantize it with llm-compressor",
     "weight_scale_2": "NVFP4: dequantize it with NVIDIA ModelOpt",
     "comfy_quant": "ComfyUI: dequantize it with comfy-kitchen",
@@ -27,14 +27,15 @@ _SIGNS_NEXT_TO_CODES = {
     "Qidxs": "QuIP#: dequantize it with quip-sharp",
     "centroids": "VPTQ: dequantize it with vptq",
     "wscales": "SVDQuant: dequantize it with nunchaku",
-    "W_q": "HQQ: dequantize it with hqq",
+    **dict.fromkeys(("W_q", "nbits"), "HQQ: dequantize it with hqq"),
     "_data": "quanto: dequantize it with optimum-quanto",
     "_weight_qdata": "torchao: dequantize it with torchao",
 }
+_MLX = {"scales", "biases"}
 _SCALE = re.compile(r"scal(e|ing)|absmax|amax|zero|codebook|scb|shift|biases", re.IGNORECASE)
 # Names that only scales of weights have, also where their codes are missing.
 _ALONE = re.compile(
-    r".*weight_(scale(_inv|_2)?|global_scale|zero_point)|.*_proj_scale(_inv)?|q?scale_weight|_scale|_shift"
+    r".*weight_(scale(_inv|_2)?|global_scale|zero_point)|.*_proj_scales?(_inv)?|q?scale_weight|_scale|_shift"
 )
 _NO_CODES = (INT64, UINT64, BOOL)  # of indices and masks
 
@@ -56,6 +57,8 @@ def undecoded(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _unknown_encoding(module: StoredModule) -> str | None:
     """What codes and scales of a module are a sign of; None if there are not both."""
+    if module.leaves.keys() >= _MLX:
+        return "MLX: dequantize it with mlx_lm.convert"
     sign = next((words for leaf, words in _SIGNS.items() if leaf in module.leaves), None)
     if sign or not module.has_codes:
         return sign
