@@ -1,10 +1,15 @@
 """A tiny random model of diffusers' own class for each family, and the converters of diffusers that are its oracle."""
 
 import functools
+import json
 from collections.abc import Callable
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
+
+from eckart.adapter import Adapter
+from eckart.formats.families.table import FAMILIES
 
 from .pipelines import Shapes, narrow, shapes_in
 
@@ -116,3 +121,32 @@ def wide_shapes(family: str) -> Shapes:
         return shapes(family)
     with torch.device("meta"):
         return narrow(shapes_in(models[family](), "transformer"))
+
+
+def original_file(path, originals: Adapter, prefix: str) -> dict[str, torch.Tensor]:
+    """A single-file checkpoint with a matrix for each layer of an adapter in ComfyUI's names, and a VAE."""
+    weights = {
+        f"{prefix}{name.removeprefix('diffusion_model.')}.weight": torch.randn(
+            len(one.lora_B), *one.lora_A.shape[1:], generator=torch.Generator().manual_seed(7)
+        )
+        for name, one in originals.items()
+    }
+    save_file(weights | {"first_stage_model.encoder.conv_in.weight": torch.ones(4, 3)}, path, {"modelspec.title": "T"})
+    return weights
+
+
+def component_folder(folder, family: str) -> dict[str, torch.Tensor]:
+    """The folder of a tiny model as diffusers saves it, without what no layer is."""
+    part = next(iter(shapes(family))).partition(".")[0]
+    generator = torch.Generator().manual_seed(3)
+    weights = {
+        f"{name.partition('.')[2]}.weight": torch.randn(shape, generator=generator)
+        for name, shape in shapes(family).items()
+    }
+    (folder / part).mkdir(parents=True)
+    save_file(weights, folder / part / "diffusion_pytorch_model.safetensors")
+    (folder / part / "config.json").write_text(json.dumps({"_class_name": FAMILIES[family].classes[0]}))
+    (folder / "model_index.json").write_text("{}")
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler/scheduler_config.json").write_text("{}")
+    return weights

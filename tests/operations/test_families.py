@@ -13,10 +13,12 @@ from eckart.errors import EckartError, MismatchError
 from eckart.formats import load_adapter
 from eckart.formats.families.table import FAMILIES
 from eckart.operations.conversion import convert
+from eckart.operations.extraction.extract import extract
 from eckart.operations.merging.merge import merge
 from eckart.operations.resizing.resize import resize
 
-from .families import MODELS, shapes, wide_shapes
+from .families import MODELS, component_folder, original_file, shapes, wide_shapes
+from .family_table import in_page, row
 from .pipelines import Shapes, adapter, assert_same_updates, layer
 
 # diffusers and PEFT warn of what they think of the environment.
@@ -101,18 +103,6 @@ def test_names_and_updates_are_those_of_diffusers_own_converter(case, tmp_path):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-13 * float(expected.abs().max()), msg=name)
 
 
-def original_file(path, originals: Adapter, prefix: str) -> dict[str, torch.Tensor]:
-    """A single-file checkpoint with a matrix for each layer of an adapter in ComfyUI's names, and a VAE."""
-    weights = {
-        f"{prefix}{name.removeprefix('diffusion_model.')}.weight": torch.randn(
-            len(one.lora_B), *one.lora_A.shape[1:], generator=torch.Generator().manual_seed(7)
-        )
-        for name, one in originals.items()
-    }
-    save_file(weights | {"first_stage_model.encoder.conv_in.weight": torch.ones(4, 3)}, path, {"modelspec.title": "T"})
-    return weights
-
-
 @pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model.", ""])
 def test_files_of_every_format_merge_into_the_original_single_file(family, prefix, tmp_path):
@@ -129,23 +119,6 @@ def test_files_of_every_format_merge_into_the_original_single_file(family, prefi
             key = f"{prefix}{name.removeprefix('diffusion_model.')}.weight"
             expected = weights[key].double().flatten(1) + one.low_rank().dense()
             torch.testing.assert_close(merged[key].double().flatten(1), expected, rtol=0, atol=2e-6, msg=name)
-
-
-def component_folder(folder, family: str) -> dict[str, torch.Tensor]:
-    """The folder of a tiny model as diffusers saves it, without what no layer is."""
-    part = next(iter(shapes(family))).partition(".")[0]
-    generator = torch.Generator().manual_seed(3)
-    weights = {
-        f"{name.partition('.')[2]}.weight": torch.randn(shape, generator=generator)
-        for name, shape in shapes(family).items()
-    }
-    (folder / part).mkdir(parents=True)
-    save_file(weights, folder / part / "diffusion_pytorch_model.safetensors")
-    (folder / part / "config.json").write_text(json.dumps({"_class_name": FAMILIES[family].classes[0]}))
-    (folder / "model_index.json").write_text("{}")
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler/scheduler_config.json").write_text("{}")
-    return weights
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -273,6 +246,53 @@ def test_text_encoders_are_named_in_every_format_and_merged(case, tmp_path):
     change = load_file(tmp_path / "m.safetensors")[key].double() - weight.double()
     torch.testing.assert_close(change[rows], there[f"{part}.{inner}"].low_rank().dense(), rtol=0, atol=1e-6)
     assert int(change.any(dim=1).sum()) == 8
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_diffusers_fuses_our_files_to_the_weights_that_we_merge(family, tmp_path):
+    there = adapter({n: shape for n, shape in shapes(family).items() if len(shape) < 5}, scale=0.5)
+    there.save(tmp_path / "a.safetensors")
+    torch.manual_seed(0)
+    model = MODELS[family]().float()
+    model.save_pretrained(tmp_path / "base")
+    merge(tmp_path / "base", [tmp_path / "a.safetensors"], tmp_path / "merged", execution=ONE)
+    prefix = next(iter(there)).partition(".")[0]
+    model.load_lora_adapter(
+        load_file(tmp_path / "a.safetensors"), prefix=prefix, metadata=metadata_of(tmp_path, prefix)
+    )
+    model.fuse_lora()
+    fused = {name.replace(".base_layer", ""): tensor for name, tensor in model.state_dict().items()}
+    merged = load_file(tmp_path / "merged/diffusion_pytorch_model.safetensors")
+    changed = [f"{name.partition('.')[2]}.weight" for name in there]
+    for name in changed:
+        torch.testing.assert_close(merged[name], fused[name], rtol=0, atol=1e-6, msg=name)
+
+
+def metadata_of(path) -> dict[str, object]:
+    """The metadata of a file, as diffusers' pipelines hand it to the model."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["lora_adapter_metadata"])
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_an_extraction_between_pipelines_is_a_file_of_diffusers_that_restores_the_update(family, tmp_path):
+    there = adapter(shapes(family), scale=0.5)
+    there.save(tmp_path / "a.safetensors")
+    component_folder(tmp_path / "base", family)
+    merge(tmp_path / "base", [tmp_path / "a.safetensors"], tmp_path / "tuned", execution=ONE)
+    extract(tmp_path / "base", tmp_path / "tuned", rank=3, target=".*", output=tmp_path / "found", execution=ONE)
+    found = load_adapter(tmp_path / "found")
+    assert found.format == "diffusers"
+    for name, one in found.items():
+        torch.testing.assert_close(one.low_rank().dense(), there[name].low_rank().dense(), rtol=0, atol=2e-5, msg=name)
+    assert set(found) == set(there)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_the_row_in_the_documentation_is_what_the_operations_do(family):
+    assert row(family) in in_page().splitlines()
 
 
 def test_a_file_that_mixes_families_is_refused_with_the_keys_of_each():

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eckart.adapter.adapter import Adapter
+from eckart.adapter.outline import AdapterFormat
 from eckart.checkpoint import Checkpoint, DType, MatrixView, TensorInfo, as_patterns
 from eckart.checkpoint.dtypes import FLOAT32
 from eckart.checkpoint.fused_experts import with_fused_experts
 from eckart.checkpoint.open import ModelSource
+from eckart.checkpoint.pipeline import PipelineCheckpoint
 from eckart.formats.peft_config import task_type_of
 from eckart.formats.peft_tokens import FIELD
 from eckart.formats.sources import open_model
@@ -55,7 +57,8 @@ class ExtractPlan:
         naming = self.parts.naming
         rows = {naming(name).removesuffix(".weight"): [*tokens] for name, tokens in self.parts.new_tokens.items()}
         task_type = task_type_of(map(str, self.base.config.get("architectures") or ()))
-        return Adapter({}, {}, self.base.source, task_type, {FIELD: rows} if rows else {})
+        form: AdapterFormat = "diffusers" if isinstance(self.base, PipelineCheckpoint) else "peft"
+        return Adapter({}, {}, self.base.source, task_type, {FIELD: rows} if rows else {}, form)
 
     @property
     def inputs(self) -> list[Path]:
