@@ -45,9 +45,7 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda config, tensors: config.update(use_dora=True), "use_dora is True .* no magnitude"),
         (lambda config, tensors: config.update(lora_bias=True), "lora_bias is True .* no bias"),
         (
-            lambda config, tensors: tensors.update(
-                {f"{EMBEDDING}.token_adapter.trainable_tokens_delta": torch.ones(2, 64)}
-            ),
+            lambda config, tensors: tensors.update({TOKENS: torch.ones(2, 64)}),
             "shape .2, 64., and trainable_token_indices does not name as many",
         ),
         (

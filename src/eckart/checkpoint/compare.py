@@ -61,9 +61,10 @@ def compare_layouts(
             faults[name] = f"the base cannot be used: {skipped[old.name]}"
         elif fault := _fault(name, base, tuned):
             is_sized = old is not None and new is not None and old.shape[1:] == new.shape[1:] and is_vocabulary(name)
-            if is_sized and any(matches(pattern, module_of(name)) for pattern in saved or ()):
+            owner = name.rpartition(".")[0]
+            if is_sized and any(matches(pattern, owner) for pattern in saved or ()):
                 continue
-            save = f", `modules_to_save={module_of(name)}` saves it in full"
+            save = f", `modules_to_save={owner}` saves it in full"
             faults[name] = fault + (save if is_sized and saved is not None else "")
     prefix, renamed = _renamed(base, tuned, faults)
     faults = {name: fault for name, fault in faults.items() if name not in renamed}
