@@ -498,6 +498,7 @@ EXTRACTED = {
     "conv2d": {"DoRA with the head": ()},
     "conv3d": {"plain": ()},
     "GPT-2": {"patterns": (), "embedding saved": ["wte"]},
+    "Llama, tied": {"tokens": ["embed_tokens"], "tokens of both": ["lm_head", "embed_tokens"]},
     "Qwen3.5": {"linear": ()},
     "Nemotron-H": {"experts": ()},
     **{name: {"experts and routers": ()} for name in ("Mixtral", "Granite MoE", "Llama 4", "PhiMoE", "Aria")},

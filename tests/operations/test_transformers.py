@@ -512,6 +512,33 @@ def test_a_fine_tune_with_another_vocabulary_is_extracted_for_peft_and_merge(cas
     assert (tmp_path / "extracted/tokenizer.json").exists() == bool(field)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("bert", MASKED, BERT, ("word_embeddings", "query")),
+        ("roberta", MASKED, BERT | {"pad_token_id": 1}, ("word_embeddings", "query")),
+        ("gpt2", CAUSAL, GPT2, ("wte", "c_attn")),
+    ],
+    ids=lambda case: case[0],
+)
+def test_an_embedding_saved_in_full_is_the_output_layer_too_where_they_share_it(case, tmp_path):
+    from peft import PeftModel
+
+    kind, auto, config, changed = case
+    tuned = base_model(tmp_path / "base", kind, config, auto)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if name.split(".")[-2] in changed and parameter.ndim == 2:
+                parameter.add_(0.1 * torch.randn(len(parameter), 2) @ torch.randn(2, parameter.shape[1]))
+    tuned.save_pretrained(tmp_path / "tuned")
+    extract(tmp_path / "base", tmp_path / "tuned", rank=2, modules_to_save=changed[0], output=tmp_path / "extracted")
+    again = PeftModel.from_pretrained(type(tuned).from_pretrained(tmp_path / "base"), tmp_path / "extracted").eval()
+    merge(tmp_path / "base", tmp_path / "extracted", tmp_path / "merged")
+    merged = type(tuned).from_pretrained(tmp_path / "merged").eval()
+    for found in (again, merged):
+        torch.testing.assert_close(logits(found), logits(tuned.eval()), rtol=0, atol=1e-4)
+
+
 def test_repeated_layers_are_written_each_with_its_own_update(tmp_path):
     """The truth is the model with the adapter: PEFT's merge adds the updates of all copies to the weight they share."""
     base = base_model(tmp_path / "base", "llama", SIZES)

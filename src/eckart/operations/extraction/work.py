@@ -1,6 +1,6 @@
 """The tensor work of an extraction: compare the checkpoints, choose ranks, factor each difference."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import TypeVar
@@ -162,6 +162,7 @@ def extraction_tasks(plan: ExtractPlan, execution: Execution) -> LayerTasks:
         "seed": execution.seed,
     }
     saved = {name: tensor for stored, tensor in work.saved.items() for name in plan.names_of(stored)}
+    saved |= {plan.parts.naming(bias): plan.stored.read(stored) for bias, stored in _biases_beside(plan, work.saved)}
     for name, tokens in plan.parts.new_tokens.items():
         saved[rows_of(plan.parts.naming(name))] = rows = plan.stored.rows(name, tokens.start, tokens.stop)
         require_finite(rows, name)
@@ -178,6 +179,15 @@ def extraction_tasks(plan: ExtractPlan, execution: Execution) -> LayerTasks:
         copies={name: view.tied_modules for name, view in work.views.items()},
         tokenizer=plan.stored.folder,
     )
+
+
+def _biases_beside(plan: ExtractPlan, saved: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Biases of output layers whose weight is saved because it is an embedding's: PEFT looks for them too."""
+    model = plan.stored
+    for name in (name for name, stored in model.tied.items() if stored in saved and name.endswith(".weight")):
+        bias = name.removesuffix("weight") + "bias"
+        if (stored := model.tied.get(bias, bias)) in model.tensors:
+            yield bias, stored
 
 
 def _bias_config(plan: ExtractPlan, saved: Mapping[str, Tensor]) -> dict[str, str]:
