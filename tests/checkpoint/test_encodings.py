@@ -1,14 +1,17 @@
 """Weights stored as codes and scales: read as the numbers they stand for, or never taken for weights."""
 
+import contextlib
 import dataclasses
 import json
 import re
+from random import Random
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from eckart.checkpoint import layout, open_checkpoint
+from eckart.checkpoint.encodings.decode import decoded
 from eckart.checkpoint.encodings.encoded import modules_of
 from eckart.checkpoint.encodings.table import ENCODINGS
 from eckart.checkpoint.memory import MemoryCheckpoint
@@ -301,3 +304,43 @@ def test_a_conv1d_that_is_stored_as_a_linear_layer_is_read_as_in_the_model(encod
 def test_experts_are_named_as_in_the_model():
     names = {SAMPLES[each]().name for each in ("MXFP4, gpt-oss", "NVFP4, ModelOpt, experts", "FP8, experts, blocks")}
     assert names == {f"{EXPERTS}.gate_up_proj"}
+
+
+def damaged(tensor: torch.Tensor, random: Random) -> torch.Tensor | None:
+    """A tensor of another shape, data type or content, or none at all."""
+    shape = list(tensor.shape) or [1]
+    place = random.randrange(len(shape))
+    shape[place] = random.choice([0, 1, 2, shape[place] + 1, 2 * shape[place], shape[place] // 2])
+    bits = tensor.clone().reshape(-1).view(torch.uint8)
+    bits[random.randrange(max(len(bits), 1)) : len(bits)] = random.randrange(256)
+    dtypes = (torch.float32, torch.float16, torch.int8, torch.uint8, torch.int32, torch.int64, torch.uint32, E4M3)
+    return random.choice([
+        None,
+        torch.ones(shape).to(tensor.dtype),
+        tensor.reshape(-1).clone(),
+        tensor.clone()[None],
+        torch.ones(tensor.shape).to(random.choice(dtypes)),
+        bits.view(tensor.dtype).view(tensor.shape),
+    ])  # fmt: skip
+
+
+CONFIGS = ({}, {"quantization_config": "x"}, {"quantization_config": {"weight_block_size": [0, "a"]}},
+           {"quantization_config": {"checkpoint_format": 3, "config_groups": {"a": {"weights": {"group_size": -1}}}}},
+           {"quantization": {"bits": [4], "group_size": None}})  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", [each for each in SAMPLES if "packed data type" not in each])
+def test_damaged_tensors_and_configs_are_refused_or_read_in_the_stated_shape(encoding):
+    random, sample = Random(encoding), SAMPLES[encoding]()
+    for _ in range(20):
+        name = random.choice(list(sample.tensors))
+        tensor = damaged(sample.tensors[name], random)
+        rest = {key: value for key, value in sample.tensors.items() if key != name}
+        stored = MemoryCheckpoint(rest | ({} if tensor is None else {name: tensor}))
+        stored.config = dict(random.choice([sample.config, *CONFIGS]))
+        checkpoint = decoded(stored)
+        for view in layout(checkpoint).matrices:
+            info = checkpoint.tensors[view.tensor]
+            with contextlib.suppress(FileFormatError):
+                values = checkpoint.read(view.tensor)
+                assert (tuple(values.shape), values.dtype) == (info.shape, info.dtype.torch)

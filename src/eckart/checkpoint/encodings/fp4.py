@@ -75,7 +75,7 @@ def _fits(leaves: Mapping[str, TensorInfo], state: Mapping[str, Any]) -> bool:
         }
     fits = all(leaf in leaves and (leaves[leaf].shape, leaves[leaf].dtype) == ((size,), dtype)
                for leaf, (size, dtype) in expected.items())  # fmt: skip
-    return fits and leaves["weight"].nbytes == -(-count // 2) and leaves["weight"].dtype == UINT8
+    return fits and (leaves["weight"].shape, leaves["weight"].dtype) == ((-(-count // 2), 1), UINT8)
 
 
 def _rows(module: StoredModule, state: Mapping[str, Any], start: int, stop: int) -> "Tensor":

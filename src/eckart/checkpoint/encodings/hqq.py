@@ -50,7 +50,12 @@ def _fits(module: StoredModule, shape: tuple[int, ...], bits: int, axis: int) ->
     """Whether codes, scales and zero points are those of a weight of this shape."""
     codes, scale, zero = (module.leaves[leaf] for leaf in _NEEDED[:3])
     groups, count = math.prod(scale.shape), math.prod(shape)
-    if scale.shape not in (((groups, 1),) if axis else ((1, groups),)) or zero.shape != scale.shape or not groups:
+    if (
+        scale.shape not in (((groups, 1),) if axis else ((1, groups),))
+        or zero.shape != scale.shape
+        or not groups
+        or not count
+    ):
         return False
     rows = groups if axis else count // groups
     dtype = INT32 if bits == 3 else UINT8
