@@ -9,7 +9,8 @@ from eckart.checkpoint.replicated import replicated_config
 from eckart.errors import MismatchError
 from eckart.formats import load_adapter
 from eckart.nn import adapter_applied
-from eckart.operations import combine, extract, resize, to_lora, unmerge
+from eckart.operations import combine, extract, plan_extract, resize, to_lora, unmerge
+from eckart.operations.checking.fitting import fits_as_planned
 from eckart.operations.merging.merge import merge
 
 from .peft_modules import with_random_adapter
@@ -510,6 +511,9 @@ def test_a_fine_tune_with_another_vocabulary_is_extracted_for_peft_and_merge(cas
     config = json.loads((tmp_path / "extracted/adapter_config.json").read_text())
     assert {"modules_to_save", "trainable_token_indices"} & config.keys() == ({field} if field else set())
     assert (tmp_path / "extracted/tokenizer.json").exists() == bool(field)
+    if field == "trainable_token_indices":
+        with pytest.raises(MismatchError, match="vLLM reads no trainable_token_indices"):
+            fits_as_planned(plan_extract(tmp_path / "base", tmp_path / "tuned", rank=2), "vllm")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from eckart.adapter.outline import AdapterOutline, LayerOutline, TensorOutline
 from eckart.errors import MismatchError, OptionError
 from eckart.formats.sources import Source, open_adapter
 from eckart.operations.checking.check import as_stored, findings
+from eckart.operations.checking.parts import token_rows
 from eckart.operations.checking.remedies import steps_of
 from eckart.operations.checking.result import Finding
 from eckart.operations.checking.runtimes import RUNTIMES, RuntimeName
@@ -90,8 +91,10 @@ def fits_as_planned(plan: ExtractPlan, runtime: RuntimeName) -> bool:
         MismatchError: nothing will make it fit; the reasons are listed.
     """
     found = [it for it in findings(_outline(plan), None, RUNTIMES[runtime]) if it.rule.effect != "needs"]
-    if steps_of(found) is None:
-        raise _refusal(runtime, [it for it in found if it.rule.step is None])
+    # No step makes plain updates of the rows of tokens that the base has not.
+    hopeless = [it for it in found if it.rule.step is None or it.rule.finds is token_rows]
+    if hopeless:
+        raise _refusal(runtime, hopeless)
     return not found and plan.planned_ranks() is not None
 
 
@@ -112,10 +115,11 @@ def _outline(plan: ExtractPlan) -> AdapterOutline:
             TensorOutline(A, plan.dtype),
             TensorOutline(B, plan.dtype),
             float(rank),
-            kind=view.kind if view.kind != "parameter" else "linear",
+            kind=view.kind if view.kind != "parameter" else "expert",
             bias=TensorOutline((outputs,), plan.dtype) if has_bias else None,
         )
-    saved = {plan.parts.naming(name): plan.tuned.tensors[name] for name in plan.parts.saved}
+    saved = {name: plan.stored.tensors[stored] for stored in plan.parts.saved for name in plan.names_of(stored)}
+    saved |= plan.new_rows()
     return AdapterOutline(layers, {name: TensorOutline(info.shape, info.dtype) for name, info in saved.items()})
 
 

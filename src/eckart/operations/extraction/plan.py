@@ -14,7 +14,7 @@ from eckart.checkpoint.fused_experts import with_fused_experts
 from eckart.checkpoint.open import ModelSource
 from eckart.checkpoint.pipeline import PipelineCheckpoint
 from eckart.formats.peft_config import task_type_of
-from eckart.formats.peft_tokens import FIELD
+from eckart.formats.peft_tokens import FIELD, rows_of
 from eckart.formats.sources import open_model
 from eckart.operations.costs import Costs, break_even_note
 from eckart.operations.extraction.scope import Parts, Scope, split_tensors
@@ -86,7 +86,7 @@ class ExtractPlan:
         fixed = HEADER_BYTES * (sum(layers.values()) + len(saved)) if in_bytes else 0
         sizes = [(self.stored.tensors[name], len(self.names_of(name))) for name in saved]
         sizes += [(replace(info, dtype=FLOAT32), 1) for info in (self.tuned.tensors[name] for name in biases)]
-        sizes += [(self._rows(name), 1) for name in self.parts.new_tokens]
+        sizes += [(info, 1) for info in self.new_rows().values()]
         for info, copies in sizes:
             fixed += copies * prod(info.shape) * (info.dtype.itemsize if in_bytes else 1)
         return Costs(by_rank, fixed)
@@ -96,10 +96,13 @@ class ExtractPlan:
         tied = [name for name, stored in self.stored.tied.items() if stored == saved and name.endswith(".weight")]
         return [self.parts.naming(name) for name in (saved, *tied)]
 
-    def _rows(self, name: str) -> TensorInfo:
-        """The rows of new tokens of an embedding."""
-        info = self.stored.tensors[name]
-        return replace(info, shape=(len(self.parts.new_tokens[name]), *info.shape[1:]))
+    def new_rows(self) -> dict[str, TensorInfo]:
+        """The rows of new tokens, by their names in the adapter."""
+        stored = {name: self.stored.tensors[name] for name in self.parts.new_tokens}
+        return {
+            rows_of(self.parts.naming(name)): replace(info, shape=(len(self.parts.new_tokens[name]), *info.shape[1:]))
+            for name, info in stored.items()
+        }
 
     def written_bytes(self) -> int:
         """Size of the adapter, at most."""
