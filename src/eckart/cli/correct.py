@@ -70,7 +70,10 @@ def correct(
     layer on TEXT; the least error that any adapter of these ranks could leave is shown next to theirs.
 
     \b
+    $ eckart quantize base -o base-nf4 --double
+    …
     $ eckart correct base-nf4 base -o correction --rank 8 --calibrate text/training.txt
+    …
     """  # noqa: D301
     from eckart import operations, report
     from eckart.calibration import calibrated

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
-from eckart.checkpoint import DifferenceMatrix
+from eckart.checkpoint import DifferenceMatrix, WeightMatrix
+from eckart.checkpoint.layouts import counterpart
 from eckart.engine import Execution, Record, Task
 from eckart.linalg import InMemory, Spectrum
 from eckart.linalg.output_metric import best_correction, moment_factor, output_norm
@@ -72,9 +73,14 @@ class _Fitting:
         return made
 
     def spectrum(self, name: str, complete: bool) -> Spectrum:
-        """The singular values of a layer's output error, relative to the outputs' norm; complete in any case."""
-        error, factor = self._error(name), self._factor(name)
-        matrix = InMemory(error.to(torch.float64) @ factor)
+        """The singular values of a layer's output error, over the norm of its outputs, so that layers compare.
+
+        The outputs of late layers are far larger than those of early ones, and errors of both matter.
+        """
+        factor, view = self._factor(name), self.plan.views[name]
+        weight = materialize(WeightMatrix(self.plan.original, counterpart(self.plan.original, view), factor.device))
+        outputs = output_norm(weight.T if view.transposed else weight, factor)
+        matrix = InMemory(self._error(name).to(torch.float64) @ factor / (outputs or 1.0))
         return leading_spectrum(matrix, name, self.plan.choice(), self.execution.generator(name))
 
     def record(self, name: str, rank: int) -> Record:
