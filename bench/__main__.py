@@ -26,6 +26,7 @@ ON_REQUEST = (
     "planning",
     "load",
     "quantized",
+    "images",
 )
 
 

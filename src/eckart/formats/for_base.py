@@ -27,7 +27,8 @@ def named(adapter: Adapter, base: Base, *, families: tuple[Family, ...] = ()) ->
         renaming = names.to_modules(adapter, model)
     if renaming is not None:
         faults += renaming.faults
-        adapter = renaming.of(adapter, format="diffusers" if model.is_pipeline else "peft")
+        texts = {} if adapter.format in FAMILY_FORMATS else renaming.config  # of a LoRA file
+        adapter = renaming.of(adapter, format="diffusers" if model.is_pipeline else "peft", config=dict(texts))
     faults += model.misfits(adapter.outline())
     if faults:
         msg = f"the adapter does not fit {model.source}"

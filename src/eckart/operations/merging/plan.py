@@ -114,7 +114,8 @@ def written_to(plan: ModelPlan, output: Path) -> ModelPlan:
     if isinstance(plan.base, PipelineCheckpoint) or has_companions(plan.base):
         msg = f"{output}: {plan.base.source} is a folder with a config, and the result is one too; name a folder"
         raise OutputError(msg)
-    return replace(plan, as_file=output.name)
+    beside = {item.name for item in missing_companions(plan.base)}  # which belong to folders
+    return replace(plan, as_file=output.name, skipped=[item for item in plan.skipped if item.name not in beside])
 
 
 def open_adapters(adapters: Adapters) -> list[Adapter]:
