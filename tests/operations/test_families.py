@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from eckart.adapter import Adapter
 from eckart.engine import Execution
-from eckart.errors import EckartError, MismatchError
+from eckart.errors import EckartError, MismatchError, NotFiniteError
 from eckart.formats import load_adapter
 from eckart.formats.families.table import FAMILIES
 from eckart.operations.conversion import convert
@@ -334,6 +334,21 @@ def test_the_single_file_keeps_its_texts_and_dtypes(tmp_path):
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     assert header["__metadata__"]["modelspec.title"] == "T"
     assert [header[name]["dtype"] for name in weights] == ["F16", "F32"]
+
+
+def test_layers_with_nan_are_named_and_can_be_left_out(tmp_path):
+    names = ["lora_unet_blocks_0_self_attn_q", "lora_te1_text_model_encoder_layers_0_mlp_fc1"]
+    tensors = {f"{name}.lora_{part}.weight": torch.randn(4, 8) if part == "down" else torch.randn(8, 4)
+               for name in names for part in ("down", "up")}  # fmt: skip
+    tensors[f"{names[1]}.lora_up.weight"][0, 0] = torch.nan
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(NotFiniteError, match=rf"{names[1]}.*1 values .*`exclude={names[1]}`"):
+        resize(tmp_path / "a.safetensors", rank=2, execution=ONE)
+    result = resize(
+        tmp_path / "a.safetensors", rank=2, exclude=names[1], output=tmp_path / "b.safetensors", execution=ONE
+    )
+    assert list(result.adapter) == names[:1]
+    assert [item.name for item in result.skipped] == names[1:]
 
 
 def test_refusals_of_formats_name_what_they_cannot_say():

@@ -52,7 +52,8 @@ def resize(
             energy is preserved. Everything that is written counts.
         target: patterns of the layers to resize, by PEFT's rules, or presets; a string is one pattern. All layers by
             default. The others are unchanged.
-        exclude: patterns of layers to leave unchanged; takes precedence over `target`.
+        exclude: patterns of layers to leave unchanged; takes precedence over `target`. One that contains NaN or Inf is
+            left out of the result, and named.
         scale: factors of layers by pattern, before they are resized; 0 removes them. See `with_scales`.
         output: where to write it, in the format of the input; finished layers are stored next to it until it is
             complete.

@@ -8,6 +8,7 @@ from typing import TypeVar
 from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.checkpoint import DType
 from eckart.engine import Execution, Record, Task
+from eckart.errors import NotFiniteError
 from eckart.linalg import Spectrum
 from eckart.operations.adapter_result import LayerRecord
 from eckart.operations.adapter_writer import LayerTasks, empty_record, layer_record
@@ -35,8 +36,15 @@ def resize_tasks(plan: ResizePlan, execution: Execution) -> LayerTasks:
     ranks = _ranks(plan, execution)
 
     def record(name: str) -> Record:
-        layer = check_finite(name, plan.adapter[name])
-        if name not in ranks.by_name:  # not selected: unchanged
+        is_selected = name in ranks.by_name
+        try:
+            layer = check_finite(name, plan.adapter[name])
+        except NotFiniteError as error:
+            if is_selected:
+                msg = f"{error}; `exclude={name}` leaves it out of the result"
+                raise NotFiniteError(msg) from None
+            return empty_record(f"left out: {error}", 0.0)
+        if not is_selected:  # unchanged
             return resized(name, layer, layer.rank, None, execution)
         return resized(name, layer, ranks.by_name[name], plan.dtype, execution)
 
