@@ -152,7 +152,7 @@ class Model:
                 view = self.views.get(names.find(name.removesuffix(".weight")) or "")
             shape = layer.update_shape
             if view is None and self.checkpoint and f"{name}.weight" in self.checkpoint.tensors:
-                continue  # quantized in a way that is not read, such as MLX's
+                continue  # quantized in a way that is not read
             if view is None:
                 faults.append(f"{name}: {self.source} has no such module")
             elif view.shape != shape:
