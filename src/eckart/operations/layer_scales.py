@@ -53,7 +53,7 @@ def with_scales(adapter: Adapter, scales: Mapping[str, float]) -> Adapter:
         if factor not in (0, 1) and outline[name].magnitude is not None
     ]
     layers = {name: layer for name, layer in outline.items() if factors.get(name) != 0}
-    if faults or not layers:
+    if faults or (factors and not layers):
         msg = "`scale` cannot be applied"
         raise MismatchError.listing(msg, faults or ["every layer would be removed"])
     if not factors:
