@@ -493,11 +493,11 @@ from eckart.engine import Execution, tasks
 
 tasks.TINY_BYTES = 0  # a second worker writes the other tensors meanwhile
 whole = writer.ModelWriter._write_tensor
-def slow(self, tensor, files):
+def slow(self, tensor, *others):
     if tensor.name == "model.layers.1.self_attn.q_proj.weight":
         print("here", flush=True)
         time.sleep(600)
-    return whole(self, tensor, files)
+    return whole(self, tensor, *others)
 writer.ModelWriter._write_tensor = slow
 merge(sys.argv[1], sys.argv[2], sys.argv[3], execution=Execution(workers=2))
 """

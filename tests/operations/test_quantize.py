@@ -165,11 +165,11 @@ def test_an_interrupted_run_resumes_where_it_stopped(tmp_path, monkeypatch):
     quantize(tmp_path / "dense", tmp_path / "whole")
     seen, write = [], writer.ModelWriter._write_tensor
 
-    def counted(self, tensor, files):
+    def counted(self, tensor, *others):
         seen.append(tensor.name)
         if len(seen) == 9:
             raise KeyboardInterrupt
-        return write(self, tensor, files)
+        return write(self, tensor, *others)
 
     monkeypatch.setattr(writer.ModelWriter, "_write_tensor", counted)
     with pytest.raises(KeyboardInterrupt):

@@ -43,6 +43,8 @@ def with_scales(adapter: Adapter, scales: Mapping[str, float]) -> Adapter:
     Raises:
         MismatchError: a pattern matches nothing, no layer is left, or a layer's update is no multiple of its factors.
     """
+    if not scales:
+        return adapter
     outline = adapter.outline()
     factors: dict[str, float] = {}
     for pattern, factor in scales.items():
@@ -56,8 +58,6 @@ def with_scales(adapter: Adapter, scales: Mapping[str, float]) -> Adapter:
     if faults or (factors and not layers):
         msg = "`scale` cannot be applied"
         raise MismatchError.listing(msg, faults or ["every layer would be removed"])
-    if not factors:
-        return adapter
 
     def scaled(name: str, layer: AnyLayer) -> AnyLayer:
         return replace(layer, alpha=layer.alpha * factors.get(name, 1.0))
