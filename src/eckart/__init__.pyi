@@ -1,4 +1,5 @@
 from . import adapter as adapter
+from . import calibration as calibration
 from . import checkpoint as checkpoint
 from . import engine as engine
 from . import errors as errors
@@ -13,6 +14,9 @@ from . import report as report
 from . import training as training
 from .adapter import Adapter as Adapter
 from .adapter import AdapterLayer as AdapterLayer
+from .calibration import collect_moments as collect_moments
+from .calibration import merge_with_text as merge_with_text
+from .calibration import quantize_with_text as quantize_with_text
 from .engine import Execution as Execution
 from .errors import EckartError as EckartError
 from .formats import load_adapter as load_adapter
@@ -54,6 +58,7 @@ from .operations import check_merge as check_merge
 from .operations import combine as combine
 from .operations import compare as compare
 from .operations import convert as convert
+from .operations import correct as correct
 from .operations import extract as extract
 from .operations import merge as merge
 from .operations import plan_combine as plan_combine

@@ -79,6 +79,15 @@ def test_calibrated_codes_lower_the_error_of_the_outputs(models, tmp_path, kind)
     assert math.hypot(*after.values()) < 0.9 * math.hypot(*before.values())
 
 
+@pytest.mark.parametrize(("to", "most"), [("int4", 0.95), ("fp8", 1.0)])
+def test_other_encodings_are_calibrated_and_corrected_too(models, tmp_path, to, most):
+    base, moments, _ = models("llama")
+    result = quantize(str(base), tmp_path / "out", to=to, moments=moments, correct=4, execution=CPU)
+    assert result.output_error() <= most * result.output_error(nearest=True)
+    assert result.correction is not None
+    assert 0 < result.correction.error_lower_bound <= result.correction.error < 1
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_no_adapter_of_the_chosen_ranks_leaves_less_than_the_correction(models, kind):
     base, moments, nearest = models(kind)
