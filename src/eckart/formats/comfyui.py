@@ -11,7 +11,8 @@ from eckart.checkpoint import atomic_file
 from eckart.checkpoint.output import Kind
 from eckart.errors import OutputError
 from eckart.formats.kohya import REASONS
-from eckart.formats.lora_file import Spelling, read_file, refusals_of, require_storable, texts_of, write_file
+from eckart.formats.lora_file import read_file
+from eckart.formats.lora_writing import Spelling, refusals_of, require_storable, texts_of, write_file
 
 _SPELLING = Spelling(
     {

@@ -19,18 +19,9 @@ from eckart.checkpoint.output import Kind
 from eckart.checkpoint.pipeline import COMPONENTS
 from eckart.errors import MismatchError
 from eckart.formats.components import canonical, component, component_of, components
-from eckart.formats.lora_file import (
-    KEYS,
-    LoraFile,
-    Spelling,
-    as_adapter,
-    parts_of,
-    refusals_of,
-    require_storable,
-    texts_of,
-    write_file,
-)
+from eckart.formats.lora_file import KEYS, LoraFile, as_adapter, parts_of
 from eckart.formats.lora_keys import parse_key
+from eckart.formats.lora_writing import Spelling, refusals_of, require_storable, texts_of, write_file
 from eckart.formats.peft_config import PeftConfig, config_of
 from eckart.formats.stored import beyond_updates, header_texts, read_alpha
 

@@ -7,26 +7,22 @@ whatever the model, needs no family.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from eckart.adapter.adapter import Adapter, AdapterLayer, with_tensors
+from eckart.adapter.adapter import Adapter
 from eckart.adapter.deferred import Deferred
 from eckart.adapter.outline import AdapterOutline, LayerOutline, TensorOutline
-from eckart.checkpoint import MatrixView
 from eckart.checkpoint.naming import nearest_names
 from eckart.errors import MismatchError
-from eckart.formats.families.family import BOTH, Component, Family, Layout, Part, Site
+from eckart.formats.families.family import BOTH, Component, Family, Layout, Site
 from eckart.formats.families.naming import Assignment, Destination, FamilyFormat, Finds, one_assignment, to_format
 from eckart.formats.families.recognize import Reading, readings
-from eckart.formats.lora_file import without_keys
+from eckart.formats.family_moves import renaming_of
 from eckart.formats.model_names import Model
-from eckart.formats.renaming import Move, Renaming, rescaled, shaped, twice
-from eckart.result import Skipped
+from eckart.formats.renaming import Renaming, rescaled
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from eckart.formats.fused import Runs
 
 FAMILY_FORMATS = ("kohya", "comfyui", "diffusers")
 
@@ -61,7 +57,7 @@ def renamed_to_format(
     added, more = _tensors(adapter.added, reading.family, finds(reading.family))
     saved, others = _saved(adapter, reading.family, finds(reading.family))
     more += others
-    renaming = _renaming(adapter, found, [*faults, *more], model.views if model else {})
+    renaming = renaming_of(adapter, found, [*faults, *more], model.views if model else {})
     moves = renaming.moves if form == "diffusers" else [rescaled(move) for move in renaming.moves]
     return [replace(renaming, moves=moves, added=added, saved=saved)]
 
@@ -77,19 +73,19 @@ def renamed_to_base(adapter: Adapter, model: Model, *, families: Sequence[Family
         new = {f"{direct[owner][0]}.{name.rpartition('.')[2]}": name for name, owner in owners.items()}
         added = {name: old for name, old in new.items() if old in adapter.added}
         saved = _read(adapter, {name: old for name, old in new.items() if old in adapter.modules_to_save})
-        return replace(_renaming(adapter, found, faults, model.views), added=added, saved=saved)
+        return replace(renaming_of(adapter, found, faults, model.views), added=added, saved=saved)
     try:
         candidates = _candidates(layers, families, model)
     except MismatchError:
         candidates = []
     if not candidates:
         known = [Assignment(direct[name][0], (name,)) for name in layers if name in direct]
-        return _renaming(adapter, known, _unknown([*layers, *owners.values()], direct, model), model.views)
+        return renaming_of(adapter, known, _unknown([*layers, *owners.values()], direct, model), model.views)
     reading, found, faults = one_assignment(candidates, layers, partial(_base_finds, model=model))
     find = _base_finds(reading.family, model)
     added, more = _tensors(adapter.added, reading.family, find)
     saved, others = _saved(adapter, reading.family, find)
-    return replace(_renaming(adapter, found, [*faults, *more, *others], model.views), added=added, saved=saved)
+    return replace(renaming_of(adapter, found, [*faults, *more, *others], model.views), added=added, saved=saved)
 
 
 def _saved(adapter: Adapter, family: Family, find: Finds) -> "tuple[Deferred[Tensor, TensorOutline], list[str]]":
@@ -198,78 +194,6 @@ def _unknown(names: Sequence[str], direct: Mapping[str, object], model: Model) -
             hint = f"; the nearest are {', '.join(near)}" if near else ""
             faults.append(f"{name}: no module of this name in {model.source}{hint}")
     return faults
-
-
-def _renaming(
-    adapter: Adapter, found: Sequence[Assignment], faults: Sequence[str], views: Mapping[str, MatrixView]
-) -> Renaming:
-    """The moves of an assignment. Of layers to cut lora_B is read: its zeros show the parts."""
-    moves: list[Move] = []
-    skipped: list[Skipped] = []
-    problems = [*faults, *twice([(each.new, each.old[0]) for each in found])]
-    outlines = adapter.outline()
-    cuts: dict[str, Sequence[tuple[Runs, tuple[int, ...]]]] = {}
-    for each in found:
-        name = each.old[0]
-        try:
-            if not each.parts:
-                fit = partial(shaped, view=views.get(each.new))
-                moves.append(Move(each.new, each.old, fit, fit))
-            elif each.cut is None:
-                moves.append(_join(each, outlines))
-            else:
-                if name not in cuts:
-                    cuts[name] = _cuts(adapter[name], each.parts)
-                runs, columns = cuts[name][each.cut]
-                if columns:
-                    share: dict[str, Any] = {"runs": runs, "columns": columns}
-                    moves.append(Move(each.new, each.old, partial(_cut, **share), partial(_cut_outline, **share)))
-                else:
-                    skipped.append(Skipped(each.new, "its part of the fused layer is zero"))
-        except ValueError as fault:
-            problems.append(f"{name}: {fault}")
-    return Renaming(
-        moves, list(dict.fromkeys(problems)), skipped, is_pipeline=True, config=without_keys(adapter.config)
-    )
-
-
-def _join(each: Assignment, outlines: AdapterOutline) -> Move:
-    options: dict[str, Any] = {"parts": each.parts, "present": each.present}
-    move = Move(each.new, each.old, partial(_joined, **options), partial(_joined_outline, **options))
-    move.outline(*(outlines[name] for name in each.old))  # refuses shapes that do not form one layer
-    return move
-
-
-def _cuts(layer: AdapterLayer, parts: Sequence[Part]) -> "Sequence[tuple[Runs, tuple[int, ...]]]":
-    from eckart.formats.fused import cuts_of
-
-    return cuts_of(layer, parts)
-
-
-def _cut(layer: AdapterLayer, runs: "Runs", columns: tuple[int, ...]) -> AdapterLayer:
-    from eckart.formats.fused import cut_out
-
-    return cut_out(layer, runs, columns)
-
-
-def _cut_outline(layer: LayerOutline, runs: "Runs", columns: tuple[int, ...]) -> LayerOutline:
-    return _cut(_on_meta(layer), runs, columns).outline()
-
-
-def _joined(*layers: AdapterLayer, parts: Sequence[Part], present: Sequence[int]) -> AdapterLayer:
-    from eckart.formats.fused import fuse
-
-    given = dict(zip(present, layers, strict=True))
-    return fuse([given.get(index) for index in range(len(parts))], parts)
-
-
-def _joined_outline(*layers: LayerOutline, parts: Sequence[Part], present: Sequence[int]) -> LayerOutline:
-    return _joined(*map(_on_meta, layers), parts=parts, present=present).outline()
-
-
-def _on_meta(layer: LayerOutline) -> AdapterLayer:
-    """A layer without values, for computing the shapes of fused layers with torch."""
-    return with_tensors(layer, {part: tensor.on_meta() for part, tensor in layer.tensors().items()})
 
 
 def is_of_family(adapter: AdapterOutline, families: Sequence[Family] = ()) -> bool:

@@ -16,7 +16,7 @@ from eckart.checkpoint.fused_experts import with_fused_experts
 from eckart.checkpoint.open import ModelSource
 from eckart.errors import MismatchError, OptionError
 from eckart.formats.common_names import to_common_names
-from eckart.formats.lora_file import merged_config
+from eckart.formats.lora_writing import merged_config
 from eckart.formats.peft_config import is_trained_bias
 from eckart.formats.peft_experts import expert_of
 from eckart.formats.peft_tokens import FIELD, embedding_of, is_token_rows, tokens_of
