@@ -92,11 +92,8 @@ def test_other_encodings_are_calibrated_and_corrected_too(models, tmp_path, to, 
 def test_no_adapter_of_the_chosen_ranks_leaves_less_than_the_correction(models, kind):
     base, moments, nearest = models(kind)
     result = correct(str(nearest), str(base), moments=moments, rank=4, execution=CPU)
-    ranks = {layer.name: layer.rank for layer in result.layers}
-    costs = {layer.name: sum(layer.shape) for layer in result.layers}
-    assert sum(ranks[name] * costs[name] for name in ranks) <= 4 * sum(costs.values())
+    assert {layer.rank for layer in result.layers} == {4}
     one, two = open_checkpoint(str(base)), open_checkpoint(str(nearest))
-    assert any(layer.rank for layer in result.layers)
     for layer in result.layers:
         error = one.read(f"{layer.name}.weight").double() - two.read(f"{layer.name}.weight").double()
         error = error.T if ".c_" in layer.name else error

@@ -37,7 +37,7 @@ def quantize_with_text(
         model: SOURCE of the model, with its tokenizer.
         output: folder to write.
         texts: one source for each kind of text, in any form that training data may have.
-        correct: mean rank of the correction in `output`/correction; 0 for none.
+        correct: rank of the correction in `output`/correction; 0 for none.
         moments: file for the second moments, which is used again if it exists.
         execution: device, workers, memory, progress, resume.
         force: replace an existing output.

@@ -23,13 +23,13 @@ from eckart.cli.options import (
 )
 from eckart.cli.push import Push
 
-MeanRank = Annotated[
+LayerRank = Annotated[
     int,
     in_group(
         *("Rank", "--rank", "-r"),
         metavar="N",
         min=1,
-        help="Mean rank; layers with more of the error get more of the parameters.",
+        help="The same rank for every layer.",
     ),
 ]
 With = Annotated[
@@ -47,7 +47,7 @@ def correct(
     quantized: Annotated[str, typer.Argument(metavar="QUANTIZED", help="The model to correct.")],
     original: Annotated[str, typer.Argument(metavar="ORIGINAL", help="The model that it was quantized from.")],
     *,
-    rank: MeanRank = 8,
+    rank: LayerRank = 8,
     calibrate: Calibrate = None,
     moments: MomentsFile = None,
     adapters: With = None,

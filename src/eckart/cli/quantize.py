@@ -39,7 +39,7 @@ Correct = Annotated[
         *(CALIBRATION, "--correct"),
         metavar="RANK",
         min=1,
-        help="Also write an adapter of this mean rank that repairs the outputs, to OUT/correction.",
+        help="Also write an adapter of this rank that repairs the outputs, to OUT/correction.",
     ),
 ]
 DenseDtype = Annotated[

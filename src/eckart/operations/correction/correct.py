@@ -33,13 +33,13 @@ def correct(
     force: bool = False,
     finish: "Finish[AdapterResult] | None" = None,
 ) -> "AdapterResult":
-    """The best adapter of a given size for the outputs of a quantized model's layers.
+    """The best adapter of a given rank for the outputs of a quantized model's layers.
 
     Args:
         quantized: the model to correct, in any encoding that eckart reads.
         original: the model that it was quantized from.
         moments: second moments of the layers' inputs, from `eckart.calibration.collect_moments`.
-        rank: mean rank; layers with more of the error get more of the parameters.
+        rank: of every layer, at most its shorter side.
         adapters: adapters of the original that the correction carries too.
         target: patterns of the layers to correct, by PEFT's rules, or presets.
         exclude: patterns of layers to skip; takes precedence over `target`.

@@ -12,12 +12,11 @@ from eckart.checkpoint.fused_experts import with_fused_experts
 from eckart.errors import MismatchError, OptionError
 from eckart.formats.peft_config import task_type_of
 from eckart.formats.sources import Source, open_adapter, open_model
-from eckart.operations.costs import Costs
 from eckart.operations.extraction.scope import Scope, split_tensors
 from eckart.operations.merging.plan import Adapters, plan_merge
 from eckart.operations.output_dtype import float_dtype
 from eckart.operations.preview import Match, Preview
-from eckart.operations.rank_choice import HEADER_BYTES, Budget, RankChoice
+from eckart.operations.rank_choice import HEADER_BYTES
 from eckart.result import Skipped
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class CorrectionPlan:
         quantized: the model to correct.
         original: the model that its outputs should equal.
         moments: second moments of the layers' inputs.
-        rank: mean rank of the layers.
+        rank: of every layer.
         views: the matrices to correct, by the names of their layers.
         skipped: everything else, with the reason.
         dtype: data type of the factors.
@@ -63,31 +62,25 @@ class CorrectionPlan:
         """Files that are read."""
         return [*self.quantized.files, *self.original.files, self.moments.file]
 
-    def costs(self) -> Costs:
-        """Parameters of one rank of each matrix."""
-        return Costs({name: sum(view.stored_shape) for name, view in self.views.items()}, 0)
-
-    def choice(self) -> RankChoice:
-        """A budget of as many parameters as `rank` takes in every layer."""
-        costs = self.costs().by_rank
-        ranks = {name: min(self.rank, *view.stored_shape) for name, view in self.views.items()}
-        return RankChoice(budget=Budget(sum(costs[name] * rank for name, rank in ranks.items()), in_bytes=False))
+    def ranks(self) -> dict[str, int]:
+        """The rank of each layer: `rank`, or its shorter side."""
+        return {name: min(self.rank, *view.stored_shape) for name, view in self.views.items()}
 
     def written_bytes(self) -> int:
         """Size of the adapter, at most."""
-        budget = self.choice().budget
-        return self.dtype.itemsize * (budget.amount if budget else 0) + HEADER_BYTES * len(self.views)
+        params = sum(rank * sum(self.views[name].stored_shape) for name, rank in self.ranks().items())
+        return self.dtype.itemsize * params + HEADER_BYTES * len(self.views)
 
     def preview(self) -> Preview:
         """What would be corrected, read and written."""
-        matches = [Match(name, view.shape, ()) for name, view in self.views.items()]
+        ranks = self.ranks()
+        matches = [Match(name, view.shape, (), ranks[name]) for name, view in self.views.items()]
         read = sum(
             model.tensors[model.tied.get(view.tensor, view.tensor)].nbytes
             for view in self.views.values()
             for model in (self.quantized, self.original)
         )
-        notes = [f"Ranks are shared by the measured errors: {self.rank} on average."]
-        return Preview("correct", matches, self.skipped, read, self.written_bytes(), notes)
+        return Preview("correct", matches, self.skipped, read, self.written_bytes())
 
 
 def plan_correct(

@@ -172,7 +172,7 @@ def quantize(
         dtype: dtype of all other floating-point tensors, to which weights are rounded before they are quantized, by
             name or as torch dtype; None keeps the source's (float32 for quantized GGUF tensors).
         moments: second moments of the layers' inputs, from `eckart.calibration.collect_moments`.
-        correct: mean rank of a correction to write into the folder `correction` of the output; 0 for none.
+        correct: rank of a correction to write into the folder `correction` of the output; 0 for none.
         execution: workers, memory, progress, resume.
         force: replace an existing output.
 
