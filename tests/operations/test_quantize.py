@@ -196,7 +196,7 @@ def _state(**tensors):
         (_state(up_proj=torch.ones(4, 4)), {"block_size": 100}, OptionError, "must be one of 32, 64"),
         (_state(up_proj=torch.ones(4, 4, dtype=torch.int8)), {}, MismatchError, "'all-linear' matches nothing"),
         (_state(up_proj=torch.ones(4, 4).double()), {}, MismatchError, "up_proj: float64"),
-        (_state(embed_tokens=torch.ones(4, 4)), {"target": ["embed_tokens"]}, MismatchError, "embedding, and 4 bits"),
+        (_state(embed_tokens=torch.ones(4, 4)), {"target": ["embed_tokens"]}, MismatchError, "embedding, and nf4"),
         (
             _state(up_proj=torch.full((4, 4), float("nan"))),
             {},
