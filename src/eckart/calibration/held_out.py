@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from eckart.checkpoint import Checkpoint
 
 
+class WorseCodes(Exception):  # noqa: N818  # it ends one attempt, and the nearest codes are written instead
+    """Calibrated codes have a higher loss on held-out text than the nearest ones."""
+
+
 @dataclass(frozen=True)
 class HeldOutLosses:
     """Losses of several models on the same held-out text, in nats per token.
@@ -30,6 +34,20 @@ class HeldOutLosses:
         """The mean over the kinds of text, each with the same weight."""
         losses = self.by_model[label].values()
         return sum(losses) / len(losses)
+
+    def check_codes(self) -> None:
+        """Refuse calibrated codes that are worse than the nearest ones.
+
+        Raises:
+            WorseCodes: they are.
+        """
+        written, nearest = self.mean("written"), self.mean("nearest codes")
+        if written > nearest:
+            msg = (
+                f"The nearest codes were kept: calibrated ones had a loss of {written:.4f} instead of {nearest:.4f} on "
+                "held-out text."
+            )
+            raise WorseCodes(msg)
 
     def share_kept(self, label: str, *, worst: str, best: str) -> float | None:
         """(worst − label) / (worst − best) of the means; None if the best is not better than the worst."""

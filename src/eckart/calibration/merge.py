@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eckart.calibration.held_out import measure_losses
+from eckart.calibration.held_out import HeldOutLosses, WorseCodes, measure_losses
 from eckart.calibration.session import calibrated
 from eckart.checkpoint import open_checkpoint
 from eckart.engine import Execution
@@ -56,23 +56,27 @@ def merge_with_text(
     nearest = calibrated_merge(plan, original=original)
     nearest.check_output(output, force=force)
     with calibrated(original or base, texts, output=output, file=moments, execution=execution) as inputs:
-        result = merge(base, adapters, output, weights=weights, moments=inputs.moments, original=original,
-                       execution=execution, force=force)  # fmt: skip
         models = {
             "base": open_checkpoint(base),
             "adapter next to it": planned(plan_merge(base, adapters, weights=weights, dtype="float32")),
             "nearest codes": planned(nearest),
-            "written": open_checkpoint(output),
         }
-        losses = measure_losses(
-            models, inputs.text.held_out, device=execution.torch_device(), progress=execution.progress
-        )
+        measured: list[HeldOutLosses] = []
+
+        def check(folder: Path) -> None:
+            device, written = execution.torch_device(), {"written": open_checkpoint(folder)}
+            texts = inputs.text.held_out
+            measured.append(measure_losses(models | written, texts, device=device, progress=execution.progress))
+            measured[0].check_codes()
+
         notes = []
-        if losses.mean("written") > losses.mean("nearest codes"):
-            notes.append(
-                f"The nearest codes were kept: calibrated ones had a loss of {losses.mean('written'):.4f} instead of "
-                f"{losses.mean('nearest codes'):.4f} on held-out text."
-            )
-            result = merge(base, adapters, output, weights=weights, original=original, execution=execution, force=True)
+        try:
+            result = merge(base, adapters, output, weights=weights, moments=inputs.moments, original=original,
+                           execution=execution, force=force, check=check)  # fmt: skip
+            (losses,) = measured
+        except WorseCodes as worse:
+            notes.append(str(worse))
+            result = merge(base, adapters, output, weights=weights, original=original, execution=execution, force=force)
+            (losses,) = measured
             losses = replace(losses, by_model={**losses.by_model, "written": losses.by_model["nearest codes"]})
     return replace(result, held_out=losses.to_json(), notes=tuple(notes))

@@ -2,19 +2,27 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eckart.calibration.held_out import measure_losses
+from eckart.calibration.held_out import HeldOutLosses, WorseCodes, measure_losses
 from eckart.calibration.session import calibrated
 from eckart.checkpoint import open_checkpoint
 from eckart.engine import Execution
 from eckart.operations.merging.plan import plan_merge
 from eckart.operations.model_writer.planned import planned
 from eckart.operations.quantization.plan import plan_quantize
-from eckart.operations.quantization.quantize import QuantizeResult, quantize, write_correction
+from eckart.operations.quantization.quantize import (
+    CORRECTION,
+    QuantizeResult,
+    add_correction,
+    published,
+    quantize,
+)
 
 if TYPE_CHECKING:
+    from eckart.operations.adapter_result import AdapterResult
     from eckart.training.records import Source
 
 
@@ -50,27 +58,38 @@ def quantize_with_text(
     plan = plan_quantize(model, **options)
     plan.check_output(output, force=force)
     with calibrated(model, texts, output=output, file=moments, execution=execution) as inputs:
-        result = quantize(model, output, moments=inputs.moments, correct=correct, execution=execution, force=force,
-                          **options)  # fmt: skip
-        measured = {"original": open_checkpoint(model), "nearest codes": planned(plan)}
-        losses = _losses(measured, output, inputs.text.held_out, execution)
-        notes = [note] if (note := inputs.moments.note(max(layer.shape[1] for layer in result.layers))) else []
-        if losses.mean("written") > losses.mean("nearest codes"):
-            notes.append(
-                f"The nearest codes were kept: calibrated ones had a loss of {losses.mean('written'):.4f} instead of "
-                f"{losses.mean('nearest codes'):.4f} on held-out text."
-            )
-            result = quantize(model, output, execution=execution, force=True, **options)
+        models = {"original": open_checkpoint(model), "nearest codes": planned(plan)}
+        measure = partial(_losses, models, inputs.text.held_out, execution)
+        losses: list[HeldOutLosses] = []
+        corrections: list[AdapterResult] = []
+        notes: list[str] = []
+        if note := inputs.moments.note(max(view.shape[1] for tensor in plan.quantized for view in tensor.views)):
+            notes.append(note)
+
+        def check_calibrated(folder: Path) -> None:
+            losses.append(measure(folder))
+            losses[0].check_codes()
+
+        def correct_nearest(folder: Path) -> None:
             if correct:
-                correction = write_correction(output, model, moments=inputs.moments, rank=correct, execution=execution)
-                result = replace(result, correction=correction)
-            losses = _losses(measured, output, inputs.text.held_out, execution)
-    return replace(result, held_out=losses.to_json(), notes=tuple(notes))
+                rest = {key: value for key, value in options.items() if key in ("target", "exclude")}
+                rest |= {"moments": inputs.moments, "rank": correct, "execution": execution}
+                corrections.append(add_correction(folder, model, output, **rest))
+            losses.append(measure(folder))
+
+        try:
+            result = quantize(model, output, moments=inputs.moments, correct=correct, execution=execution, force=force,
+                              check=check_calibrated, **options)  # fmt: skip
+        except WorseCodes as worse:
+            notes.append(str(worse))
+            result = quantize(model, output, execution=execution, force=force, check=correct_nearest, **options)
+            result = replace(result, correction=published(corrections, output))
+    return replace(result, held_out=losses[-1].to_json(), notes=tuple(notes))
 
 
-def _losses(models: Any, output: Path, texts: Any, execution: Execution) -> Any:
-    """The losses of the models, of what was written, and of that with its correction."""
-    written = {"written": open_checkpoint(output)}
-    if (output / "correction").is_dir():
-        written["with correction"] = planned(plan_merge(output, output / "correction", dtype="float32"))
+def _losses(models: Any, texts: Any, execution: Execution, folder: Path) -> HeldOutLosses:
+    """The losses of the models, of what was written into a folder, and of that with its correction."""
+    written = {"written": open_checkpoint(folder)}
+    if (folder / CORRECTION).is_dir():
+        written["with correction"] = planned(plan_merge(folder, folder / CORRECTION, dtype="float32"))
     return measure_losses(models | written, texts, device=execution.torch_device(), progress=execution.progress)

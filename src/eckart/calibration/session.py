@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,7 +62,8 @@ def calibrated(
             raise OptionError(msg)
         moments = None
     if moments is None:
-        moments = collect_moments(checkpoint, text.kinds, place, execution=execution, force=file is None)
+        alone = replace(execution, shard=None)  # every share needs all moments
+        moments = collect_moments(checkpoint, text.kinds, place, execution=alone, force=file is None)
     yield Calibrated(text, moments)
     if file is None:
         place.unlink()

@@ -30,6 +30,11 @@ def write_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
     write_whole(folder / MANIFEST, json.dumps(content, indent=1, ensure_ascii=True) + "\n")
 
 
+def listed_files(folder: Path) -> set[str]:
+    """The files that a folder's manifest lists; none without one."""
+    return _listed(folder) or set()
+
+
 def has_manifest(folder: Path) -> bool:
     """Whether eckart wrote a folder."""
     return _listed(folder) is not None
@@ -37,7 +42,7 @@ def has_manifest(folder: Path) -> bool:
 
 def foreign_files(folder: Path) -> list[str]:
     """Names of the files in a folder that its manifest does not list: all files if there is none."""
-    listed = (_listed(folder) or set()) | {MANIFEST, _PARTIAL}
+    listed = listed_files(folder) | {MANIFEST, _PARTIAL}
     return [name for name in _files(folder) if name not in listed]
 
 

@@ -29,6 +29,7 @@ def correct(
     exclude: str | Sequence[str] = (),
     output: str | Path | None = None,
     dtype: "str | torch.dtype" = "float32",
+    base_model: str | None = None,
     execution: "Execution | None" = None,
     force: bool = False,
     finish: "Finish[AdapterResult] | None" = None,
@@ -45,6 +46,7 @@ def correct(
         exclude: patterns of layers to skip; takes precedence over `target`.
         output: folder to write, in PEFT's format; finished layers are stored next to it until it is complete.
         dtype: of the factors, by name or as torch dtype.
+        base_model: the adapter's base, as its config names it; by default `quantized`.
         execution: device, workers, memory, progress, resume, seed.
         force: replace an existing output.
         finish: called with the folder before it gets its final name and the result, to add files.
@@ -62,8 +64,9 @@ def correct(
         NotFiniteError: a tensor contains NaN or Inf.
     """
     plan = plan_correct(
-        quantized, original, moments=moments, rank=rank, adapters=adapters, target=target, exclude=exclude, dtype=dtype
-    )
+        quantized, original, moments=moments, rank=rank, adapters=adapters, target=target, exclude=exclude, dtype=dtype,
+        base_model=base_model,
+    )  # fmt: skip
     writer = AdapterWriter.checked(plan, output, execution, force=force, finish=finish)
     from eckart.operations.correction.work import correction_tasks  # imports torch
 

@@ -39,6 +39,7 @@ class CorrectionPlan:
         views: the matrices to correct, by the names of their layers.
         skipped: everything else, with the reason.
         dtype: data type of the factors.
+        base_model: what the adapter's config names as its base.
     """
 
     quantized: Checkpoint
@@ -48,6 +49,7 @@ class CorrectionPlan:
     views: dict[str, MatrixView]
     skipped: Sequence[Skipped]
     dtype: DType
+    base_model: str
 
     made_by = "correct"
 
@@ -55,7 +57,7 @@ class CorrectionPlan:
     def frame(self) -> Adapter:
         """The adapter without its layers."""
         task_type = task_type_of(map(str, self.quantized.config.get("architectures") or ()))
-        return Adapter({}, {}, self.quantized.source, task_type)
+        return Adapter({}, {}, self.base_model, task_type)
 
     @property
     def inputs(self) -> list[Path]:
@@ -93,6 +95,7 @@ def plan_correct(
     target: str | Sequence[str] = "all-linear",
     exclude: str | Sequence[str] = (),
     dtype: "str | torch.dtype" = "float32",
+    base_model: str | None = None,
 ) -> CorrectionPlan:
     """Check a correction from headers alone; arguments as for `correct`.
 
@@ -116,7 +119,9 @@ def plan_correct(
     if not views:
         msg = f"{moments.file} has second moments of none of the layers to correct; was it collected from this model?"
         raise MismatchError.listing(msg, [each.name for each in parts.matrices])
-    return CorrectionPlan(stored, goal, moments, rank, views, skipped, float_dtype(dtype) or FLOAT32)
+    return CorrectionPlan(
+        stored, goal, moments, rank, views, skipped, float_dtype(dtype) or FLOAT32, base_model or stored.source
+    )
 
 
 def _listed(adapters: Adapters) -> Sequence[Adapter | str | Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +90,7 @@ def merge(
     original: Source | None = None,
     execution: Execution = Execution(),
     force: bool = False,
+    check: Callable[[Path], None] = lambda folder: None,
 ) -> MergeResult:
     """Write `base` with adapters merged into it: a model folder in Hugging Face layout.
 
@@ -113,6 +114,7 @@ def merge(
         original: the model that a quantized base was made from; its weights are updated instead of the base's codes.
         execution: workers, memory, progress, resume.
         force: replace an existing output.
+        check: called with the complete output before it gets its final name; after an error it does not get it.
 
     Returns:
         `MergeResult`: where it is, how many tensors changed, and what it does not contain.
@@ -132,7 +134,7 @@ def merge(
     from eckart.operations.model_writer.rounding_cost import errors_of
     from eckart.operations.model_writer.writer import ModelWriter
 
-    facts = ModelWriter(plan).write(Path(output), execution, force=force)
+    facts = ModelWriter(plan).write(Path(output), execution, force=force, check=check)
     return MergeResult(
         Path(output),
         plan.count,

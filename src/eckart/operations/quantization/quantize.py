@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eckart.checkpoint.manifest import write_manifest
+from eckart.checkpoint.manifest import listed_files, write_manifest
 from eckart.engine import Execution
+from eckart.engine.working_folder import remove
 from eckart.errors import OptionError
 from eckart.formats import load_adapter
 from eckart.formats.sources import Source
@@ -153,6 +154,7 @@ def quantize(
     correct: int = 0,
     execution: Execution = Execution(),
     force: bool = False,
+    check: Callable[[Path], None] = lambda folder: None,
 ) -> QuantizeResult:
     """Write `source` with its linear layers quantized; NF4 bit for bit as bitsandbytes does on the CPU.
 
@@ -175,6 +177,7 @@ def quantize(
         correct: rank of a correction to write into the folder `correction` of the output; 0 for none.
         execution: workers, memory, progress, resume.
         force: replace an existing output.
+        check: called with the complete folder before it gets its final name; after an error it does not get it.
 
     Returns:
         `QuantizeResult`: which layers, how large, and each one's measured error.
@@ -198,12 +201,16 @@ def quantize(
     plan.check_output(Path(output), force=force)
     from eckart.operations.model_writer.writer import ModelWriter  # here: a refusal needs no torch
 
-    facts = ModelWriter(plan).write(Path(output), execution, force=force)
+    corrections: list[AdapterResult] = []
+
+    def complete(folder: Path) -> None:
+        if correct and moments is not None:
+            options: dict[str, Any] = {"target": target, "exclude": exclude, "execution": execution}
+            corrections.append(add_correction(folder, source, Path(output), moments=moments, rank=correct, **options))
+        check(folder)
+
+    facts = ModelWriter(plan).write(Path(output), execution, force=force, check=complete)
     layers = [_layer(tensor, facts[tensor.name]) for tensor in plan.quantized]
-    correction = None
-    if correct and moments is not None:
-        options: dict[str, Any] = {"target": target, "exclude": exclude, "execution": execution}
-        correction = write_correction(Path(output), source, moments=moments, rank=correct, **options)
     return QuantizeResult(
         Path(output),
         to,
@@ -214,23 +221,33 @@ def quantize(
         sum(spec.nbytes for tensor in plan.quantized for spec in tensor.specs),
         plan.skipped,
         time.monotonic() - began,
-        correction,
+        published(corrections, Path(output)),
     )
 
 
-def write_correction(output: Path, source: Source, **options: Any) -> AdapterResult:
-    """Write the correction of a quantized model into its folder; until it is complete, it is next to it.
+def add_correction(folder: Path, source: Source, output: Path, **options: Any) -> AdapterResult:
+    """Write the correction of a quantized model into its folder, before that gets its final name.
 
     Args:
-        output: folder of the quantized model.
+        folder: the quantized model.
         source: the model that it was made from.
+        output: its final name, which the correction's config gives as its base; the correction is next to it until it
+            is complete.
         options: further arguments of `correct`.
     """
-    beside, folder = output.with_name(f"{output.name}.{CORRECTION}"), output / CORRECTION
-    result = correct_model(output, source, output=beside, force=True, **options)
-    beside.rename(folder)
-    write_manifest(output)  # now with the correction
-    return replace(result, output=folder, adapter=load_adapter(folder))
+    beside, place = output.with_name(f"{output.name}.{CORRECTION}"), folder / CORRECTION
+    result = correct_model(folder, source, output=beside, force=True, base_model=str(output), **options)
+    names = (path.relative_to(beside).as_posix() for path in beside.rglob("*") if path.is_file())
+    write_manifest(folder, [*listed_files(folder), *(f"{CORRECTION}/{name}" for name in names)])
+    remove(place)  # of an interrupted run
+    beside.rename(place)
+    return result
+
+
+def published(corrections: Sequence[AdapterResult], output: Path) -> AdapterResult | None:
+    """The last correction that was added, by the name that its folder has now; None without one."""
+    place = output / CORRECTION
+    return replace(corrections[-1], output=place, adapter=load_adapter(place)) if corrections else None
 
 
 def _layer(tensor: OutputTensor, facts: Mapping[str, float]) -> QuantizedLayer:
