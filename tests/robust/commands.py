@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eckart.checkpoint.manifest import TEXTS, write_manifest
-from eckart.operations import analyze, convert, extract, merge
+from eckart.operations import analyze, convert, extract, merge, quantize
 
 WORDS = ["the", "a", "rank", "of", "weight", "adapter", "low", "high", "noise", "signal", "learns", "is"]
 TRAINING = "--steps 3 --save-every 1 --batch-size 1 --max-length 16 --rank 2 --target q_proj"
 CELLS = "--ranks 1,2 --targets q_proj --steps 2 --batch-size 1 --max-length 16"
 ON_TEXT = "--rank 2 --distill text.txt --steps 1"
 SOURCES = {
-    *("base", "tuned", "adapter", "other", "merged", "analysis", "kohya.safetensors", "unet.safetensors"),
+    *("base", "tuned", "adapter", "other", "merged", "nf4", "analysis", "kohya.safetensors", "unet.safetensors"),
     *("text.txt", "heldout.txt", "ranks.json"),
 }
 
@@ -75,6 +75,9 @@ COMMANDS = {
     "compare": Command("compare adapter other --base base"),
     "compare merge": Command("compare merged adapter --base base"),
     "quantize": Command("quantize base"),
+    "quantize calibrated": Command("quantize base --calibrate text.txt --correct 1"),
+    "merge calibrated": Command("merge nf4 adapter --calibrate text.txt --original base"),
+    "correct": Command("correct nf4 base --rank 1 --calibrate text.txt --with adapter"),
     "train": Command(f"train base text.txt --eval-data heldout.txt --rank-pattern ranks.json {TRAINING}"),
     "sweep": Command(f"sweep base text.txt --eval-data heldout.txt {CELLS}", continues=True),
     "report": Command("report analysis", ".html"),
@@ -82,7 +85,7 @@ COMMANDS = {
     "demo": Command("demo --fine-tune", reads=("base",), continues=True),
 }
 WRITES_NOTHING = {"check": "it prints what it finds in headers"}
-NOT_DISTURBED_YET = {"correct", "--calibrate", "--moments", "--original"}  # calibration, which tests of its own cover
+KEPT = {"--moments"}  # a file that is read where it exists, of a model that must not have been copied
 
 
 def use_small_demo() -> None:
@@ -126,6 +129,7 @@ def write_inputs(model: Path, folder: Path) -> None:
         config = folder / adapter / "adapter_config.json"
         config.write_text(config.read_text().replace(str(base), "base"))  # that of every copy of this folder
     merge(base, folder / "adapter", folder / "merged")
+    quantize(base, folder / "nf4")
     analyze(tuned, base, output=folder / "analysis")
     convert(folder / "adapter", "kohya", base=base, output=folder / "kohya.safetensors")
     (folder / "text.txt").write_text(sentence(0, 1800))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eckart.calibration.held_out import HeldOutLosses, WorseCodes, measure_losses
-from eckart.calibration.session import calibrated
+from eckart.calibration.session import calibrated, check_output_and_texts
 from eckart.checkpoint import open_checkpoint
 from eckart.engine import Execution
 from eckart.errors import OptionError
@@ -49,7 +49,9 @@ def merge_with_text(
     Raises:
         EckartError: what `merge`, `read_texts` and `collect_moments` raise.
     """
-    output, plan = Path(output), plan_merge(base, adapters, weights=weights)
+    output = Path(output)
+    check_output_and_texts(output, texts, moments, force=force)
+    plan = plan_merge(base, adapters, weights=weights)
     if not plan.quantized:
         msg = f"{plan.base.source}: the merge writes no codes, which `calibrate` would choose"
         raise OptionError(msg)

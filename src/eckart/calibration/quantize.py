@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eckart.calibration.held_out import HeldOutLosses, WorseCodes, measure_losses
-from eckart.calibration.session import calibrated
+from eckart.calibration.session import calibrated, check_output_and_texts
 from eckart.checkpoint import open_checkpoint
 from eckart.engine import Execution
 from eckart.operations.merging.plan import plan_merge
@@ -55,6 +55,7 @@ def quantize_with_text(
         EckartError: what `quantize`, `read_texts` and `collect_moments` raise.
     """
     output = Path(output)
+    check_output_and_texts(output, texts, moments, force=force)
     plan = plan_quantize(model, **options)
     plan.check_output(output, force=force)
     with calibrated(model, texts, output=output, file=moments, execution=execution) as inputs:

@@ -8,14 +8,22 @@ from typing import TYPE_CHECKING
 
 from eckart.calibration.collect import collect_moments, moments_key
 from eckart.calibration.texts import CalibrationText, read_texts
+from eckart.checkpoint import check_output
+from eckart.checkpoint.source import local_paths
+from eckart.engine import ShardDone
+from eckart.engine.working_folder import WorkingFolder, calibration_folder
 from eckart.errors import OptionError
 from eckart.evaluation import load_tokenizer
 from eckart.formats.sources import open_model
 from eckart.operations.moments import Moments
 
 if TYPE_CHECKING:
+    from eckart.checkpoint import Checkpoint
     from eckart.engine import Execution
     from eckart.training.records import Source
+
+
+_NAME = "moments.safetensors"
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ def calibrated(
     Args:
         model: SOURCE of the model, with its tokenizer.
         texts: one source for each kind of text.
-        output: what the command writes; without `file`, the moments are next to it until the block succeeds.
+        output: what the command writes; without `file`, the moments are in a folder next to it until the block ends.
         file: where to keep the moments.
         execution: device, progress, resume.
 
@@ -54,16 +62,38 @@ def calibrated(
         EckartError: what `read_texts` and `collect_moments` raise.
     """
     checkpoint, text = open_model(model), read_texts(texts, load_tokenizer(model))
-    place = file or output.with_name(f"{output.name}.moments.safetensors")
+    working = None if file else WorkingFolder(calibration_folder(output), output, rf"\.?{_NAME}(\.partial)?")
+    try:
+        place = file or calibration_folder(output) / _NAME
+        yield Calibrated(text, _moments(checkpoint, text, place, kept=file is not None, execution=execution))
+    except BaseException as error:
+        if working and (isinstance(error, ShardDone) or not isinstance(error, Exception)):
+            working.release()  # another share, or the same command, continues with them
+        elif working:
+            working.close()
+        raise
+    if working:
+        working.close()
+
+
+def _moments(
+    checkpoint: "Checkpoint", text: CalibrationText, place: Path, *, kept: bool, execution: "Execution"
+) -> Moments:
+    """The moments in a file, collected unless it has those of this model and text."""
     moments = Moments(place) if place.exists() else None
-    if moments is not None and moments.model != moments_key(checkpoint, text.kinds):
-        if file is not None:
-            msg = f"{file} has the moments of another model or text; choose another file for `moments`"
+    if moments is None or moments.model != moments_key(checkpoint, text.kinds):
+        if moments is not None and kept:
+            msg = f"{place} has the moments of another model or text; choose another file for `moments`"
             raise OptionError(msg)
-        moments = None
-    if moments is None:
         alone = replace(execution, shard=None)  # every share needs all moments
-        moments = collect_moments(checkpoint, text.kinds, place, execution=alone, force=file is None)
-    yield Calibrated(text, moments)
-    if file is None:
-        place.unlink()
+        moments = collect_moments(checkpoint, text.kinds, place, execution=alone, force=not kept)
+    return moments
+
+
+def check_output_and_texts(output: Path, texts: "Sequence[Source]", file: Path | None, *, force: bool) -> None:
+    """Refuse an output that is, or contains, a text or the moments.
+
+    Raises:
+        OutputError: it does, or it cannot be written.
+    """
+    check_output(output, force=force, inputs=local_paths(*(it for it in texts if isinstance(it, str | Path)), file))

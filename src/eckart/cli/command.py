@@ -14,6 +14,7 @@ from eckart.cli import flags
 from eckart.cli.printable import printable
 from eckart.cli.signals import INTERRUPTED, interrupting
 from eckart.engine.shard import ShardDone
+from eckart.engine.working_folder import calibration_folder
 from eckart.errors import EckartError
 
 REFUSED = 1
@@ -112,15 +113,21 @@ def _shard_done(ended: ShardDone, *, as_json: bool) -> None:
     typer.echo(json.dumps(facts) if as_json else flags.with_flags(str(ended)))
 
 
+def _finished_work(output: Path) -> list[Path]:
+    """What a repetition of a command finds next to its output: folders with finished parts, and complete parts."""
+    folders = [Path(f"{output}{part}.partial") for part in ("", ".correction")]
+    found = [each for each in folders if any(any(each.glob(name)) for name in ("*.safetensors", "checkpoint-*"))]
+    return found + [each for each in (calibration_folder(output), Path(f"{output}.correction")) if each.exists()]
+
+
 def _interrupted(reason: str, output: object) -> NoReturn:
     """Say what can be resumed; without a reason nothing has stopped the worker threads, so leave at once.
 
     A thread inside LAPACK cannot be stopped, and the interpreter would wait for it.
     """
-    partial = Path(f"{output}.partial")
-    kept = f"interrupted; finished work is kept in {partial}: repeat the command to resume"
-    has_work = any(any(partial.glob(pattern)) for pattern in ("*.safetensors", "checkpoint-*"))
-    message = reason or (kept if has_work else "interrupted")
+    places = ", ".join(map(str, _finished_work(Path(str(output)))))
+    kept = f"interrupted; finished work is kept in {places}: repeat the command to resume"
+    message = reason or (kept if places else "interrupted")
     sys.stderr.write(f"eckart: {printable(flags.with_flags(message))}\n")
     sys.stdout.flush()
     sys.stderr.flush()

@@ -141,6 +141,11 @@ class WorkingFolder:
         self._own.release()
 
 
+def calibration_folder(output: Path) -> Path:
+    """The folder next to an output in which a command keeps what it learned from text."""
+    return output.with_name(f"{output.name}.calibration.partial")
+
+
 def write_whole(file: Path, text: str) -> None:
     """Write a small file, completely or not at all; a kill leaves at most a file of its name and `.tmp`."""
     partial = file.with_name(f"{file.name}.tmp")
