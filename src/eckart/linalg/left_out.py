@@ -1,7 +1,8 @@
 """How much damping calibrated codes need, decided on kinds of inputs that they were not calibrated with.
 
 Codes fit the inputs they are calibrated with and can be worse than the nearest ones for others. So each kind is left
-out once: the codes are calibrated on all others and judged by the output error on it.
+out once: the codes are calibrated on all others and judged by the output error on it. The worst one decides:
+what a model will see may be as unlike the calibration as any of the kinds is unlike the others.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from eckart.linalg.calibrated_codes import calibrated_codes
 from eckart.linalg.output_metric import moment_factor, output_norm
 from eckart.linalg.scaled_levels import ScaledLevels
 
-DAMPINGS = (0.05, 0.5)
+DAMPINGS = (0.05, 0.5, 2.0)
 SAMPLED_ROWS = 128  # outputs are independent of each other: some of them show which damping suits the inputs
 
 
@@ -25,7 +26,7 @@ def best_damping(
     *,
     dampings: Sequence[float] = DAMPINGS,
 ) -> float | None:
-    """The damping whose codes have the least output error on the kind of inputs that was left out, on average.
+    """The damping whose codes have the least output error on the kind of inputs that was left out, for the worst kind.
 
     Args:
         weight: shape `(out_features, in_features)`.
@@ -34,24 +35,23 @@ def best_damping(
         dampings: those to choose from.
 
     Returns:
-        one of `dampings`; None if no codes are better than the nearest ones, or there is only one kind.
+        one of `dampings`; None if none gives codes that are better than the nearest ones for every kind, or there is
+        only one kind.
     """
     if len(moments) < 2:
         return None
     rows = torch.linspace(0, len(weight) - 1, min(len(weight), SAMPLED_ROWS)).round().long()
     sample, levels = weight[rows].to(torch.float64), ScaledLevels(grid.levels, grid.scales[rows])
     nearest = sample - levels.decode(levels.codes(sample))
-    errors = dict.fromkeys(dampings, 0.0)
-    count = 0
+    worst = dict.fromkeys(dampings, 0.0)  # output error relative to that of the nearest codes
     for left_out, moment in enumerate(moments):
         factor = moment_factor(moment)
         reference = output_norm(nearest, factor)
         if not reference:
             continue
-        count += 1
         others = torch.stack([each for number, each in enumerate(moments) if number != left_out]).sum(0)
         for damping in dampings:
             codes = calibrated_codes(sample, others, levels, damping=damping)
-            errors[damping] += (output_norm(sample - levels.decode(codes), factor) / reference) ** 2
-    damping = min(errors, key=errors.__getitem__)
-    return damping if errors[damping] < count else None
+            worst[damping] = max(worst[damping], output_norm(sample - levels.decode(codes), factor) / reference)
+    damping = min(worst, key=worst.__getitem__)
+    return damping if 0 < worst[damping] < 1 else None
