@@ -295,7 +295,7 @@ class Odd(nn.Linear):
     [
         (Net, {"target": "lm_head"}, MismatchError, "'lm_head': lm_head shares the weight of embed_tokens"),
         (Net, {"target": ["q_proj"]}, MismatchError, "'q_proj' matches nothing"),
-        (Experts, {"target": ".*"}, MismatchError, "experts.up: expert, and 4 bits are for linear layers"),
+        (Experts, {"target": ".*"}, MismatchError, "experts.up: expert, and nf4 is for linear layers"),
         (Net, {"target": "norm"}, MismatchError, "is left out: norm"),
         (Net, {"block_size": 48}, OptionError, "`block_size` is 48"),
         (lambda: Net().double(), {}, MismatchError, "up: float64"),

@@ -258,7 +258,7 @@ def test_diffusers_fuses_our_files_to_the_weights_that_we_merge(family, tmp_path
     merge(tmp_path / "base", [tmp_path / "a.safetensors"], tmp_path / "merged", execution=ONE)
     prefix = next(iter(there)).partition(".")[0]
     model.load_lora_adapter(
-        load_file(tmp_path / "a.safetensors"), prefix=prefix, metadata=metadata_of(tmp_path, prefix)
+        load_file(tmp_path / "a.safetensors"), prefix=prefix, metadata=metadata_of(tmp_path / "a.safetensors")
     )
     model.fuse_lora()
     fused = {name.replace(".base_layer", ""): tensor for name, tensor in model.state_dict().items()}

@@ -89,7 +89,7 @@ def quantizable(
     everywhere = paths_of(dict(model.named_modules(remove_duplicate=False)))
     chosen, faults = {}, []
     for view in views:
-        fault = why_not_quantizable(view, checkpoint.tensors[view.tensor].dtype, checkpoint.config)
+        fault = why_not_quantizable(view, checkpoint.tensors[view.tensor].dtype, checkpoint.config, to="nf4")
         if fault is None:
             module = model.get_submodule(view.module)
             if isinstance(module, Nf4Linear):
