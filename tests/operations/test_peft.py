@@ -297,10 +297,18 @@ def test_a_scale_that_half_precision_cannot_carry_in_a_factor_is_refused(alpha, 
         adapter.save(tmp_path / "a")
 
 
-@pytest.mark.parametrize("part", ["magnitude", "bias"])
-def test_dora_or_trained_biases_and_plain_layers_do_not_mix(part, tmp_path):
+def test_dora_and_plain_layers_do_not_mix(tmp_path):
     plain = AdapterLayer(torch.randn(2, 4), torch.randn(4, 2), 2)
-    other = replace(plain, **{part: torch.ones(4)})
+    other = replace(plain, magnitude=torch.ones(4))
     with pytest.raises(MismatchError, match=r"a\.plain"):
         Adapter({"a.plain": plain, "a.other": other}).save(tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_a_plain_layer_next_to_one_with_a_bias_gets_a_bias_of_zeros(tmp_path):
+    plain = AdapterLayer(torch.randn(2, 4), torch.randn(4, 2), 2)
+    Adapter({"a.plain": plain, "a.other": replace(plain, bias=torch.ones(4))}).save(tmp_path / "a")
+    saved = load_adapter(tmp_path / "a")
+    assert saved["a.plain"].bias.tolist() == [0.0] * 4
+    assert saved["a.other"].bias.tolist() == [1.0] * 4
+    assert all(torch.equal(layer.delta(), plain.delta()) for layer in saved.values())

@@ -98,7 +98,7 @@ def use_small_demo() -> None:
 
     settings = demo.DemoSettings(
         LoRAConfig(rank=2, alpha=4),
-        TrainSettings(steps=2, batch_size=1, learning_rate=2e-2, save_every=1),
+        TrainSettings(steps=6, batch_size=1, learning_rate=2e-2, save_every=3),
         sequence_tokens=16,
         held_out_chars=300,
         keep=0.1,

@@ -59,6 +59,9 @@ READ = RESUMED | {
     "compare merge": "merged",
     "train": "base",
     "sweep": "base",
+    "quantize calibrated": "base",
+    "merge calibrated": "nf4",
+    "correct": "nf4",
 }
 NOT_READ = {
     "report": "it shows the results that it has read whole before it begins",

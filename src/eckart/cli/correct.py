@@ -75,8 +75,6 @@ def correct(
     $ eckart correct base-nf4 base -o correction --rank 8 --calibrate text/training.txt
     …
     """  # noqa: D301
-    from eckart import operations, report
-    from eckart.calibration import calibrated
     from eckart.checkpoint import check_output
     from eckart.checkpoint.source import local_paths
     from eckart.cli.output import present
@@ -84,12 +82,21 @@ def correct(
     from eckart.cli.push import check_push, push_output
     from eckart.engine import Execution
     from eckart.errors import OptionError
+    from eckart.formats.sources import open_model
+    from eckart.training.records import find_files
 
     if not calibrate:
         msg = "a correction needs text to see which errors matter: pass `calibrate`"
         raise OptionError(msg)
     check_push(push)
     check_output(output, force=force, inputs=local_paths(quantized, original, moments, *calibrate, *(adapters or ())))
+    for model in (quantized, original):
+        open_model(model)
+    for text in calibrate:
+        find_files(text)
+    from eckart import operations, report  # here: a refusal needs no torch
+    from eckart.calibration import calibrated
+
     execution = Execution(device=device, workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress())
     with calibrated(original, calibrate, output=output, file=moments, execution=execution) as inputs:
         result = operations.correct(
