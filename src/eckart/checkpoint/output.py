@@ -194,7 +194,8 @@ def _why_writing_failed(error: Exception) -> str | None:
     text = str(error)
     if "No space left on device" in text:
         return "No space left on device"
-    return "the disk took less than was written" if "unexpected pos" in text else None
+    refused = any(words in text for words in ("unexpected pos", "iostream error"))  # torch.save's
+    return "the disk took less than was written" if refused else None
 
 
 def _existing_fault(path: Path, kind: Kind | None, *, force: bool) -> str | None:
