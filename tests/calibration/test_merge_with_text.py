@@ -95,12 +95,12 @@ def test_a_plan_computes_what_a_merge_with_the_nearest_codes_writes(inputs, tmp_
     base, quantized, adapter, _ = inputs
     merge(quantized, adapter, tmp_path / "out", original=base, execution=CPU)
     plan, written = calibrated_merge(plan_merge(quantized, adapter), original=base), open_checkpoint(tmp_path / "out")
-    foretold = planned(plan)
-    assert set(foretold.tensors) >= set(written.tensors)
+    computed = planned(plan)
+    assert set(computed.tensors) >= set(written.tensors)
     for name in written.tensors:
-        assert torch.equal(foretold.read(name).float(), written.read(name).float()), name
+        assert torch.equal(computed.read(name).float(), written.read(name).float()), name
     ids = sequences(9)
-    assert StreamedModel(foretold).loss(ids) == StreamedModel(written).loss(ids)
+    assert StreamedModel(computed).loss(ids) == StreamedModel(written).loss(ids)
 
 
 def test_an_original_of_another_shape_is_refused_with_every_tensor(inputs, tmp_path):

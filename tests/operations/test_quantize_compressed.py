@@ -46,11 +46,11 @@ def test_transformers_loads_the_weights_that_were_written(base, tmp_path, kind, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_written_weights_are_those_planned_and_as_near_as_stated(base, tmp_path, kind):
     result = quantize(base, tmp_path / "out", to=kind, execution=CPU)
-    written, foretold = open_checkpoint(str(tmp_path / "out")), planned(plan_quantize(base, to=kind))
+    written, computed = open_checkpoint(str(tmp_path / "out")), planned(plan_quantize(base, to=kind))
     original = open_checkpoint(base)
     for layer in result.layers:
         weight = written.read(f"{layer.name}.weight").double()
-        assert torch.equal(weight, foretold.read(f"{layer.name}.weight").double())
+        assert torch.equal(weight, computed.read(f"{layer.name}.weight").double())
         exact = original.read(f"{layer.name}.weight").double()
         assert layer.error == pytest.approx(float((weight - exact).norm() / exact.norm()), rel=1e-6)
         assert 0 < layer.error < (0.2 if kind == "int4" else 0.04)

@@ -66,19 +66,18 @@ def merge_with_text(
         measured: list[HeldOutLosses] = []
 
         def check(folder: Path) -> None:
-            device, written = execution.torch_device(), {"written": open_checkpoint(folder)}
-            texts = inputs.text.held_out
-            measured.append(measure_losses(models | written, texts, device=device, progress=execution.progress))
-            measured[0].check_codes()
+            candidates, device = models | {"written": open_checkpoint(folder)}, execution.torch_device()
+            losses = measure_losses(candidates, inputs.text.held_out, device=device, progress=execution.progress)
+            measured.append(losses)
+            losses.check_codes()
 
         notes = []
         try:
             result = merge(base, adapters, output, weights=weights, moments=inputs.moments, original=original,
                            execution=execution, force=force, check=check)  # fmt: skip
-            (losses,) = measured
         except WorseCodes as worse:
             notes.append(str(worse))
             result = merge(base, adapters, output, weights=weights, original=original, execution=execution, force=force)
-            (losses,) = measured
-            losses = replace(losses, by_model={**losses.by_model, "written": losses.by_model["nearest codes"]})
-    return replace(result, held_out=losses.to_json(), notes=tuple(notes))
+            by_model = measured[0].by_model
+            measured[0] = replace(measured[0], by_model={**by_model, "written": by_model["nearest codes"]})
+    return replace(result, held_out=measured[0].to_json(), notes=tuple(notes))

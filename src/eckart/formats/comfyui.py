@@ -9,10 +9,10 @@ from pathlib import Path
 from eckart.adapter.adapter import Adapter
 from eckart.checkpoint import atomic_file
 from eckart.checkpoint.output import Kind
-from eckart.errors import OutputError
 from eckart.formats.kohya import REASONS
 from eckart.formats.lora_file import read_file
 from eckart.formats.lora_writing import Spelling, refusals_of, require_storable, texts_of, write_file
+from eckart.formats.stored import file_kind
 
 _SPELLING = Spelling(
     {
@@ -50,10 +50,7 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
 
 def output_kind(path: Path) -> Kind:
     """An adapter is a file; OutputError for a name that its readers would not find."""
-    if path.suffix != ".safetensors":
-        msg = f"{path}: an adapter in ComfyUI's format is one file; name it {path.name}.safetensors"
-        raise OutputError(msg)
-    return "file"
+    return file_kind(path, ".safetensors", "an adapter in ComfyUI's format")
 
 
 def refusals(adapter: Adapter) -> list[str]:

@@ -21,10 +21,10 @@ from eckart.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_head
 from eckart.checkpoint.gguf_tensors import read_tensor, storage_types, tensor_fault, tensor_info
 from eckart.checkpoint.manifest import TEXTS
 from eckart.checkpoint.output import Kind
-from eckart.errors import FileFormatError, MismatchError, NotFiniteError, OutputError
+from eckart.errors import FileFormatError, MismatchError, NotFiniteError
 from eckart.formats.peft_experts import MAX_EXPERTS, expert_of
 from eckart.formats.peft_scales import common_alpha
-from eckart.formats.stored import beyond_updates
+from eckart.formats.stored import beyond_updates, file_kind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -157,10 +157,7 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
 
 def output_kind(path: Path) -> Kind:
     """An adapter of llama.cpp is one file; OutputError says how to name it."""
-    if path.suffix != ".gguf":
-        msg = f"{path}: an adapter in llama.cpp's format is one file; name it {path.name}.gguf"
-        raise OutputError(msg)
-    return "file"
+    return file_kind(path, ".gguf", "an adapter in llama.cpp's format")
 
 
 def refusals(adapter: Adapter) -> list[str]:

@@ -59,6 +59,18 @@ def header_texts(file: Path) -> dict[str, str]:
     return {name: text for name, text in texts.items() if name not in ("format", *TEXTS)}
 
 
+def file_kind(path: Path, suffix: str, what: str) -> Kind:
+    """The kind of an output that is one file with this suffix.
+
+    Raises:
+        OutputError: the path has another, under which readers would not find it; the message suggests a name.
+    """
+    if path.suffix != suffix:
+        msg = f"{path}: {what} is one file; name it {path.name}{suffix}"
+        raise OutputError(msg)
+    return "file"
+
+
 def folder_kind(path: Path, adapter: str) -> Kind:
     """The kind of an output that is a folder; OutputError for the name of a file."""
     if path.suffix in (".safetensors", ".gguf", ".bin"):

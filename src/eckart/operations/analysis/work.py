@@ -27,7 +27,7 @@ def matrix_task(
         execution: device and seed.
     """
     entries, side = math.prod(view.stored_shape), min(view.stored_shape)
-    stored = [side.tensors[side.tied.get(view.tensor, view.tensor)] for side in (tuned, base) if side is not None]
+    stored = [it.tensors[it.tied.get(view.tensor, view.tensor)] for it in (tuned, base) if it is not None]
     read = sum(info.nbytes * entries // max(math.prod(info.shape), 1) for info in stored)
     # The matrix and a copy with its signs flipped; the Gram matrix and its eigenvalue solver; slabs in passing.
     memory = 2 * min(4 * entries, RESIDENT_BYTES) + 3 * 8 * min(side, FULL_SIDE) ** 2 + 4 * SLAB_BYTES
