@@ -4,7 +4,7 @@ import functools
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,17 +42,19 @@ def tiny_model(tmp_path_factory, word_tokenizer) -> Path:
 
 
 @pytest.fixture(scope="session")
-def quick_demo(tiny_model) -> Iterator[None]:
-    """Makes `eckart demo` train the tiny model for a few steps, on a part of the text."""
+def quick_demo(tiny_model) -> Callable[[pytest.MonkeyPatch], None]:
+    """Makes `eckart demo` train the tiny model for a few steps, on a part of the text, until the patch is undone."""
     corpus = language_reference()
     short = demo.Corpus(dict(list(corpus.training.items())[:12]), corpus.held_out)
-    with pytest.MonkeyPatch.context() as patch:
+
+    def apply(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(demo, "quick_settings", lambda: QUICK)
         patch.setattr(demo, "quick_fine_tune", lambda: QUICK_FINE_TUNE)
         patch.setattr(demo, "run_demo", functools.partial(demo.run_demo, model=tiny_model))
         patch.setattr("eckart.demo.learning.language_reference", lambda: short)
         patch.setattr("eckart.demo.pair.language_reference", lambda: short)
-        yield
+
+    return apply
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +64,7 @@ def inputs(quick_demo, tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("docs")
     with pytest.MonkeyPatch.context() as patch:
+        quick_demo(patch)
         for command in START:
             patch.chdir(folder if command.startswith("eckart demo ") else folder / FOLDER)
             done = CliRunner().invoke(app, shlex.split(command)[1:])
@@ -89,6 +92,7 @@ def shell(quick_demo, monkeypatch) -> Callable[[str], tuple[int, str, str]]:
     """Runs `eckart` in this process, where torch is imported already; other commands in bash."""
     import execute
 
+    quick_demo(monkeypatch)
     monkeypatch.setattr(training, "sweep", functools.partial(training.sweep, run_cell=train_here))
 
     def run(command: str) -> tuple[int, str, str]:
