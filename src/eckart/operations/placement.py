@@ -3,43 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
-from eckart.adapter.deferred import Deferred
 from eckart.checkpoint import Checkpoint, MatrixView, layout
 from eckart.checkpoint.base_names import NamesOfBase
 from eckart.checkpoint.layouts import expert_views
-from eckart.checkpoint.naming import nearest_names
-from eckart.checkpoint.replicated import with_replicated_layers
-from eckart.errors import MismatchError
-from eckart.formats.attention_modules import with_attention_modules
-from eckart.formats.expert_modules import modules_of_expert, with_expert_modules
-from eckart.formats.for_base import rename_for_base
-from eckart.formats.peft_biases import without_zero_bias
 from eckart.formats.peft_experts import expert_of
 from eckart.formats.peft_tokens import embedding_of, is_token_rows, tokens_of
+from eckart.operations.misfit import Fault, bias_fault, misfit, shape_fault
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from eckart.adapter import Adapter, AdapterLayer, AdapterOutline, LayerOutline, TensorOutline
-
-_UNKNOWN_ORIENTATION = {
-    "expert": "the experts are square, and neither their other parameters nor the base's model_type show whether they "
-    "are stored (out, in) or (in, out)",
-    "conv1d": "fan_in_fan_out is true in the adapter, but neither the base's shapes nor its model_type show whether "
-    "this square matrix is a Conv1D's; give the base's config.json the model_type of its architecture, or, if the "
-    "module is an nn.Linear, set fan_in_fan_out to false in adapter_config.json",
-}
-
-Fault = tuple[str, Literal["missing", "shape", "other"], str]
-"""Why a module or tensor does not fit: its name, the kind of reason and the reason; one kind has one common cause."""
-
-_BOTH_FIT = {("expert", "expert"), ("conv1d", "linear")}  # kinds of a layer and of a square matrix
-SHOWN = 12  # faults that a message lists: for the others no nearest name is searched
+    from eckart.adapter import AdapterOutline
 
 
 @dataclass(frozen=True)
@@ -69,69 +46,6 @@ class Places:
 
     changes: dict[str, dict[str, list[Term]]]
     views: dict[str, MatrixView]
-
-
-def fitted(adapter: Adapter, base: Checkpoint) -> Adapter:
-    """An adapter under the module names of a base, and for the layout of its experts.
-
-    Raises:
-        MismatchError: names that the base does not resolve, or other shapes.
-    """
-    find = NamesOfBase([*base.tensors], base).find
-    renamed = with_attention_modules(rename_for_base(base, adapter))
-    if adapter.files and (faults := _expert_faults(renamed, base, find)):
-        msg = f"the adapter does not fit {base.source}"
-        raise MismatchError.listing(msg, faults)
-    return without_zero_biases(with_expert_modules(renamed, find), base)
-
-
-def without_zero_biases(adapter: Adapter, base: Checkpoint) -> Adapter:
-    """The adapter without the zeros that PEFT's files have as biases of modules that have none in the base."""
-    find = NamesOfBase([*base.tensors], base).find
-    layers = adapter.outline().layers
-    lacking = [name for name, layer in layers.items() if layer.bias is not None and find(f"{name}.bias") is None]
-    zero = {name: replace(layers[name], bias=None) for name in lacking if without_zero_bias(adapter[name]).bias is None}
-    if not zero:
-        return adapter
-
-    def read(name: str) -> AdapterLayer:
-        return without_zero_bias(adapter[name]) if name in zero else adapter[name]
-
-    return replace(adapter, layers=Deferred({**layers, **zero}, read))
-
-
-def _expert_faults(adapter: Adapter, base: Checkpoint, find: Callable[[str], str | None]) -> list[str]:
-    """Stacks of experts of which the base has more than the adapter, whose files contain all of a parameter."""
-    outline, faults = adapter.outline(), []
-    counts = Counter(expert[0] for name in outline if (expert := expert_of(name)))
-    layers = {expert[0]: layer for name, layer in outline.items() if (expert := expert_of(name))}
-    for parameter, layer in layers.items():
-        shape, count = base.tensors[tensor].shape if (tensor := find(parameter)) else (), counts[parameter]
-        if (len(shape) == 3 and shape[0] > count) or modules_of_expert(f"{parameter}[{count}]", layer, find):
-            faults.append(
-                f"{parameter}: at rank {layer.rank} its file has {count} experts, and the base has more; it is for "
-                "another model, or its config states another rank than its tensors have"
-            )
-    return faults
-
-
-def deepened(base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
-    """The base with the layers that the adapters' `layer_replication` repeats.
-
-    Raises:
-        MismatchError: they repeat different layers, or ones that the base does not have.
-    """
-    ranges = repeated_layers(adapters)
-    return with_replicated_layers(base, ranges) if ranges else base
-
-
-def repeated_layers(adapters: Sequence[Adapter]) -> Sequence[Sequence[int]]:
-    """The ranges of layers that all of these adapters repeat; MismatchError if they differ, as then names do."""
-    ranges = [adapter.config.get("layer_replication") or [] for adapter in adapters]
-    if any(each != ranges[0] for each in ranges):
-        msg = f"the adapters repeat different layers (layer_replication): {', '.join(map(str, ranges))}"
-        raise MismatchError(msg)
-    return ranges[0] if ranges else []
 
 
 def find_places(base: Checkpoint, adapters: Sequence[AdapterOutline]) -> Places:
@@ -166,7 +80,7 @@ def find_places(base: Checkpoint, adapters: Sequence[AdapterOutline]) -> Places:
         ]
         faults.append([*of_layers, *of_tensors])
     if any(faults):
-        raise _misfit(faults, adapters, base, modules, tensors)
+        raise misfit(faults, adapters, base, modules, tensors)
     return places
 
 
@@ -200,9 +114,9 @@ def _place_layers(
         bias = f"{view.module if module == view.name else module}.bias"
         if counts[module] > 1:
             faults.append((name, "other", "the adapter contains it twice"))
-        elif fault := _shape_fault(layer, view):
+        elif fault := shape_fault(layer, view):
             faults.append((name, "shape", fault))
-        elif layer.bias is not None and (fault := _bias_fault(layer.bias, bias, base)):
+        elif layer.bias is not None and (fault := bias_fault(layer.bias, bias, base)):
             faults.append((name, "other", fault))
         else:
             tensor = view.tensor if module == view.name else f"{module}.weight"
@@ -284,91 +198,3 @@ def _place_rows(number: int, name: str, adapter: AdapterOutline, places: Places,
     for shared in (each for each in sharing if each not in others):  # PEFT shares the rows of the same tokens
         places.changes.setdefault(shared, {}).setdefault(view, []).append(Term(number, name, "rows"))
     return []
-
-
-def _misfit(
-    faults: Sequence[Sequence[Fault]],
-    adapters: Sequence[AdapterOutline],
-    base: Checkpoint,
-    modules: NamesOfBase,
-    tensors: NamesOfBase,
-) -> MismatchError:
-    """One error for all faults of each adapter; an adapter for another model is one fault."""
-    lines = []
-    for number, (adapter, of_adapter) in enumerate(zip(adapters, faults, strict=True), 1):
-        label = f"adapter {number}: " if len(adapters) > 1 else ""
-        if cause := _common_cause(of_adapter, adapter, base):
-            lines.append(f"{label}{cause}")
-            continue
-        for key, kind, reason in of_adapter:
-            near = []
-            if kind == "missing" and len(lines) < SHOWN:
-                names = tensors if reason.endswith("tensor") else modules
-                near = nearest_names(key, names.names, count=1)
-            lines.append(f"{label}{key}: {reason}" + (f"; the nearest is {near[0]}" if near else ""))
-    encodings = sorted({info.quantization for info in base.tensors.values() if info.quantization})
-    msg = f"the adapter does not fit {base.source}" + (f" (quantized: {', '.join(encodings)})" if encodings else "")
-    return MismatchError.listing(msg, lines)
-
-
-def _common_cause(faults: Sequence[Fault], adapter: AdapterOutline, base: Checkpoint) -> str | None:
-    """The common cause if no part of an adapter fits: it was made for another model."""
-    kinds = {kind for _, kind, _ in faults}
-    layers = [key for key, _, _ in faults if key in adapter]
-    if len(layers) < 3 or len(layers) < len(adapter) or len(kinds) != 1 or kinds == {"other"}:
-        return None
-    made_for = f" It was made for {adapter.base_model}." if adapter.base_model else ""
-    first, _, reason = faults[0]
-    if kinds == {"missing"}:
-        names = f"none of its {len(layers)} modules is in this model (such as {first})"
-        return f"it is for another architecture: {names}.{made_for}"
-    shapes = f"all of its {len(layers)} modules have a different shape in this model (such as {first}: {reason})"
-    return f"it is for a model of another size: {shapes}.{made_for}"
-
-
-def _shape_fault(layer: LayerOutline, view: MatrixView) -> str | None:
-    """Why an update does not fit a matrix, from shapes alone."""
-    A, B = tuple(layer.lora_A.shape), tuple(layer.lora_B.shape)
-    rows, columns = view.stored_shape
-    if view.swaps_factors is None and rows == columns and (layer.kind, view.kind) in _BOTH_FIT:
-        return _UNKNOWN_ORIENTATION[layer.kind]
-    kernel = tuple(view.tensor_shape[1:]) if view.kind == layer.kind == "conv" else None
-    if kernel and A[1:] != kernel:
-        return f"its lora_A is for kernels {A[1:]}, the base's are {kernel}"
-    shape = (B[0], prod(A[1:]))
-    if outputs_are_columns(layer, view):
-        shape = shape[::-1]
-    if shape != (rows, columns):
-        return f"its update has the shape {shape}, the base's matrix {(rows, columns)}"
-    outputs = columns if outputs_are_columns(layer, view) else rows
-    if layer.magnitude is not None and layer.magnitude.ndim == 1 and layer.magnitude.numel() != outputs:
-        return f"its magnitude has {layer.magnitude.numel()} numbers for a matrix of {rows} × {columns}"
-    return None
-
-
-def _bias_fault(bias: TensorOutline, name: str, base: Checkpoint) -> str | None:
-    if name not in base.tensors:
-        return f"it has a trained bias, and the base has no {name}"
-    if base.tensors[name].shape != tuple(bias.shape):
-        return f"its bias has the shape {tuple(bias.shape)}, {name} {base.tensors[name].shape}"
-    return None
-
-
-def outputs_are_columns(layer: AdapterLayer | LayerOutline, view: MatrixView) -> bool:
-    """Whether an output is a column of the stored matrix, as with (in, out) storage and with embeddings.
-
-    For an expert, shapes decide: PEFT's releases and models disagree about the order of its dimensions.
-    """
-    rows, columns = view.stored_shape
-    if view.kind == "expert" and rows != columns:
-        return (layer.lora_B.shape[0], layer.lora_A.shape[1]) == (columns, rows)
-    return bool(view.swaps_factors) or layer.kind == "embedding"
-
-
-def stored_factors(layer: AdapterLayer, view: MatrixView) -> tuple[Tensor, Tensor]:
-    """Factors `(rows, rank)` and `(rank, columns)` of a layer's update, unscaled, in the base's stored orientation.
-
-    The base's layout decides, not the adapter's kind: the same file fits a Linear and a Conv1D.
-    """
-    A, B = layer.lora_A.flatten(1), layer.lora_B.flatten(1)
-    return (A.T, B.T) if outputs_are_columns(layer, view) else (B, A)

@@ -18,7 +18,8 @@ from eckart.formats.peft_tokens import tokens_of
 from eckart.linalg import LowRank
 from eckart.linalg.finite import require_finite
 from eckart.linalg.scaling import SAFE_SQUARES
-from eckart.operations.placement import Term, outputs_are_columns, stored_factors
+from eckart.operations.placement import Term
+from eckart.operations.stored_factors import outputs_are_columns, stored_factors
 
 Slabs = Callable[[], Iterator[Tensor]]
 

@@ -84,7 +84,8 @@ def _whole(reason: str, step: Step | None) -> Finding:
 
 def _misfit(adapter: Adapter, base: Base) -> str | None:
     """Why an adapter does not fit a base; None if it does."""
-    from eckart.operations.placement import find_places, fitted
+    from eckart.operations.fitting import fitted
+    from eckart.operations.placement import find_places
 
     try:
         if adapter.format == "diffusers":

@@ -23,9 +23,9 @@ from eckart.formats.peft_tokens import FIELD, embedding_of, is_token_rows, token
 from eckart.formats.sources import open_adapter, open_model
 from eckart.operations.combination.mixture import Method, Mixture
 from eckart.operations.costs import Costs, break_even_note
+from eckart.operations.fitting import deepened, repeated_layers, without_zero_biases
 from eckart.operations.layer_scales import scaled_where_found
 from eckart.operations.output_dtype import float_dtype
-from eckart.operations.placement import deepened, repeated_layers, without_zero_biases
 from eckart.operations.preview import Match, Preview
 from eckart.operations.rank_choice import HEADER_BYTES, Budget, RankChoice
 from eckart.operations.select_layers import shapes_of

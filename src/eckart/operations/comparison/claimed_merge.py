@@ -14,7 +14,8 @@ from eckart.errors import MismatchError
 from eckart.formats.sources import Source, name_of, open_adapter, open_model
 from eckart.linalg.block_sizes import SLAB_BYTES
 from eckart.operations.comparison.merge_check import MergeCheck, MergedMatrix
-from eckart.operations.placement import Places, Term, find_places, fitted
+from eckart.operations.fitting import fitted
+from eckart.operations.placement import Places, Term, find_places
 from eckart.operations.preview import Match, Preview
 from eckart.operations.weights import checked_weights
 from eckart.result import Skipped

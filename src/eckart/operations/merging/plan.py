@@ -21,13 +21,15 @@ from eckart.checkpoint.tying import stored_twice, untied_config
 from eckart.errors import MismatchError, OptionError, OutputError
 from eckart.formats import unknown_fields
 from eckart.formats.sources import Source, open_adapter, open_model
+from eckart.operations.fitting import deepened, fitted
 from eckart.operations.layer_scales import scaled_where_found
 from eckart.operations.merging.encodings import CONFIG_FILES, kept_codes, markers, stored_form, without_quantization
 from eckart.operations.merging.extended import extended
 from eckart.operations.model_writer.plan import ModelPlan, OutputTensor, dtype_entry, untied
 from eckart.operations.output_dtype import float_dtype
-from eckart.operations.placement import Places, Term, deepened, find_places, fitted, stored_factors
+from eckart.operations.placement import Places, Term, find_places
 from eckart.operations.preview import Match
+from eckart.operations.stored_factors import stored_factors
 from eckart.operations.weights import checked_weights
 from eckart.result import Skipped
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.outline import AdapterOutline, TensorOutline
 from eckart.checkpoint import Checkpoint, DType, MatrixView
+from eckart.checkpoint.base_names import NamesOfBase
 from eckart.checkpoint.dtypes import FLOAT32
 from eckart.checkpoint.module_tree import tree_naming
 from eckart.checkpoint.naming import is_embedding
@@ -17,7 +18,7 @@ from eckart.formats.sources import Source, open_adapter, open_model
 from eckart.operations.conversion import plan_conversion
 from eckart.operations.costs import Costs
 from eckart.operations.output_dtype import float_dtype
-from eckart.operations.placement import NamesOfBase, Term, find_places
+from eckart.operations.placement import Term, find_places
 from eckart.operations.preview import Match, Preview
 from eckart.operations.rank_choice import DEFAULT_RANK, HEADER_BYTES, RankChoice
 from eckart.operations.select_layers import shapes_of
