@@ -79,7 +79,9 @@ def test_calibrated_codes_lower_the_error_of_the_outputs(models, tmp_path, kind)
     assert math.hypot(*after.values()) < 0.9 * math.hypot(*before.values())
 
 
-@pytest.mark.parametrize(("to", "most"), [("int4", 0.95), ("fp8", 1.0)])
+@pytest.mark.parametrize(
+    ("to", "most"), [("int4", 0.95), ("int8", 1.0), ("fp8", 1.0), ("fp8-block", 1.0), ("mxfp4", 0.97), ("nvfp4", 0.97)]
+)
 def test_other_encodings_are_calibrated_and_corrected_too(models, tmp_path, to, most):
     base, moments, _ = models("llama")
     result = quantize(str(base), tmp_path / "out", to=to, moments=moments, correct=4, execution=CPU)

@@ -30,8 +30,12 @@ Double = Annotated[
     bool, typer.Option("--double", help="Quantize the scales too: 0.52 bytes per parameter instead of 0.56.")
 ]
 To = Annotated[
-    Literal["nf4", "int4", "fp8"],
-    typer.Option("--to", metavar="nf4|int4|fp8", help="NF4 for bitsandbytes; int4 and FP8 for compressed-tensors."),
+    Literal["nf4", "int4", "int8", "fp8", "fp8-block", "mxfp4", "nvfp4"],
+    typer.Option(
+        "--to",
+        metavar="nf4|int4|int8|fp8|fp8-block|mxfp4|nvfp4",
+        help="NF4 for bitsandbytes; fp8-block as DeepSeek stores it; the others for compressed-tensors and vLLM.",
+    ),
 ]
 Correct = Annotated[
     int | None,
@@ -74,7 +78,7 @@ def quantize(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write MODEL with its linear layers in NF4, int4 or FP8, which transformers loads.
+    """Write MODEL with its linear layers in four or eight bits, which transformers and vLLM load.
 
     The codes of NF4 equal those of bitsandbytes bit for bit. The output layer, embeddings and norms stay as they are.
 

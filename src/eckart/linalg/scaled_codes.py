@@ -1,23 +1,38 @@
-"""Weights as codes for a few levels, with one scale for each group of values in a row: int4 and FP8."""
+"""Weights as codes for a few levels, with one scale for each block of values: integers, FP8 and FP4."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.nn.functional import pad
 
+from eckart.errors import NotFiniteError
 from eckart.linalg.finite import require_finite
 from eckart.linalg.scaled_levels import ScaledLevels
 
-INT4 = torch.arange(-8, 8, dtype=torch.float32)
-LARGEST = {"int4": 7.5, "fp8": 448.0}  # what the scale of a group maps its largest value to
+LevelKind: TypeAlias = Literal["int4", "int8", "e4m3", "e5m2", "e2m1"]
+LARGEST: dict[LevelKind, float] = {  # what the scale of a block maps its largest value to
+    "int4": 7.5, "int8": 127.5, "e4m3": 448.0, "e5m2": 57344.0, "e2m1": 6.0
+}  # fmt: skip
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_FLOAT8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
+_BIAS, _LARGEST_POWER = 127, 254  # of E8M0, whose byte 255 is NaN
+_STEP = 6  # of the exponents that the second scale of a matrix may have: so wide that most matrices have the same
 
 
-def levels_of(kind: str) -> Tensor:
-    """The values of the codes at scale one, ascending: 16 integers, or the 253 finite numbers of E4M3."""
-    if kind == "int4":
-        return INT4
-    values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+@lru_cache(maxsize=8)
+def levels_of(kind: LevelKind) -> Tensor:
+    """The values of the codes at scale one, ascending: integers, or the finite numbers of a floating-point format."""
+    if kind in ("int4", "int8"):
+        end = 2 ** (int(kind[3:]) - 1)
+        return torch.arange(-end, end, dtype=torch.float32)
+    if kind == "e2m1":
+        values = torch.tensor([*E2M1, *(-value for value in E2M1)])
+    else:
+        values = torch.arange(256, dtype=torch.uint8).view(_FLOAT8[kind]).float()
     return values[values.isfinite()].unique()
 
 
@@ -28,19 +43,27 @@ class ScaledCodes:
     Attributes:
         codes: shape `(m, n)`: the index of each level.
         levels: shape `(k,)`, ascending.
-        scales: shape `(m, groups)`; a group is n/groups consecutive values of a row.
+        scales: shape `(⌈m/rows⌉, ⌈n/columns⌉)`, of each block.
+        block: rows and columns that share a scale; the last block may be smaller.
         dtype: of the result of `dequantize`.
+        second: a power of two that every scale is multiplied with; None for one.
     """
 
     codes: UInt8[Tensor, "m n"]
     levels: Float[Tensor, " k"]
-    scales: Float[Tensor, "m g"]
+    scales: Tensor
+    block: tuple[int, int]
     dtype: torch.dtype
+    second: Tensor | None = None
 
     def scaled_levels(self) -> ScaledLevels:
         """The values that the matrix can take with these scales."""
-        size = self.codes.shape[1] // self.scales.shape[1]
-        return ScaledLevels(self.levels, self.scales.float().repeat_interleave(size, dim=1))
+        scales = self.scales.float()
+        if self.second is not None:
+            scales = scales * self.second
+        for dimension, (size, entries) in enumerate(zip(self.block, self.codes.shape, strict=True)):
+            scales = scales.repeat_interleave(size, dimension).narrow(dimension, 0, entries)
+        return ScaledLevels(self.levels, scales)
 
     def with_codes(self, codes: UInt8[Tensor, "m n"]) -> "ScaledCodes":
         """The same scales with other codes."""
@@ -51,21 +74,67 @@ class ScaledCodes:
         return self.scaled_levels().decode(self.codes).to(dtype or self.dtype)
 
 
-def quantize(weight: Float[Tensor, "m n"], *, kind: str, group: int, dtype: torch.dtype) -> ScaledCodes:
+def quantize(
+    weight: Float[Tensor, "m n"],
+    *,
+    kind: LevelKind,
+    block: tuple[int, int],
+    scales: torch.dtype,
+    dtype: torch.dtype,
+) -> ScaledCodes:
     """A matrix with the nearest codes.
 
     Args:
         weight: shape `(m, n)`.
-        kind: `int4` or `fp8`.
-        group: values of a row that share a scale; divides n.
-        dtype: of the scales, which are rounded before codes are chosen, and of dequantized values.
+        kind: of the levels.
+        block: rows and columns that share a scale.
+        scales: their data type, to which they are rounded before codes are chosen. E8M0 has powers of two: the one
+            with the smaller error of the two next to the largest value. E4M3, as in NVFP4, has a second scale for the
+            whole matrix.
+        dtype: of dequantized values.
 
     Raises:
-        NotFiniteError: a value is NaN or Inf.
+        NotFiniteError: a value is NaN or Inf, or a scale is too large for its data type.
     """
     require_finite(weight, "`weight`")
     wide = weight.float()
-    largest = wide.view(len(wide), -1, group).abs().amax(2)
-    scales = (largest / LARGEST[kind]).to(dtype)
-    zeros = ScaledCodes(torch.zeros(wide.shape, dtype=torch.uint8), levels_of(kind), scales, dtype)
-    return zeros.with_codes(zeros.scaled_levels().codes(wide))
+    largest = _in_blocks(wide.abs(), block).amax((1, 3)) / LARGEST[kind]
+    second = _second(largest) if scales == torch.float8_e4m3fn else None
+    empty = ScaledCodes(torch.zeros(wide.shape, dtype=torch.uint8), levels_of(kind), largest, block, dtype, second)
+    if scales == torch.float8_e8m0fnu:
+        return _with_powers_of_two(empty, wide)
+    stored = (largest if second is None else largest / second).to(scales)
+    if not bool(stored.float().isfinite().all()):
+        msg = f"a scale of {float(largest.max()):.3g} is too large for {str(scales).removeprefix('torch.')}"
+        raise NotFiniteError(msg)
+    return _nearest(replace(empty, scales=stored), wide)
+
+
+def _nearest(empty: ScaledCodes, wide: Tensor) -> ScaledCodes:
+    return empty.with_codes(empty.scaled_levels().codes(wide))
+
+
+def _in_blocks(values: Tensor, block: tuple[int, int]) -> Tensor:
+    """A matrix as `(rows of blocks, rows, columns of blocks, columns)`, the last blocks padded with zeros."""
+    rows, columns = block
+    padded = pad(values, (0, -values.shape[1] % columns, 0, -values.shape[0] % rows))
+    return padded.unflatten(1, (-1, columns)).unflatten(0, (-1, rows))
+
+
+def _second(largest: Tensor) -> Tensor:
+    """A power of two that brings all scales into the range of E4M3: the same one for most weights.
+
+    Layers that servers fuse need a common one, and within its range the relative error of E4M3 does not depend on it.
+    """
+    exponent = int(torch.frexp(largest.max() / LARGEST["e4m3"])[1]) if bool(largest.any()) else -10
+    return torch.tensor(2.0 ** (-(-(exponent + 10) // _STEP) * _STEP - 10))
+
+
+def _with_powers_of_two(empty: ScaledCodes, wide: Tensor) -> ScaledCodes:
+    """The nearest codes with the better of two powers of two in each block."""
+    exponent = torch.frexp(empty.scales)[1]  # the smallest one with which no value is out of range
+    powers = [(exponent + step + _BIAS).clamp(0, _LARGEST_POWER).to(torch.uint8) for step in (0, -1)]
+    wider, narrower = (_nearest(replace(empty, scales=each.view(torch.float8_e8m0fnu)), wide) for each in powers)
+    errors = [_in_blocks((each.dequantize(torch.float32) - wide).square(), empty.block) for each in (wider, narrower)]
+    is_wider = errors[0].sum((1, 3)) <= errors[1].sum((1, 3))
+    return _nearest(replace(empty, scales=torch.where(is_wider, *powers).view(torch.float8_e8m0fnu)), wide)

@@ -13,7 +13,6 @@ from eckart.checkpoint.encodings.lookup import looked_up, pairs_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of the codes 0 to 7; 8 to 15 are their negatives
 PACKED = (UINT8, FLOAT4_E2M1FN_X2)
 POWERS = (UINT8, FLOAT8_E8M0FNU)
 
@@ -36,4 +35,6 @@ def fits(codes: TensorInfo, scale: TensorInfo, group: int) -> bool:
 def _pairs() -> "Tensor":
     import torch
 
-    return pairs_of(torch.tensor([*_VALUES, *(-value for value in _VALUES)]))
+    from eckart.linalg.scaled_codes import E2M1
+
+    return pairs_of(torch.tensor([*E2M1, *(-value for value in E2M1)]))

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from eckart.adapter.adapter import Adapter
     from eckart.checkpoint import Checkpoint, DType, MatrixView, TensorInfo
-    from eckart.checkpoint.encodings.compressed_scheme import CompressedScheme
     from eckart.checkpoint.encodings.nf4_scheme import Nf4Scheme
+    from eckart.checkpoint.encodings.scaled_scheme import ScaledScheme
     from eckart.operations.model_writer.calibrated import Calibration
     from eckart.operations.placement import Term
     from eckart.result import Skipped
@@ -53,7 +53,7 @@ class OutputTensor:
     dtype: DType
     views: tuple[MatrixView, ...]
     terms: Mapping[str, Sequence[Term]] = field(default_factory=dict)
-    scheme: Nf4Scheme | CompressedScheme | None = None
+    scheme: Nf4Scheme | ScaledScheme | None = None
     original: Checkpoint | None = None
 
     @property

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from eckart.checkpoint import Checkpoint, DType, Layout, MatrixView
-from eckart.checkpoint.encodings.compressed_scheme import GROUPS
 from eckart.checkpoint.encodings.nf4 import Nf4Checkpoint
 from eckart.checkpoint.encodings.nf4_scheme import NF4_DTYPES
+from eckart.checkpoint.encodings.targets import TARGETS, why_not_in_blocks
 from eckart.checkpoint.naming import in_preset, is_output_layer
 from eckart.checkpoint.orientation import model_types
 from eckart.errors import MismatchError
@@ -41,13 +41,13 @@ def check_model(base: Checkpoint, found: Layout) -> None:
 
 
 def why_not_quantizable(view: MatrixView, dtype: DType, config: Mapping[str, Any], *, to: str) -> str | None:
-    """Why a targeted matrix stays as it is in a model in nf4, int4 or fp8; None if it does not."""
-    parts = view.module.split(".")
+    """Why a targeted matrix stays as it is in a model in an encoding; None if it does not."""
+    parts, misfit = view.module.split("."), why_not_in_blocks(to, view.shape) if to in TARGETS else None
     kept = any(part in parts and not kinds.isdisjoint(model_types(config)) for part, kinds in _KEPT_IN_FLOAT32.items())
     rules = (
         (view.kind not in ("linear", "conv1d"), f"{view.kind}, and {to} is for linear layers"),
-        (view.kind == "conv1d" and to != "nf4", "Conv1D, which compressed-tensors does not quantize"),
-        (to == "int4" and view.shape[1] % GROUPS[-1] != 0, f"{view.shape[1]} inputs are not groups of {GROUPS[-1]}"),
+        (view.kind == "conv1d" and to in TARGETS, f"Conv1D, of which no layer loads {to}"),
+        (misfit is not None, misfit or ""),
         ("experts" in parts, "expert: transformers stacks experts in one parameter, which stays dense"),
         (not in_preset("all-linear", view.module) and not is_output_layer(view.module), "router"),
         (kept, "transformers keeps it in float32"),

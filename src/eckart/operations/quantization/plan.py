@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 from eckart.checkpoint import MatrixView, layout, select
 from eckart.checkpoint.companions import missing_companions
-from eckart.checkpoint.encodings.compressed_scheme import CompressedScheme, common_group, compressed_config
 from eckart.checkpoint.encodings.nf4_scheme import Nf4Scheme
+from eckart.checkpoint.encodings.scaled_scheme import ScaledScheme
+from eckart.checkpoint.encodings.targets import common_group, target_config, target_scheme
 from eckart.checkpoint.layouts import as_view, module_of
 from eckart.checkpoint.module_tree import tree_naming
 from eckart.checkpoint.naming import as_patterns, is_output_layer
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 ALL_LINEAR = ("all-linear",)
 DEFAULT_BLOCK = 64
-Encoding = Literal["nf4", "int4", "fp8"]
+Encoding = Literal["nf4", "int4", "int8", "fp8", "fp8-block", "mxfp4", "nvfp4"]
 
 
 def plan_quantize(
@@ -67,10 +68,10 @@ def plan_quantize(
         raise MismatchError.listing(msg, [f"{item.name}: {item.reason}" for item in skipped])
     group = common_group(view.shape[1] for view in taken.values())
 
-    def scheme_of(name: str, view: MatrixView) -> Nf4Scheme | CompressedScheme:
+    def scheme_of(name: str, view: MatrixView) -> Nf4Scheme | ScaledScheme:
         if to == "nf4":
             return Nf4Scheme(name, view.shape, dtypes[name], block_size, double)
-        return CompressedScheme(name, view.shape, dtypes[name], to, group if to == "int4" else view.shape[1])
+        return target_scheme(to, name, view.shape, dtypes[name], group)
 
     tensors = []
     for name, info in base.tensors.items():
@@ -85,7 +86,7 @@ def plan_quantize(
         modules, compute = [view.module for view in taken.values()], dtypes[next(iter(taken))]
         config[CONFIG] = bitsandbytes_config(left, modules, compute=compute, double=double)
     else:
-        config[CONFIG] = compressed_config(to, group, left)
+        config[CONFIG] = target_config(to, group, left)
     matches = [Match(view.name, view.shape, ()) for view in taken.values()]
     skipped += missing_companions(base)
     calibration = calibration_of(base, moments, taken.values(), rank=correct) if moments else None

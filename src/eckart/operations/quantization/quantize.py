@@ -59,7 +59,7 @@ class QuantizeResult(Result):
 
     Attributes:
         output: the folder.
-        encoding: `nf4`, `int4` or `fp8`.
+        encoding: `nf4`, `int4`, `int8`, `fp8`, `fp8-block`, `mxfp4` or `nvfp4`.
         layers: the quantized layers.
         tensors: number of tensors in the model; a quantized weight counts as one.
         params: parameters of the model.
@@ -166,7 +166,8 @@ def quantize(
     Args:
         source: SOURCE text, or a transformers model.
         output: folder to write; finished tensors are stored next to it until it is complete.
-        to: `nf4` for bitsandbytes; `int4` in groups or `fp8` with a scale per output, for compressed-tensors and vLLM.
+        to: `nf4` for bitsandbytes; `int4` or `int8` in groups, `fp8` with a scale per output, `mxfp4` or `nvfp4` for
+            compressed-tensors and vLLM; `fp8-block` with a scale for each 128×128 block, as DeepSeek-V3 has it.
         target: layers to quantize, by PEFT's rules; a string is one pattern.
         exclude: layers to leave alone; takes precedence over `target`.
         block_size: values that share a scale.
