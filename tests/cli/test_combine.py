@@ -88,7 +88,7 @@ def test_bad_options_are_refused_and_nothing_is_written(two, tmp_path, options, 
 def test_an_unknown_method_is_wrong_usage(two, tmp_path):
     ended = eckart("combine", *two, "-o", tmp_path / "out", "--method", "svd")
     assert ended.exit_code == 2
-    assert "'svd' is not one of 'sum', 'ties', 'dare', 'magnitude'" in ended.stderr
+    assert "'svd' is not one of 'sum', 'ties', 'dare', 'magnitude', 'tsv'" in ended.stderr
 
 
 def test_shapes_that_differ_are_all_named(tmp_path):

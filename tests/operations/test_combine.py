@@ -457,7 +457,7 @@ def test_options_that_cannot_be_met_are_refused(options, said):
 @pytest.mark.parametrize(
     ("method", "density", "said"),
     [
-        ("svd", None, "`method` must be one of sum, ties, dare, magnitude, got svd"),
+        ("svd", None, "`method` must be one of sum, ties, dare, magnitude, tsv, iso, knots, shared, got svd"),
         ("ties", 0.0, r"`density` must be a share in \(0, 1\], got 0.0"),
         ("dare", 1.1, "got 1.1"),
         ("magnitude", float("nan"), "got nan"),

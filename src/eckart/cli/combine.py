@@ -25,14 +25,17 @@ from eckart.cli.options import (
 )
 from eckart.cli.push import Push
 
-Method = Literal["sum", "ties", "dare", "magnitude"]
+Method = Literal["sum", "ties", "dare", "magnitude", "tsv", "iso", "knots", "shared"]
 MethodOption = Annotated[
-    Method, typer.Option("--method", metavar="sum|ties|dare|magnitude", help="How the updates are combined.")
+    Method,
+    typer.Option(
+        "--method", metavar="sum|ties|dare|magnitude|tsv|iso|knots|shared", help="How the updates are combined."
+    ),
 ]
 Density = Annotated[
     float | None,
     typer.Option(
-        "--density", metavar="SHARE", help="Share of entries that ties, dare and magnitude keep. [default: 0.5]"
+        "--density", metavar="SHARE", help="Share of entries that ties, dare, magnitude and knots keep. [default: 0.5]"
     ),
 ]
 Base = Annotated[
@@ -68,7 +71,8 @@ def combine(
 ) -> None:
     """Write one adapter whose update is the weighted sum of several, exact or truncated to a chosen rank.
 
-    Without a rank the ranks add up. ties, dare and magnitude prune each update before they are summed.
+    Without a rank the ranks add up. ties, dare and magnitude prune each update before they are summed. tsv, iso, knots
+    and shared combine in the updates' common subspaces; shared takes the --rank of one pair of subspaces for all.
 
     \b
     $ eckart combine adapter extracted -o both --weights 0.7,0.3 --rank 8

@@ -2,6 +2,7 @@ from .allocation import Allocation as Allocation
 from .allocation import allocate as allocate
 from .certificate import certify as certify
 from .certificate import partial_spectrum as partial_spectrum
+from .common_core import CommonCore as CommonCore
 from .full_spectrum import spectrum as spectrum
 from .interval import Interval as Interval
 from .krylov import PartialSVD as PartialSVD
@@ -15,6 +16,8 @@ from .noise import rounding_variance as rounding_variance
 from .noise import zero_fraction as zero_fraction
 from .rank import minimal_rank as minimal_rank
 from .rank import spectrum_for as spectrum_for
+from .shared_pair import SharedSubspaces as SharedSubspaces
+from .shared_pair import shared_subspaces as shared_subspaces
 from .slabs import InMemory as InMemory
 from .slabs import Matrix as Matrix
 from .slabs import RowSlabs as RowSlabs

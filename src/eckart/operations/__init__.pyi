@@ -11,8 +11,8 @@ from .checking.result import CheckResult as CheckResult
 from .checking.result import Finding as Finding
 from .checking.result import Verdict as Verdict
 from .combination.combine import combine as combine
+from .combination.combine import plan_combine as plan_combine
 from .combination.plan import CombinePlan as CombinePlan
-from .combination.plan import plan_combine as plan_combine
 from .comparison.claimed_merge import check_merge as check_merge
 from .comparison.compare import compare as compare
 from .comparison.merge_check import MergeCheck as MergeCheck

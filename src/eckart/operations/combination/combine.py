@@ -1,15 +1,26 @@
-"""Several adapters as one: their weighted sum, exact from stacked factors, or the result of a pruning method."""
+"""Several adapters as one: their weighted sum, exact from stacked factors, or the result of another method."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eckart.adapter.adapter import Adapter
+from eckart.checkpoint.fused_experts import with_fused_experts
 from eckart.checkpoint.open import ModelSource
+from eckart.errors import OptionError
+from eckart.formats.common_names import to_common_names
+from eckart.formats.peft_experts import expert_of
+from eckart.formats.sources import open_adapter, open_model
 from eckart.operations.adapter_writer import AdapterWriter
-from eckart.operations.combination.mixture import Method
-from eckart.operations.combination.plan import plan_combine
+from eckart.operations.combination.checks import check_plan
+from eckart.operations.combination.mixture import Method, Mixture
+from eckart.operations.combination.plan import CombinePlan
+from eckart.operations.fitting import deepened, repeated_layers, without_zero_biases
+from eckart.operations.layer_scales import scaled_where_found
+from eckart.operations.output_dtype import float_dtype
 from eckart.operations.rank_choice import Budget, RankChoice
+from eckart.operations.weights import checked_weights
+from eckart.result import Skipped
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +46,7 @@ def combine(
     execution: "Execution | None" = None,
     force: bool = False,
 ) -> "AdapterResult":
-    """One adapter whose update is Σ wᵢ·Δᵢ, or a pruned form of that sum, over the union of the adapters' modules.
+    """One adapter whose update is Σ wᵢ·Δᵢ, or combines the wᵢ·Δᵢ otherwise, over the union of the adapters' modules.
 
     A sum is exact: factors are stacked, so ranks add up, and are truncated only to a chosen rank. An adapter of weight
     0 is skipped, and a single adapter of weight 1 is returned bit for bit. Updates that must be formed as matrices
@@ -43,14 +54,15 @@ def combine(
     and tensors saved in full as base + Σ wᵢ·(savedᵢ − base), are summed with every method.
 
     At most one of `rank`, `energy`, `error` and `budget` chooses the ranks. Without one a sum has the sum of the ranks
-    (its own rank where that is more than a matrix can have), and an update formed as a matrix has the highest rank
-    among the adapters.
+    (its own rank where that is more than a matrix can have), and so has a combination in common subspaces, where no
+    update is formed as a matrix. One formed as a matrix, or by `shared`, has the highest rank among the adapters.
 
     Args:
         adapters: `Adapter`s, or paths or hub names of adapters. Where formats differ the result has the base's module
             names, or those of the PEFT adapters.
         weights: of each adapter, signed; all 1 by default.
-        method: `sum`, or one that prunes the updates before they are summed: `ties`, `dare` or `magnitude`.
+        method: `sum`; one that prunes the updates before they are summed: `ties`, `dare` or `magnitude`; or one in the
+            common subspaces of the updates: `tsv`, `iso`, `knots` or `shared`, see `combined_core`.
         density: share of the entries that pruning leaves; 0.5 by default.
         rank: at most this rank for every layer.
         energy: the smallest rank of each layer that preserves this share of ‖Δ‖_F².
@@ -67,7 +79,8 @@ def combine(
 
     Returns:
         `AdapterResult`: each layer's rank, the error against the exact combination measured on the factors as written,
-        and the least possible. Layers whose updates cancel are skipped and named.
+        and the least possible. With `shared` the error is that of all adapters' updates together in the subspaces of
+        the written factors, √(Σ‖Δ−PΔQ‖² / Σ‖Δ‖²). Layers whose updates cancel are skipped and named.
 
     Raises:
         MismatchError: modules that do not fit together, each with the reason; or no layer is left.
@@ -84,3 +97,46 @@ def combine(
     from eckart.operations.combination.work import combination_tasks  # imports torch
 
     return writer.write(combination_tasks(plan, writer.execution))
+
+
+def plan_combine(
+    adapters: Sequence[Adapter | str | Path],
+    *,
+    weights: Sequence[float] | None = None,
+    method: Method = "sum",
+    density: float | None = None,
+    rank: int | RankChoice | None = None,
+    energy: float | None = None,
+    error: float | None = None,
+    budget: str | int | Budget | None = None,
+    base: "ModelSource | None" = None,
+    scale: Mapping[str, float] | None = None,
+    dtype: "str | torch.dtype | None" = None,
+) -> CombinePlan:
+    """Check a combination from headers alone; arguments as for `combine`.
+
+    Raises:
+        MismatchError: the adapters do not belong together; all faults at once.
+        OptionError: an argument is invalid, or the budget is too small.
+    """
+    mixture, data_type = Mixture(method, density), float_dtype(dtype)
+    choice = RankChoice.given(rank=rank, energy=energy, error=error, budget=budget)
+    factors = checked_weights(weights, len(adapters))
+    loaded = scaled_where_found([open_adapter(adapter) for adapter in adapters], scale or {})
+    used = [(adapter, weight) for adapter, weight in zip(loaded, factors, strict=True) if weight]
+    if not used:
+        msg = "nothing to combine: " + ("every weight is zero" if adapters else "no adapter was given")
+        raise OptionError(msg)
+    repeated_layers(loaded)  # refuses adapters that do not repeat the same ones
+    opened = deepened(open_model(base), loaded) if base is not None else None
+    if opened is not None and any(expert_of(name) for adapter in loaded for name in adapter):
+        opened = with_fused_experts(opened)
+    chosen, chosen_weights = zip(*used, strict=True)
+    zero = [Skipped(f"adapter {i}", "zero weight") for i, weight in enumerate(factors, 1) if not weight]
+    common = to_common_names(chosen, base)
+    if opened is not None:
+        common = [without_zero_biases(adapter, opened) for adapter in common]
+    files = tuple(file for adapter in loaded for file in adapter.files)
+    plan = CombinePlan(tuple(common), chosen_weights, mixture, choice, opened, data_type, tuple(zero), files)
+    check_plan(plan)
+    return plan

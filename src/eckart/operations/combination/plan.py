@@ -1,10 +1,8 @@
 """What a combination will combine, module by module, checked from headers."""
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from math import fsum, prod
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,29 +10,16 @@ from eckart.adapter.adapter import Adapter
 from eckart.adapter.outline import AdapterOutline, LayerOutline
 from eckart.checkpoint import Checkpoint, DType, MatrixView
 from eckart.checkpoint.dtypes import promote
-from eckart.checkpoint.fused_experts import with_fused_experts
-from eckart.checkpoint.open import ModelSource
-from eckart.errors import MismatchError, OptionError
-from eckart.formats.common_names import to_common_names
-from eckart.formats.lora_writing import merged_config
 from eckart.formats.peft_config import is_trained_bias
-from eckart.formats.peft_experts import expert_of
-from eckart.formats.peft_tokens import FIELD, embedding_of, is_token_rows, tokens_of
-from eckart.formats.sources import open_adapter, open_model
-from eckart.operations.combination.mixture import Method, Mixture
+from eckart.operations.combination.frame import combined_frame
+from eckart.operations.combination.mixture import Mixture
 from eckart.operations.costs import Costs, break_even_note
-from eckart.operations.fitting import deepened, repeated_layers, without_zero_biases
-from eckart.operations.layer_scales import scaled_where_found
-from eckart.operations.output_dtype import float_dtype
 from eckart.operations.preview import Match, Preview
-from eckart.operations.rank_choice import HEADER_BYTES, Budget, RankChoice
+from eckart.operations.rank_choice import HEADER_BYTES, RankChoice
 from eckart.operations.select_layers import shapes_of
-from eckart.operations.weights import checked_weights
 from eckart.result import Skipped
 
 if TYPE_CHECKING:
-    import torch
-
     from eckart.operations.placement import Term
 
 
@@ -143,14 +128,18 @@ class CombinePlan:
     def is_dense(self, name: str) -> bool:
         """Whether a module's update must be formed as a matrix: it is pruned, or a DoRA layer's is not a product."""
         dora = any(layer.magnitude is not None for layer in self.layers(name)) and not self.keeps_dora
-        return self.mixture.method != "sum" or dora
+        return not (self.mixture.method == "sum" or self.mixture.is_in_core) or dora
 
     def max_rank(self, name: str) -> int:
         """The rank of a module's update in the result, at most."""
         ranks, limit = [layer.rank for layer in self.layers(name)], min(self.shapes[name])
         if self.is_dense(name):
             return min(self.choice.rank or limit if self.choice else max(ranks), limit)
-        most = ranks[0] if len(ranks) == 1 else min(sum(ranks), limit)
+        if self.mixture.method == "shared":
+            return min(self.choice.rank if self.choice and self.choice.rank else max(ranks), limit)
+        if self.mixture.method == "tsv":
+            ranks = [min(rank, max(1, limit // len(ranks))) for rank in ranks]
+        most = ranks[0] if len(ranks) == 1 and not self.mixture.is_in_core else min(sum(ranks), limit)
         return min(self.choice.rank or most, most) if self.choice else most
 
     def dtype_of(self, name: str) -> DType:
@@ -208,27 +197,8 @@ class CombinePlan:
 
     @property
     def frame(self) -> Adapter:
-        """The result without layers and tensors: the first adapter's metadata, completed from the others."""
-        first = self.adapters[0]
-        bias = next((mode for each in self.adapters if (mode := each.config.get("bias", "none")) != "none"), None)
-        fields = [found for each in self.adapters if (found := each.config.get(FIELD))]
-        tokens = fields[0] if fields else None
-        if any(field != tokens for field in fields):
-            rows = ((name, each) for each in self.outlines for name in each.modules_to_save if is_token_rows(name))
-            tokens = {embedding_of(name).removesuffix(".weight"): _tokens(name, each) for name, each in rows}
-        return replace(
-            first,
-            layers={},
-            modules_to_save={},
-            added={},
-            carried={name: tensor for each in reversed(self.adapters) for name, tensor in each.carried.items()},
-            base_model=next((each.base_model for each in self.adapters if each.base_model), None),
-            task_type=next((each.task_type for each in self.adapters if each.task_type), None),
-            config=first.config
-            | ({"bias": bias} if bias else {})
-            | ({FIELD: tokens} if tokens else {})
-            | merged_config(self.adapters),
-        )
+        """The result without layers and tensors."""
+        return combined_frame(self.adapters, self.outlines)
 
     @property
     def inputs(self) -> list[Path]:
@@ -243,129 +213,3 @@ class CombinePlan:
             if any(layer.bias is not None for layer in self.layers(name))
             or (self.keeps_dora and self.layers(name)[0].magnitude is not None)
         }
-
-    def check(self) -> None:
-        """Refuse adapters that cannot be combined.
-
-        Raises:
-            MismatchError: every module and tensor that does not fit, with the reason.
-            OptionError: the budget is too small.
-        """
-        faults = [*self._layer_faults(), *self._saved_faults(), *self._added_faults()]
-        if faults:
-            msg = "these adapters cannot be combined"
-            raise MismatchError.listing(msg, faults)
-        _ = self.placed  # refuses keys that do not fit the base
-        if self.choice is not None and (budget := self.choice.budget) is not None:
-            self.costs(in_bytes=budget.in_bytes).check(budget, self.needed())
-
-    def _layer_faults(self) -> Iterator[str]:
-        models = dict.fromkeys(adapter.base_model for adapter in self.adapters)
-        names = f"; the adapters name the models {', '.join(map(str, models))}" if len(models) > 1 else ""
-        all_layers = (layer for outline in self.outlines for layer in outline.values())
-        biased = self.adapters[0].format == "peft" and any(layer.bias is not None for layer in all_layers)
-        for name, terms in self.terms.items():
-            layers = self.layers(name)
-            for what, property_of in (("kinds", _kind), ("shapes", _shape)):
-                values = [property_of(layer) for layer in layers]
-                if any(value != values[0] for value in values):
-                    each = ", ".join(f"{value} in adapter {i + 1}" for i, value in zip(terms, values, strict=True))
-                    yield f"{name}: the {what} differ: {each}{names}"
-                    break
-            if biased and layers[0].kind in ("embedding", "expert"):
-                yield f"{name}: other modules have a trained bias (lora_bias), which PEFT cannot mix with this kind"
-            if set(self.savers.get(f"{name}.weight", ())) - set(terms):
-                yield f"{name}: one adapter updates it, and another saves it in full"
-            if self.base is None and not self.keeps_dora and any(layer.magnitude is not None for layer in layers):
-                yield f"{name}: a DoRA layer, whose update depends on the weight; give the model as `base`"
-
-    def _saved_faults(self) -> Iterator[str]:
-        for name, terms in self.savers.items():
-            shapes = {tuple(self.outlines[i].modules_to_save[name].shape) for i in terms}
-            weight = fsum(self.weights[i] for i in terms)
-            if len(shapes) > 1:
-                yield f"{name}: saved in full with the shapes {' and '.join(map(str, sorted(shapes)))}"
-            elif is_token_rows(name):
-                yield from self._rows_faults(name, weight)
-            elif weight != 1 and self.base is None and not self.is_copy_of_base(name):
-                yield (
-                    f"{name}: saved in full with weights that sum to {weight:g}, so the result depends on the "
-                    "model's tensor; give the model as `base`"
-                )
-
-    def _added_faults(self) -> Iterator[str]:
-        for name, terms in self.adders.items():
-            shapes = {tuple(self.outlines[i].added[name].shape) for i in terms}
-            if len(shapes) > 1:
-                yield f"{name}: differences with the shapes {' and '.join(map(str, sorted(shapes)))}"
-        counts = Counter(name for outline in self.outlines for name in outline.carried)
-        yield from (f"{name}: several adapters carry it, and one file has one" for name, n in counts.items() if n > 1)
-
-    def _rows_faults(self, name: str, weight: float) -> Iterator[str]:
-        tokens = [_tokens(name, outline) for outline in self.outlines if name in outline.modules_to_save]
-        embedding = embedding_of(name)
-        if embedding in self.savers or embedding.removesuffix(".weight") in self.terms:
-            yield f"{name}: one adapter trains single tokens, and another changes all of them"
-        elif any(each != tokens[0] for each in tokens):
-            yield f"{name}: the adapters train different tokens ({FIELD})"
-        elif weight != 1:
-            yield f"{name}: rows of tokens with weights that sum to {weight:g}; they must sum to 1"
-
-
-def plan_combine(
-    adapters: Sequence[Adapter | str | Path],
-    *,
-    weights: Sequence[float] | None = None,
-    method: Method = "sum",
-    density: float | None = None,
-    rank: int | RankChoice | None = None,
-    energy: float | None = None,
-    error: float | None = None,
-    budget: str | int | Budget | None = None,
-    base: "ModelSource | None" = None,
-    scale: Mapping[str, float] | None = None,
-    dtype: "str | torch.dtype | None" = None,
-) -> CombinePlan:
-    """Check a combination from headers alone; arguments as for `combine`.
-
-    Raises:
-        MismatchError: the adapters do not belong together; all faults at once.
-        OptionError: an argument is invalid, or the budget is too small.
-    """
-    mixture, data_type = Mixture(method, density), float_dtype(dtype)
-    choice = RankChoice.given(rank=rank, energy=energy, error=error, budget=budget)
-    factors = checked_weights(weights, len(adapters))
-    loaded = scaled_where_found([open_adapter(adapter) for adapter in adapters], scale or {})
-    used = [(adapter, weight) for adapter, weight in zip(loaded, factors, strict=True) if weight]
-    if not used:
-        msg = "nothing to combine: " + ("every weight is zero" if adapters else "no adapter was given")
-        raise OptionError(msg)
-    repeated_layers(loaded)  # refuses adapters that do not repeat the same ones
-    opened = deepened(open_model(base), loaded) if base is not None else None
-    if opened is not None and any(expert_of(name) for adapter in loaded for name in adapter):
-        opened = with_fused_experts(opened)
-    chosen, chosen_weights = zip(*used, strict=True)
-    zero = [Skipped(f"adapter {i}", "zero weight") for i, weight in enumerate(factors, 1) if not weight]
-    common = to_common_names(chosen, base)
-    if opened is not None:
-        common = [without_zero_biases(adapter, opened) for adapter in common]
-    files = tuple(file for adapter in loaded for file in adapter.files)
-    plan = CombinePlan(tuple(common), chosen_weights, mixture, choice, opened, data_type, tuple(zero), files)
-    plan.check()
-    return plan
-
-
-def _tokens(name: str, adapter: AdapterOutline) -> list[int] | str:
-    """The tokens of saved rows, or why there are none."""
-    try:
-        return tokens_of(name, adapter.config, adapter.modules_to_save[name])
-    except ValueError as fault:
-        return str(fault)
-
-
-def _kind(layer: LayerOutline) -> str:
-    return layer.kind
-
-
-def _shape(layer: LayerOutline) -> tuple[int, ...]:
-    return (*layer.lora_B.shape[:1], *layer.lora_A.shape[1:])

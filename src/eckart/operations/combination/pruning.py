@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from eckart.operations.combination.mixture import DEFAULT_DENSITY, Mixture
+from eckart.operations.combination.mixture import Mixture
 
 Updates = Callable[[], Iterator[tuple[float, Tensor, torch.Generator]]]
 
@@ -22,7 +22,7 @@ def combined_update(mixture: Mixture, updates: Updates) -> Tensor:
         updates: called once or twice; yields the weight of each update, the dense update, which may be modified in
             place, and a source of randomness.
     """
-    density = DEFAULT_DENSITY if mixture.density is None else mixture.density
+    density = mixture.share
     if mixture.method == "sum":
         return _total(update.mul_(weight) for weight, update, _ in updates())
     if mixture.method == "dare":

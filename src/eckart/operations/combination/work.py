@@ -1,37 +1,41 @@
 """The tensor work of a combination: the spectra of the combined updates, and each layer that results."""
 
-import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import fsum
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
-from eckart.adapter.deferred import Deferred
-from eckart.adapter.outline import TensorOutline
 from eckart.checkpoint import WeightMatrix
-from eckart.checkpoint.dtypes import promote
 from eckart.engine import Execution, Record, Task
 from eckart.errors import OptionError
 from eckart.linalg import LowRank, Spectrum, as_slabs, spectrum
-from eckart.linalg.finite import count_non_finite, require_finite, too_large
+from eckart.linalg.finite import count_non_finite, too_large
 from eckart.linalg.scaling import frobenius_norm
 from eckart.operations.adapter_result import LayerRecord
 from eckart.operations.adapter_writer import LayerTasks, empty_record, layer_record
+from eckart.operations.combination.core_methods import CoreCombination, combined_core, shared_error
 from eckart.operations.combination.plan import CombinePlan
 from eckart.operations.combination.pruning import combined_update
+from eckart.operations.combination.saved import added_tensors, saved_tensors
+from eckart.operations.combination.stacking import (
+    Weighted,
+    common_scale,
+    exact_sum,
+    formed,
+    stacked_layer,
+    term,
+    unscaled_layer,
+)
 from eckart.operations.factors import error_of_product, factor
 from eckart.operations.rank_change import (
-    alpha_for,
     at_rank,
-    cast,
     check_finite,
     check_range,
     measured_error,
+    padded,
     product_spectrum,
     update_norm,
     update_spectrum,
@@ -43,7 +47,6 @@ from eckart.operations.select_layers import parameter_of
 from eckart.operations.weight_update import update_of
 
 T = TypeVar("T")
-Weighted = Sequence[tuple[float, AdapterLayer]]
 
 
 @dataclass(frozen=True)
@@ -84,14 +87,18 @@ class Combining:
             name: of the module.
             rank: None keeps that of the sum, or the highest of the inputs where the update is formed as a matrix.
         """
-        return self._dense_record(name, rank) if self.plan.is_dense(name) else self._sum_record(name, rank)
+        if self.plan.is_dense(name):
+            return self._dense_record(name, rank)
+        return self._core_record(name, rank) if self.plan.mixture.is_in_core else self._sum_record(name, rank)
 
     def _spectrum(self, name: str, complete: bool) -> Spectrum:
         """The spectrum of a module's combined update."""
         if not self.plan.is_dense(name):
             layers = self._layers(name)
-            scale = _scale(name, layers)
-            return update_spectrum(name, _stacked(layers, scale, None), _sum(layers, scale))
+            if self.plan.mixture.is_in_core:
+                return self._core(name, layers).spectrum(common_scale(name, layers))
+            scale = common_scale(name, layers)
+            return update_spectrum(name, stacked_layer(layers, scale, None), exact_sum(layers, scale))
         update = as_slabs(self._dense(name))
         if complete or self.plan.choice is None:
             return spectrum(update)
@@ -106,8 +113,8 @@ class Combining:
         """The record of a sum of products."""
         layers, generator = self._layers(name), self.execution.generator(name)
         dtype = self.plan.dtype.torch if self.plan.dtype else None
-        scale = _scale(name, layers)
-        target, stacked = _sum(layers, scale), _stacked(layers, scale, dtype)
+        scale = common_scale(name, layers)
+        target, stacked = exact_sum(layers, scale), stacked_layer(layers, scale, dtype)
         known = product_spectrum(target)
         norm = update_norm(name, stacked, known.fro_norm)
         if rank == 0 or (norm == 0 and len(layers) > 1):
@@ -126,6 +133,36 @@ class Combining:
         least = min(error, known.error_bounds(result.rank)[0])
         return layer_record(result, error=error, error_lower_bound=least, fro_norm=norm)
 
+    def _core_record(self, name: str, rank: int | None) -> Record:
+        """The record of a combination in the updates' common subspaces."""
+        layers, generator = self._layers(name), self.execution.generator(name)
+        scale, dtype = common_scale(name, layers), self.plan.dtype.torch if self.plan.dtype else None
+        stacked = stacked_layer(layers, scale, dtype)
+        core = self._core(name, layers)
+        norm = update_norm(name, stacked, float(core.S.norm()))
+        count = min(self.plan.max_rank(name) if rank is None else rank, len(core.S))
+        if not count:
+            zero = zero_layer(stacked, 1, generator)
+            if stacked.bias is None:
+                return empty_record(_why_empty(norm, layers), norm, spare=zero if _needs_spare(name, norm) else None)
+            return layer_record(zero, error=float(norm > 0), error_lower_bound=float(norm > 0), fro_norm=norm)
+        layer = stacked.with_product(core.truncated(count), dtype=stacked.lora_A.dtype)
+        layer = check_range(name, padded(layer, rank or count, generator), norm)
+        error, least = self._core_error(name, layers, core, layer), core.lower_bound(count)
+        return layer_record(layer, error=error, error_lower_bound=min(error, least), fro_norm=norm)
+
+    def _core(self, name: str, layers: Weighted) -> CoreCombination:
+        """The combination of a module's updates in their common subspaces, in units of its scale."""
+        updates = [term(weight, layer, common_scale(name, layers)) for weight, layer in layers]
+        return combined_core(self.plan.mixture, updates, rank=self.plan.max_rank(name))
+
+    def _core_error(self, name: str, layers: Weighted, core: CoreCombination, result: AdapterLayer) -> float:
+        """The error of a layer against a combination in common subspaces."""
+        scale = common_scale(name, layers)
+        if self.plan.mixture.method == "shared":
+            return shared_error([term(weight, layer, scale) for weight, layer in layers], result.unscaled())
+        return measured_error(core.truncated(len(core.S)), result, scaling=scale)
+
     def _dense_record(self, name: str, rank: int | None) -> Record:
         """The record of a combination that is formed as a matrix."""
         plan, layers = self.plan, self._layers(name)
@@ -136,7 +173,7 @@ class Combining:
         choice = RankChoice(rank=min(rank or plan.max_rank(name), *update.shape))
         dtype = plan.dtype_of(name).torch
         result = factor(as_slabs(update), choice, generator, dtype=dtype)
-        frame = _unscaled(_stacked(layers, _scale(name, layers), dtype if plan.dtype else None))
+        frame = unscaled_layer(stacked_layer(layers, common_scale(name, layers), dtype if plan.dtype else None))
         if not result.tensors:
             zero = zero_layer(frame, 1, generator)
             if frame.bias is None:
@@ -157,8 +194,10 @@ class Combining:
         if self.plan.is_dense(record.name):
             return error_of_product(self._dense(record.name), result.low_rank(), norm=record.fro_norm)
         layers = self._layers(record.name)
-        scale = _scale(record.name, layers)
-        return measured_error(_sum(layers, scale), result, scaling=scale)
+        if self.plan.mixture.is_in_core:
+            return self._core_error(record.name, layers, self._core(record.name, layers), result)
+        scale = common_scale(record.name, layers)
+        return measured_error(exact_sum(layers, scale), result, scaling=scale)
 
     def _dense(self, name: str) -> Tensor:
         """The combination of one module's updates as a matrix, in the orientation of `low_rank`."""
@@ -166,7 +205,7 @@ class Combining:
         def updates() -> Iterator[tuple[float, Tensor, torch.Generator]]:
             for i in self.plan.terms[name]:
                 layer = check_finite(name, self.plan.adapters[i][name])
-                update = _formed(layer) if layer.magnitude is None else self._dora_update(i, name)
+                update = formed(layer) if layer.magnitude is None else self._dora_update(i, name)
                 yield self.plan.weights[i], update, self.execution.generator(f"{name} of adapter {i}")
 
         update = combined_update(self.plan.mixture, updates)
@@ -220,120 +259,6 @@ def combination_tasks(plan: CombinePlan, execution: Execution) -> LayerTasks:
         guarantee=ranks.guarantee,
         notes=tuple(notes),
     )
-
-
-def saved_tensors(plan: CombinePlan) -> Deferred[Tensor, TensorOutline]:
-    """Tensors saved in full: base + Σ w·(saved − base), read when they are looked up."""
-
-    def read(name: str) -> Tensor:
-        terms = plan.savers[name]
-        tensors = [plan.adapters[i].modules_to_save[name] for i in terms]
-        weights = [plan.weights[i] for i in terms]
-        if weights == [1.0] or plan.is_copy_of_base(name):
-            return tensors[0]
-        total = sum(tensor.double() * weight for tensor, weight in zip(tensors, weights, strict=True))
-        if fsum(weights) != 1 and plan.base is not None:
-            _, tensor, _ = plan.placed[terms[0], name]
-            stored = plan.base.tied.get(tensor, tensor)
-            total += (1 - fsum(weights)) * plan.base.read(stored).double()
-        saved = torch.as_tensor(total).to(_promoted(tensors))
-        require_finite(saved, f"{name}, combined with these weights,")
-        return saved
-
-    outlines = {}
-    for name, terms in plan.savers.items():
-        tensors = [plan.outlines[i].modules_to_save[name] for i in terms]
-        outlines[name] = TensorOutline(tensors[0].shape, promote(*(tensor.dtype for tensor in tensors)))
-    return Deferred(outlines, read)
-
-
-def added_tensors(plan: CombinePlan) -> Deferred[Tensor, TensorOutline]:
-    """Differences that are added to tensors of the model: Σ w·Δ, read when they are looked up."""
-
-    def read(name: str) -> Tensor:
-        tensors = [plan.adapters[i].added[name] for i in plan.adders[name]]
-        weights = [plan.weights[i] for i in plan.adders[name]]
-        if weights == [1.0]:
-            return tensors[0]
-        total = sum(tensor.double() * weight for tensor, weight in zip(tensors, weights, strict=True))
-        return torch.as_tensor(total).to(_promoted(tensors))
-
-    outlines = {}
-    for name, terms in plan.adders.items():
-        tensors = [plan.outlines[i].added[name] for i in terms]
-        outlines[name] = TensorOutline(tensors[0].shape, promote(*(tensor.dtype for tensor in tensors)))
-    return Deferred(outlines, read)
-
-
-def _scale(name: str, layers: Weighted) -> float:
-    """The scaling of the sum: the largest |weight·scaling|, or that of a single layer of weight 1.
-
-    Raises:
-        OptionError: it is outside the range of float64.
-    """
-    if len(layers) == 1 and layers[0][0] == 1:
-        return layers[0][1].scaling
-    scales = [weight * layer.scaling for weight, layer in layers]
-    rank, rslora = sum(layer.rank for _, layer in layers), layers[0][1].rslora
-    for (weight, layer), scale in zip(layers, scales, strict=True):
-        in_range = sys.float_info.min <= abs(scale) and abs(alpha_for(scale, rank, rslora=rslora)) < math.inf
-        if weight and layer.scaling and not in_range:
-            what = f"alpha {layer.alpha:.4g} at rank {layer.rank} with weight {weight:.4g}"
-            msg = f"{name}: {what} is a scale that no alpha at rank {rank} can express in float64"
-            raise OptionError(msg)
-    return max(map(abs, scales)) or 1.0
-
-
-def _sum(layers: Weighted, scale: float) -> LowRank:
-    """The exact sum of updates in float64, in units of `scale`."""
-    first, *rest = (layer.unscaled() * _share(weight, layer, scale) for weight, layer in layers)
-    return sum(rest, first)
-
-
-def _share(weight: float, layer: AdapterLayer, scale: float) -> float:
-    return weight * layer.scaling / scale if scale else 1.0
-
-
-def _stacked(layers: Weighted, scale: float, dtype: torch.dtype | None) -> AdapterLayer:
-    """The sum as one layer of stacked factors; a single layer of weight 1 unchanged.
-
-    The largest |weight·scaling| becomes its scaling, so that factors of equal scale are unchanged bit for bit.
-    """
-    first = layers[0][1]
-    if len(layers) == 1 and layers[0][0] == 1:
-        return cast(first, dtype)
-    shares = [(_share(weight, layer, scale), layer) for weight, layer in layers]
-    dtype = dtype or _promoted([factor for _, layer in layers for factor in (layer.lora_A, layer.lora_B)])
-    A = torch.cat([layer.lora_A.double() for _, layer in shares])
-    B = torch.cat([layer.lora_B.double() * share for share, layer in shares], dim=1)
-    biases = [(share, layer.bias) for share, layer in shares if layer.bias is not None]
-    bias = None
-    if biases:
-        total = torch.stack([bias.double() * share for share, bias in biases]).sum(0)
-        bias = total.to(_promoted([bias for _, bias in biases]))
-    layer = replace(first, lora_A=A, lora_B=B, bias=bias, alpha=alpha_for(scale, len(A), rslora=first.rslora))
-    return cast(layer, dtype)
-
-
-def _unscaled(layer: AdapterLayer) -> AdapterLayer:
-    """The layer with scaling 1 and without a magnitude; its bias has the same effect as before."""
-    bias = None if layer.bias is None else (layer.bias.double() * layer.scaling).to(layer.bias.dtype)
-    return replace(layer, bias=bias, magnitude=None, rslora=False, alpha=float(layer.rank))
-
-
-def _formed(layer: AdapterLayer) -> Tensor:
-    """The update of a plain layer as a matrix in float32, or in float64 if it is stored in float64."""
-    product = layer.low_rank()
-    dtype = torch.promote_types(layer.lora_A.dtype, torch.float32)
-    return LowRank(product.lora_B.to(dtype), product.lora_A.to(dtype)).dense()
-
-
-def _promoted(tensors: Sequence[Tensor]) -> torch.dtype:
-    """The narrowest dtype that represents every value of all tensors."""
-    dtype = tensors[0].dtype
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
 
 
 def _needs_spare(name: str, norm: float) -> bool:
