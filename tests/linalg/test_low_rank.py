@@ -132,6 +132,16 @@ def test_a_product_less_itself_is_zero_to_the_rounding_of_its_factors(scale):
     assert (product - product).fro_norm < 1e-14 * factor_norms(product)
 
 
+@pytest.mark.parametrize("change", [0.0, 1e-9, 1e-3, 1.0])
+@pytest.mark.parametrize("scale", [1e-180, 1.0, 1e90])
+def test_the_distance_is_the_norm_of_the_difference_near_and_far(change, scale):
+    one, noise = drawn((40, 30, 5)), drawn((40, 30, 2), seed=1)
+    other = one + noise * change
+    distance = (one * scale).distance(other * scale) / scale
+    rounding = 1e-14 * factor_norms(one)
+    assert distance == pytest.approx(change * noise.fro_norm, rel=1e-10, abs=rounding)
+
+
 def test_a_product_is_found_again_under_any_change_of_gauge():
     product = drawn((50, 40, 6))
     G = orthonormal(6, 6, seeded(1)) * torch.logspace(-3, 3, 6, dtype=torch.float64)

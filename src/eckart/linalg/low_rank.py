@@ -5,6 +5,7 @@ The dense product is never formed for a decomposition: QR of the thin factors, t
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -25,6 +26,8 @@ from eckart.linalg.truncated import truncated_svd
 
 # Dividing by a singular value above this share of ‖B‖‖A‖ is safe: its vectors are orthonormal to about 1e-13.
 QUOTIENT_FLOOR = 1e-3
+# Above this share of ‖B‖²‖A‖², the square of a distance is accurate to 1e-10 as a difference of inner products.
+CANCELLATION = 2**-16
 ROUNDING = 16 * torch.finfo(torch.float64).eps  # share of ‖B‖‖A‖ below which a singular value is rounding
 
 
@@ -75,10 +78,8 @@ class LowRank:
 
     def spectrum(self) -> Spectrum:
         """The complete spectrum: beyond the rank of the product every singular value is zero."""
-        left, right, exponent = self._normalized()
-        if self.rank <= min(self.shape):
-            left, right = torch.linalg.qr(left, mode="r").R, torch.linalg.qr(right.T, mode="r").R.T
-        values = torch.linalg.svdvals(left @ right).cpu()
+        *_, exponent = self._normalized
+        values = self._singular_values
         norm = _in_float64(float(torch.linalg.vector_norm(values)), exponent)
         return Spectrum(shifted(values, exponent), self.shape, norm, self.lora_B.dtype)
 
@@ -92,10 +93,10 @@ class LowRank:
         """Largest singular value that rounding in float64 alone can explain: a few ε₆₄·‖B‖‖A‖."""
         return ROUNDING * self.norm_limit
 
-    @property
+    @cached_property
     def norm_limit(self) -> float:
         """‖B‖_F·‖A‖_F, at least the Frobenius norm of the product; infinite where float64 ends."""
-        left, right, exponent = self._normalized()
+        left, right, exponent = self._normalized
         return shifted_number(float(left.norm()) * float(right.norm()), exponent)
 
     def truncate(self, rank: int) -> "LowRank":
@@ -112,9 +113,16 @@ class LowRank:
     def inner(self, other: "LowRank") -> float:
         """⟨self, other⟩ = tr(selfᵀ·other), from the factors."""
         self._check_same_shape(other)
-        B, A, exponent = self._normalized()
-        otherB, otherA, other_exponent = other._normalized()
+        B, A, exponent = self._normalized
+        otherB, otherA, other_exponent = other._normalized
         return shifted_number(float(((B.T @ otherB) * (A @ otherA.T)).sum()), exponent + other_exponent)
+
+    def distance(self, other: "LowRank") -> float:
+        """‖self − other‖_F, to 1e-10 relative or ε₆₄·‖B‖‖A‖: from inner products, or stacked factors if they cancel."""
+        square = self.fro_norm**2 - 2 * self.inner(other) + other.inner(other)
+        if square > CANCELLATION * (self.norm_limit**2 + other.norm_limit**2):
+            return math.sqrt(square)
+        return (self - other).fro_norm
 
     def dense(self) -> Float[Tensor, "out in"]:
         """The product itself, in the dtype of the factors."""
@@ -156,7 +164,7 @@ class LowRank:
         B·A = Q_B·(R_B·R_Aᵀ)·Q_Aᵀ. With the SVD U·S·Vh of the core, Q_B·U = B·(R_Aᵀ·Vhᵀ·S⁻¹): one product, while
         computing Q_B takes two. The error is ε₆₄·‖B‖‖A‖/σ, so the smallest requested σ decides.
         """
-        left, right, exponent = self._normalized()
+        left, right, exponent = self._normalized
         U, S, Vh = self._core_triplets(left, right, count)
         _in_float64(float(S[0]) if len(S) else 0.0, exponent)
         return U, shifted(S, exponent), Vh
@@ -165,13 +173,28 @@ class LowRank:
         if self.rank > min(self.shape):
             U, S, Vh = torch.linalg.svd(left @ right, full_matrices=False)
             return U[:, :count], S[:count], Vh[:count]
-        RB, RA = (torch.linalg.qr(columns, mode="r").R for columns in (left, right.T))
+        RB, RA = self._triangles
         U, S, Vh = torch.linalg.svd(RB @ RA.T)
         U, S, Vh = U[:, :count], S[:count], Vh[:count]
         if count and float(S[-1]) > QUOTIENT_FLOOR * _norm_limit(RB) * _norm_limit(RA):
             return left @ (RA.T @ Vh.T / S), S, (U.T / S[:, None] @ RB) @ right
         return torch.linalg.qr(left).Q @ U, S, Vh @ torch.linalg.qr(right.T).Q.T
 
+    @cached_property
+    def _triangles(self) -> tuple[Tensor, Tensor]:
+        """The factors R of lora_B and lora_Aᵀ, of whose core R_B·R_Aᵀ the product has the singular values."""
+        left, right, _ = self._normalized
+        return torch.linalg.qr(left, mode="r").R, torch.linalg.qr(right.T, mode="r").R
+
+    @cached_property
+    def _singular_values(self) -> Tensor:
+        """Those of the normalized product, on the CPU."""
+        left, right, _ = self._normalized
+        if self.rank <= min(self.shape):
+            left, right = self._triangles[0], self._triangles[1].T
+        return torch.linalg.svdvals(left @ right).cpu()
+
+    @cached_property
     def _normalized(self) -> tuple[Tensor, Tensor, int]:
         """Factors in float64 whose products are in range, and the exponent by which their product was divided."""
         (left, first), (right, second) = normalized_tensor(self.lora_B), normalized_tensor(self.lora_A)

@@ -111,8 +111,11 @@ def normalized_tensor(values: Tensor) -> tuple[Tensor, int]:
 
 
 def largest_of(values: Tensor) -> float:
-    """The largest absolute value of a tensor; 0 for an empty one."""
-    return float(values.detach().abs().max()) if values.numel() else 0.0
+    """The largest absolute value of a tensor; 0 for an empty one, NaN if it contains one."""
+    if not values.numel():
+        return 0.0
+    least, most = torch.aminmax(values.detach())
+    return max(abs(float(least)), abs(float(most)))
 
 
 def _sum_of_squares(matrix: RowSlabs) -> float:

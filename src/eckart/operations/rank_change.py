@@ -109,7 +109,7 @@ def alpha_for(scaling: float, rank: int, *, rslora: bool) -> float:
 
 
 def measured_error(target: LowRank, layer: AdapterLayer, *, scaling: float) -> float:
-    """‖Δ − sBA‖_F / ‖Δ‖_F of the factors as stored, from the stacked factors of the difference in float64.
+    """‖Δ − sBA‖_F / ‖Δ‖_F of the factors as stored, in float64 and without the products.
 
     Args:
         target: the update in units of `scaling`.
@@ -117,7 +117,10 @@ def measured_error(target: LowRank, layer: AdapterLayer, *, scaling: float) -> f
         scaling: of the update; 0 for a zero one.
     """
     norm = product_spectrum(target).fro_norm if scaling else 0.0
-    return (target - layer.unscaled() * (layer.scaling / scaling)).fro_norm / norm if norm else 0.0
+    if not norm:
+        return 0.0
+    product = layer.unscaled()
+    return target.distance(product if layer.scaling == scaling else product * (layer.scaling / scaling)) / norm
 
 
 def check_finite(name: str, layer: AdapterLayer) -> AdapterLayer:

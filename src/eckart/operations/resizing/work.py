@@ -96,8 +96,12 @@ def _tasks(plan: ResizePlan, names: Iterable[str], call: Callable[[str], T]) -> 
 
 def _measured(plan: ResizePlan, adapter: Adapter, layers: Sequence[LayerRecord]) -> list[LayerRecord]:
     """The records of layers with errors measured again, after the factors of the adapter were changed."""
+
+    def error(layer: AdapterLayer, result: AdapterLayer) -> float:
+        return measured_error(layer.unscaled(), result, scaling=layer.scaling)
+
     return [
-        replace(record, error=_error(plan.adapter[record.name], adapter[record.name]))
+        replace(record, error=error(plan.adapter[record.name], adapter[record.name]))
         if record.name in adapter
         else record
         for record in layers
@@ -115,11 +119,7 @@ def resized(name: str, layer: AdapterLayer, rank: int, dtype: DType | None, exec
     result = at_rank(layer, target, rank, dtype=new_dtype, generator=execution.generator(name))
     check_range(name, result, norm)
     same = new_dtype in (None, layer.lora_A.dtype) and rank >= layer.rank
-    error = 0.0 if same else _error(layer, result)
+    error = 0.0 if same else measured_error(target, result, scaling=layer.scaling)
     least = min(spectrum.error_bounds(rank)[0], error)
     return layer_record(result, error=error, error_lower_bound=least, fro_norm=norm)
 
-
-def _error(layer: AdapterLayer, result: AdapterLayer) -> float:
-    """The relative error of a layer at another rank."""
-    return measured_error(layer.unscaled(), result, scaling=layer.scaling)
