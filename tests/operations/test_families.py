@@ -365,3 +365,83 @@ def test_refusals_of_formats_name_what_they_cannot_say():
                 to,
                 family="wan",
             )
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize(
+    ("to", "layout"), [("kohya", "single"), ("comfyui", "component"), ("diffusers", "single"), ("kohya", "component")]
+)
+def test_an_extraction_is_written_under_the_names_of_a_format_with_the_error_of_the_file(family, to, layout, tmp_path):
+    there = adapter(shapes(family), scale=0.5)
+    if layout == "single":
+        base = tmp_path / "base.safetensors"
+        original_file(base, convert(there, "comfyui", family=family).adapter, "model.diffusion_model.")
+        tuned = tmp_path / "tuned.safetensors"
+    else:
+        component_folder(tmp_path / "pipeline", family)
+        base, tuned = tmp_path / "pipeline" / next(iter(there)).partition(".")[0], tmp_path / "tuned"
+    path = saved(there, "diffusers", tmp_path, family)
+    merge(base, [path], tuned, execution=ONE)
+    out = tmp_path / "found.safetensors"
+    result = extract(
+        base, tuned, rank=9, target=".*", to=to, family=family, dtype="bfloat16", output=out, execution=ONE
+    )
+    found = load_adapter(out)
+    assert found.format == to
+    assert set(found) == set(convert(there, to, family=family).adapter)
+    assert {tensor.dtype for tensor in load_file(out).values()} <= {torch.bfloat16, torch.float32}
+    found = convert(found, "diffusers", family=family).adapter
+    square = 0.0
+    for name, one in found.items():
+        difference = one.low_rank().dense() - there[name].low_rank().dense()
+        square += float(difference.square().sum())
+    total = sum(float(one.low_rank().dense().square().sum()) for one in there.values())
+    assert (square / total) ** 0.5 == pytest.approx(result.error, rel=1e-2)
+    assert 1e-4 < result.error < 1e-2  # of bfloat16
+
+
+def test_an_extraction_from_a_single_file_has_its_text_encoders_and_names_what_it_leaves_out(tmp_path):
+    block, clip = "transformer.resblocks.0", "conditioner.embedders.1.model."
+    names = {
+        "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q.weight": (8, 8),
+        "model.diffusion_model.input_blocks.0.0.weight": (8, 4, 3, 3),
+        "conditioner.embedders.0.transformer.text_model.encoder.layers.0.mlp.fc1.weight": (12, 8),
+        "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight": (12, 8),
+        f"{clip}{block}.attn.in_proj_weight": (24, 8),
+        f"{clip}text_projection": (8, 6),
+        "first_stage_model.encoder.mid.attn_1.q.weight": (8, 8),
+    }
+    base = {name: torch.randn(shape) for name, shape in names.items()}
+    change = {name: torch.randn(shape) for name, shape in names.items()}
+    save_file(base, tmp_path / "base.safetensors")
+    save_file({name: base[name] + change[name] for name in names}, tmp_path / "tuned.safetensors")
+    out = tmp_path / "found.safetensors"
+    result = extract(
+        tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", rank=8, target=".*", to="kohya", output=out,
+        execution=ONE,
+    )  # fmt: skip
+    updates = {name: one.low_rank().dense().float() for name, one in load_adapter(out).items()}
+    attention = change[f"{clip}{block}.attn.in_proj_weight"]
+    expected = {
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q": change[next(iter(names))],
+        "lora_unet_input_blocks_0_0": change["model.diffusion_model.input_blocks.0.0.weight"].flatten(1),
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1": change[
+            "conditioner.embedders.0.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
+        ],
+        "lora_te2_text_projection": change[f"{clip}text_projection"].T,
+        **{
+            f"lora_te2_text_model_encoder_layers_0_self_attn_{part}_proj": rows
+            for part, rows in zip("qkv", attention.split(8), strict=True)
+        },
+    }
+    assert set(updates) == set(expected)
+    for name, dense in expected.items():
+        torch.testing.assert_close(updates[name], dense, rtol=0, atol=1e-4)
+    reasons = {item.name: item.reason for item in result.skipped}
+    assert "no such module in Stable Diffusion XL" in reasons["first_stage_model.encoder.mid.attn_1.q.weight"]
+    (embedding,) = (reason for name, reason in reasons.items() if "token_embedding" in name)
+    assert "an embedding" in embedding
+    merge(tmp_path / "base.safetensors", [out], tmp_path / "merged.safetensors", execution=ONE)
+    merged = load_file(tmp_path / "merged.safetensors")
+    for name in (f"{clip}text_projection", f"{clip}{block}.attn.in_proj_weight"):
+        torch.testing.assert_close(merged[name], base[name] + change[name], rtol=0, atol=1e-4)

@@ -19,6 +19,7 @@ CELLS = "--ranks 1,2 --targets q_proj --steps 2 --batch-size 1 --max-length 16"
 ON_TEXT = "--rank 2 --distill text.txt --steps 1"
 SOURCES = {
     *("base", "tuned", "adapter", "other", "merged", "nf4", "analysis", "kohya.safetensors", "unet.safetensors"),
+    *("denoiser.safetensors", "tuned.safetensors"),
     *("text.txt", "heldout.txt", "ranks.json"),
 }
 
@@ -55,6 +56,7 @@ COMMANDS = {
     "analyze": Command("analyze tuned --base base"),
     "analyze adapter": Command("analyze adapter"),
     "extract": Command("extract base tuned --rank 2"),
+    "extract file": Command("extract denoiser.safetensors tuned.safetensors --rank 1 --to comfyui", ".safetensors"),
     "extract distill": Command(f"extract base tuned {ON_TEXT} --eval heldout.txt"),
     "resize": Command("resize adapter --rank 1"),
     "resize file": Command("resize kohya.safetensors --rank 1", ".safetensors"),
@@ -141,6 +143,10 @@ def write_inputs(model: Path, folder: Path) -> None:
         f"{module}.alpha": torch.tensor(1.0)
     }
     save_file(unet, folder / "unet.safetensors", metadata=TEXTS)
+    denoiser = {f"model.diffusion_model.blocks.{i}.self_attn.q.weight": torch.randn(8, 8) for i in range(3)}
+    save_file(denoiser, folder / "denoiser.safetensors", metadata=TEXTS)
+    tuned_denoiser = {name: weight + torch.randn_like(weight) for name, weight in denoiser.items()}
+    save_file(tuned_denoiser, folder / "tuned.safetensors", metadata=TEXTS)
 
 
 def digests(folder: Path) -> dict[str, str]:

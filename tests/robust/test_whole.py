@@ -35,6 +35,7 @@ RESUMED = {
     "analyze": "base",
     "analyze adapter": "adapter",
     "extract": "tuned",
+    "extract file": "tuned.safetensors",
     "extract distill": "tuned",
     "resize": "adapter",
     "resize file": "kohya.safetensors",

@@ -1,7 +1,7 @@
 """`eckart extract`: a fine-tune as a small adapter, with the error of every layer and the gain it recovers."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -44,6 +44,18 @@ Saved = Annotated[
         help="Save changed tensors unfactored: modules by name, `norm` for all norms, `bias` for biases. Repeatable.",
     ),
 ]
+To = Annotated[
+    Literal["peft", "kohya", "comfyui", "diffusers"] | None,
+    in_group(
+        *(RESULT, "--to"),
+        metavar="peft|kohya|comfyui|diffusers",
+        help="Of an image or video model, the LoRA file to write.",
+    ),
+]
+Family = Annotated[
+    str | None,
+    in_group(RESULT, "--family", metavar="NAME", help="With --to: the family, such as flux1, where several fit."),
+]
 Dtype = Annotated[FloatDtype, in_group(RESULT, "--dtype", metavar=DTYPES, help="Data type of the saved factors.")]
 Unbalanced = Annotated[
     bool, in_group(RESULT, "--unbalanced", help="Keep the rows of lora_A orthonormal; lora_B carries the scale.")
@@ -74,6 +86,8 @@ def extract(
     dry_run: DryRun = False,
     dtype: Dtype = "float32",
     unbalanced: Unbalanced = False,
+    to: To = None,
+    family: Family = None,
     runtime: ForRuntime = None,
     force: Force = False,
     as_json: Json = False,
@@ -83,6 +97,8 @@ def extract(
     """Write TUNED − BASE as a PEFT adapter with the best factors of the chosen rank (16 by default).
 
     The adapter's folder also gets extract.json and report.html. An interrupted run resumes where it stopped.
+
+    With --to, write a LoRA file of an image or video model, given as single files, components or pipelines.
 
     With --for, write what a runtime loads (see eckart check); if that is another format, without a page.
 
@@ -124,6 +140,9 @@ def extract(
     from eckart.operations.card import add_facts
     from eckart.operations.checking.fitting import fits_as_planned
 
+    if to is not None and (runtime is not None or open_page):
+        msg = f"`to` writes one file: leave out `{'for' if runtime is not None else 'open'}`"
+        raise OptionError(msg)
     if distill is not None and unbalanced:
         msg = "`unbalanced` keeps lora_A orthonormal, but `distill` trains it; choose one of them"
         raise OptionError(msg)
@@ -137,6 +156,8 @@ def extract(
         "modules_to_save": modules_to_save or (),
         "dtype": dtype,
         "balanced": not unbalanced,
+        "to": to,
+        "family": family,
     }
     if dry_run:
         return present(operations.plan_extract(base, tuned, **options).preview(), report.preview_table, as_json=as_json)
@@ -145,7 +166,7 @@ def extract(
     text = read_text(evaluation) if evaluation else None
     fits = runtime is None or fits_as_planned(operations.plan_extract(base, tuned, **options), runtime)
     written = output if fits else None  # what does not fit as it is, write_for changes first
-    drawing = Drawing(written, page="extraction_page", open_page=open_page)
+    drawing = Drawing(None if to else written, page="extraction_page", open_page=open_page)
     execution = Execution(
         device=device, workers=workers, seed=seed, resume=not no_resume, shard=shard, progress=StderrProgress()
     )
@@ -160,6 +181,8 @@ def extract(
             return extraction.to_json() | {"eval": gain.to_json() if gain else None} | distilled_fact(refine)
 
         def finish(folder: Path, extraction: "AdapterResult") -> None:
+            if not folder.is_dir():
+                return
             facts = content(extraction)
             write_result(folder, "extract.json", facts)
             add_facts(folder, gain_facts(gain))

@@ -1,6 +1,7 @@
 """The layers of a renamed adapter: renamed, cut out of a fused layer, or joined to one; each computed on lookup."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,11 @@ def renaming_of(
         try:
             if not each.parts:
                 fit = partial(shaped, view=views.get(each.new))
-                moves.append(Move(each.new, each.old, fit, fit))
+                move = Move(each.new, each.old, fit, fit)
+                if each.transposed:
+                    move = replace(move, make=_transposed, outline=_transposed_outline)
+                    move.outline(outlines[name])  # refuses what cannot be transposed
+                moves.append(move)
             elif each.cut is None:
                 moves.append(_join(each, outlines))
             else:
@@ -48,6 +53,18 @@ def renaming_of(
     return Renaming(
         moves, list(dict.fromkeys(problems)), skipped, is_pipeline=True, config=without_keys(adapter.config)
     )
+
+
+def _transposed(layer: AdapterLayer) -> AdapterLayer:
+    """The update of a weight that is stored (inputs, outputs)."""
+    if layer.magnitude is not None or layer.bias is not None:
+        msg = "its weight is stored transposed, and DoRA and a bias are not"
+        raise ValueError(msg)
+    return replace(layer, lora_A=layer.lora_B.T.contiguous(), lora_B=layer.lora_A.T.contiguous())
+
+
+def _transposed_outline(layer: LayerOutline) -> LayerOutline:
+    return _transposed(_on_meta(layer)).outline()
 
 
 def _join(each: Assignment, outlines: AdapterOutline) -> Move:

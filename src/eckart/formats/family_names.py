@@ -16,7 +16,8 @@ from eckart.checkpoint.naming import nearest_names
 from eckart.errors import MismatchError
 from eckart.formats.families.family import BOTH, Component, Family, Layout, Site
 from eckart.formats.families.naming import Assignment, Destination, FamilyFormat, Finds, one_assignment, to_format
-from eckart.formats.families.recognize import Reading, readings
+from eckart.formats.families.recognize import Reading, known_layers, readings
+from eckart.formats.families.table import FAMILIES
 from eckart.formats.family_moves import renaming_of
 from eckart.formats.model_names import Model
 from eckart.formats.renaming import Renaming, rescaled
@@ -60,6 +61,25 @@ def renamed_to_format(
     renaming = renaming_of(adapter, found, [*faults, *more], model.views if model else {})
     moves = renaming.moves if form == "diffusers" else [rescaled(move) for move in renaming.moves]
     return [replace(renaming, moves=moves, added=added, saved=saved)]
+
+
+def unnamed_layers(
+    layers: Mapping[str, LayerOutline], form: FamilyFormat, *, families: Sequence[Family] = (), model: Model
+) -> dict[str, str]:
+    """The layers of a model that files of a format cannot name, each with the reason; arguments as before.
+
+    Raises:
+        MismatchError: several families have the layers, and name them differently.
+    """
+    known = known_layers(layers, families)
+    if not known:
+        return dict.fromkeys(
+            layers, f"no such module in any of {', '.join(family.title for family in FAMILIES.values())}"
+        )
+    candidates = _candidates(dict(known), families, model)
+    reading, _, faults = one_assignment(candidates, known, lambda family: to_format(family, form))
+    reasons = dict(fault.split(": ", 1) for fault in faults)
+    return reasons | {name: f"no such module in {reading.family.title}" for name in layers if name not in known}
 
 
 def renamed_to_base(adapter: Adapter, model: Model, *, families: Sequence[Family] = ()) -> Renaming:

@@ -78,6 +78,7 @@ class LayerTasks:
         notes: warnings and advice that were already reported.
         copies: by layer, further modules that get its update because they share its weight.
         tokenizer: the folder whose tokenizer has the tokens of saved embeddings; None for that of the frame's files.
+        named: the adapter under the names that it is written with; None if those are its layers'.
     """
 
     frame: Adapter
@@ -90,6 +91,7 @@ class LayerTasks:
     notes: tuple[str, ...] = ()
     copies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tokenizer: Path | None = None
+    named: Callable[[Adapter], Adapter] | None = None
 
 
 def layer_record(layer: AdapterLayer, *, error: float, error_lower_bound: float, fro_norm: float) -> "Record":
@@ -199,6 +201,8 @@ class AdapterWriter:
             adapter = replace(work.frame, layers=_layers(written, work, journal), files=())
             if self.refine is not None and (refined := self.refine(adapter)) is not adapter:
                 adapter, layers = refined, work.measure(refined, layers)
+            if work.named is not None:
+                adapter = work.named(adapter)
             del records, written  # they would keep every stored file mapped in memory
             skipped, notes = [*work.skipped, *dropped, *unknown_fields(work.frame)], self._notes(work, layers)
 

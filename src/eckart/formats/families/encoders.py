@@ -1,6 +1,6 @@
 """Text encoders: CLIP under the names of transformers and of OpenCLIP, T5, and encoders whose names never change."""
 
-from eckart.formats.families.family import Component, Layout, module, modules, same
+from eckart.formats.families.family import Component, Layout, Module, Part, module, modules, same
 
 _LAYER, _BLOCK = "text_model.encoder.layers.{}", "transformer.resblocks.{}"
 _CLIP = (
@@ -16,7 +16,7 @@ _CLIP = (
             "ln_final": "text_model.final_layer_norm",
         }
     ),
-    *same("text_projection"),
+    Module(("text_projection",), (Part("text_projection"),), transposed=True),
 )
 _T5_BLOCK = "encoder.block.{}.layer"
 _T5 = same(

@@ -36,6 +36,7 @@ class Module:
         originals: the original name, and others that are read as well.
         parts: the modules of diffusers.
         ratio: outputs per input of the original module, where that tells families apart.
+        transposed: whether the original is a bare parameter that stores (inputs, outputs).
         written: whether files under original names have this module; otherwise only its parts are converted to them.
     """
 
@@ -43,6 +44,7 @@ class Module:
     parts: tuple[Part, ...]
     ratio: Fraction | None = None
     written: bool = True
+    transposed: bool = False
 
     @property
     def is_whole(self) -> bool:

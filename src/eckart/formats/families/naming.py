@@ -45,6 +45,7 @@ class Assignment:
         parts: all parts of a module that is cut or joined; () if one layer is only renamed.
         cut: index of the part that is cut out of `old`; None if the old layers are joined.
         present: indices of the parts that the joined layers are.
+        transposed: whether inputs and outputs change places.
     """
 
     new: str
@@ -52,6 +53,7 @@ class Assignment:
     parts: tuple[Part, ...] = ()
     cut: int | None = None
     present: tuple[int, ...] = ()
+    transposed: bool = False
 
 
 def to_format(family: Family, form: FamilyFormat) -> Finds:
@@ -120,7 +122,11 @@ def _of_group(sites: Mapping[str, Site], layers: Mapping[str, LayerOutline], fin
     layouts = {each.layout for each in sites.values()}
     if module.is_whole or layouts == {there.layout}:
         return [
-            Assignment(_present(there.names[each.part if not module.is_whole else 0]), (name,))
+            Assignment(
+                _present(there.names[each.part if not module.is_whole else 0]),
+                (name,),
+                transposed=module.transposed and each.layout != there.layout,
+            )
             for name, each in sites.items()
         ]
     if len(layouts) > 1 or (len(sites) > 1 and there.layout == "diffusers"):

@@ -69,6 +69,20 @@ def readings(layers: Mapping[str, Layer[Any]], among: Collection[Family] = ()) -
     return complete
 
 
+def known_layers(layers: Mapping[str, Layer[Any]], among: Collection[Family] = ()) -> Mapping[str, Layer[Any]]:
+    """The layers of the family that has the most of them; none if no family has any.
+
+    Args:
+        layers: outlines of the layers.
+        among: the families to consider; all of them by default.
+    """
+    own = (
+        {name: layer for name, layer in layers.items() if _site(family, name, layer) or family.outside(name)}
+        for family in among or FAMILIES.values()
+    )
+    return max(own, key=len, default={})
+
+
 def titles(candidates: Sequence[Reading]) -> str:
     """The families as part of a message: their titles and what `--family` calls them."""
     return ", ".join(f"{each.family.title} ({each.family.name})" for each in candidates)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eckart.adapter.outline import AdapterFormat
 from eckart.checkpoint.open import ModelSource
 from eckart.operations.adapter_writer import AdapterWriter
 from eckart.operations.extraction.plan import plan_extract
@@ -31,6 +32,8 @@ def extract(
     output: str | Path | None = None,
     dtype: "str | torch.dtype" = "float32",
     balanced: bool = True,
+    to: AdapterFormat | None = None,
+    family: str | None = None,
     execution: "Execution | None" = None,
     force: bool = False,
     refine: "Refine | None" = None,
@@ -52,9 +55,12 @@ def extract(
         exclude: patterns of matrices to skip; takes precedence over `target`.
         modules_to_save: patterns of modules whose changed tensors are saved in full; `norm` is every normalization
             layer, and `bias` saves the changed biases of factored modules.
-        output: folder to write, in PEFT's format; finished matrices are stored next to it until it is complete.
+        output: folder to write, or the file of another format; finished matrices are stored next to it until then.
         dtype: of the factors: float32, bfloat16, float16 or float64, as a name or a torch dtype.
         balanced: split √S to both factors; otherwise lora_B carries S and lora_A has orthonormal rows.
+        to: format of the result: "peft" (the default), or of image and video models "kohya", "comfyui" or "diffusers"
+            (the default for a pipeline); `output` is then as of `convert`. What its files cannot name is skipped.
+        family: with `to`, the family of the model, such as flux1, where several fit.
         execution: device, workers, memory, progress, resume, seed.
         force: replace an existing output.
         refine: changes the adapter before it is written, such as `eckart.training.Distillation`; errors are then
@@ -73,7 +79,7 @@ def extract(
     """
     plan = plan_extract(
         base, tuned, rank=rank, energy=energy, error=error, budget=budget, target=target, exclude=exclude,
-        modules_to_save=modules_to_save, dtype=dtype, balanced=balanced,
+        modules_to_save=modules_to_save, dtype=dtype, balanced=balanced, to=to, family=family,
     )  # fmt: skip
     writer = AdapterWriter.checked(plan, output, execution, force=force, refine=refine, finish=finish)
     from eckart.operations.extraction.work import extraction_tasks  # imports torch

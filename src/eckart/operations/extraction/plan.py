@@ -13,10 +13,12 @@ from eckart.checkpoint.dtypes import FLOAT32
 from eckart.checkpoint.fused_experts import with_fused_experts
 from eckart.checkpoint.open import ModelSource
 from eckart.checkpoint.pipeline import PipelineCheckpoint
+from eckart.errors import OptionError
 from eckart.formats.peft_config import task_type_of
 from eckart.formats.peft_tokens import FIELD, rows_of
 from eckart.formats.sources import open_model
 from eckart.operations.costs import Costs, break_even_note
+from eckart.operations.extraction.image_names import Written
 from eckart.operations.extraction.scope import Parts, Scope, split_tensors
 from eckart.operations.extraction.vocabulary import with_vocabulary_of
 from eckart.operations.output_dtype import float_dtype
@@ -39,6 +41,7 @@ class ExtractPlan:
         parts: every tensor, by how it is processed.
         dtype: data type of the factors.
         balanced: split √S to both factors; otherwise lora_B carries S and lora_A has orthonormal rows.
+        written: the format and names of the result, if they are not those of the base.
     """
 
     base: Checkpoint
@@ -48,6 +51,7 @@ class ExtractPlan:
     parts: Parts
     dtype: DType
     balanced: bool
+    written: Written | None = None
 
     made_by = "extract"
 
@@ -57,8 +61,13 @@ class ExtractPlan:
         naming = self.parts.naming
         rows = {naming(name).removesuffix(".weight"): [*tokens] for name, tokens in self.parts.new_tokens.items()}
         task_type = task_type_of(map(str, self.base.config.get("architectures") or ()))
-        form: AdapterFormat = "diffusers" if isinstance(self.base, PipelineCheckpoint) else "peft"
+        form = self.written.to if self.written else self.format_of_base
         return Adapter({}, {}, self.base.source, task_type, {FIELD: rows} if rows else {}, form)
+
+    @property
+    def format_of_base(self) -> AdapterFormat:
+        """The format whose names are those of the base."""
+        return "diffusers" if isinstance(self.base, PipelineCheckpoint) else "peft"
 
     @property
     def inputs(self) -> list[Path]:
@@ -159,6 +168,8 @@ def plan_extract(
     modules_to_save: str | Sequence[str] = (),
     dtype: "str | torch.dtype" = "float32",
     balanced: bool = True,
+    to: AdapterFormat | None = None,
+    family: str | None = None,
 ) -> ExtractPlan:
     """Check an extraction from headers alone; arguments as for `extract`.
 
@@ -169,11 +180,15 @@ def plan_extract(
     choice = RankChoice.given(rank=rank, energy=energy, error=error, budget=budget) or RankChoice(DEFAULT_RANK)
     data_type = float_dtype(dtype) or FLOAT32
     scope = Scope(as_patterns(target), as_patterns(exclude), as_patterns(modules_to_save))
+    written = Written.given(to, family, scope.modules_to_save)
     instead = "eckart merge adds it to its base, eckart analyze shows its ranks"
     original = with_fused_experts(open_model(base))
     changed = with_fused_experts(open_model(tuned, role="a fine-tuned model", instead=instead))
-    parts, tuned_rows = split_tensors(original, changed, scope), with_vocabulary_of(original, changed)
-    plan = ExtractPlan(original, tuned_rows, changed, choice, parts, data_type, balanced)
+    parts, tuned_rows = split_tensors(original, changed, scope, written), with_vocabulary_of(original, changed)
+    plan = ExtractPlan(original, tuned_rows, changed, choice, parts, data_type, balanced, written)
+    if to == "peft" and isinstance(original, PipelineCheckpoint):
+        msg = "a PEFT adapter is of one model, and this is a pipeline: give the folders of a component, or another `to`"
+        raise OptionError(msg)
     if choice.budget is not None:
         plan.costs((), (), in_bytes=choice.budget.in_bytes).check(choice.budget, ())
     return plan

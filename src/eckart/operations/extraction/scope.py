@@ -7,6 +7,8 @@ from eckart.checkpoint import Checkpoint, MatrixView, compare_layouts, layout, s
 from eckart.checkpoint.module_tree import tree_naming
 from eckart.checkpoint.naming import matches
 from eckart.errors import MismatchError
+from eckart.formats.model_names import Model
+from eckart.operations.extraction.image_names import Written
 from eckart.operations.extraction.parameters import as_parameter, routers
 from eckart.operations.extraction.vocabulary import resized_tokens, with_vocabulary_of
 from eckart.result import Skipped
@@ -62,7 +64,7 @@ class Parts:
     skipped: list[Skipped] = field(default_factory=list)
 
 
-def split_tensors(base: Checkpoint, tuned: Checkpoint, scope: Scope) -> Parts:
+def split_tensors(base: Checkpoint, tuned: Checkpoint, scope: Scope, written: Written | None = None) -> Parts:
     """Assign every tensor to a list, from headers alone.
 
     Raises:
@@ -77,6 +79,8 @@ def split_tensors(base: Checkpoint, tuned: Checkpoint, scope: Scope) -> Parts:
         msg = f"{tuned.source} is not a fine-tune of {base.source}"
         raise MismatchError.listing(msg, faults)
     found = layout(tuned)
+    if written is not None:
+        found = written.layout(found, Model.of(tuned))
     base_modules = [name.removesuffix(".weight") for name in base.tensors]
     larger = {name: tokens for name, tokens in resized.items() if tokens.start == base.tensors[name].shape[0]}
     naming = tree_naming(tuned)

@@ -168,7 +168,12 @@ def extraction_tasks(plan: ExtractPlan, execution: Execution) -> LayerTasks:
         require_finite(rows, name)
     frame = plan.frame
     return LayerTasks(
-        replace(frame, modules_to_save=saved, config=frame.config | _bias_config(plan, work.saved)),
+        replace(
+            frame,
+            format=plan.format_of_base,
+            modules_to_save=saved,
+            config=frame.config | _bias_config(plan, work.saved),
+        ),
         work.tasks(ranks),
         {name: view.shape for name, view in work.views.items()},
         facts,
@@ -178,6 +183,7 @@ def extraction_tasks(plan: ExtractPlan, execution: Execution) -> LayerTasks:
         notes=tuple(notes),
         copies={name: view.tied_modules for name, view in work.views.items()},
         tokenizer=plan.stored.folder,
+        named=(lambda adapter: plan.written.named(adapter, plan.base)) if plan.written else None,
     )
 
 

@@ -122,4 +122,3 @@ def resized(name: str, layer: AdapterLayer, rank: int, dtype: DType | None, exec
     error = 0.0 if same else measured_error(target, result, scaling=layer.scaling)
     least = min(spectrum.error_bounds(rank)[0], error)
     return layer_record(result, error=error, error_lower_bound=least, fro_norm=norm)
-
