@@ -42,6 +42,8 @@ def test_help_ends_with_an_example_whose_options_exist(command):
     calls = [shlex.split(line)[1:] for line in lines if line.startswith("  $ eckart ")]
     assert calls
     for call in calls:
+        if call[1] == "--dump-recipe":
+            del call[1]
         flags = {flag for each in GROUP.commands[call[1]].params for flag in each.opts}
         assert {word for word in call if re.match(r"--?[a-z]", word)} <= flags
 

@@ -86,7 +86,7 @@ COMMANDS = {
     "plan": Command("plan base --method lora --max-length 16 --analysis analysis", ".png"),
     "demo": Command("demo --fine-tune", reads=("base",), continues=True),
 }
-WRITES_NOTHING = {"check": "it prints what it finds in headers"}
+WRITES_NOTHING = {"check": "it prints what it finds in headers", "run": "its steps write, each as its own command"}
 KEPT = {"--moments"}  # a file that is read where it exists, of a model that must not have been copied
 
 

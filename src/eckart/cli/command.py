@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 
 from eckart.cli import flags
 from eckart.cli.printable import printable
+from eckart.cli.recipe import ARGUMENTS, step_of, to_yaml
 from eckart.cli.signals import INTERRUPTED, interrupting
 from eckart.engine.shard import ShardDone
 from eckart.engine.working_folder import calibration_folder
@@ -33,6 +34,7 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse, and leave out what pydantic puts before the reason of a wrong value."""
+        ctx.meta[ARGUMENTS] = list(args)
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:
@@ -40,7 +42,12 @@ class Command(TyperCommand):
             raise
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; exit status 1 after a refusal, 130 after Ctrl-C or SIGTERM."""
+        """Run the command; exit status 1 after a refusal, 130 after Ctrl-C or SIGTERM.
+
+        With `eckart --dump-recipe`, print its recipe instead.
+        """
+        if ctx.parent is not None and ctx.parent.params.get("dump_recipe"):
+            return typer.echo(to_yaml([step_of(ctx)]), nl=False)
         with flags.running(ctx), interrupting():
             try:
                 return super().invoke(ctx)

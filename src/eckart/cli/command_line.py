@@ -30,14 +30,14 @@ def command_line(context: typer.Context) -> str:
 
 def _words(parameter: Any, value: Any) -> list[str]:
     """What one parameter was given."""
-    values = [_shown(each) for each in (value if isinstance(value, list | tuple) else [value])]
+    values = [shown_value(each) for each in (value if isinstance(value, list | tuple) else [value])]
     if parameter.param_type_name == "argument":
         return values
     flag = next((option for option in parameter.opts if option.startswith("--")), parameter.opts[0])
     return [flag] if parameter.is_flag else [word for each in values for word in (flag, each)]
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
     """A value without what it says of this machine: a folder's name in place of its path."""
     text = "".join(character if character.isprintable() else "�" for character in str(value))
     is_path = isinstance(value, Path) or "://" in text or Path(text).expanduser().exists()

@@ -21,6 +21,7 @@ from eckart.cli.plan import plan
 from eckart.cli.quantize import quantize
 from eckart.cli.report import report
 from eckart.cli.resize import resize
+from eckart.cli.run import run as run_recipe
 from eckart.cli.sweep import sweep
 from eckart.cli.train import train
 from eckart.cli.unmerge import unmerge
@@ -74,6 +75,9 @@ def _common(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
     ] = False,
+    dump_recipe: Annotated[
+        bool, typer.Option("--dump-recipe", help="Print the command line as a recipe for eckart run; run nothing.")
+    ] = False,
 ) -> None:
     """A low-rank workbench for neural-network weights: see the rank, extract the adapter.
 
@@ -107,7 +111,8 @@ for _command in (
         sweep,
         plan,
         report,
+        run_recipe,
         demo,
     ),
 ):
-    app.command(cls=Command)(_command)
+    app.command("run" if _command is run_recipe else None, cls=Command)(_command)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 COMMAND: ContextVar[str | None] = ContextVar("COMMAND", default=None)
 """The command line that is running, for the cards of its outputs; None in Python."""
 
+RECIPE: ContextVar[tuple[str, str] | None] = ContextVar("RECIPE", default=None)
+"""The heading and the YAML of the recipe that is running; None outside one."""
+
 Facts = Sequence[tuple[str, str]]
 _MOST_BYTES = 2**20  # of an untrusted card
 _LICENSE = re.compile(r"^(license|license_name|license_link): *([^\n#|>&*!{\[]{1,200}?) *$", re.MULTILINE)
@@ -59,6 +62,7 @@ def write_card(
     lines = [
         *("---", head, *([] if license_fields else [_ASKED]), "---", "", f"# {title}", ""),
         *([f"Made by eckart {__version__}:", "", *_block(command), ""] if command else []),
+        *([recipe[0], "", *_block(recipe[1].rstrip(), "yaml"), ""] if (recipe := RECIPE.get()) else []),
         *(f"- {name}: {value}" for name, value in facts),
         *([] if command else [f"- Made by eckart {__version__}"]),
     ]
@@ -126,13 +130,18 @@ def shown_name(model: str) -> str:
 
 def license_of(folder: Path | None) -> dict[str, str]:
     """The license that the card in a folder states, by the names of its fields; a link out of it is not read."""
-    card = folder / CARD if folder else None
-    if card is None or not card.is_file() or link_fault(card, card.parent) or card.stat().st_size > _MOST_BYTES:
-        return {}
-    text = card.read_text(encoding="utf-8", errors="replace").replace("\r\n", "\n")
+    text = card_of(folder) if folder else ""
     front = re.match(r"---\n(.*?)\n---(\n|$)", text, re.DOTALL)
     found = _LICENSE.findall(front[1]) if front else ()
     return {name: value.strip("\"'") for name, value in found}
+
+
+def card_of(folder: Path) -> str:
+    """The text of the card in a folder; empty if there is none, or a link out of it."""
+    card = folder / CARD
+    if not card.is_file() or link_fault(card, card.parent) or card.stat().st_size > _MOST_BYTES:
+        return ""
+    return card.read_text(encoding="utf-8", errors="replace").replace("\r\n", "\n")
 
 
 def _name_on_hub(model: str | None) -> str | None:
@@ -153,7 +162,7 @@ def _write(folder: Path, card: str) -> None:
     (folder / CARD).write_bytes(sealed_card(card).encode())
 
 
-def _block(command: str) -> list[str]:
-    """A command in a Markdown code block, which it cannot end."""
+def _block(command: str, language: str = "bash") -> list[str]:
+    """A command or a recipe in a Markdown code block, which it cannot end."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", command)), default=0))
-    return [f"{fence}bash", command, fence]
+    return [f"{fence}{language}", command, fence]
