@@ -312,6 +312,12 @@ MODELS = {
     "gpt-oss": (CAUSAL, "gpt_oss", MIXTURE),
     "Llama 4": (CAUSAL, "llama4_text", MIXTURE | {"intermediate_size_mlp": 24, "interleave_moe_layer_step": 1}),
     "Granite MoE": (CAUSAL, "granitemoe", MIXTURE),
+    "Granite MoE, shared": (CAUSAL, "granitemoeshared", MIXTURE | {"shared_intermediate_size": 12}),
+    "Granite 4": (CAUSAL, "granitemoehybrid", MIXTURE | {
+        "layer_types": ["attention", "mamba"], "shared_intermediate_size": 12, "mamba_d_state": 4, "mamba_n_heads": 4,
+        "mamba_d_head": 8, "mamba_n_groups": 1,
+    }),
+    "AFMoE": (CAUSAL, "afmoe", MIXTURE | {"num_dense_layers": 1}),
     "PhiMoE": (CAUSAL, "phimoe", MIXTURE),
     "Aria": (CAUSAL, "aria_text", MIXTURE | {"moe_num_experts": 3, "moe_topk": 2}),
     "JetMoE": (CAUSAL, "jetmoe", MIXTURE | {"kv_channels": 8}),
@@ -441,7 +447,9 @@ def _rows(name):
                 "DoRA on the embedding": {"target_modules": [embedding], "use_dora": True},
             }
         )
-    rows = {"linear": targets, "DoRA": targets | {"use_dora": True}}
+    rows = {"linear": targets}
+    if name != "AFMoE":  # PEFT turns its router into a parameter, which takes no DoRA
+        rows["DoRA"] = targets | {"use_dora": True}
     if auto in (SEQ2SEQ, MASKED, CLASSIFIER):
         rows["all biases"] = targets | {"bias": "all"}
     if auto == SEQ2SEQ or name in ("BERT classifier", "RoBERTa classifier", "Llama classifier"):
@@ -499,7 +507,7 @@ EXTRACTED = {
     "conv3d": {"plain": ()},
     "GPT-2": {"patterns": (), "embedding saved": ["wte"]},
     "Llama, tied": {"tokens": ["embed_tokens"], "tokens of both": ["lm_head", "embed_tokens"]},
-    "Qwen3.5": {"linear": ()},
+    **{name: {"linear": ()} for name in ("Qwen3.5", "Granite MoE, shared", "Granite 4", "AFMoE")},
     "Nemotron-H": {"experts": ()},
     **{name: {"experts and routers": ()} for name in ("Mixtral", "Granite MoE", "Llama 4", "PhiMoE", "Aria")},
     "JetMoE": {"experts": ()},

@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+from eckart.checkpoint import open_checkpoint
+from eckart.checkpoint.module_tree import _RULES, names_in_transformers, tree_name
 from eckart.checkpoint.replicated import replicated_config
 from eckart.errors import MismatchError
 from eckart.formats import load_adapter
@@ -14,6 +16,7 @@ from eckart.operations.checking.fitting import fits_as_planned
 from eckart.operations.merging.merge import merge
 
 from .peft_modules import with_random_adapter
+from .peft_table import MODELS
 
 # PEFT and transformers warn about their own internals; what is tested here is their numbers.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -417,6 +420,20 @@ def test_a_head_that_only_the_adapter_has_is_written_for_its_class(case, tmp_pat
     merged = auto_class(kind, adapted_class).from_pretrained(tmp_path / "merged")
     assert_same_weights(merged.state_dict(), expected.state_dict())
     assert merged.config.architectures == [type(expected).__name__]
+
+
+# GPT-NeoX's one renaming is not in transformers' tables.
+IN_RULES = [name for name, (_, kind, _) in (RENAMED | MODELS).items() if kind in _RULES and kind != "gpt_neox"]
+
+
+@pytest.mark.parametrize("case", IN_RULES)
+def test_the_rules_name_tensors_as_the_tables_of_transformers_do(case, tmp_path):
+    auto, kind, config = (RENAMED | MODELS)[case]
+    base_model(tmp_path / "base", kind, config, auto)
+    checkpoint = open_checkpoint(tmp_path / "base")
+    by_tables = names_in_transformers(checkpoint)
+    assert by_tables
+    assert {name: tree_name(name, checkpoint.config) for name in by_tables} == by_tables
 
 
 @pytest.mark.parametrize("case", RENAMED)

@@ -20,9 +20,9 @@ _LLAVA = (
 )
 _QWEN_VL = ((r"^(?=visual\.)", "model."), (r"^model\.(?!language_model\.|visual\.)", "model.language_model."))
 _GRANITE_MOE = (
-    (r"\.input_linear(?:\.weight)?(?=$|\[)", ".experts.gate_up_proj"),
-    (r"\.output_linear(?:\.weight)?(?=$|\[)", ".experts.down_proj"),
-    (r"\.router\.layer(?=$|\.)", ".router"),
+    (r"(?<=\bblock_sparse_moe)\.input_linear(?:\.weight)?(?=$|\[)", ".experts.gate_up_proj"),
+    (r"(?<=\bblock_sparse_moe)\.output_linear(?:\.weight)?(?=$|\[)", ".experts.down_proj"),
+    (r"(?<=\bblock_sparse_moe)\.router\.layer(?=$|\.)", ".router"),
 )
 _ARIA = (
     (r"\.experts\.fc1(?:\.weight)?(?=$|\[)", ".experts.gate_up_proj"),

@@ -278,8 +278,13 @@ def unknown_fields(config: Mapping[str, Any]) -> list[str]:
 
 
 def _pattern(values: Mapping[str, Any], common: Any) -> dict[str, Any]:
-    """The values that differ from the common one, by an anchored and escaped regex of the whole name."""
-    return {f"^{re.escape(name)}": value for name, value in values.items() if value != common}
+    """The values that differ from the common one, by an anchored and escaped regex of the whole name.
+
+    For some models of experts PEFT replaces the target `gate`, the router, by its parameter `gate.weight`.
+    """
+    different = {f"^{re.escape(name)}": value for name, value in values.items() if value != common}
+    routers = {rf"{key}\.weight": value for key, value in different.items() if key.endswith(r"\.gate")}
+    return different | routers
 
 
 def _plain(number: float) -> float | int:
