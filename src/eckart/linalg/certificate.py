@@ -5,7 +5,8 @@ t > d,  WᵀW ≼ diag(S² + CCᵀ/(t − d), t·I)  in the basis (V, V⊥), bec
 So Σ_{i≤r} σ_i² ≤ Σ_{i≤r} max(λ_i(S² + CCᵀ/(t − d)), t), and the minimum over several t is used.
 
 d comes from block Lanczos on the residual with random starts (Kuczyński & Woźniakowski 1992): after k steps with p
-starts the largest Ritz value ξ satisfies ‖·‖² ≤ ξ/(1 − ε) except with probability (1.648·√n·e^{−√ε(2k−1)})^p.
+starts the largest Ritz value ξ satisfies ‖·‖² ≤ ξ/(1 − ε) except with probability (1.648·√n·e^{−√ε(2k−1)})^p. Few
+steps suffice where d is far below the r-th value; otherwise more follow, each result failing with half the probability.
 """
 
 import math
@@ -22,14 +23,17 @@ from eckart.linalg.krylov import (
     orthonormalize,
     partial_svd,
     preimages,
+    products,
 )
 from eckart.linalg.scaling import exponent_of, shifted, shifted_number
 from eckart.linalg.slabs import Matrix, as_slabs, rows_per_slab
 from eckart.linalg.spectra import Spectrum, Tail
 from eckart.linalg.symmetric import eigenvalues
 
-STARTS = 8
-LANCZOS_STEPS = 7
+STARTS = 16
+FEW_STEPS = 4
+LANCZOS_STEPS = 6
+FAR_BELOW = 0.7  # of the r-th squared value: a smaller d would tighten the bounds little
 FAILURE_PROBABILITY = 1e-6
 PROBES = 8
 PROBED = 4.0  # safety factor on the probed rounding: too small with probability under 2e-4
@@ -57,7 +61,8 @@ def certify(svd: PartialSVD, *, generator: torch.Generator | None = None) -> Tai
     outward = basis.look_beyond() if basis.coupling is None else basis.coupling
     squares, rotation = basis.ritz()
     slack = rounding_energy(basis, norm, generator=generator)
-    beyond = residual_norm(basis, generator=generator) ** 2
+    least = float(squares[rank - 1]) if rank <= len(squares) else 0.0
+    beyond = residual_norm(basis, enough=math.sqrt(FAR_BELOW * least), generator=generator) ** 2
     beyond = min(beyond, max(0.0, total - float(squares.sum()))) + slack
     coupling = rotation.T @ outward.to(torch.float64)
     energy, following = _energy_limits(squares, coupling @ coupling.T, beyond=beyond, rank=rank)
@@ -91,29 +96,44 @@ def partial_spectrum(weight: Matrix, *, rank: int, generator: torch.Generator | 
     return Spectrum(svd.S, matrix.shape, svd.fro_norm, matrix.dtype, certify(svd, generator=generator))
 
 
-def residual_norm(basis: BlockKrylov, *, generator: torch.Generator | None = None) -> float:
-    """Upper bound on ‖W(I − VᵀV)‖₂; it holds except with probability `FAILURE_PROBABILITY`."""
+def residual_norm(basis: BlockKrylov, *, enough: float = 0.0, generator: torch.Generator | None = None) -> float:
+    """Upper bound on ‖W(I − VᵀV)‖₂; it holds except with probability `FAILURE_PROBABILITY`.
+
+    A bound below `enough` is not improved further.
+    """
     matrix, columns = basis.matrix, basis.matrix.shape[1]
     outside = columns - len(basis.V)
     if outside <= 0:
         return 0.0
     start = torch.randn(min(STARTS, outside), columns, dtype=basis.dtype, generator=generator).to(matrix.device)
     block, _ = orthonormalize(start, basis.V)
-    vectors, seen = block, images(matrix, block)
-    for _ in range(LANCZOS_STEPS - 1):
-        reached = preimages(matrix, seen[-len(block) :])
+    vectors, seen = block, basis.images[:0]
+    for step in range(1, LANCZOS_STEPS + 1):
+        if step in (FEW_STEPS, LANCZOS_STEPS):
+            seen = torch.cat([seen, images(matrix, block)])
+            bound = _lanczos_bound(seen, step, outside)
+            if bound < enough or step == LANCZOS_STEPS:
+                return bound
+            reached = preimages(matrix, seen[-len(block) :])
+        else:
+            image, reached = products(matrix, block)
+            seen = torch.cat([seen, image])
         block, _ = orthonormalize(reached, torch.cat([basis.V, vectors]))
         if not len(block):
             break
         vectors = torch.cat([vectors, block])
-        seen = torch.cat([seen, images(matrix, block)])
+    return _lanczos_bound(seen, LANCZOS_STEPS, outside)
+
+
+def _lanczos_bound(seen: Tensor, steps: int, outside: int) -> float:
+    """The bound after some Lanczos steps, whose vectors' products with W, as rows, are given."""
     wide = seen.to(torch.float64)
     largest = float(eigenvalues(wide @ wide.T)[0])
-    exponent = math.log(1.648 * math.sqrt(outside)) - math.log(FAILURE_PROBABILITY) / STARTS
-    shortfall = (exponent / (2 * LANCZOS_STEPS - 1)) ** 2
-    if len(vectors) >= outside:
+    exponent = math.log(1.648 * math.sqrt(outside)) - math.log(FAILURE_PROBABILITY / 2) / STARTS
+    shortfall = (exponent / (2 * steps - 1)) ** 2
+    if len(seen) >= outside:
         shortfall = 0.0  # the Krylov space is the entire space outside V
-    return math.sqrt(max(largest, 0.0) / max(1 - shortfall, 0.1))
+    return math.sqrt(max(largest, 0.0) / (1 - shortfall)) if shortfall < 1 else math.inf
 
 
 def rounding_energy(basis: BlockKrylov, fro_norm: float, *, generator: torch.Generator | None = None) -> float:

@@ -1,15 +1,15 @@
 """Leading singular triplets by randomized block Krylov iteration, for matrices in memory or streamed from disk.
 
 The basis V spans rows of the matrix and grows by one orthonormal block per pass: a pass over W computes both V_j·Wᵀ,
-which is stored, and (V_j·Wᵀ)·W, from which the next block is computed. So W·Vᵀ is complete as soon as the basis is, and
-no product is computed twice. Blocks are stored as rows because BLAS multiplies a few vectors with a large matrix
-fastest that way. From one start, a block finds at most as many copies of a repeated singular value as it has vectors;
-where the next block would contain nothing new it is filled with new random directions, so that the singular vectors of
-orthogonal matrices and of tied values are all found.
+which is stored, and (V_j·Wᵀ)·W, from which the next block is computed, while the rows of W are in the processor's
+cache. So W·Vᵀ is complete as soon as the basis is, and no product is computed twice. From one start, a block finds at
+most as many copies of a repeated singular value as it has vectors; where the next block would contain nothing new it is
+filled with new random directions, so that the singular vectors of orthogonal matrices and of tied values are all found.
 Musco & Musco (2015), "Randomized block Krylov methods".
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -17,14 +17,14 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from eckart.errors import OptionError
-from eckart.linalg.block_sizes import RESIDENT_BYTES
-from eckart.linalg.scaling import frobenius_norm, normalized, shifted
+from eckart.linalg.block_sizes import CACHED_BYTES, RESIDENT_BYTES
+from eckart.linalg.scaling import frobenius_norm, normalized, shifted, shifted_number
 from eckart.linalg.slabs import InMemory, Matrix, RowSlabs, as_slabs, compute_dtype, materialize
 from eckart.linalg.symmetric import eigensystem
 
 STEPS = 5  # blocks in the basis; with blocks of half the rank, 2.5 basis vectors per requested singular value
 CERTIFIED_STEPS = 8  # where a certificate follows: each further step divides its uncertainty by two or three
-GROUPS = 8
+SETTLED = 1e-4  # estimated excess error from which further steps are not worth their products
 DEFLATED = 1e-6  # a direction with less than this share of its block's norm after projection is rounding, not signal
 
 
@@ -48,6 +48,7 @@ class BlockKrylov:
         self._next, _ = orthonormalize(self._random(min(block, rows, columns)), self.V)
         self._newest = 0
         self.coupling: Tensor | None = None
+        self._ritz: tuple[Tensor, Tensor] | None = None
 
     @property
     def exhausted(self) -> bool:
@@ -56,7 +57,7 @@ class BlockKrylov:
 
     def extend(self) -> None:
         """Append the next block to the basis and compute the one after it: one pass over the matrix, two products."""
-        image, reached = self._products(self._next)
+        image, reached = products(self.matrix, self._next)
         self._append(image)
         self._look_beyond(reached)
         missing = min(self.block, min(self.matrix.shape) - len(self.V)) - len(self._next)
@@ -77,7 +78,7 @@ class BlockKrylov:
         self.V = torch.cat([self.V, self._next])
         self.images = torch.cat([self.images, image])
         self._newest = len(self._next)
-        self.coupling = None
+        self.coupling = self._ritz = None
 
     def _look_beyond(self, reached: Tensor) -> Tensor:
         """Split WᵀW of the newest block into its part within the basis, which is dropped, and the next block."""
@@ -99,19 +100,24 @@ class BlockKrylov:
 
     def ritz(self) -> tuple[Float64[Tensor, " l"], Float64[Tensor, "l l"]]:
         """Squared singular values of W·Vᵀ, descending, and in columns the rotation of V that diagonalizes them."""
-        image = self.images.to(torch.float64)
-        values, rotation = eigensystem(image @ image.T)
-        return values.clamp_min(0), rotation
+        if self._ritz is None:
+            image = self.images.to(torch.float64)
+            values, rotation = eigensystem(image @ image.T)
+            self._ritz = values.clamp_min(0), rotation
+        return self._ritz
 
-    def _products(self, block: Tensor) -> tuple[Tensor, Tensor]:
-        """X·Wᵀ and (X·Wᵀ)·W in one pass over the rows of W."""
-        images = []
-        reached = torch.zeros_like(block)
-        for slab in self.matrix.slabs():
-            rows = slab.to(self.dtype)
-            images.append(_image(block, rows))
-            reached += _preimage(images[-1], rows)
-        return torch.cat(images, dim=1), reached
+    def excess(self, rank: int, fro_norm: float) -> float:
+        """Estimate of how much the squared error at a rank exceeds the best possible one, relative to it.
+
+        What the coupling adds to each leading value, were it not to reach other directions: a half to a tenth of the
+        truth. Infinite while the basis is closed or smaller than the rank.
+        """
+        if self.coupling is None or len(self.V) < rank:
+            return math.inf
+        squares, rotation = self.ritz()
+        outward = (rotation[:, :rank].T @ self.coupling.to(torch.float64)).square().sum(1)
+        gain = float((outward / squares[:rank].clamp_min(1e-300)).sum())
+        return gain / max(fro_norm**2 - float(squares[:rank].sum()), 1e-300)
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,12 @@ class PartialSVD:
 
 
 def partial_svd(
-    weight: Matrix, *, rank: int, steps: int = STEPS, generator: torch.Generator | None = None
+    weight: Matrix,
+    *,
+    rank: int,
+    steps: int = STEPS,
+    settled: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> PartialSVD:
     """Leading `rank` singular triplets of a weight matrix, by block Krylov iteration.
 
@@ -152,6 +163,7 @@ def partial_svd(
             float32, or in float64 if stored in float64.
         rank: number of triplets, from 1 to `min(weight.shape)`.
         steps: blocks in the basis; each further block costs two products and divides the excess error by about three.
+        settled: no further blocks once the estimate of the excess squared error, relative to the error, is below this.
         generator: source of the random start block, on the CPU; a fixed one makes the result reproducible.
 
     Returns:
@@ -173,10 +185,14 @@ def partial_svd(
     norm = frobenius_norm(matrix)
     matrix, exponent = normalized(matrix, norm)
     basis = BlockKrylov(matrix, block=block_size(rank), generator=generator)
-    for _ in range(steps - 1):
+    scaled = shifted_number(norm, -exponent)
+    for step in range(1, steps):
         if not basis.exhausted:
             basis.extend()
-    basis.close()
+        if settled and step >= STEPS and basis.excess(rank, scaled) < settled:
+            break
+    else:
+        basis.close()
     return triplets(basis, rank=rank, fro_norm=norm, exponent=exponent)
 
 
@@ -203,38 +219,34 @@ def triplets(basis: BlockKrylov, *, rank: int, fro_norm: float, exponent: int = 
     return PartialSVD(left.T, S, right, fro_norm, basis, exponent)
 
 
+def products(matrix: RowSlabs, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """X·Wᵀ and (X·Wᵀ)·W for X of shape `(b, n)`: shapes `(b, m)` and `(b, n)`, in one pass over the rows of W."""
+    images, reached = [], torch.zeros_like(rows)
+    for part in _parts(matrix, rows.dtype):
+        images.append(rows @ part.T)
+        reached.addmm_(images[-1], part)
+    return torch.cat(images, dim=1), reached
+
+
 def images(matrix: RowSlabs, rows: Tensor) -> Tensor:
-    """X·Wᵀ for X of shape `(b, n)`: shape `(b, m)`, one slab of W at a time."""
-    return torch.cat([_image(rows, slab.to(rows.dtype)) for slab in matrix.slabs()], dim=1)
+    """X·Wᵀ for X of shape `(b, n)`: shape `(b, m)`."""
+    return torch.cat([rows @ part.T for part in _parts(matrix, rows.dtype)], dim=1)
 
 
 def preimages(matrix: RowSlabs, rows: Tensor) -> Tensor:
-    """Y·W for Y of shape `(b, m)`: shape `(b, n)`, one slab of W at a time."""
+    """Y·W for Y of shape `(b, m)`: shape `(b, n)`."""
     total, start = rows.new_zeros(len(rows), matrix.shape[1]), 0
-    for slab in matrix.slabs():
-        total += _preimage(rows[:, start : start + len(slab)], slab.to(rows.dtype))
-        start += len(slab)
+    for part in _parts(matrix, rows.dtype):
+        total.addmm_(rows[:, start : start + len(part)], part)
+        start += len(part)
     return total
 
 
-def _image(rows: Tensor, slab: Tensor) -> Tensor:
-    """X·Sᵀ as a batch of products with groups of the slab's rows."""
-    groups = _grouped(slab)
-    batch = torch.bmm(groups, rows.T.expand(len(groups), *rows.T.shape))
-    return batch.reshape(len(slab), len(rows)).T
-
-
-def _preimage(rows: Tensor, slab: Tensor) -> Tensor:
-    """Y·S as a sum of products with groups of the slab's rows."""
-    groups = _grouped(slab)
-    return torch.bmm(rows.T.reshape(*groups.shape[:2], len(rows)).transpose(1, 2), groups).sum(0)
-
-
-def _grouped(slab: Tensor) -> Tensor:
-    """The slab's rows in `GROUPS` groups: each thread then multiplies its own rows, about 10 % faster than together."""
-    rows, columns = slab.shape
-    count = GROUPS if rows % GROUPS == 0 else 1
-    return slab.reshape(count, rows // count, columns)
+def _parts(matrix: RowSlabs, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Consecutive rows of a matrix, few enough for the caches of all threads; on a GPU the slabs themselves."""
+    count = CACHED_BYTES * torch.get_num_threads() // (dtype.itemsize * matrix.shape[1])
+    for slab in matrix.slabs():
+        yield from slab.to(dtype).split(max(1, count) if slab.device.type == "cpu" else len(slab))
 
 
 def orthonormalize(block: Tensor, against: Tensor) -> tuple[Tensor, Tensor]:

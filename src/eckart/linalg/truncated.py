@@ -14,7 +14,16 @@ from torch import Tensor
 from eckart.errors import OptionError
 from eckart.linalg.certificate import certify
 from eckart.linalg.full_spectrum import exact_values, gram
-from eckart.linalg.krylov import CERTIFIED_STEPS, block_size, images, orthonormal_rows, partial_svd, preimages, resident
+from eckart.linalg.krylov import (
+    CERTIFIED_STEPS,
+    SETTLED,
+    block_size,
+    images,
+    orthonormal_rows,
+    partial_svd,
+    preimages,
+    resident,
+)
 from eckart.linalg.scaling import frobenius_norm, normalized, shifted
 from eckart.linalg.slabs import Matrix, RowSlabs, as_slabs, compute_dtype
 from eckart.linalg.spectra import Spectrum
@@ -58,7 +67,7 @@ def truncated_svd(weight: Matrix, *, rank: int, generator: torch.Generator | Non
         raise OptionError(msg)
     if CERTIFIED_STEPS * block_size(rank) > min(matrix.shape) // 2:
         return _from_gram(matrix, rank)
-    svd = partial_svd(matrix, rank=rank, steps=CERTIFIED_STEPS, generator=generator)
+    svd = partial_svd(matrix, rank=rank, steps=CERTIFIED_STEPS, settled=SETTLED, generator=generator)
     spectrum = Spectrum(svd.S, matrix.shape, svd.fro_norm, matrix.dtype, certify(svd, generator=generator))
     return TruncatedSVD(svd.U, svd.S, svd.Vh, spectrum)
 
