@@ -57,6 +57,17 @@ def merged_both_ways(inputs, folder, *, original):
     return both
 
 
+def kept_of(adapter, moments, *, before, goal, written) -> float:
+    """The share of the update's effect on the outputs that is in a merged model."""
+    kept, whole = 0.0, 0.0
+    for module in adapter:
+        weights = [each.read(f"{module}.weight").double() for each in (before, goal, written)]
+        effect = (weights[1] - weights[0]) @ moments.total(module, weights[0].shape[1])
+        kept += float(((weights[2] - weights[0]) * effect).sum())
+        whole += float(((weights[1] - weights[0]) * effect).sum())
+    return kept / whole
+
+
 def test_from_the_original_calibrated_codes_have_a_smaller_output_error_than_the_nearest_ones(inputs, tmp_path):
     base, _, adapter, moments = inputs
     goal = planned(plan_merge(base, adapter, dtype="float32"))
@@ -76,19 +87,25 @@ def test_calibrated_codes_keep_an_update_that_the_nearest_ones_lose(inputs, tmp_
     _, quantized, adapter, moments = inputs
     before, goal = open_checkpoint(quantized), planned(plan_merge(quantized, adapter, dtype="float32"))
 
-    def kept(written) -> float:
-        """The share of the update's effect on the outputs that is in a merged model."""
-        kept, whole = 0.0, 0.0
-        for module in adapter:
-            weights = [each.read(f"{module}.weight").double() for each in (before, goal, written)]
-            effect = (weights[1] - weights[0]) @ moments.total(module, weights[0].shape[1])
-            kept += float(((weights[2] - weights[0]) * effect).sum())
-            whole += float(((weights[1] - weights[0]) * effect).sum())
-        return kept / whole
-
-    nearest, calibrated = map(kept, merged_both_ways(inputs, tmp_path, original=None))
+    both = merged_both_ways(inputs, tmp_path, original=None)
+    nearest, calibrated = (kept_of(adapter, moments, before=before, goal=goal, written=each) for each in both)
     assert nearest < 0.05
     assert calibrated > 5 * nearest
+
+
+@pytest.mark.parametrize(("to", "least"), [("int4", 0.1), ("mxfp4", 0.1), ("nvfp4", 0.1), ("fp8", 0.7), ("int8", 0.9)])
+def test_every_encoding_that_is_written_is_calibrated(inputs, tmp_path, to, least):
+    base, _, adapter, moments = inputs
+    quantize(base, tmp_path / "base", to=to, execution=CPU)
+    before, goal = open_checkpoint(tmp_path / "base"), planned(plan_merge(tmp_path / "base", adapter, dtype="float32"))
+    for name, chosen in (("nearest", None), ("calibrated", moments)):
+        merge(tmp_path / "base", adapter, tmp_path / name, moments=chosen, execution=CPU)
+    share = {}
+    for name in ("nearest", "calibrated"):
+        written = open_checkpoint(tmp_path / name)
+        share[name] = kept_of(adapter, moments, before=before, goal=goal, written=written)
+    assert share["calibrated"] > least
+    assert share["calibrated"] > 2 * share["nearest"] or least > 0.5  # of eight bits the nearest codes keep most too
 
 
 def test_a_plan_computes_what_a_merge_with_the_nearest_codes_writes(inputs, tmp_path):

@@ -12,8 +12,9 @@ from eckart.adapter import Adapter, AdapterLayer
 from eckart.checkpoint import layout, open_checkpoint
 from eckart.engine import Execution
 from eckart.errors import MismatchError, OptionError
-from eckart.operations import analyze, compare, extract, merge, unmerge
+from eckart.operations import analyze, compare, extract, merge, plan_merge, unmerge
 from eckart.operations.analysis.plan import plan_analysis
+from eckart.operations.model_writer.planned import planned
 
 from .encoded_samples import EACH, SAMPLES, Sample
 
@@ -99,11 +100,7 @@ def test_an_update_between_dense_weights_and_codes_is_extracted_and_compared(mod
     assert difference.norm_difference == pytest.approx(float(update), rel=1e-4)
 
 
-def test_a_merge_into_codes_is_refused_and_into_dense_weights_is_right(model, tmp_path):
-    encoding = open_checkpoint(model.folder).tensors[model.sample.name].quantization
-    with pytest.raises(OptionError, match=f"is quantized .*{encoding}.*`dtype=bfloat16` writes dense weights"):
-        merge(model.folder, model.adapter, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_a_merge_into_dense_weights_is_right(model, tmp_path):
     merge(model.folder, model.adapter, tmp_path / "out", dtype="float32")
     after = load_file(tmp_path / "out" / "model.safetensors")
     assert after.keys() == {model.sample.name, *EXTRA}
@@ -111,6 +108,73 @@ def test_a_merge_into_codes_is_refused_and_into_dense_weights_is_right(model, tm
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config.keys().isdisjoint({"quantization_config", "quantization"})
     assert config["torch_dtype"] == "float32"
+
+
+# The relative error of the merged weight, rounded to the nearest codes.
+WRITTEN = {
+    **dict.fromkeys(("FP8, blocks, DeepSeek-V3", "FP8, rows", "FP8, groups", "FP8, tensor", "FP8, ComfyUI"), 0.04),
+    **dict.fromkeys(("FP8, tensor, a scalar", "FP8, blocks in E8M0, DeepSeek-V4", "FP8, torchao", "MXFP8"), 0.04),
+    "FP8, blocks with a remainder": 0.04,
+    "FP8, E5M2": 0.08,
+    "FP8, compressed-tensors": 0.04,
+    **dict.fromkeys(("INT8, rows", "INT8, torchao", "INT8, quanto", "GPTQ, 8 bits"), 0.02),
+    **dict.fromkeys(("MXFP4, Quark", "MXFP4, auto-round", "MXFP4, DeepSeek-V4", "MXFP4, compressed-tensors"), 0.15),
+    **dict.fromkeys(("NVFP4, ModelOpt", "NVFP4, compressed-tensors", "GPTQ, 4 bits", "GPTQ, version 2", "AWQ"), 0.15),
+    **dict.fromkeys(("GPTQ, act-order", "GPTQ, asymmetric", "GPTQ without g_idx", "GPTQ, auto-round"), 0.15),
+    "compressed-tensors, 4 bits": 0.15,
+    "compressed-tensors, rows": 0.25,
+    "compressed-tensors, 8 bits": 0.02,
+}
+
+
+@pytest.mark.parametrize("encoding", WRITTEN)
+def test_a_merge_into_codes_quantizes_the_changed_weight_in_the_same_way(encoding, tmp_path):
+    model = model_of(tmp_path, SAMPLES[encoding]())
+    result = merge(model.folder, model.adapter, tmp_path / "out")
+    before, after = (load_file(folder / "model.safetensors") for folder in (model.folder, tmp_path / "out"))
+    assert {name: (value.shape, value.dtype) for name, value in before.items()} == {
+        name: (value.shape, value.dtype) for name, value in after.items()
+    }
+    assert not torch.equal(*(each[next(iter(model.sample.tensors))].view(torch.uint8) for each in (before, after)))
+    assert json.loads((tmp_path / "out" / "config.json").read_text()).items() >= dict(model.sample.config).items()
+    written = open_checkpoint(tmp_path / "out")
+    assert written.tensors[model.sample.name].quantization == open_checkpoint(model.folder).tensors[
+        model.sample.name].quantization  # fmt: skip
+    values = written.read(model.sample.name).double()
+    error = float((values - model.tuned).norm() / model.tuned.norm())
+    assert error < WRITTEN[encoding]
+    assert result.requantization_error == pytest.approx(error, rel=1e-3)
+    assert result.update_error == pytest.approx(
+        error * float(model.tuned.norm() / (model.tuned - model.sample.truth).norm()), rel=1e-3
+    )
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt", "kept": "text"}
+    computed = planned(plan_merge(model.folder, model.adapter))
+    assert torch.equal(computed.read(model.sample.name).double(), values)
+
+
+def test_scales_that_fit_stay_and_with_them_all_codes_that_no_update_changes(tmp_path):
+    model = model_of(tmp_path, SAMPLES["FP8, groups"]())
+    layer = model.adapter[model.matrix]
+    B = layer.lora_B.clone()
+    B[8:] = 0
+    merge(model.folder, Adapter({model.matrix: dataclasses.replace(layer, lora_B=B)}), tmp_path / "out")
+    before, after = (load_file(folder / "model.safetensors") for folder in (model.folder, tmp_path / "out"))
+    name = model.sample.name
+    codes, scales = ([each[leaf] for each in (before, after)] for leaf in (name, f"{name}_scale"))
+    assert torch.equal(codes[0][8:].view(torch.uint8), codes[1][8:].view(torch.uint8))
+    assert bool((scales[1] >= scales[0]).all())
+    assert bool((scales[1] > scales[0])[:8].any())
+
+
+@pytest.mark.parametrize("encoding", sorted({*EACH} - {*WRITTEN}))
+def test_a_merge_into_codes_that_are_not_written_is_refused(encoding, tmp_path):
+    model = model_of(tmp_path, SAMPLES[encoding]())
+    stored = open_checkpoint(model.folder).tensors[model.sample.name].quantization
+    said = f"would be changed, in {stored}, which eckart reads and does not write; `dtype=bfloat16` writes dense"
+    with pytest.raises(OptionError, match=said):
+        merge(model.folder, model.adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_adapter_is_taken_out_of_codes_into_dense_weights(model, tmp_path):

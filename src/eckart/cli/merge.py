@@ -66,7 +66,7 @@ def merge(
 
     Tensors are streamed, so memory stays small for any model. An interrupted run resumes where it stopped.
 
-    Into a BASE in NF4, --calibrate chooses the codes so that the outputs of its layers on TEXT keep the update, and
+    Into a quantized BASE, --calibrate chooses the codes so that the outputs of its layers on TEXT keep the update, and
     measures how much of the adapter's gain on held-out text does. --original starts from weights of 16 bits.
 
     \b

@@ -81,6 +81,7 @@ def quantize(
     block: tuple[int, int],
     scales: torch.dtype,
     dtype: torch.dtype,
+    least: Tensor | None = None,
 ) -> ScaledCodes:
     """A matrix with the nearest codes.
 
@@ -92,6 +93,7 @@ def quantize(
             with the smaller error of the two next to the largest value. E4M3, as in NVFP4, has a second scale for the
             whole matrix.
         dtype: of dequantized values.
+        least: scales that are kept where no value is out of their range, so that values on their grid stay as they are.
 
     Raises:
         NotFiniteError: a value is NaN or Inf, or a scale is too large for its data type.
@@ -99,6 +101,8 @@ def quantize(
     require_finite(weight, "`weight`")
     wide = weight.float()
     largest = _in_blocks(wide.abs(), block).amax((1, 3)) / LARGEST[kind]
+    if least is not None:
+        largest = torch.maximum(largest, least.float().reshape(largest.shape))
     second = _second(largest) if scales == torch.float8_e4m3fn else None
     empty = ScaledCodes(torch.zeros(wide.shape, dtype=torch.uint8), levels_of(kind), largest, block, dtype, second)
     if scales == torch.float8_e8m0fnu:

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from eckart.checkpoint.dtypes import INT32
+from eckart.checkpoint.dtypes import FLOAT32, INT32
 from eckart.checkpoint.encodings.encoded import Encoded, StoredModule, Unreadable
+from eckart.checkpoint.encodings.integer_scheme import IntegerScheme
 from eckart.checkpoint.encodings.integers import dequantized, unpacked
 
 if TYPE_CHECKING:
@@ -33,7 +34,12 @@ def awq(module: StoredModule) -> Iterator[Encoded | Unreadable]:
     if qzeros.dtype != INT32 or qzeros.shape != (groups, outputs // _PACKED) or not groups or inputs % groups:
         reason = f"{inputs} inputs do not divide into the groups of {module.shapes('qzeros', 'scales')}"
     else:
-        yield module.weight((outputs, inputs), partial(_rows, module), encoding="awq 4-bit", parts=PARTS)
+        rows, parts = partial(_rows, module), tuple(map(module.spec, PARTS))
+
+        def scheme(name: str) -> IntegerScheme:
+            return IntegerScheme(name, (outputs, inputs), FLOAT32, "awq", 4, parts)
+
+        yield module.weight((outputs, inputs), rows, encoding="awq 4-bit", parts=PARTS, scheme=scheme)
         return
     yield module.unreadable(PARTS, f"AWQ: {reason}; dequantize it with GPTQModel")
 

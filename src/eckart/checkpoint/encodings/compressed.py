@@ -11,10 +11,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from eckart.checkpoint.checkpoint import TensorInfo
-from eckart.checkpoint.dtypes import INT8, INT32
+from eckart.checkpoint.dtypes import FLOAT32, INT8, INT32
 from eckart.checkpoint.encodings.blocks import in_blocks
 from eckart.checkpoint.encodings.encoded import Encoded, StoredModule, Unreadable
 from eckart.checkpoint.encodings.integers import dequantized, group_index, unpacked
+from eckart.checkpoint.encodings.scaled_scheme import ScaledScheme
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,9 +50,18 @@ def compressed(module: StoredModule) -> Iterator[Encoded | Unreadable]:
     else:
         shape = (*outer, inputs)
         rows = in_blocks(partial(_rows, module, bits[0], inputs), shape)
-        yield module.weight(shape, rows, encoding=f"compressed {bits[0]}-bit", parts=_PARTS)
+        is_plain = len(shape) == 2 and not zero and not index and inputs * bits[0] == 32 * words
+        scheme = partial(_scheme, module, bits[0], (outer[-1], inputs)) if is_plain and bits[0] in (4, 8) else None
+        yield module.weight(shape, rows, encoding=f"compressed {bits[0]}-bit", parts=_PARTS, scheme=scheme)
         return
     yield module.unreadable(_PARTS, f"compressed-tensors: {reason}; dequantize it with llm-compressor")
+
+
+def _scheme(module: StoredModule, bits: int, shape: tuple[int, int], weight: str) -> ScaledScheme:
+    codes, scale = module.spec("weight_packed"), module.spec("weight_scale")
+    block = (1, shape[1] // scale.shape[1]) if len(scale.shape) > 1 else shape
+    levels = "int4" if bits == 4 else "int8"
+    return ScaledScheme(weight, shape, FLOAT32, levels, "weight", levels, block, codes, scale)
 
 
 def _zero_fits(zero: TensorInfo, outer: list[int], groups: int, bits: int) -> bool:

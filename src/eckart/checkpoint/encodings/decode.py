@@ -36,11 +36,7 @@ def decoded(stored: Checkpoint) -> Checkpoint:
     tied = {absent: owner for absent, owner in stored.tied.items() if absent not in tensors and owner in tensors}
     weights = {weight.info.name: weight for weight in found.values()}
     result = DerivedCheckpoint(stored, tensors, tied=tied_weights(tensors, stored.config) | tied, encoded=weights)
-    turned = {
-        name: _turned(weights[name])
-        for name in conv1d_tensors(result)
-        if name in weights and str(weights[name].info.quantization).startswith(_AS_LINEAR)
-    }
+    turned = {name: _turned(weights[name]) for name in conv1d_tensors(result) & weights.keys()}
     if not turned:
         return result
     tensors |= {name: weight.info for name, weight in turned.items()}
@@ -48,7 +44,9 @@ def decoded(stored: Checkpoint) -> Checkpoint:
 
 
 def _turned(weight: Encoded) -> Encoded:
-    """A weight that is stored as (out, in) and is (in, out) in the model."""
+    """The weight of a Conv1D, (in, out) in the model, from how it is stored."""
+    if not str(weight.info.quantization).startswith(_AS_LINEAR):
+        return replace(weight, scheme=None)  # schemes are of (out, in)
     outputs, inputs = weight.info.shape
 
     def rows(start: int, stop: int) -> "Tensor":

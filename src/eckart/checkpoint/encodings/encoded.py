@@ -2,14 +2,19 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from eckart.checkpoint.checkpoint import Checkpoint, Rows, TensorInfo
 from eckart.checkpoint.dtypes import BOOL, FLOAT32, INT8, INT16, INT32, INT64, UINT8, DType
+from eckart.checkpoint.writer import TensorSpec
 from eckart.errors import FileFormatError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from eckart.checkpoint.encodings.integer_scheme import IntegerScheme
+    from eckart.checkpoint.encodings.nf4_scheme import Nf4Scheme
+    from eckart.checkpoint.encodings.scaled_scheme import ScaledScheme
 
 _INTEGERS = (INT64, INT32, INT16, INT8, UINT8, BOOL)
 _FEW_BYTES = 64
@@ -23,11 +28,13 @@ class Encoded:
         info: header of the weight that they stand for; `quantization` names the encoding.
         parts: the stored tensors, codes first.
         rows: entries `start` to `stop` of the weight's first dimension, computed from theirs.
+        scheme: how another weight is written in this way; None if eckart does not write it.
     """
 
     info: TensorInfo
     parts: tuple[str, ...]
     rows: Rows
+    scheme: "Scheme | None" = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,7 @@ class StoredModule:
         parts: tuple[str, ...],
         leaf: str = "weight",
         dtype: DType = FLOAT32,
+        scheme: Callable[[str], "Scheme"] | None = None,
     ) -> Encoded:
         """The weight that some of the tensors stand for.
 
@@ -111,11 +119,16 @@ class StoredModule:
             parts: the leaves that store it, codes first; those that the module lacks are left out.
             leaf: last part of the weight's name.
             dtype: of the computed values.
+            scheme: from the weight's name, how another one is written in this way.
         """
         infos = [self.leaves[part] for part in parts if part in self.leaves]
         name = ".".join(part for part in (self.name, leaf) if part)
         weight = TensorInfo(name, shape, dtype, sum(info.nbytes for info in infos), infos[0].file, encoding)
-        return Encoded(weight, tuple(info.name for info in infos), rows)
+        return Encoded(weight, tuple(info.name for info in infos), rows, scheme(name) if scheme else None)
+
+    def spec(self, leaf: str) -> TensorSpec:
+        """What another tensor in the place of one would be, under the last part of its name."""
+        return TensorSpec(leaf, self.leaves[leaf].shape, self.leaves[leaf].dtype)
 
     def unreadable(self, parts: tuple[str, ...], reason: str) -> Unreadable:
         """Tensors that are recognized and cannot be read, with the reason."""
@@ -131,6 +144,8 @@ class StoredModule:
         return FileFormatError(f"{self.stored.source}: {self.leaves[leaf].name} {fault}")
 
 
+Scheme: TypeAlias = Union["ScaledScheme", "IntegerScheme", "Nf4Scheme"]
+"""How a weight is stored as codes, to be written."""
 Encoding: TypeAlias = Callable[[StoredModule], Iterator[Encoded | Unreadable]]
 """Finds the weights of one encoding among the tensors of a module."""
 

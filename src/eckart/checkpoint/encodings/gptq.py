@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from eckart.checkpoint.dtypes import INT32
+from eckart.checkpoint.dtypes import FLOAT32, INT32
 from eckart.checkpoint.encodings.encoded import Encoded, StoredModule, Unreadable
+from eckart.checkpoint.encodings.integer_scheme import IntegerScheme
 from eckart.checkpoint.encodings.integers import dequantized, group_index, unpacked
 from eckart.checkpoint.json_files import read_json_object
 
@@ -42,8 +43,18 @@ def gptq(module: StoredModule) -> Iterator[Encoded | Unreadable]:
     elif stated.get("checkpoint_format", "gptq") not in _VERSIONS:
         reason = f"in the format {str(stated['checkpoint_format'])[:40]!r}, not gptq or gptq_v2"
     else:
-        rows = partial(_rows, module, bits, _version(stated))
-        yield module.weight((outputs, inputs), rows, encoding=f"gptq {bits}-bit", parts=PARTS)
+        version = _version(stated)
+        rows = partial(_rows, module, bits, version)
+        parts = tuple(module.spec(part) for part in PARTS if part in leaves)
+
+        def scheme(name: str) -> IntegerScheme:
+            return IntegerScheme(
+                *(name, (outputs, inputs), FLOAT32, "gptq", 4 if bits == 4 else 8, parts), less=int(version == 1)
+            )
+
+        is_written = bits in (4, 8) and version is not None
+        shape, written = (outputs, inputs), scheme if is_written else None
+        yield module.weight(shape, rows, encoding=f"gptq {bits}-bit", parts=PARTS, scheme=written)
         return
     yield module.unreadable(PARTS, f"GPTQ: {reason}; dequantize it with GPTQModel")
 

@@ -14,6 +14,7 @@ from eckart.checkpoint.dtypes import BFLOAT16, FLOAT8_E8M0FNU, INT8, UINT8
 from eckart.checkpoint.encodings import e2m1
 from eckart.checkpoint.encodings.blocks import in_blocks
 from eckart.checkpoint.encodings.encoded import Encoded, StoredModule, Unreadable
+from eckart.checkpoint.encodings.scaled_scheme import ScaledScheme
 from eckart.checkpoint.encodings.scales import powers_of_two
 
 if TYPE_CHECKING:
@@ -45,10 +46,18 @@ def _linear(module: StoredModule, codes: str) -> Iterator[Encoded | Unreadable]:
         if e2m1.fits(leaves[codes], leaves[scale], GROUP):
             shape = (*shape[:-1], 2 * shape[-1])
             rows = in_blocks(partial(_rows, module, codes, scale), shape, BFLOAT16)
-            yield module.weight(shape, rows, encoding="mxfp4", parts=parts, leaf=weight, dtype=BFLOAT16)
+            is_written = len(shape) == 2 and leaves[codes].dtype in (UINT8, INT8)
+            scheme = partial(_scheme, module, codes, scale, weight) if is_written else None
+            yield module.weight(shape, rows, encoding="mxfp4", parts=parts, leaf=weight, dtype=BFLOAT16, scheme=scheme)
         else:
             reason = f"MXFP4: {module.shapes(*parts)} do not have a scale for every {GROUP} values"
             yield module.unreadable(parts, reason)
+
+
+def _scheme(module: StoredModule, codes: str, scale: str, leaf: str, weight: str) -> ScaledScheme:
+    packed, scales = module.spec(codes), module.spec(scale)
+    shape = (packed.shape[0], 2 * packed.shape[1])
+    return ScaledScheme(weight, shape, BFLOAT16, "mxfp4", leaf, "e2m1", (1, GROUP), packed, scales)
 
 
 def _experts_of(module: StoredModule, parameter: str) -> Iterator[Encoded | Unreadable]:

@@ -10,16 +10,18 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from eckart.checkpoint.dtypes import FLOAT8_E4M3FN
+from eckart.checkpoint.dtypes import FLOAT8_E4M3FN, FLOAT32, UINT8
 from eckart.checkpoint.encodings import e2m1
 from eckart.checkpoint.encodings.blocks import in_blocks
 from eckart.checkpoint.encodings.encoded import Encoded, PartNames, StoredModule, Unreadable
+from eckart.checkpoint.encodings.scaled_scheme import ScaledScheme
 from eckart.checkpoint.encodings.scales import times
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 GROUP = 16
+_DIVIDES = "_global_scale"
 
 
 def nvfp4(module: StoredModule) -> Iterator[Encoded | Unreadable]:
@@ -54,8 +56,17 @@ def _weight(module: StoredModule, names: PartNames) -> Encoded | Unreadable:
     else:
         shape = (shape[0], 2 * shape[1], shape[2]) if is_transposed else (*shape[:-1], 2 * shape[-1])
         rows = in_blocks(partial(_transposed if is_transposed else _rows, module, names), shape)
-        return module.weight(shape, rows, encoding="nvfp4", parts=names.stored, leaf=names.weight)
+        is_written = len(shape) == 2 and codes.dtype == UINT8
+        scheme = partial(_scheme, module, names) if is_written else None
+        return module.weight(shape, rows, encoding="nvfp4", parts=names.stored, leaf=names.weight, scheme=scheme)
     return module.unreadable(names.stored, f"NVFP4: {reason}")
+
+
+def _scheme(module: StoredModule, names: PartNames, weight: str) -> ScaledScheme:
+    codes, scale, second = (module.spec(part) for part in names.stored)
+    shape = (codes.shape[0], 2 * codes.shape[1])
+    return ScaledScheme(weight, shape, FLOAT32, "nvfp4", names.weight, "e2m1", (1, GROUP), codes, scale, second,
+                        divides=names.second.endswith(_DIVIDES))  # fmt: skip
 
 
 def _transposed(module: StoredModule, names: PartNames, start: int, stop: int) -> "Tensor":
@@ -78,7 +89,7 @@ def _factors(module: StoredModule, names: PartNames, start: int, stop: int) -> "
         raise module.refuse(names.second, "is not a positive, finite number")
     second = second.reshape(()) if second.numel() == 1 else second.reshape(-1)[start:stop, None, None]
     scales = module.rows(names.scale, start, stop).to(torch.float32)
-    return scales / second if names.second.endswith("_global_scale") else scales * second
+    return scales / second if names.second.endswith(_DIVIDES) else scales * second
 
 
 def _scaled(module: StoredModule, names: PartNames, codes: "Tensor", factors: "Tensor") -> "Tensor":

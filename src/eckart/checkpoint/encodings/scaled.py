@@ -24,16 +24,21 @@ from eckart.checkpoint.dtypes import (
     FLOAT32,
     INT8,
     UINT8,
+    DType,
 )
 from eckart.checkpoint.encodings.blocks import in_blocks
 from eckart.checkpoint.encodings.encoded import Encoded, PartNames, StoredModule, Unreadable
 from eckart.checkpoint.encodings.lookup import float8_values
+from eckart.checkpoint.encodings.scaled_scheme import ScaledScheme
 from eckart.checkpoint.encodings.scales import powers_of_two, times
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from eckart.linalg.scaled_codes import LevelKind
+
 FP8 = (FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT8_E4M3FNUZ, FLOAT8_E5M2FNUZ)
+_LEVELS: "dict[DType, LevelKind]" = {FLOAT8_E4M3FN: "e4m3", FLOAT8_E5M2: "e5m2", INT8: "int8"}  # that are written
 _SCALE_DTYPES = (FLOAT32, FLOAT16, BFLOAT16, FLOAT8_E8M0FNU)
 _USUAL_BLOCK = 128
 _MX_GROUP = 32
@@ -80,8 +85,25 @@ def _weight(module: StoredModule, names: PartNames) -> Encoded | Unreadable:
         reason = f"zero points {list(zero.shape)}, {zero.dtype}, do not fit the scales {list(scale.shape)}"
     else:
         rows = in_blocks(partial(_rows, module, names, blocks), codes.shape)
-        return module.weight(codes.shape, rows, encoding=kind, parts=names.stored, leaf=names.weight)
+        scheme = partial(_scheme, module, names, blocks) if _is_written(codes, names, zero) else None
+        return module.weight(codes.shape, rows, encoding=kind, parts=names.stored, leaf=names.weight, scheme=scheme)
     return module.unreadable(names.stored, reason)
+
+
+def _is_written(codes: TensorInfo, names: PartNames, zero: TensorInfo | None) -> bool:
+    """Whether another matrix can be written in the same way."""
+    return len(codes.shape) == 2 and codes.dtype in _LEVELS and zero is None and names.scale != _ROW_MAXIMA
+
+
+def _scheme(module: StoredModule, names: PartNames, blocks: tuple[int, ...], weight: str) -> ScaledScheme:
+    codes, scale = module.spec(names.codes), module.spec(names.scale)
+    kind = _kind(module.leaves[names.codes], module.leaves[names.scale], names)
+    (rows, columns), (outputs, inputs) = blocks, codes.shape
+    # The relative error of FP8 does not depend on its scale, so that one that fits stays, and with it most codes.
+    is_kept = codes.dtype in FP8 and scale.dtype.itemsize > 1
+    least = partial(module.read, names.scale) if is_kept else None
+    return ScaledScheme(weight, (outputs, inputs), FLOAT32, kind, names.weight, _LEVELS[codes.dtype], (rows, columns),
+                        codes, scale, least=least)  # fmt: skip
 
 
 def _kind(codes: TensorInfo, scale: TensorInfo, names: PartNames) -> str:

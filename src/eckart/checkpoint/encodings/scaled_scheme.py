@@ -4,21 +4,17 @@ FP8 and INT8 take a byte each. FP4 takes half a byte, the first code in the low 
 half their range, as many as fit in each int32, the first in the lowest bits.
 """
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from eckart.checkpoint.dtypes import FLOAT8_E8M0FNU, FLOAT32, INT32, INT64, UINT8, DType
-from eckart.checkpoint.encodings.encoded import PartNames
+from eckart.checkpoint.dtypes import FLOAT8_E8M0FNU, INT32, UINT8, DType
 from eckart.checkpoint.writer import TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from eckart.linalg.scaled_codes import LevelKind, ScaledCodes
-
-WORD = 32  # bits
 
 
 @dataclass(frozen=True)
@@ -30,97 +26,83 @@ class ScaledScheme:
         shape: `(out_features, in_features)`.
         dtype: data type that weights are dequantized to.
         kind: name of the encoding.
-        names: of the stored tensors, the last parts; `second` is the scale of the whole matrix.
+        leaf: last part of the weight's name.
         levels: kind of the codes.
         block: outputs and inputs that share a scale.
-        codes: data type of the codes.
-        scale: data type of the scales; bytes are powers of two.
-        scale_shape: shape in which they are stored.
+        codes: the stored codes; the names of this and of the other tensors are only their last parts.
+        scale: the scales; bytes are powers of two.
+        second: a scale of the whole matrix.
+        sizes: the shape, as compressed-tensors stores it next to packed codes.
         divides: whether the second scale divides.
-        transposed: whether words are packed along the inputs, as GPTQ does it; compressed-tensors stores the shape too.
+        least: reads scales that are kept where no value is out of their range.
     """
 
     name: str
     shape: tuple[int, int]
     dtype: DType
     kind: str
-    names: PartNames
+    leaf: str
     levels: "LevelKind"
     block: tuple[int, int]
-    codes: DType
-    scale: DType
-    scale_shape: tuple[int, ...]
+    codes: TensorSpec
+    scale: TensorSpec
+    second: TensorSpec | None = None
+    sizes: TensorSpec | None = None
     divides: bool = False
-    transposed: bool = False
+    least: "Callable[[], Tensor] | None" = field(default=None, repr=False, compare=False)
 
     def specs(self) -> list[TensorSpec]:
         """The tensors that store the weight; the codes come first."""
-        rows, columns = self.shape
-        columns //= self._per_item
-        shape = (columns, rows) if self.transposed else (rows, columns)
-        specs = [
-            TensorSpec(self._part(self.names.codes), shape, self.codes),
-            TensorSpec(self._part(self.names.scale), self.scale_shape, self.scale),
-        ]
-        if self.names.second:
-            specs.append(TensorSpec(self._part(self.names.second), (1,), FLOAT32))
-        if self._has_shape:
-            specs.append(TensorSpec(self._part(f"{self.names.weight}_shape"), (2,), INT64))
-        return specs
+        parts = (self.codes, self.scale, self.second, self.sizes)
+        return [replace(part, name=part_name(self.name, self.leaf, part.name)) for part in parts if part]
 
     def quantize(self, weight: "Tensor") -> "ScaledCodes":
         """A weight with its nearest codes."""
         from eckart.linalg.scaled_codes import quantize
 
-        scales = FLOAT8_E8M0FNU if self.scale == UINT8 else self.scale
-        return quantize(weight, kind=self.levels, block=self.block, scales=scales.torch, dtype=self.dtype.torch)
+        scales = FLOAT8_E8M0FNU if self.scale.dtype == UINT8 else self.scale.dtype
+        types = {"scales": scales.torch, "dtype": self.dtype.torch}
+        return quantize(weight, kind=self.levels, block=self.block, least=self.least() if self.least else None, **types)
 
     def tensors(self, stored: "ScaledCodes") -> Iterator[tuple[str, "Tensor"]]:
         """The tensors of `specs` with the values of a quantized weight."""
         import torch
 
-        yield self._part(self.names.codes), self._packed(stored)
-        scales = stored.scales.view(torch.uint8) if self.scale == UINT8 else stored.scales
-        scales = scales.T.contiguous() if self.transposed else scales
-        yield self._part(self.names.scale), scales.reshape(self.scale_shape)
-        if stored.second is not None and self.names.second:
-            yield self._part(self.names.second), (1 / stored.second if self.divides else stored.second).reshape(1)
-        if self._has_shape:
-            yield self._part(f"{self.names.weight}_shape"), torch.tensor(self.shape, dtype=torch.int64)
-
-    @property
-    def _per_item(self) -> int:
-        """Codes in each entry of the stored tensor."""
-        if self.codes == INT32:
-            return WORD // int(self.levels[3:])
-        return 2 if self.levels == "e2m1" else 1
-
-    @property
-    def _has_shape(self) -> bool:
-        return self.codes == INT32 and not self.transposed
-
-    def _part(self, leaf: str) -> str:
-        return self.name.removesuffix(self.names.weight) + leaf
+        values = [self._packed(stored), stored.scales.view(torch.uint8) if self.scale.dtype == UINT8 else stored.scales]
+        if self.second and stored.second is not None:
+            values.append((1 / stored.second if self.divides else stored.second).to(self.second.dtype.torch))
+        if self.sizes:
+            values.append(torch.tensor(self.shape).to(self.sizes.dtype.torch))
+        for spec, value in zip(self.specs(), values, strict=True):
+            yield spec.name, value.reshape(spec.shape)
 
     def _packed(self, stored: "ScaledCodes") -> "Tensor":
         """The codes as they are stored."""
-        import torch
-
-        if self.codes == INT32:
-            bits = WORD // self._per_item
-            words = (stored.codes.view(len(stored.codes), -1, self._per_item).long() << bits * torch.arange(
-                self._per_item)).sum(2).to(torch.int32)  # fmt: skip
-            return words.T.contiguous() if self.transposed else words
+        if self.codes.dtype == INT32:
+            return in_words(stored.codes, int(self.levels[3:]))
         if self.levels != "e2m1":
-            return stored.levels[stored.codes.int()].to(self.codes.torch)
+            return stored.levels[stored.codes.int()].to(self.codes.dtype.torch)
         nibbles = _nibbles(stored.levels)[stored.codes.int()]
-        return (nibbles[:, ::2] | nibbles[:, 1::2] << 4).view(self.codes.torch)
+        return (nibbles[:, ::2] | nibbles[:, 1::2] << 4).view(self.codes.dtype.torch)
 
 
-def scale_shape(shape: tuple[int, int], block: tuple[int, int]) -> tuple[int, int]:
-    """Number of blocks along each dimension."""
-    rows, columns = (math.ceil(entries / size) for entries, size in zip(shape, block, strict=True))
-    return rows, columns
+def part_name(weight: str, leaf: str, part: str) -> str:
+    """The name of a tensor that stores a weight.
+
+    Args:
+        weight: name of the weight.
+        leaf: its last part; empty if the parts have the whole name of the weight in front.
+        part: last part of the tensor's name.
+    """
+    return weight.removesuffix(leaf) + part if leaf else f"{weight}.{part}"
+
+
+def in_words(codes: "Tensor", bits: int) -> "Tensor":
+    """Codes in rows, packed into int32, the first in the lowest bits."""
+    import torch
+
+    words = codes.view(len(codes), -1, 32 // bits).long() << bits * torch.arange(32 // bits)
+    return words.sum(2).to(torch.int32)
 
 
 def _nibbles(levels: "Tensor") -> "Tensor":

@@ -5,13 +5,15 @@ compressed-tensors, which transformers and vLLM load: `int4`, `int8` in groups o
 output, `mxfp4` and `nvfp4`.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eckart.checkpoint.dtypes import FLOAT8_E4M3FN, FLOAT32, INT32, UINT8, DType
+from eckart.checkpoint.dtypes import FLOAT8_E4M3FN, FLOAT32, INT32, INT64, UINT8, DType
 from eckart.checkpoint.encodings.encoded import PartNames
-from eckart.checkpoint.encodings.scaled_scheme import ScaledScheme, scale_shape
+from eckart.checkpoint.encodings.scaled_scheme import ScaledScheme
+from eckart.checkpoint.writer import TensorSpec
 
 if TYPE_CHECKING:
     from eckart.linalg.scaled_codes import LevelKind
@@ -90,10 +92,23 @@ def target_scheme(to: str, name: str, shape: tuple[int, int], dtype: DType, grou
     target = TARGETS[to]
     rows, columns = target.block
     block = rows, group if columns is None else columns or shape[1]
-    scale = target.scale or dtype
-    counts = scale_shape(shape, block)
-    return ScaledScheme(name, shape, dtype, to, target.names, target.levels, block, target.codes, scale, counts,
-                        divides=bool(target.names.second))  # fmt: skip
+    counts = tuple(math.ceil(entries / size) for entries, size in zip(shape, block, strict=True))
+    names, is_packed = target.names, target.codes == INT32
+    per_entry = 32 // int(target.levels[3:]) if is_packed else 2 if target.levels == "e2m1" else 1
+    return ScaledScheme(
+        name,
+        shape,
+        dtype,
+        to,
+        names.weight,
+        target.levels,
+        block,
+        codes=TensorSpec(names.codes, (shape[0], shape[1] // per_entry), target.codes),
+        scale=TensorSpec(names.scale, counts, target.scale or dtype),
+        second=TensorSpec(names.second, (1,), FLOAT32) if names.second else None,
+        sizes=TensorSpec(f"{names.weight}_shape", (2,), INT64) if is_packed else None,
+        divides=True,
+    )
 
 
 def target_config(to: str, group: int, ignore: list[str]) -> dict[str, Any]:

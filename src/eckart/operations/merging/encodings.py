@@ -1,11 +1,13 @@
-"""Merging into a base that stores weights as codes and scales: they stay as they are, or all are dequantized."""
+"""Merging into a base that stores weights as codes and scales: they stay, are quantized again, or are dequantized."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.derived import DerivedCheckpoint
 from eckart.checkpoint.dtypes import DType
+from eckart.checkpoint.encodings.encoded import Scheme
 from eckart.checkpoint.encodings.undecoded import undecoded
 from eckart.checkpoint.layouts import as_view, module_of
 from eckart.errors import OptionError
@@ -20,7 +22,8 @@ CONFIG_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.js
 def kept_codes(base: Checkpoint, changed: Iterable[str], dtype: DType | None) -> set[str]:
     """The quantized weights, and parts of weights, that are written as they are stored.
 
-    A config describes either the codes or their absence: if one quantized weight is changed, all are dequantized.
+    A config describes either the codes or their absence: all weights that are changed are quantized again in the same
+    way, or all quantized weights are dequantized.
 
     Args:
         base: the base.
@@ -28,7 +31,8 @@ def kept_codes(base: Checkpoint, changed: Iterable[str], dtype: DType | None) ->
         dtype: the dtype to write; None to keep that of each tensor.
 
     Raises:
-        OptionError: a quantized weight is changed, and no `dtype` is given or another cannot be dequantized.
+        OptionError: a quantized weight is changed that eckart does not quantize again, and no `dtype` is given; or one
+            is given, and another weight cannot be dequantized.
     """
     encoded = base.encoded if isinstance(base, DerivedCheckpoint) else {}
     codes = undecoded(base)
@@ -36,11 +40,14 @@ def kept_codes(base: Checkpoint, changed: Iterable[str], dtype: DType | None) ->
     if not weights:
         return {*encoded, *codes}
     if dtype is None:
-        kinds = " and ".join(sorted({str(base.tensors[name].quantization) for name in weights}))
-        others = f" and {len(weights) - 1} more" if len(weights) > 1 else ""
+        fixed = [name for name in weights if scheme_of(base, name, name) is None]
+        if not fixed:
+            return {*encoded, *codes} - {*weights}
+        kinds = " and ".join(sorted({str(base.tensors[name].quantization) for name in fixed}))
+        others = f" and {len(fixed) - 1} more that would be changed" if len(fixed) > 1 else ", which would be changed"
         msg = (
-            f"{base.source} is quantized (stored as {kinds}: {weights[0]}{others} that would be changed), and rounding "
-            "to codes would lose most of the update; `dtype=bfloat16` writes dense weights"
+            f"{base.source} is quantized: {fixed[0]}{others}, in {kinds}, which eckart reads and does not write; "
+            "`dtype=bfloat16` writes dense weights, which `eckart quantize` stores in an encoding that it writes"
         )
         raise OptionError(msg)
     if codes:
@@ -48,6 +55,18 @@ def kept_codes(base: Checkpoint, changed: Iterable[str], dtype: DType | None) ->
         msg = f"{base.source}: {len(codes)} tensors cannot be dequantized, as the changed ones are ({name}: {reason})"
         raise OptionError(msg)
     return set()
+
+
+def scheme_of(base: Checkpoint, stored: str, name: str) -> Scheme | None:
+    """How a weight of the base is quantized again under its own or another name; None if it cannot be."""
+    weight = base.encoded.get(stored) if isinstance(base, DerivedCheckpoint) else None
+    return replace(weight.scheme, name=name) if weight and weight.scheme else None
+
+
+def unchanged_parts(base: Checkpoint, stored: str, scheme: Scheme) -> list[OutputTensor]:
+    """Copies of what is stored with a weight that is quantized again, and does not depend on its values."""
+    written = {spec.name for spec in scheme.specs()}
+    return [copy for copy in stored_form(base, stored, scheme.name) if copy.name not in written]
 
 
 def stored_form(base: Checkpoint, stored: str, name: str) -> list[OutputTensor]:
@@ -59,9 +78,9 @@ def stored_form(base: Checkpoint, stored: str, name: str) -> list[OutputTensor]:
     return [_copy(base.stored, part, new + part.removeprefix(old)) for part in weight.parts]
 
 
-def markers(base: Checkpoint, kept: set[str]) -> list[OutputTensor]:
+def markers(base: Checkpoint) -> list[OutputTensor]:
     """Copies of tensors that belong to no weight, and say that the others are quantized."""
-    if not isinstance(base, DerivedCheckpoint) or kept.isdisjoint(base.encoded):
+    if not isinstance(base, DerivedCheckpoint) or not base.encoded:
         return []
     known = {*base.tensors, *(part for weight in base.encoded.values() for part in weight.parts)}
     return [_copy(base.stored, name, name) for name in base.stored.tensors if name not in known]

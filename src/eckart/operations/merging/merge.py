@@ -36,6 +36,7 @@ class MergeResult(Result):
         requantization_error: ‖requantized − merged‖_F / ‖merged‖_F if the base is quantized; otherwise None.
         update_error: error of rounding or quantizing the changed weights, as a share of ‖merged − base‖_F; rounding is
             measured on an eighth of the rows; None if nothing was rounded.
+        encoding: what the changed weights of a quantized base are quantized to again; None if they are dense.
         held_out: losses on held-out text, in nats per token, of the base, with the adapters next to it, merged with
             the nearest codes, and as written: the mean and that on each kind of text; None if they were not measured.
         notes: warnings and advice.
@@ -50,6 +51,7 @@ class MergeResult(Result):
     seconds: float
     requantization_error: float | None = None
     update_error: float | None = None
+    encoding: str | None = None
     held_out: Mapping[str, Mapping[str, float]] | None = None
     notes: tuple[str, ...] = ()
 
@@ -70,6 +72,7 @@ class MergeResult(Result):
             "untied": self.untied,
             "requantization_error": self.requantization_error,
             "update_error": self.update_error,
+            "encoding": self.encoding,
             "requantization": {"update_error": self.update_error, "gain": self.gain_kept()} if self.held_out else None,
             "held_out": self.held_out,
             "notes": list(self.notes),
@@ -144,4 +147,5 @@ def merge(
         plan.skipped,
         time.monotonic() - began,
         *errors_of(list(facts.values())),
+        encoding=plan.encoding,
     )

@@ -23,7 +23,15 @@ from eckart.formats import unknown_fields
 from eckart.formats.sources import Source, open_adapter, open_model
 from eckart.operations.fitting import deepened, fitted
 from eckart.operations.layer_scales import scaled_where_found
-from eckart.operations.merging.encodings import CONFIG_FILES, kept_codes, markers, stored_form, without_quantization
+from eckart.operations.merging.encodings import (
+    CONFIG_FILES,
+    kept_codes,
+    markers,
+    scheme_of,
+    stored_form,
+    unchanged_parts,
+    without_quantization,
+)
 from eckart.operations.merging.extended import extended
 from eckart.operations.model_writer.plan import ModelPlan, OutputTensor, dtype_entry, untied
 from eckart.operations.output_dtype import float_dtype
@@ -75,7 +83,9 @@ def plan_merge(
     changes = _without_zero_weights(places.changes, factors)
     target = float_dtype(dtype)
     kept = kept_codes(checkpoint, changes, target)
-    tensors = [*_tensors(checkpoint, changes, places, loaded, kept, dtype=target), *markers(checkpoint, kept)]
+    tensors = _tensors(checkpoint, changes, places, loaded, kept, dtype=target)
+    keeps_codes = bool(kept) or any(tensor.scheme for tensor in tensors)
+    tensors += markers(checkpoint) if keeps_codes else []
     skipped = missing_companions(checkpoint)
     skipped += [item for adapter in loaded for item in unknown_fields(adapter)]
     skipped += [Skipped(f"adapter {n}", "its weight is zero") for n, w in enumerate(factors, start=1) if w == 0]
@@ -92,7 +102,7 @@ def plan_merge(
         factors,
         tokenizer=tokenizer,
         omitted=() if kept or target is None else CONFIG_FILES,
-        keeps_codes=bool(kept),
+        keeps_codes=keeps_codes,
     )
 
 
@@ -191,10 +201,11 @@ def _outputs(
             OutputTensor(spec.name, base.stored, part.name, part.dtype, (as_view(part.name, part.shape),))
             for spec, part in zip(replace(scheme, name=name).specs(), sources, strict=True)
         ]
-    scheme = replace(scheme, name=name) if scheme else None
+    scheme = replace(scheme, name=name) if scheme else scheme_of(base, stored, name) if dtype is None else None
     written = dtype if dtype and info.dtype.is_floating_point else info.dtype
     seen = tuple(views) if views and terms else (as_view(stored, info.shape),)
-    return [OutputTensor(name, base, stored, written, seen, terms, scheme)]
+    output = OutputTensor(name, base, stored, written, seen, terms, scheme)
+    return [output, *(unchanged_parts(base, stored, scheme) if scheme else ())]
 
 
 def _same_change(

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.deferred import Deferred
 from eckart.adapter.outline import TensorOutline
-from eckart.checkpoint.encodings.nf4 import Nf4Checkpoint
 from eckart.engine import Execution
 from eckart.errors import MismatchError, OptionError
 from eckart.formats.sources import Source, open_model
@@ -78,8 +77,11 @@ def plan_unmerge(
 ) -> ModelPlan:
     """What `unmerge` will write, from headers alone (arguments and errors as there)."""
     plan = plan_merge(merged, adapters, weights=weights, dtype=dtype)
-    if dtype is None and isinstance(plan.base, Nf4Checkpoint):
-        msg = f"{plan.base.source}: the values before 4-bit rounding are lost; restore plain weights: `dtype=bfloat16`"
+    if plan.quantized:
+        msg = (
+            f"{plan.base.source}: the values before rounding to {plan.encoding} are lost; `dtype=bfloat16` writes "
+            "dense weights without the adapters"
+        )
         raise OptionError(msg)
     if any(adapter.config.get("layer_replication") for adapter in plan.adapters):
         msg = "an adapter that repeats layers (layer_replication) cannot be unmerged; use its base instead"

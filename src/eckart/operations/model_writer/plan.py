@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
     from eckart.adapter.adapter import Adapter
     from eckart.checkpoint import Checkpoint, DType, MatrixView, TensorInfo
-    from eckart.checkpoint.encodings.nf4_scheme import Nf4Scheme
-    from eckart.checkpoint.encodings.scaled_scheme import ScaledScheme
+    from eckart.checkpoint.encodings.encoded import Scheme
     from eckart.operations.model_writer.calibrated import Calibration
     from eckart.operations.placement import Term
     from eckart.result import Skipped
@@ -53,7 +52,7 @@ class OutputTensor:
     dtype: DType
     views: tuple[MatrixView, ...]
     terms: Mapping[str, Sequence[Term]] = field(default_factory=dict)
-    scheme: Nf4Scheme | ScaledScheme | None = None
+    scheme: Scheme | None = None
     original: Checkpoint | None = None
 
     @property
@@ -127,7 +126,8 @@ class ModelPlan:
     @property
     def encoding(self) -> str | None:
         """What tensors are quantized to; None if none is."""
-        return next((tensor.scheme.kind.upper() for tensor in self.tensors if tensor.scheme), None)
+        kinds = dict.fromkeys(tensor.scheme.kind.upper() for tensor in self.tensors if tensor.scheme)
+        return " and ".join(kinds) or None
 
     @property
     def untied(self) -> list[str]:

@@ -33,7 +33,7 @@ from eckart.operations.model_writer.rounding_cost import RoundingCost
 from eckart.operations.weight_update import Update, update_of
 
 if TYPE_CHECKING:
-    from eckart.checkpoint.encodings.scaled_scheme import ScaledScheme
+    from eckart.checkpoint.encodings.encoded import Scheme
 
 LEAST_ROWS = 64  # of a block: with fewer, a product with a wide factor spends its time reading the factor
 MEASURED = 8  # rounding is measured on one block of this many
@@ -201,7 +201,7 @@ class ModelWriter:
         return requantized.facts()
 
     def _requantized(
-        self, tensor: OutputTensor, scheme: "Nf4Scheme | ScaledScheme", update: Update | None, execution: Execution
+        self, tensor: OutputTensor, scheme: "Scheme", update: Update | None, execution: Execution
     ) -> Requantized | CollectedWeight:
         """What quantizes a weight: as its rows arrive, or when they all have."""
         view, calibration = tensor.views[0], self.plan.calibration

@@ -26,7 +26,8 @@ def merge_table(result: "MergeResult") -> RenderableType:
     if result.untied:
         lines.append("The output layer now has its own weight: it no longer shares the embedding's.")
     if result.requantization_error is not None:
-        cost = f"Quantized again to NF4, with an error of {result.requantization_error:.2%} of the merged weights"
+        error = f"{result.requantization_error:.2%} of the merged weights"
+        cost = f"Quantized again to {result.encoding}, with an error of {error}"
         if result.update_error is not None:
             cost += f" and {_times(result.update_error)} the update"
             is_lost = result.update_error > MOSTLY_LOST and result.held_out is None
