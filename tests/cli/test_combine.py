@@ -1,15 +1,19 @@
 """`eckart combine` as a user meets it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
+from eckart import evaluation
 from eckart.adapter import Adapter, AdapterLayer
 from eckart.cli.main import app
 from eckart.formats import load_adapter
+from eckart.operations import extract
 
 
 def eckart(*arguments: object) -> Result:
@@ -118,3 +122,86 @@ def test_scales_that_sources_state_are_folded_or_kept(two, tmp_path):
         config = json.loads((tmp_path / output / "adapter_config.json").read_text())
         assert bool(config.get("alpha_pattern")) == bool(flags)
         torch.testing.assert_close(load_adapter(tmp_path / output)["a.q_proj"].delta(), layers["a.q_proj"].delta())
+
+
+# Gains kept on text.
+
+
+@pytest.fixture
+def on_text(model, text, tmp_path) -> tuple[Path, Path, Path]:
+    """Two adapters of a tiny model, and a text."""
+    for name, seed in (("first", 1), ("second", 2)):
+        generator = torch.Generator().manual_seed(seed)
+        weights = load_file(model / "model.safetensors")
+        tuned = shutil.copytree(model, tmp_path / f"tuned-{name}")
+        changed = {n: w + 0.02 * torch.randn(w.shape, generator=generator).to(w) for n, w in weights.items()}
+        save_file(changed, tuned / "model.safetensors", metadata={"format": "pt"})
+        extract(model, tuned, rank=2, output=tmp_path / name)
+    return tmp_path / "first", tmp_path / "second", text
+
+
+def test_the_gain_kept_is_reported_for_each_text_and_on_the_card(on_text, tmp_path):
+    first, second, text = on_text
+    ended = eckart("combine", first, second, "-o", tmp_path / "out", "--eval", text, "--eval", text, "--json")
+    assert ended.exit_code == 0, ended.stderr
+    result = json.loads(ended.stdout)
+    assert [each["adapter"] for each in result["eval"]] == [str(first), str(second)]
+    assert result["weights"] is None
+    for each in result["eval"]:
+        gain = each["base_loss"] - each["alone_loss"]
+        expected = pytest.approx((each["base_loss"] - each["combined_loss"]) / gain) if gain > 0 else None
+        assert each["gain_kept"] == expected
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("Gain kept" in card) == any(each["gain_kept"] is not None for each in result["eval"])
+    table = eckart("combine", first, second, "-o", tmp_path / "again", "--eval", text, "--eval", text).stdout
+    assert "gain kept" in table
+    assert f"{result['eval'][0]['combined_loss']:.4f}" in table
+
+
+def test_weights_are_searched_on_one_half_of_each_text_and_measured_on_the_other(on_text, tmp_path, monkeypatch):
+    first, second, text = on_text
+    texts, original = [], evaluation.text_losses
+
+    def losses(base, contents, **options):
+        texts.append(list(contents))
+        return original(base, contents, **options)
+
+    monkeypatch.setattr(evaluation, "text_losses", losses)
+    options = ("--eval", text, "--eval", text, "--weights", "auto", "--method", "tsv", "--json")
+    ended = eckart("combine", first, second, "-o", tmp_path / "out", *options)
+    if ended.exit_code:
+        assert "no adapter is better than the base" in ended.stderr
+        pytest.fail(ended.stderr)
+    result = json.loads(ended.stdout)
+    assert len(result["weights"]) == 2
+    assert [first + second for first, second in zip(*texts, strict=True)] == [text.read_text()] * 2
+    by_hand = eckart(
+        *("combine", first, second, "-o", tmp_path / "by-hand", "--method", "tsv"),
+        *("--weights", ",".join(map(repr, result["weights"]))),
+    )
+    assert by_hand.exit_code == 0, by_hand.stderr
+    assert load_adapter(tmp_path / "by-hand") == load_adapter(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--eval", "text.txt"], "1 texts for 2 adapters; --eval takes one for each"),
+        (["--weights", "auto"], "--weights auto chooses weights by the gains they keep; name a text"),
+        (["--eval", "text.txt", "--eval", "nowhere.txt"], "nowhere.txt"),
+        (["--eval", "text.txt", "--eval", "text.txt", "--weights", "auto", "--shard", "1/2"], "exclude each other"),
+        (["--eval", "text.txt", "--eval", "text.txt", "--method", "shared", "--error", "0.1"], "one --rank"),
+    ],
+)
+def test_texts_that_cannot_judge_are_refused_before_any_work(on_text, tmp_path, monkeypatch, options, said):
+    monkeypatch.chdir(tmp_path)
+    ended = eckart("combine", *on_text[:2], "-o", tmp_path / "out", *options)
+    assert ended.exit_code == 1
+    assert said in ended.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_adapters_that_name_no_model_need_it_for_a_text(two, text, tmp_path):
+    ended = eckart("combine", *two, "-o", tmp_path / "out", "--eval", text, "--eval", text)
+    assert ended.exit_code == 1
+    assert "give it as --base" in ended.stderr

@@ -63,6 +63,7 @@ COMMANDS = {
     "resize distill": Command(f"resize adapter {ON_TEXT}", reads=("base",)),
     "resize for": Command("resize adapter --rank 1 --for sglang --base base"),
     "combine": Command("combine adapter other --weights 1,0 --base base"),
+    "combine eval": Command("combine adapter other --eval text.txt --eval heldout.txt", reads=("base",)),
     "merge": Command("merge base adapter other --weights 1,0"),
     "unmerge": Command("unmerge merged adapter --base base"),
     "unmerge alone": Command("unmerge merged adapter", reads=("base",)),

@@ -1,9 +1,11 @@
 """`eckart combine`: several adapters as one."""
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from eckart.cli.kept_gain import AUTO, EvalTexts, kept_gains
 from eckart.cli.options import (
     AdapterOutput,
     BudgetText,
@@ -20,10 +22,21 @@ from eckart.cli.options import (
     Rank,
     Seed,
     Share,
-    Weights,
     Workers,
 )
 from eckart.cli.push import Push
+
+if TYPE_CHECKING:
+    from eckart.operations import AdapterResult
+
+WeightsOrAuto = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="A,B,…|auto",
+        help="Weight of each adapter, in order; auto finds those that keep most of the gains on --eval. [default: 1]",
+    ),
+]
 
 Method = Literal["sum", "ties", "dare", "magnitude", "tsv", "iso", "knots", "shared"]
 MethodOption = Annotated[
@@ -40,14 +53,18 @@ Density = Annotated[
 ]
 Base = Annotated[
     str | None,
-    typer.Option("--base", metavar="SOURCE", help="The model, needed for DoRA layers and weighted unfactored modules."),
+    typer.Option(
+        "--base",
+        metavar="SOURCE",
+        help="The model, for DoRA layers, weighted unfactored modules, and --eval if the adapters name none.",
+    ),
 ]
 
 
 def combine(
     adapters: Annotated[list[str], typer.Argument(metavar="ADAPTER...", help="The adapters to combine.")],
     *,
-    weights: Weights = None,
+    weights: WeightsOrAuto = None,
     scale: LayerScales = None,
     method: MethodOption = "sum",
     density: Density = None,
@@ -56,6 +73,7 @@ def combine(
     energy: Energy = None,
     error: Error = None,
     budget: BudgetText = None,
+    evaluation: EvalTexts = None,
     workers: Workers = None,
     seed: Seed = 0,
     no_resume: NoResume = False,
@@ -74,6 +92,9 @@ def combine(
     Without a rank the ranks add up. ties, dare and magnitude prune each update before they are summed. tsv, iso, knots
     and shared combine in the updates' common subspaces; shared takes the --rank of one pair of subspaces for all.
 
+    With one --eval for each adapter, measure how much of its gain on that text the combination keeps. With --weights
+    auto, the first half of each text chooses the weights, and the second is measured.
+
     \b
     $ eckart combine adapter extracted -o both --weights 0.7,0.3 --rank 8
     Adapter in both
@@ -88,18 +109,21 @@ def combine(
     from dataclasses import replace
 
     from eckart import report
-    from eckart.cli.output import present
+    from eckart.checkpoint import check_output
+    from eckart.checkpoint.source import local_paths
+    from eckart.cli.output import present, show, show_json
     from eckart.cli.progress import StderrProgress
     from eckart.cli.push import check_push, push_output
-    from eckart.engine import Execution
+    from eckart.engine import Execution, NoProgress
     from eckart.formats.sources import open_adapter
     from eckart.operations import combine as combined
     from eckart.operations import plan_combine
+    from eckart.operations.card import add_facts
     from eckart.operations.layer_scales import parse_scales
     from eckart.operations.weights import parse_weights
 
     options: dict[str, Any] = {
-        "weights": parse_weights(weights),
+        "weights": None if weights == AUTO else parse_weights(weights),
         "method": method,
         "density": density,
         "rank": rank,
@@ -117,6 +141,27 @@ def combine(
         device="cpu", workers=workers, seed=seed, resume=not no_resume, shard=shard, progress=StderrProgress()
     )
     sources = [replace(open_adapter(adapter), keep_scales=keep_scales) for adapter in adapters]
-    result = combined(sources, output=output, execution=execution, force=force, **options)
-    present(result, report.adapter_table, as_json=as_json)
+    judged = kept_gains(adapters, sources, evaluation, base=base, weights=weights, shard=shard)
+    if judged is not None:
+        plan_combine(sources, **options)
+        check_output(output, force=force, inputs=[*(evaluation or ()), *local_paths(judged.base)])
+        if weights == AUTO:
+            quiet = replace(execution, progress=NoProgress())
+            options["weights"] = judged.search(
+                lambda tried: combined(sources, execution=quiet, **{**options, "weights": tried}).adapter
+            )
+
+    def finish(folder: Path, result: "AdapterResult") -> None:
+        if judged is not None:
+            judged.measure(result.adapter)
+            if folder.is_dir():
+                add_facts(folder, judged.card_facts())
+
+    result = combined(sources, output=output, execution=execution, force=force, finish=finish, **options)
+    if as_json:
+        show_json(result.to_json() | (judged.facts() if judged else {"eval": None}))
+    else:
+        show(report.adapter_table(result))
+        if judged is not None:
+            show(report.kept_gain_table(adapters, judged.kept, judged.found))
     return push_output(output, push, made_by="combine")

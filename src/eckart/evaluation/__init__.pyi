@@ -1,6 +1,12 @@
 from .gain import GainReport as GainReport
 from .gain import measure_gain as measure_gain
 from .gain import measure_gains as measure_gains
+from .kept_gain import KeptGain as KeptGain
+from .kept_gain import KeptGainMeter as KeptGainMeter
+from .kept_gain import SearchedWeights as SearchedWeights
+from .kept_gain import measure_kept as measure_kept
+from .kept_gain import search_weights as search_weights
+from .kept_gain import text_losses as text_losses
 from .loss import LossResult as LossResult
 from .loss import text_loss as text_loss
 from .model import load_model as load_model

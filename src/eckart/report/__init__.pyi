@@ -19,6 +19,7 @@ from .tables.check import check_table as check_table
 from .tables.comparison import comparison_table as comparison_table
 from .tables.comparison import merge_check_table as merge_check_table
 from .tables.conversion import conversion_table as conversion_table
+from .tables.kept_gain import kept_gain_table as kept_gain_table
 from .tables.lines import skipped_lines as skipped_lines
 from .tables.merge import merge_table as merge_table
 from .tables.merge import unmerge_table as unmerge_table

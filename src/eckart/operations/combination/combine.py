@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from eckart.engine import Execution
     from eckart.operations.adapter_result import AdapterResult
+    from eckart.result import Finish
 
 
 def combine(
@@ -45,6 +46,7 @@ def combine(
     dtype: "str | torch.dtype | None" = None,
     execution: "Execution | None" = None,
     force: bool = False,
+    finish: "Finish[AdapterResult] | None" = None,
 ) -> "AdapterResult":
     """One adapter whose update is Σ wᵢ·Δᵢ, or combines the wᵢ·Δᵢ otherwise, over the union of the adapters' modules.
 
@@ -76,6 +78,7 @@ def combine(
         dtype: of the factors, as a name or a torch dtype; by default the widest among the inputs.
         execution: workers, memory, progress, resume, seed.
         force: replace an existing output.
+        finish: called with the output before it gets its final name and the result, to add files.
 
     Returns:
         `AdapterResult`: each layer's rank, the error against the exact combination measured on the factors as written,
@@ -93,7 +96,7 @@ def combine(
         adapters, weights=weights, method=method, density=density, rank=rank, energy=energy, error=error,
         budget=budget, base=base, scale=scale, dtype=dtype,
     )  # fmt: skip
-    writer = AdapterWriter.checked(plan, output, execution, force=force)
+    writer = AdapterWriter.checked(plan, output, execution, force=force, finish=finish)
     from eckart.operations.combination.work import combination_tasks  # imports torch
 
     return writer.write(combination_tasks(plan, writer.execution))
