@@ -5,17 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eckart.calibration.held_out import HeldOutLosses, WorseCodes, measure_losses
-from eckart.calibration.session import calibrated, check_output_and_texts
+from eckart.calibration.inputs import check_output_and_texts
 from eckart.checkpoint import open_checkpoint
 from eckart.engine import Execution
 from eckart.errors import OptionError
 from eckart.operations.merging.calibrated import calibrated_merge
 from eckart.operations.merging.merge import MergeResult, merge
 from eckart.operations.merging.plan import Adapters, plan_merge
-from eckart.operations.model_writer.planned import planned
 
 if TYPE_CHECKING:
+    from eckart.calibration.held_out import HeldOutLosses
     from eckart.training.records import Source
 
 
@@ -57,6 +56,11 @@ def merge_with_text(
         raise OptionError(msg)
     nearest = calibrated_merge(plan, original=original)
     nearest.check_output(output, force=force)
+    # Imported here: a refusal needs no torch.
+    from eckart.calibration.held_out import WorseCodes, measure_losses
+    from eckart.calibration.session import calibrated
+    from eckart.operations.model_writer.planned import planned
+
     with calibrated(original or base, texts, output=output, file=moments, execution=execution) as inputs:
         models = {
             "base": open_checkpoint(base),

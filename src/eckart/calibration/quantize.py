@@ -6,12 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eckart.calibration.held_out import HeldOutLosses, WorseCodes, measure_losses
-from eckart.calibration.session import calibrated, check_output_and_texts
+from eckart.calibration.inputs import check_output_and_texts
 from eckart.checkpoint import open_checkpoint
 from eckart.engine import Execution
 from eckart.operations.merging.plan import plan_merge
-from eckart.operations.model_writer.planned import planned
 from eckart.operations.quantization.plan import plan_quantize
 from eckart.operations.quantization.quantize import (
     CORRECTION,
@@ -22,6 +20,7 @@ from eckart.operations.quantization.quantize import (
 )
 
 if TYPE_CHECKING:
+    from eckart.calibration.held_out import HeldOutLosses
     from eckart.operations.adapter_result import AdapterResult
     from eckart.training.records import Source
 
@@ -58,6 +57,11 @@ def quantize_with_text(
     check_output_and_texts(output, texts, moments, force=force)
     plan = plan_quantize(model, **options)
     plan.check_output(output, force=force)
+    # Imported here: a refusal needs no torch.
+    from eckart.calibration.held_out import WorseCodes
+    from eckart.calibration.session import calibrated
+    from eckart.operations.model_writer.planned import planned
+
     with calibrated(model, texts, output=output, file=moments, execution=execution) as inputs:
         models = {"original": open_checkpoint(model), "nearest codes": planned(plan)}
         measure = partial(_losses, models, inputs.text.held_out, execution)
@@ -88,8 +92,11 @@ def quantize_with_text(
     return replace(result, held_out=losses[-1].to_json(), notes=tuple(notes))
 
 
-def _losses(models: Any, texts: Any, execution: Execution, folder: Path) -> HeldOutLosses:
+def _losses(models: Any, texts: Any, execution: Execution, folder: Path) -> "HeldOutLosses":
     """The losses of the models, of what was written into a folder, and of that with its correction."""
+    from eckart.calibration.held_out import measure_losses
+    from eckart.operations.model_writer.planned import planned
+
     written = {"written": open_checkpoint(folder)}
     if (folder / CORRECTION).is_dir():
         written["with correction"] = planned(plan_merge(folder, folder / CORRECTION, dtype="float32"))

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 from eckart.calibration.collect import collect_moments, moments_key
 from eckart.calibration.texts import CalibrationText, read_texts
-from eckart.checkpoint import check_output
-from eckart.checkpoint.source import local_paths
 from eckart.engine import ShardDone
 from eckart.engine.working_folder import WorkingFolder, calibration_folder
 from eckart.errors import OptionError
@@ -88,12 +86,3 @@ def _moments(
         alone = replace(execution, shard=None)  # every share needs all moments
         moments = collect_moments(checkpoint, text.kinds, place, execution=alone, force=not kept)
     return moments
-
-
-def check_output_and_texts(output: Path, texts: "Sequence[Source]", file: Path | None, *, force: bool) -> None:
-    """Refuse an output that is, or contains, a text or the moments.
-
-    Raises:
-        OutputError: it does, or it cannot be written.
-    """
-    check_output(output, force=force, inputs=local_paths(*(it for it in texts if isinstance(it, str | Path)), file))
