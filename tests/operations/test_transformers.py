@@ -431,9 +431,22 @@ def test_the_rules_name_tensors_as_the_tables_of_transformers_do(case, tmp_path)
     auto, kind, config = (RENAMED | MODELS)[case]
     base_model(tmp_path / "base", kind, config, auto)
     checkpoint = open_checkpoint(tmp_path / "base")
-    by_tables = names_in_transformers(checkpoint)
+    by_tables = names_in_transformers(checkpoint).moved
     assert by_tables
     assert {name: tree_name(name, checkpoint.config) for name in by_tables} == by_tables
+
+
+def test_a_matrix_that_transformers_divides_is_skipped_by_name(tmp_path):
+    base = base_model(tmp_path / "base", "nomic_bert", BERT, MASKED)
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    base.save_pretrained(tmp_path / "tuned")
+    result = extract(tmp_path / "base", tmp_path / "tuned", rank=4, output=tmp_path / "adapter")
+    reason = "transformers divides it into self_attn.q_proj, self_attn.k_proj, self_attn.v_proj"
+    fused = "nomic_bert.encoder.layers.0.attn.Wqkv.weight"
+    assert [item.name for item in result.skipped if item.reason.startswith(reason)] == [fused]
+    assert {layer.name.rpartition(".")[2] for layer in result.layers} >= {"o_proj", "up_proj"}
 
 
 @pytest.mark.parametrize("case", RENAMED)

@@ -6,7 +6,8 @@ The two differ where a library version moved modules: a vision-language model's 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
@@ -66,18 +67,35 @@ def tree_name(name: str, config: Mapping[str, Any]) -> str:
     return name
 
 
-def tree_naming(checkpoint: Checkpoint) -> Callable[[str], str]:
-    """How a checkpoint's names become those of the module tree: by the rules here, or by transformers' own tables."""
+@dataclass(frozen=True)
+class TreeNaming:
+    """How a checkpoint's names become those of the module tree.
+
+    Attributes:
+        renamed: the name in the tree of a tensor or a module.
+        split: tensor in the files -> endings of the names of the tensors in which loading divides it.
+    """
+
+    renamed: Callable[[str], str]
+    split: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __call__(self, name: str) -> str:
+        """The name in the tree."""
+        return self.renamed(name)
+
+
+def tree_naming(checkpoint: Checkpoint) -> TreeNaming:
+    """The naming of a checkpoint, by the rules here, or by transformers' own tables."""
     if naming := naming_by_rules(checkpoint):
-        return naming
-    moved = names_in_transformers(checkpoint)
-    moved |= {old.removesuffix(".weight"): new.removesuffix(".weight") for old, new in moved.items()}
+        return TreeNaming(naming)
+    found = names_in_transformers(checkpoint)
+    moved = found.moved | {old.removesuffix(".weight"): new.removesuffix(".weight") for old, new in found.moved.items()}
 
     def renamed(name: str) -> str:
         owner, bracket, index = name.partition("[")
         return moved.get(owner, owner) + bracket + index
 
-    return renamed
+    return TreeNaming(renamed, found.split)
 
 
 def naming_by_rules(checkpoint: Checkpoint) -> Callable[[str], str] | None:
@@ -91,15 +109,23 @@ def core_name(name: str) -> str:
     return re.sub(r"(?:^|(?<=\.))(?:model|language_model|text_model)\.", "", name)
 
 
-def names_in_transformers(checkpoint: Checkpoint) -> dict[str, str]:
-    """Names of a checkpoint's tensors in the module tree, by transformers' own tables.
+@dataclass(frozen=True)
+class TreeNames:
+    """Names of a checkpoint's tensors in the module tree, without those that loading joins.
 
-    Returns:
-        name in the files -> name in the tree; {} if transformers is not installed, or does not know the class. Tensors
-        that loading joins are left out.
+    Attributes:
+        moved: name in the files -> name in the tree.
+        split: name in the files -> endings of the names of the tensors in which loading divides it.
     """
+
+    moved: dict[str, str] = field(default_factory=dict)
+    split: dict[str, list[str]] = field(default_factory=dict)
+
+
+def names_in_transformers(checkpoint: Checkpoint) -> TreeNames:
+    """The names by transformers' own tables; none if it is not installed, or does not know the class."""
     if not _is_in_tables(checkpoint.config):
-        return {}
+        return TreeNames()
     try:
         import torch
         import transformers
@@ -107,25 +133,30 @@ def names_in_transformers(checkpoint: Checkpoint) -> dict[str, str]:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
     except ImportError:
-        return {}
+        return TreeNames()
     names = checkpoint.config.get("architectures") or [""]
     model_class = getattr(transformers, str(names[0]), None)
     if model_class is None or "auto_map" in checkpoint.config:
-        return {}
+        return TreeNames()
     try:
         with torch.device("meta"):
             model = model_class(model_class.config_class.from_dict(_with_floats(checkpoint.config)))
         transforms = get_model_conversion_mapping(model)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, StrictDataclassError):
-        return {}  # a config that this version of transformers does not load
+        return TreeNames()  # a config that this version of transformers does not load
     renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
     converters = [each for each in transforms if isinstance(each, WeightConverter)]
+    parts = {source: each.target_patterns for each in converters for source in each.source_patterns}
     state = model.state_dict()
     found: dict[str, list[str]] = {}
+    split: dict[str, list[str]] = {}
     for name in checkpoint.tensors:
-        new, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
-        found.setdefault(new, []).append(name)
-    return {olds[0]: new for new, olds in found.items() if len(olds) == 1 and new in state}
+        new, source = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if source is not None and len(parts[source]) > 1:
+            split[name] = [part.removesuffix(".weight") for part in parts[source]]
+        else:
+            found.setdefault(new, []).append(name)
+    return TreeNames({olds[0]: new for new, olds in found.items() if len(olds) == 1 and new in state}, split)
 
 
 def _with_floats(config: Any) -> Any:

@@ -1,10 +1,10 @@
 """Which tensors of a fine-tune go into an adapter: as factors, in full, or not at all."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from eckart.checkpoint import Checkpoint, MatrixView, compare_layouts, layout, select
-from eckart.checkpoint.module_tree import tree_naming
+from eckart.checkpoint.module_tree import TreeNaming, tree_naming
 from eckart.checkpoint.naming import matches
 from eckart.errors import MismatchError
 from eckart.formats.model_names import Model
@@ -56,7 +56,7 @@ class Parts:
         skipped: all others, each with the reason.
     """
 
-    naming: Callable[[str], str]
+    naming: TreeNaming
     matrices: list[MatrixView]
     saved: list[str] = field(default_factory=list)
     new_tokens: dict[str, range] = field(default_factory=dict)
@@ -89,7 +89,7 @@ def split_tensors(base: Checkpoint, tuned: Checkpoint, scope: Scope, written: Wr
     chosen = {
         view.name: view
         for view in selected
-        if not _without_lora(view) and not scope.is_saved(view.module, "") and view.tensor not in larger
+        if not _without_lora(view, naming) and not scope.is_saved(view.module, "") and view.tensor not in larger
     }
     if not chosen:
         msg = f"none of the tensors that {', '.join(scope.target)} matches can be factored into a PEFT adapter"
@@ -103,7 +103,7 @@ def split_tensors(base: Checkpoint, tuned: Checkpoint, scope: Scope, written: Wr
     parts.saved.extend(view.tensor for view in selected if view.tensor in larger)
     for view in found.matrices:
         if view.name not in chosen and view.tensor not in parts.saved:
-            reason = _without_lora(view) or NOT_TARGETED
+            reason = _without_lora(view, naming) or NOT_TARGETED
             _assign(view.tensor, view.module, reason, scope, parts)
             if view.tensor in larger and view.tensor not in parts.saved and not scope.is_excluded(view.module):
                 parts.new_tokens[view.tensor] = larger[view.tensor]
@@ -120,8 +120,10 @@ def split_tensors(base: Checkpoint, tuned: Checkpoint, scope: Scope, written: Wr
     return parts
 
 
-def _without_lora(view: MatrixView) -> str | None:
+def _without_lora(view: MatrixView, naming: TreeNaming) -> str | None:
     """Why PEFT has no LoRA for a matrix; None if it has."""
+    if parts := naming.split.get(view.tensor):
+        return f"transformers divides it into {', '.join(parts)}, so PEFT finds no module of this name"
     if view.kind == "parameter":
         return "bare parameter, not a module"
     rows, columns = view.stored_shape
@@ -130,7 +132,7 @@ def _without_lora(view: MatrixView) -> str | None:
     return None
 
 
-def _renamed(view: MatrixView, naming: Callable[[str], str]) -> MatrixView:
+def _renamed(view: MatrixView, naming: TreeNaming) -> MatrixView:
     """A matrix under the name of its module in transformers, where PEFT looks for it."""
     return replace(view, name=naming(view.name), tied_modules=tuple(map(naming, view.tied_modules)))
 
