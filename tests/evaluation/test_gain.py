@@ -84,7 +84,7 @@ def test_several_adapters_share_the_losses_of_base_and_tuned(tiny_llama, tuned, 
     half = adapter_of({name: layer.delta() / 2 for name, layer in exact.items()})
     stages = Stages()
     reports = measure_gains(tiny_llama, tuned, {"all": exact, "half": half}, text, progress=stages)
-    assert stages.names == ["Loss of base", "Loss of all", "Loss of half", "Loss of tuned"]
+    assert stages.names == ["Loss of tuned", "Loss of base", "Loss of all", "Loss of half"]
     assert reports["all"].base_loss == reports["half"].base_loss
     assert reports["half"] == measure_gain(tiny_llama, tuned, half, text)
 

@@ -31,7 +31,16 @@ from eckart.cli.options import (
     in_group,
 )
 from eckart.cli.push import Push
-from eckart.cli.quality import DistillText, EvalText, Steps
+from eckart.cli.quality import (
+    DistillText,
+    EvalMetric,
+    EvalText,
+    KeepGain,
+    Ladder,
+    MaxRank,
+    ShareRanks,
+    Steps,
+)
 
 if TYPE_CHECKING:
     from eckart.operations import AdapterResult
@@ -70,10 +79,15 @@ def extract(
     energy: Energy = None,
     error: Error = None,
     budget: BudgetText = None,
+    gain: KeepGain = None,
+    ladder: Ladder = None,
+    share: ShareRanks = False,
+    max_rank: MaxRank = None,
     target: Target = None,
     exclude: Exclude = None,
     modules_to_save: Saved = None,
     evaluation: EvalText = None,
+    metric: EvalMetric = "loss",
     distill: DistillText = None,
     steps: Steps = None,
     device: Device = "auto",
@@ -102,7 +116,8 @@ def extract(
 
     With --for, write what a runtime loads (see eckart check); if that is another format, without a page.
 
-    With --eval, measure how much of the fine-tune's lower loss the adapter recovers. With --distill, also train the
+    With --eval, measure how much of the fine-tune's lower loss the adapter recovers; with --gain, write the smallest
+    rank that recovers enough, found with few measurements. With --distill, also train the
     factors on TEXT towards TUNED's predictions; they are kept if the last 15 % of TEXT shows that this helped.
 
     \b
@@ -133,12 +148,13 @@ def extract(
     from eckart.cli.output import present
     from eckart.cli.progress import StderrProgress
     from eckart.cli.push import check_push, push_output
-    from eckart.cli.quality import distillation, distilled_fact, gain_facts, gain_of, read_text
+    from eckart.cli.quality import distillation, gain_facts, judgement, rank_options
     from eckart.cli.runtimes import note_needs, show_adapter, write_for
     from eckart.engine import Execution
     from eckart.errors import OptionError
     from eckart.operations.card import add_facts
     from eckart.operations.checking.fitting import fits_as_planned
+    from eckart.operations.rank_choice import MOST_RANK
 
     if to is not None and (runtime is not None or open_page):
         msg = f"`to` writes one file: leave out `{'for' if runtime is not None else 'open'}`"
@@ -147,10 +163,7 @@ def extract(
         msg = "`unbalanced` keeps lora_A orthonormal, but `distill` trains it; choose one of them"
         raise OptionError(msg)
     options: dict[str, Any] = {
-        "rank": rank,
-        "energy": energy,
-        "error": error,
-        "budget": budget,
+        **rank_options(rank, energy, error, budget, gain=gain, candidates={"rank": max_rank or MOST_RANK}),
         "target": target or "all-linear",
         "exclude": exclude or (),
         "modules_to_save": modules_to_save or (),
@@ -162,36 +175,44 @@ def extract(
     if dry_run:
         return present(operations.plan_extract(base, tuned, **options).preview(), report.preview_table, as_json=as_json)
     check_push(push)
-    check_output(output, force=force, inputs=[evaluation, distill, *local_paths(base, tuned)])
-    text = read_text(evaluation) if evaluation else None
+    check_output(output, force=force, inputs=[distill, *local_paths(base, tuned, evaluation)])
     fits = runtime is None or fits_as_planned(operations.plan_extract(base, tuned, **options), runtime)
     written = output if fits else None  # what does not fit as it is, write_for changes first
-    drawing = Drawing(None if to else written, page="extraction_page", open_page=open_page)
+    figure = "save_gain_figure" if gain is not None else None
+    drawing = Drawing(
+        None if to else written, save=figure, page="extraction_page", figures="figure", open_page=open_page
+    )
     execution = Execution(
         device=device, workers=workers, seed=seed, resume=not no_resume, shard=shard, progress=StderrProgress()
     )
-    gain, fitted = None, None
-    with distillation(base, tuned, distill, steps=steps, seed=seed, device=device) as refine:
-
-        def content(extraction: "AdapterResult") -> dict[str, Any]:
-            """The content of extract.json; the gain is measured once."""
-            nonlocal gain
-            if text is not None and gain is None:
-                gain = gain_of(base, tuned, extraction.adapter, text)
-            return extraction.to_json() | {"eval": gain.to_json() if gain else None} | distilled_fact(refine)
+    fitted = None
+    with (
+        distillation(base, tuned, distill, steps=steps, seed=seed, device=device) as refine,
+        judgement(
+            base, tuned, evaluation, metric=metric, gain=gain, ladder=ladder, share=share, max_rank=max_rank,
+            refine=refine, device=device, is_ordered=True,
+        ) as judged,
+    ):  # fmt: skip
 
         def finish(folder: Path, extraction: "AdapterResult") -> None:
             if not folder.is_dir():
                 return
-            facts = content(extraction)
+            facts = judged.content(extraction, refine)
             write_result(folder, "extract.json", facts)
-            add_facts(folder, gain_facts(gain))
+            add_facts(folder, gain_facts(judged.report))
             drawing.draw(folder, facts)
 
         extraction = operations.extract(
-            base, tuned, output=written, execution=execution, force=force, refine=refine, finish=finish, **options
+            base,
+            tuned,
+            output=written,
+            execution=execution,
+            force=force,
+            refine=judged.by_gain or refine,
+            finish=finish,
+            **options,
         )
-    facts = content(extraction)
+    facts = judged.content(extraction, refine)
     if runtime is not None and not fits:
         fitted, facts_of_runtime = write_for(
             extraction.adapter,
@@ -204,6 +225,6 @@ def extract(
         )
         facts |= facts_of_runtime
     note_needs(output, runtime)
-    show_adapter(extraction, facts, gain=gain, refine=refine, fitted=fitted, as_json=as_json)
+    show_adapter(extraction, facts, judged=judged, refine=refine, fitted=fitted, as_json=as_json)
     drawing.finish(None)
     return push_output(output, push, made_by="extract")

@@ -9,8 +9,8 @@ from eckart.cli.options import Runtime
 
 if TYPE_CHECKING:
     from eckart.adapter.adapter import Adapter
+    from eckart.cli.quality import Judgement
     from eckart.engine import Execution
-    from eckart.evaluation import GainReport
     from eckart.operations import AdapterResult, ConvertResult
     from eckart.training import Distillation
 
@@ -50,7 +50,7 @@ def show_adapter(
     result: "AdapterResult",
     facts: Mapping[str, Any],
     *,
-    gain: "GainReport | None" = None,
+    judged: "Judgement | None" = None,
     refine: "Distillation | None",
     fitted: "ConvertResult | None",
     as_json: bool,
@@ -60,7 +60,7 @@ def show_adapter(
     Args:
         result: the adapter.
         facts: what is printed as JSON.
-        gain: the gain that it recovers, if that was measured.
+        judged: the gain that it recovers, and the ranks that were measured to choose one.
         refine: its distillation, if there was one.
         fitted: what was written instead of the adapter itself.
         as_json: whether to print JSON.
@@ -70,7 +70,10 @@ def show_adapter(
 
     if as_json:
         return show_json(facts)
-    show(report.adapter_table(result, gain, refine.result if refine else None))
+    gain, curve = None, None
+    if judged is not None:
+        gain, curve, refine = judged.report, judged.curve, judged.distillation(refine)
+    show(report.adapter_table(result, gain, refine.result if refine else None, curve=curve))
     if fitted is not None:
         show(report.conversion_table(fitted))
     return None

@@ -1,6 +1,10 @@
+from .bootstrap import Gains as Gains
+from .gain import GainMeter as GainMeter
 from .gain import GainReport as GainReport
 from .gain import measure_gain as measure_gain
 from .gain import measure_gains as measure_gains
+from .held_out import HeldOut as HeldOut
+from .held_out import losses_of as losses_of
 from .kept_gain import KeptGain as KeptGain
 from .kept_gain import KeptGainMeter as KeptGainMeter
 from .kept_gain import SearchedWeights as SearchedWeights

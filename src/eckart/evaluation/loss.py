@@ -59,16 +59,8 @@ def text_loss(
         NotFiniteError: the model returns NaN or Inf.
         OptionError: a text without a tokenizer, or windows of fewer than two tokens.
     """
-    ids, start = _token_ids(text, tokenizer)
     limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    length = max_length if limit is None else min(max_length, limit)
-    if length < 2:
-        msg = f"`max_length` must be at least 2, so that a token has one before it; got {length}"
-        raise OptionError(msg)
-    windows = list(_windows(ids, start, length))
-    if not windows:
-        msg = f"the text has {len(ids)} tokens: a loss needs at least two, to predict one from the other"
-        raise EckartError(msg)
+    windows = text_windows(text, tokenizer, max_length if limit is None else min(max_length, limit))
     device = next(model.parameters()).device
     total, tokens = 0.0, 0
     progress.start(stage, len(windows), "windows")
@@ -83,6 +75,19 @@ def text_loss(
         msg = f"the model returned NaN or Inf: its loss is {total} after {tokens} tokens"
         raise NotFiniteError(msg)
     return LossResult(nats_per_token=total / tokens, tokens=tokens)
+
+
+def text_windows(text: str | Tensor, tokenizer: "PreTrainedTokenizerBase | None", length: int) -> list[Tensor]:
+    """A text, or token ids, in windows of `length` tokens without overlap; errors as of `text_loss`."""
+    ids, start = _token_ids(text, tokenizer)
+    if length < 2:
+        msg = f"`max_length` must be at least 2, so that a token has one before it; got {length}"
+        raise OptionError(msg)
+    windows = list(_windows(ids, start, length))
+    if not windows:
+        msg = f"the text has {len(ids)} tokens: a loss needs at least two, to predict one from the other"
+        raise EckartError(msg)
+    return windows
 
 
 def _token_ids(text: str | Tensor, tokenizer: "PreTrainedTokenizerBase | None") -> tuple[Tensor, list[int]]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ class LayerRecord:
         error: ‖ΔW − BA‖_F / ‖ΔW‖_F, measured on the factors as written.
         error_lower_bound: no factors of that rank have a smaller error; fails with probability under 1e-6.
         fro_norm: ‖ΔW‖_F.
+        lower_bounds: of the errors at ranks 1, 2, … up to `rank`, as far as they were computed.
+        signal_rank: number of its directions that stand above the rounding of the stored weights; None if unknown.
     """
 
     name: str
@@ -32,6 +34,15 @@ class LayerRecord:
     error: float
     error_lower_bound: float
     fro_norm: float
+    lower_bounds: Sequence[float] = ()
+    signal_rank: int | None = None
+
+    def at_rank(self, rank: int, error: float) -> "LayerRecord":
+        """The record of a truncation: of its rank, with its error; as it is at the same rank."""
+        if rank == self.rank or not self.lower_bounds:
+            return replace(self, error=error)
+        bound = min(self.lower_bounds[rank - 1], error) if rank else 1.0
+        return replace(self, rank=rank, error=error if rank else 1.0, error_lower_bound=bound)
 
     def to_json(self) -> dict[str, Any]:
         """The entry of a `layers` list."""
@@ -41,6 +52,7 @@ class LayerRecord:
             "rank": self.rank,
             "error": self.error,
             "error_lower_bound": self.error_lower_bound,
+            **({} if self.signal_rank is None else {"signal_rank": self.signal_rank}),
         }
 
 

@@ -94,12 +94,21 @@ class LayerTasks:
     named: Callable[[Adapter], Adapter] | None = None
 
 
-def layer_record(layer: AdapterLayer, *, error: float, error_lower_bound: float, fro_norm: float) -> "Record":
-    """The record of a computed layer."""
+def layer_record(
+    layer: AdapterLayer,
+    *,
+    error: float,
+    error_lower_bound: float,
+    fro_norm: float,
+    lower_bounds: Sequence[float] = (),
+    signal_rank: int | None = None,
+) -> "Record":
+    """The record of a computed layer; the rest as of `LayerRecord`."""
     from eckart.engine import Record
 
     fields = {"alpha": layer.alpha, "rslora": layer.rslora, "kind": layer.kind}
     quality = {"rank": layer.rank, "error": error, "error_lower_bound": error_lower_bound, "fro_norm": fro_norm}
+    quality |= {"lower_bounds": list(lower_bounds), "signal_rank": signal_rank}
     return Record({"layer": fields, "quality": quality}, layer.tensors())
 
 
@@ -200,6 +209,8 @@ class AdapterWriter:
             ]
             adapter = replace(work.frame, layers=_layers(written, work, journal), files=())
             if self.refine is not None and (refined := self.refine(adapter)) is not adapter:
+                left_out = [name for name in adapter if name not in refined]
+                dropped += [Skipped(name, "no rank within the budget") for name in left_out]
                 adapter, layers = refined, work.measure(refined, layers)
             if work.named is not None:
                 adapter = work.named(adapter)

@@ -46,6 +46,7 @@ def factor(
         "fro_norm": norm,
         "error": _measured_error(matrix, left, right, norm),
         "error_lower_bound": svd.spectrum.error_bounds(rank)[0],
+        "lower_bounds": [svd.spectrum.error_bounds(lower)[0] for lower in range(1, rank + 1)],
     }
     return Record(facts, {"left": left.cpu(), "right": right.cpu()})
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from eckart.errors import OptionError
 
 DEFAULT_RANK = 16
+MOST_RANK = 64  # that an extraction by gain considers by default
 HEADER_BYTES = 512  # of a budget in bytes: the file's header, for the tensors of one layer
 _BUDGET = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[kmg]?b|[kmg]?)", re.IGNORECASE)
 _SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}

@@ -1,6 +1,8 @@
 from .figures.comparison import alignment_map as alignment_map
 from .figures.comparison import overlap_map as overlap_map
 from .figures.comparison import save_comparison_figures as save_comparison_figures
+from .figures.gain import gain_figure as gain_figure
+from .figures.gain import save_gain_figure as save_gain_figure
 from .figures.plan import plan_figure as plan_figure
 from .figures.plan import save_plan_figure as save_plan_figure
 from .figures.rank_map import rank_map as rank_map

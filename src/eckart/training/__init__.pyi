@@ -10,9 +10,14 @@ from .finetuning import FinetuneResult as FinetuneResult
 from .finetuning import FinetuneSettings as FinetuneSettings
 from .finetuning import fast_dtype as fast_dtype
 from .finetuning import finetune as finetune
+from .gain_curve import GainCurve as GainCurve
 from .health import DivergenceError as DivergenceError
+from .held_out import held_out_for as held_out_for
+from .held_out import load_held_out as load_held_out
 from .inputs import check_inputs as check_inputs
 from .interruption import TrainingInterrupted as TrainingInterrupted
+from .rank_by_gain import GainChoice as GainChoice
+from .rank_by_gain import RankByGain as RankByGain
 from .rank_file import with_ranks as with_ranks
 from .result import TrainResult as TrainResult
 from .rundir import destroy_process_group as destroy_process_group

@@ -64,7 +64,7 @@ class DataOptions:
 
 
 @dataclass
-class _Count:
+class Count:
     """Statistics of DATA, collected while it is read."""
 
     cut: int = 0
@@ -73,6 +73,7 @@ class _Count:
     digest: Any = field(default_factory=hashlib.sha256)
 
     def add(self, ids: list[int]) -> None:
+        """Count the tokens of one sequence."""
         self.largest_token = max(self.largest_token, *ids)
         self.digest.update(np.asarray(ids, dtype=np.int32).tobytes())
 
@@ -148,16 +149,16 @@ def load_data(
     """
     datasets = require_datasets("training")
     options = options or DataOptions()
-    inputs = InputFiles(path for given in (source, held_out) for path in _files(given))
+    inputs = InputFiles(path for given in (source, held_out) for path in files_of(given))
     folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=folder))
-    count = _Count()
+    count = Count()
     try:
-        with _without_progress_bars(datasets):
+        with without_progress_bars(datasets):
             if held_out is None:
                 train, held, form = _split_source(source, tokenizer, options, count, folder)
             else:
-                train, form = _complete(source, tokenizer, options, count, folder / "train")
-                held, _ = _complete(held_out, tokenizer, options, count, folder / "held_out")
+                train, form = read_sequences(source, tokenizer, options, count, folder / "train")
+                held, _ = read_sequences(held_out, tokenizer, options, count, folder / "held_out")
             inputs.check_unchanged()
             records = len(train)
             _check_enough(train, held, source, options)
@@ -176,7 +177,7 @@ def load_data(
 
 
 def _split_source(
-    source: Source, tokenizer: "PreTrainedTokenizerBase", options: DataOptions, count: _Count, folder: Path
+    source: Source, tokenizer: "PreTrainedTokenizerBase", options: DataOptions, count: Count, folder: Path
 ) -> "tuple[Dataset, Dataset, str]":
     """The training and the held-out sequences of the same data, and its form."""
     paths = _text_files(source)
@@ -191,8 +192,8 @@ def _split_source(
     return train, held_out, "texts"
 
 
-def _complete(
-    source: Source, tokenizer: "PreTrainedTokenizerBase", options: DataOptions, count: _Count, folder: Path
+def read_sequences(
+    source: Source, tokenizer: "PreTrainedTokenizerBase", options: DataOptions, count: Count, folder: Path
 ) -> "tuple[Dataset, str]":
     """All of a source as sequences, and its form."""
     paths = _text_files(source)
@@ -203,12 +204,13 @@ def _complete(
     ), "texts"
 
 
-def _files(source: Source | None) -> tuple[Path, ...]:
+def files_of(source: Source | None) -> tuple[Path, ...]:
+    """The files of a source on this machine; none of records or a dataset on the hub."""
     return (find_files(source) if isinstance(source, (str, Path)) else None) or ()
 
 
 def _text_files(source: Source) -> tuple[Path, ...]:
-    files = _files(source)
+    files = files_of(source)
     return files if files and not has_records(files[0]) else ()
 
 
@@ -216,7 +218,7 @@ def _windows(
     paths: tuple[Path, ...],
     tokenizer: "PreTrainedTokenizerBase",
     options: DataOptions,
-    count: _Count,
+    count: Count,
     *,
     held: dict[Path, int],
     split: str,
@@ -227,7 +229,7 @@ def _windows(
 
 
 def _records(
-    source: Source, tokenizer: "PreTrainedTokenizerBase", options: DataOptions, count: _Count, folder: Path
+    source: Source, tokenizer: "PreTrainedTokenizerBase", options: DataOptions, count: Count, folder: Path
 ) -> "tuple[Dataset, str]":
     """Every record as a sequence, and the form they share."""
     faults: list[str] = []
@@ -262,7 +264,7 @@ def _records(
     return dataset, form or "nothing"
 
 
-def _truncated(ids: list[int], labels: list[int], length: int, count: _Count) -> Iterator[dict[str, list[int]]]:
+def _truncated(ids: list[int], labels: list[int], length: int, count: Count) -> Iterator[dict[str, list[int]]]:
     """The first `length` tokens of an example, if one of them counts in the loss; the first one never does."""
     cut = len(ids) > length
     ids, labels = ids[:length], labels[:length]
@@ -319,7 +321,7 @@ def _name(source: Source) -> str:
 
 
 @contextmanager
-def _without_progress_bars(datasets: Any) -> Iterator[None]:
+def without_progress_bars(datasets: Any) -> Iterator[None]:
     """Suppress the progress bars of `datasets` inside the block."""
     enabled = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()

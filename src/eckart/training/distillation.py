@@ -44,7 +44,7 @@ class Distillation:
         self,
         base: str | Path,
         teacher: str | Path | Adapter,
-        text: str,
+        text: str | Tensor,
         settings: FinetuneSettings = SHORT,
         *,
         device: torch.device | str = "cpu",
@@ -55,7 +55,7 @@ class Distillation:
         Args:
             base: SOURCE of the base, with its tokenizer.
             teacher: SOURCE of the fine-tune, which is then in memory together with the base, or an adapter of the base.
-            text: text to train on; its last 15 % are held out to evaluate the training.
+            text: text to train on, or its token ids; its last 15 % are held out to evaluate the training.
             settings: see `distill`.
             device: device of the models.
             progress: receives the steps.
@@ -67,7 +67,8 @@ class Distillation:
         self.base, self.teacher, self.settings = base, teacher, settings
         self.device, self.progress = device, progress
         tokenizer = load_tokenizer(base)
-        self.ids, self.opening = token_ids(text, tokenizer), opening_token(tokenizer)
+        self.ids = text.flatten().tolist() if isinstance(text, Tensor) else token_ids(text, tokenizer)
+        self.opening = opening_token(tokenizer)
         least = math.ceil(LEAST_HELD_OUT_TOKENS / HELD_OUT_SHARE)
         if len(self.ids) < least:
             msg = (

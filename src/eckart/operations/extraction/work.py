@@ -97,7 +97,14 @@ class Extraction:
         errors = {
             task.name: error for task, error in run_tasks(tasks, stage="Measuring errors", execution=self.execution)
         }
-        return [replace(layer, error=errors[layer.name]) if layer.name in errors else layer for layer in layers]
+        return [
+            layer.at_rank(adapter[layer.name].rank, errors[layer.name])
+            if layer.name in errors
+            else layer
+            if layer.name in adapter
+            else layer.at_rank(0, 1.0)
+            for layer in layers
+        ]
 
     def _record(self, view: MatrixView, choice: RankChoice) -> Record:
         plan, generator = self.plan, self.execution.generator(view.name)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from eckart.engine import Execution
     from eckart.operations.adapter_result import AdapterResult, Refine
+    from eckart.result import Finish
 
 
 def resize(
@@ -31,6 +32,7 @@ def resize(
     execution: "Execution | None" = None,
     force: bool = False,
     refine: "Refine | None" = None,
+    finish: "Finish[AdapterResult] | None" = None,
 ) -> "AdapterResult":
     """The best adapter of another rank, layer by layer: QR of the factors and an r×r SVD in float64, never the product.
 
@@ -62,6 +64,7 @@ def resize(
         force: replace an existing output.
         refine: changes the adapter before it is written, such as `eckart.training.Distillation`; errors are then
             measured again.
+        finish: called with the folder or file before it gets its final name and the result, to add files to a folder.
 
     Returns:
         `AdapterResult`: each layer's rank, the error measured on the factors as written, and the least possible.
@@ -84,7 +87,7 @@ def resize(
         scale=scale,
         dtype=dtype,
     )
-    writer = AdapterWriter.checked(plan, output, execution, force=force, refine=refine)
+    writer = AdapterWriter.checked(plan, output, execution, force=force, refine=refine, finish=finish)
     from eckart.operations.resizing.work import resize_tasks  # imports torch
 
     return writer.write(resize_tasks(plan, writer.execution))

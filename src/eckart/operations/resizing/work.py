@@ -96,16 +96,18 @@ def _tasks(plan: ResizePlan, names: Iterable[str], call: Callable[[str], T]) -> 
 
 def _measured(plan: ResizePlan, adapter: Adapter, layers: Sequence[LayerRecord]) -> list[LayerRecord]:
     """The records of layers with errors measured again, after the factors of the adapter were changed."""
+    return [_at_rank(record, plan.adapter[record.name], adapter.get(record.name)) for record in layers]
 
-    def error(layer: AdapterLayer, result: AdapterLayer) -> float:
-        return measured_error(layer.unscaled(), result, scaling=layer.scaling)
 
-    return [
-        replace(record, error=error(plan.adapter[record.name], adapter[record.name]))
-        if record.name in adapter
-        else record
-        for record in layers
-    ]
+def _at_rank(record: LayerRecord, layer: AdapterLayer, result: AdapterLayer | None) -> LayerRecord:
+    """The record of a layer whose factors were changed, or of one that was left out."""
+    if result is None:
+        return record if record.rank == 0 else replace(record, rank=0, error=1.0, error_lower_bound=1.0)
+    error = measured_error(layer.unscaled(), result, scaling=layer.scaling)
+    if result.rank == record.rank:
+        return replace(record, error=error)
+    least = min(product_spectrum(layer.unscaled()).error_bounds(result.rank)[0], error)
+    return replace(record, rank=result.rank, error=error, error_lower_bound=least)
 
 
 def resized(name: str, layer: AdapterLayer, rank: int, dtype: DType | None, execution: Execution) -> Record:

@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarized
@@ -12,15 +14,27 @@ from eckart.report.words import bytes_text, count_text, number_text, seconds_tex
 if TYPE_CHECKING:
     from eckart.evaluation import GainReport
     from eckart.operations import AdapterResult, LayerRecord
-    from eckart.training import DistillResult
+    from eckart.training import DistillResult, GainCurve
 
 REMEDIES = {"norm": "`modules_to_save=norm` saves them"}
 
 
 def adapter_table(
-    result: "AdapterResult", gain: "GainReport | None" = None, distilled: "DistillResult | None" = None
+    result: "AdapterResult",
+    gain: "GainReport | None" = None,
+    distilled: "DistillResult | None" = None,
+    *,
+    curve: "GainCurve | None" = None,
+    per_layer: bool = False,
 ) -> RenderableType:
     """Ranks and errors of an adapter, its size, and how much of the fine-tune's gain it recovers.
+
+    Args:
+        result: the adapter.
+        gain: its gain, if it was measured.
+        distilled: its distillation, if there was one.
+        curve: the measured ranks, if its rank was chosen by its gain.
+        per_layer: one line per layer, also where there are many.
 
     Returns:
         a rich renderable of at most 80 columns.
@@ -30,8 +44,10 @@ def adapter_table(
         Column("relative error", lambda layer: layer.error, "share"),
         Column("least possible", lambda layer: layer.error_lower_bound, "share"),
     ]
+    if per_layer and any(layer.signal_rank is not None for layer in result.layers):
+        columns.insert(1, Column("above\nnoise", lambda layer: layer.signal_rank))
     where = f"Adapter in {result.output}" if result.output else "Adapter"
-    notes = [SUMMARY] if is_summarized(result.layers) else []
+    notes = [SUMMARY] if not per_layer and is_summarized(result.layers) else []
     what = (
         "Error of the outputs, as a share of what quantization cost"
         if result.made_by == "correct"
@@ -51,9 +67,24 @@ def adapter_table(
         f"{len(result.layers)} layers, {count_text(result.adapter.params)} parameters, "
         f"{bytes_text(result.nbytes)}, {seconds_text(result.seconds)}"
     )
-    table = grid(result.layers, columns)
+    table = grid(result.layers, columns, per_matrix=per_layer)
     skipped = skipped_lines(result.skipped, REMEDIES)
-    return Group(unbroken(where, style="bold"), table, *map(Text, notes), *skipped)
+    measured = [] if curve is None else [Text("Gain kept by rank", style="bold"), _curve_table(curve)]
+    return Group(*measured, unbroken(where, style="bold"), table, *map(Text, notes), *skipped)
+
+
+def _curve_table(curve: "GainCurve") -> Table:
+    """The measured ranks with their losses and gains; the chosen one is marked."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    loss = "KL" if curve.report.metric == "kl" else "loss"
+    for heading in ("", "rank", "parameters", f"{loss}, nats/token", "gain kept", "95 % interval"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for point in curve.points:
+        interval = point.report.interval
+        shown = f"{interval.lower:.1%} – {interval.upper:.1%}" if interval else "–"
+        row = (str(point.rank), count_text(point.params), f"{point.report.adapter_loss:.4f}", f"{point.gain:.1%}")
+        table.add_row("→" if point is curve.chosen else "", *row, shown)
+    return table
 
 
 def _percent(share: float) -> str:
@@ -63,13 +94,16 @@ def _percent(share: float) -> str:
 
 def _gain_text(gain: "GainReport") -> str:
     """The losses in one sentence, and the share of the gain, or why there is none."""
+    what = "KL to the fine-tune" if gain.metric == "kl" else "Loss"
     losses = (
-        f"Loss on {gain.tokens:,} tokens: base {gain.base_loss:.4f}, fine-tune {gain.tuned_loss:.4f}, "
+        f"{what} on {gain.tokens:,} tokens: base {gain.base_loss:.4f}, fine-tune {gain.tuned_loss:.4f}, "
         f"base with adapter {gain.adapter_loss:.4f} nats per token."
     )
     if gain.gain_recovered is None:
         return f"{losses} No gain recovered: {gain.note}."
-    return f"{losses}\nGain recovered: {number_text(100 * gain.gain_recovered)}%"
+    interval = gain.interval
+    between = f" (95 % interval {interval.lower:.1%} – {interval.upper:.1%})" if interval else ""
+    return f"{losses}\nGain recovered: {number_text(100 * gain.gain_recovered)}%{between}"
 
 
 def _distilled_text(distilled: "DistillResult") -> str:

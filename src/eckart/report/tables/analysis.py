@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from eckart.operations import Analysis, MatrixAnalysis
 
 
-def analysis_table(analysis: "Analysis") -> RenderableType:
+def analysis_table(analysis: "Analysis", *, per_layer: bool = False) -> RenderableType:
     """The ranks of an analysis, its totals, and what was skipped.
+
+    Args:
+        analysis: the analysis.
+        per_layer: one line per matrix, also where there are many.
 
     Returns:
         a rich renderable of at most 80 columns.
@@ -27,7 +31,7 @@ def analysis_table(analysis: "Analysis") -> RenderableType:
     ]
     if analysis.kind == "delta" and any(matrix.noise for matrix in analysis.matrices):
         columns.append(Column("above\nnoise", lambda matrix: matrix.noise.signal_rank if matrix.noise else None))
-    notes = [SUMMARY] if is_summarized(analysis.matrices) else []
+    notes = [SUMMARY] if not per_layer and is_summarized(analysis.matrices) else []
     if not analysis.is_complete:
         notes.append("A range for one matrix, and ≤, are certified limits; `full` computes every singular value.")
     if analysis.kind == "delta":
@@ -36,5 +40,5 @@ def analysis_table(analysis: "Analysis") -> RenderableType:
         f"{len(analysis.matrices)} matrices, {count_text(analysis.params)} parameters, "
         f"{seconds_text(analysis.seconds)}, peak memory {bytes_text(analysis.peak_rss_bytes)}"
     )
-    table = grid(analysis.matrices, columns)
+    table = grid(analysis.matrices, columns, per_matrix=per_layer)
     return Group(unbroken(name(analysis), style="bold"), table, *map(Text, notes), *skipped_lines(analysis.skipped))

@@ -48,6 +48,12 @@ class Grid(Generic[M]):
 
     matrices: Sequence[M]
     columns: Sequence[Column[M]]
+    per_matrix: bool = False
+
+    @property
+    def is_summarized(self) -> bool:
+        """Whether the rows are kinds rather than matrices."""
+        return not self.per_matrix and is_summarized(self.matrices)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The widest variant that fits."""
@@ -60,14 +66,14 @@ class Grid(Generic[M]):
     def _variants(self) -> Iterator[Table]:
         """From the fullest to the narrowest."""
         yield self._table(len(self.columns))
-        if is_summarized(self.matrices):
+        if self.is_summarized:
             yield self._table(len(self.columns), ranges=False)
         for count in range(len(self.columns), 0, -1):
             yield self._table(count, ranges=False, shape=False)
 
     def _table(self, count: int, *, ranges: bool = True, shape: bool = True) -> Table:
         """The table with the first `count` columns of numbers."""
-        summarized, columns = is_summarized(self.matrices), self.columns[:count]
+        summarized, columns = self.is_summarized, self.columns[:count]
         table = Table(box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False, header_style="bold")
         table.add_column("module" if summarized else "matrix", no_wrap=True, overflow="ignore")
         if summarized:
@@ -86,7 +92,7 @@ class Grid(Generic[M]):
     @cached_property
     def _rows(self) -> list[tuple[str, int, str, list[list[Number]]]]:
         """Of each matrix or kind its label, how many matrices it has, their shape, and their numbers by column."""
-        if is_summarized(self.matrices):
+        if self.is_summarized:
             members = by_kind(self.matrices)
         else:
             names = shown_names((matrix.name for matrix in self.matrices), most=LONGEST_NAME)
@@ -99,9 +105,9 @@ class Grid(Generic[M]):
         return rows
 
 
-def grid(matrices: Sequence[M], columns: Sequence[Column[M]]) -> Grid[M]:
-    """The table of some matrices, as a rich renderable."""
-    return Grid(matrices, columns)
+def grid(matrices: Sequence[M], columns: Sequence[Column[M]], *, per_matrix: bool = False) -> Grid[M]:
+    """The table of some matrices, as a rich renderable; `per_matrix` lists each of many."""
+    return Grid(matrices, columns, per_matrix)
 
 
 def is_summarized(matrices: Sequence[Named]) -> bool:
