@@ -179,7 +179,8 @@ def extract(
     fits = runtime is None or fits_as_planned(operations.plan_extract(base, tuned, **options), runtime)
     written = output if fits else None  # what does not fit as it is, write_for changes first
     figure = "save_gain_figure" if gain is not None else None
-    drawing = Drawing(
+    page_folder = None if to else written
+    drawing = Drawing(page_folder, save=figure, page="extraction_page", figures="figure", open_page=open_page)
         None if to else written, save=figure, page="extraction_page", figures="figure", open_page=open_page
     )
     execution = Execution(
