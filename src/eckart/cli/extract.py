@@ -181,8 +181,6 @@ def extract(
     figure = "save_gain_figure" if gain is not None else None
     page_folder = None if to else written
     drawing = Drawing(page_folder, save=figure, page="extraction_page", figures="figure", open_page=open_page)
-        None if to else written, save=figure, page="extraction_page", figures="figure", open_page=open_page
-    )
     execution = Execution(
         device=device, workers=workers, seed=seed, resume=not no_resume, shard=shard, progress=StderrProgress()
     )
