@@ -133,7 +133,8 @@ def test_a_base_without_codes_is_refused_before_any_text_is_read(inputs, tmp_pat
     with pytest.raises(EckartError, match="writes no codes"):
         merge(base, adapter, tmp_path / "out", moments=moments, execution=CPU)
     with pytest.raises(EckartError, match="writes no codes"):
-        merge_with_text(base, adapter, tmp_path / "out", ["no such text"], execution=CPU)
+        (tmp_path / "text.txt").write_text("too short to calibrate with")
+        merge_with_text(base, adapter, tmp_path / "out", [tmp_path / "text.txt"], execution=CPU)
 
 
 def test_the_command_reports_how_much_of_the_gain_is_kept(tiny_llama, text, tmp_path):
