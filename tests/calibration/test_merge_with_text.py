@@ -132,8 +132,8 @@ def test_a_base_without_codes_is_refused_before_any_text_is_read(inputs, tmp_pat
     base, _, adapter, moments = inputs
     with pytest.raises(EckartError, match="writes no codes"):
         merge(base, adapter, tmp_path / "out", moments=moments, execution=CPU)
+    (tmp_path / "text.txt").write_text("too short to calibrate with")
     with pytest.raises(EckartError, match="writes no codes"):
-        (tmp_path / "text.txt").write_text("too short to calibrate with")
         merge_with_text(base, adapter, tmp_path / "out", [tmp_path / "text.txt"], execution=CPU)
 
 

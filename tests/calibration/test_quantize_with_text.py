@@ -7,7 +7,6 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-import eckart.calibration.quantize as module_of_quantize
 from eckart.calibration import HeldOutLosses, quantize_with_text
 from eckart.cli.main import app
 from eckart.engine import Execution
@@ -43,7 +42,7 @@ def test_codes_that_lose_on_held_out_text_are_not_kept(tiny_llama, texts, tmp_pa
         losses = {"original": 1.0, "nearest codes": 2.0, "written": 3.0, "with correction": 1.5}
         return HeldOutLosses({label: {"text": losses[label]} for label in models}, 10)
 
-    monkeypatch.setattr(module_of_quantize, "measure_losses", measured)
+    monkeypatch.setattr("eckart.calibration.held_out.measure_losses", measured)
     result = quantize_with_text(tiny_llama, tmp_path / "out", texts, correct=2, execution=CPU)
     assert result.notes == (
         "The nearest codes were kept: calibrated ones had a loss of 3.0000 instead of 2.0000 on held-out text.",

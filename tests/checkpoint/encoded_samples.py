@@ -106,6 +106,36 @@ def comfyui_marked() -> Sample:
     return Sample(sample.tensors | {f"{MODULE}.comfy_quant": marker}, sample.truth)
 
 
+def in_tiles(scales: Tensor) -> Tensor:
+    """Scales in the order of cuBLAS: entry (r, c) of a tile of 128×4 is at (r mod 32)·16 + (r div 32)·4 + c."""
+    rows, columns = -(-scales.shape[0] // 128), -(-scales.shape[1] // 4)
+    stored = torch.zeros(rows, columns, 512, dtype=torch.uint8)
+    for row, column in np.ndindex(*scales.shape):
+        place = row % 32 * 16 + row % 128 // 32 * 4 + column % 4
+        stored[row // 128, column // 4, place] = scales[row, column]
+    return stored.view(128 * rows, 4 * columns)
+
+
+def comfyui_nvfp4(*, outputs: int = 160, inputs: int = 96) -> Sample:
+    packed, values = packed_e2m1(outputs, inputs)
+    scale = (torch.rand(outputs, inputs // 16, generator=generator(3)) * 400 + 1).to(E4M3)
+    second = torch.tensor(0.00123)
+    factors = (scale.float() * second).double()
+    truth = (values.unflatten(1, (-1, 16)) * factors[..., None]).flatten(1).float().double()
+    tensors = {"weight": packed << 4 | packed >> 4, "weight_scale": in_tiles(scale.view(torch.uint8)).view(E4M3),
+               "weight_scale_2": second, "comfy_quant": torch.tensor([*b'{"format": "nvfp4"}'], dtype=torch.uint8)}  # fmt: skip
+    return Sample({f"{MODULE}.{leaf}": value for leaf, value in tensors.items()}, truth)
+
+
+def comfyui_mxfp8() -> Sample:
+    codes, _, _ = codes_of(weight(), (1, INPUTS))
+    stored, factors = exponents(OUTPUTS, INPUTS // 32)
+    truth = (codes.double().unflatten(1, (-1, 32)) * factors[..., None]).flatten(1)
+    tensors = {"weight": codes, "weight_scale": in_tiles(stored).view(torch.float8_e8m0fnu),
+               "comfy_quant": torch.tensor([*b'{"format": "mxfp8"}'], dtype=torch.uint8)}  # fmt: skip
+    return Sample({f"{MODULE}.{leaf}": value for leaf, value in tensors.items()}, truth)
+
+
 def zero_points() -> Sample:
     """Asymmetric INT8 by compressed-tensors."""
     return compressed("int-quantized", num_bits=8, symmetric=False, strategy="channel")
@@ -360,6 +390,8 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
     "MXFP8": mxfp8,
     "MXFP4, packed data type": lambda: mxfp4("weight", "weight_scale", view=torch.float4_e2m1fn_x2),
     "NVFP4, ModelOpt": nvfp4,
+    "NVFP4, ComfyUI": comfyui_nvfp4,
+    "MXFP8, ComfyUI": comfyui_mxfp8,
     "NVFP4, packed data type": lambda: nvfp4(view=torch.float4_e2m1fn_x2),
     "NVFP4, ModelOpt, experts": nvfp4_experts,
     "NVFP4, compressed-tensors": lambda: compressed(

@@ -24,6 +24,7 @@ from .encoded_samples import (
     SAMPLES,
     Sample,
     awq,
+    comfyui_nvfp4,
     compressed,
     gptq,
     hqq,
@@ -132,7 +133,12 @@ MISFITS = {
         {"format": "float8_e4m3fn", "convrot": True})), "fp8, float8_e4m3fn with convrot of ComfyUI"),
     "LLM.int8 in another layout": (lambda: changed(SAMPLES["LLM.int8"](), weight_format=torch.tensor(2).byte()),
                                    "llm.int8 codes in the layout of a GPU"),
-    "NVFP4 of ComfyUI": (lambda: changed(nvfp4(), comfy_quant=text({"format": "nvfp4"})), "nvfp4, nvfp4 of ComfyUI"),
+    "NVFP4 of ComfyUI": (lambda: changed(nvfp4(), comfy_quant=text({"format": "nvfp4"})),
+                         r"weight \[64, 128\], weight_scale \[64, 16\], float8_e4m3fn, expected scales \[128, 16\]"),
+    "NVFP4 of ComfyUI, padded": (lambda: changed(comfyui_nvfp4(), bias=torch.zeros(150)), "the weight is padded"),
+    "NVFP4 of ComfyUI, one scale": (lambda: changed(comfyui_nvfp4(), weight_scale_2=None), "without weight_scale_2"),
+    "MXFP8 of ComfyUI, rotated": (lambda: changed(SAMPLES["MXFP8, ComfyUI"](), comfy_quant=text(
+        {"format": "mxfp8", "convrot": True})), "mxfp8 with convrot of ComfyUI"),
     "FP8 with a damaged marker": (lambda: changed(scaled("weight_scale", (1, 256)), comfy_quant=CODES),
                                   "fp8, None of ComfyUI"),
     "rotated": (lambda: scaled("weight_scale", (1, 256), transform_config={"config_groups": {"R1": {}}}),
@@ -200,6 +206,8 @@ FAULTY = {
     "FP8": (lambda: scaled("weight_scale", (1, 256)), "weight_scale"),
     "LLM.int8": (SAMPLES["LLM.int8"], "SCB"),
     "NVFP4": (nvfp4, "weight_scale_2"),
+    "NVFP4 of ComfyUI": (comfyui_nvfp4, "weight_scale_2"),
+    "NVFP4 of ComfyUI, groups": (comfyui_nvfp4, "weight_scale"),
     "GPTQ": (gptq, "scales"),
     "AWQ": (awq, "scales"),
     "compressed-tensors": (lambda: compressed("pack-quantized", num_bits=4, strategy="channel"), "weight_scale"),
@@ -217,7 +225,7 @@ def test_a_scale_that_no_quantizer_writes_is_refused(encoding, value, tmp_path):
     name = f"{MODULE}.{leaf}"
     sample.tensors[name] = sample.tensors[name].clone()
     sample.tensors[name].view(-1)[0] = value
-    said = "zero for codes that are not|is not a positive" if value == 0 else "NaN or Inf|is not a positive"
+    said = ("zero for codes that are not" if value == 0 else "NaN or Inf") + "|is .*a positive, finite number"
     with pytest.raises(FileFormatError, match=f"{re.escape(name)} .*({said})"):
         open_checkpoint(stored(tmp_path / "model", sample)).read(sample.name)
 

@@ -31,6 +31,20 @@ def times(module: StoredModule, leaf: str, values: "Tensor", scales: "Tensor") -
     return values.mul_(scales)
 
 
+def positive_number(module: StoredModule, leaf: str) -> "Tensor":
+    """One scale of a whole matrix, a float32 scalar.
+
+    Raises:
+        FileFormatError: it is not a positive, finite number.
+    """
+    import torch
+
+    number = module.read(leaf).to(torch.float32).reshape(())
+    if not bool(torch.isfinite(number) & (number > 0)):
+        raise module.refuse(leaf, f"is {float(number)}, expected a positive, finite number")
+    return number
+
+
 def powers_of_two(module: StoredModule, leaf: str, stored: "Tensor") -> "Tensor":
     """Scales that are stored as bytes, exponents with a bias of 127 (E8M0), in float32.
 

@@ -4,13 +4,12 @@ To add one: a function that finds its weights among the tensors of a module, in 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.encodings.awq import awq
-from eckart.checkpoint.encodings.comfyui import MARKER, comfyui_fault, stated_in_headers
+from eckart.checkpoint.encodings.comfyui import MARKER, comfyui_fault, stated_in_headers, stated_of
 from eckart.checkpoint.encodings.compressed import compressed
 from eckart.checkpoint.encodings.encoded import (
     Encoded,
@@ -27,6 +26,7 @@ from eckart.checkpoint.encodings.mlx import mlx
 from eckart.checkpoint.encodings.mxfp4 import mxfp4
 from eckart.checkpoint.encodings.nvfp4 import nvfp4
 from eckart.checkpoint.encodings.scaled import scaled
+from eckart.checkpoint.encodings.tiled import TILED, tiled
 
 ENCODINGS: tuple[Encoding, ...] = (scaled, mxfp4, nvfp4, gptq, awq, compressed, mlx, hqq, fp4)
 # Of a module's inputs and outputs and of caches, and of the layout in memory: they do not change what a weight is.
@@ -45,8 +45,14 @@ def found_in(stored: Checkpoint) -> tuple[list[Encoded], list[Unreadable]]:
     in_headers = stated_in_headers(stored)
     for module in modules_of(stored):
         beside[module.name] = [info.name for leaf, info in module.leaves.items() if _BESIDE.fullmatch(leaf)]
-        found = [each for encoding in ENCODINGS for each in encoding(module)] if module.has_codes else []
-        obstacle = _obstacle(module, found, in_headers) if found else None
+        if not module.has_codes:
+            continue
+        stated = stated_of(module, in_headers)
+        if stated and stated.get("format") in TILED:
+            found = [*tiled(module, stated["format"])]
+        else:
+            found = [each for encoding in ENCODINGS for each in encoding(module)]
+        obstacle = _obstacle(module, found) or comfyui_fault(stated) if found else None
         for each in found:
             if isinstance(each, Unreadable):
                 faults.append(each)
@@ -58,7 +64,7 @@ def found_in(stored: Checkpoint) -> tuple[list[Encoded], list[Unreadable]]:
     return [replace(each, parts=(*each.parts, *beside.pop(_module(each), ()))) for each in weights], faults
 
 
-def _obstacle(module: StoredModule, found: Sequence[Encoded | Unreadable], in_headers: Mapping[str, Any]) -> str | None:
+def _obstacle(module: StoredModule, found: Sequence[Encoded | Unreadable]) -> str | None:
     """Why codes of a module do not stand for its weights alone, or None."""
     used = {part for each in found for part in each.parts}
     unknown = [
@@ -71,7 +77,7 @@ def _obstacle(module: StoredModule, found: Sequence[Encoded | Unreadable], in_he
         return f"with {', '.join(unknown)}, which is not part of what eckart reads"
     if module.quantization().get("transform_config"):
         return "rotated by the transform_config of compressed-tensors; dequantize it with llm-compressor"
-    return comfyui_fault(module, in_headers)
+    return None
 
 
 def _module(weight: Encoded) -> str:
