@@ -123,7 +123,8 @@ def comfyui_nvfp4(*, outputs: int = 160, inputs: int = 96) -> Sample:
     factors = (scale.float() * second).double()
     truth = (values.unflatten(1, (-1, 16)) * factors[..., None]).flatten(1).float().double()
     tensors = {"weight": packed << 4 | packed >> 4, "weight_scale": in_tiles(scale.view(torch.uint8)).view(E4M3),
-               "weight_scale_2": second, "comfy_quant": torch.tensor([*b'{"format": "nvfp4"}'], dtype=torch.uint8)}  # fmt: skip
+               "weight_scale_2": second,
+               "comfy_quant": torch.tensor([*b'{"format": "nvfp4"}'], dtype=torch.uint8)}  # fmt: skip
     return Sample({f"{MODULE}.{leaf}": value for leaf, value in tensors.items()}, truth)
 
 

@@ -207,7 +207,6 @@ FAULTY = {
     "LLM.int8": (SAMPLES["LLM.int8"], "SCB"),
     "NVFP4": (nvfp4, "weight_scale_2"),
     "NVFP4 of ComfyUI": (comfyui_nvfp4, "weight_scale_2"),
-    "NVFP4 of ComfyUI, groups": (comfyui_nvfp4, "weight_scale"),
     "GPTQ": (gptq, "scales"),
     "AWQ": (awq, "scales"),
     "compressed-tensors": (lambda: compressed("pack-quantized", num_bits=4, strategy="channel"), "weight_scale"),
