@@ -138,7 +138,7 @@ def test_the_fingerprint_covers_header_ends_and_samples_where_the_file_system_sh
     names = [f"a tensor with a name as long as those of {index:4} experts" for index in range(500)]
     file = tmp_path / "model.safetensors"
     save_file({name: torch.ones(64) for name in names}, file)
-    monkeypatch.setattr("eckart.checkpoint.inputs.Stamp.of", lambda _: Stamp(file.stat().st_size, 1, 2, 3))
+    monkeypatch.setattr("eckart.checkpoint.stamp.Stamp.of", lambda _: Stamp(file.stat().st_size, 1, 2, 3))
     before = files_digest([file])
     assert files_digest([file]) == before
     content = bytearray(file.read_bytes())

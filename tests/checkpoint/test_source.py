@@ -182,7 +182,7 @@ def test_a_link_out_of_the_hub_cache_is_refused(hub_cache, model) -> None:
 
 @pytest.mark.parametrize("source", ["org/other", "org/name@nobranch"])
 def test_a_hub_name_that_cannot_be_had_says_what_a_source_may_be(source, hub_cache) -> None:
-    with pytest.raises(SourceError, match=r"could not be downloaded from the hub.*a SOURCE is"):
+    with pytest.raises(SourceError, match=r"could not be read from the hub.*a SOURCE is"):
         locate(source)
 
 

@@ -16,6 +16,7 @@ from .open import open_checkpoint as open_checkpoint
 from .output import atomic_directory as atomic_directory
 from .output import atomic_file as atomic_file
 from .output import check_output as check_output
+from .remote.mounts import remote_cache as remote_cache
 from .selection import select as select
 from .source import SourceFiles as SourceFiles
 from .source import locate as locate

@@ -7,6 +7,7 @@ from pathlib import Path
 from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.links import refuse_links
 from eckart.checkpoint.manifest import MANIFEST
+from eckart.checkpoint.remote.table import download_companions
 from eckart.errors import SourceError
 from eckart.result import Skipped
 
@@ -63,6 +64,7 @@ def companions(folder: Path) -> list[Path]:
     Raises:
         FileFormatError: a file leads out of the folder.
     """
+    download_companions(folder)
     files = {file for pattern in _COMPANIONS for file in folder.glob(pattern) if file.is_file()}
     chosen = sorted(file for file in files if not any(file.match(pattern) for pattern in _NOT_COMPANIONS))
     refuse_links(chosen, folder)
@@ -75,6 +77,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
     Raises:
         FileFormatError: a file leads out of the folder.
     """
+    download_companions(folder)
     files = sorted({file for pattern in _TOKENIZER for file in folder.glob(pattern) if file.is_file()})
     refuse_links(files, folder)
     return files

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from eckart.checkpoint.links import refuse_links
+from eckart.checkpoint.opened import opened
 from eckart.checkpoint.stamp import Stamp
 from eckart.errors import FileFormatError
 
@@ -51,8 +52,8 @@ def read_gguf_header(path: Path) -> GgufHeader:
         FileFormatError: the file is not GGUF version 2 or 3, is truncated, or is inconsistent.
     """
     try:
-        with path.open("rb") as file:
-            return _Reader(file, path).header()
+        with opened(path) as (file, stamp):
+            return _Reader(file, path, stamp).header()
     except OSError as error:
         msg = f"{path}: cannot be read ({error.strerror})"
         raise FileFormatError(msg) from None
@@ -96,10 +97,10 @@ def read_gguf_headers(path: Path) -> list[GgufHeader]:
 class _Reader:
     """A file cursor that checks every step against the file's size."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
+    def __init__(self, file: BinaryIO, path: Path, stamp: Stamp) -> None:
         self.file = file
         self.path = path
-        self.stamp = Stamp.of(file.fileno())
+        self.stamp = stamp
         self.left = self.stamp.size
 
     def header(self) -> GgufHeader:

@@ -5,6 +5,7 @@ the data without holes.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +13,9 @@ from typing import Any, NoReturn
 from eckart.checkpoint import dtypes
 from eckart.checkpoint.checkpoint import TensorInfo
 from eckart.checkpoint.json_files import parse_json
+from eckart.checkpoint.opened import opened
+from eckart.checkpoint.remote.table import remote_file
+from eckart.checkpoint.remote.transport import CONNECTIONS
 from eckart.checkpoint.stamp import Stamp
 from eckart.errors import FileFormatError
 
@@ -64,8 +68,7 @@ def _refuse(fault: str) -> NoReturn:
 def read_header(path: Path) -> tuple[Header | None, list[str]]:
     """The header of a .safetensors file, or the faults that make it unusable, each naming the file."""
     try:
-        with path.open("rb") as file:
-            stamp = Stamp.of(file.fileno())
+        with opened(path) as (file, stamp):
             length = int.from_bytes(file.read(8), "little")
             if stamp.size < 8:
                 _refuse("truncated: shorter than the 8 bytes of the header length")
@@ -95,6 +98,16 @@ def read_header(path: Path) -> tuple[Header | None, list[str]]:
     if faults:
         return None, [f"{path}: {fault}" for fault in faults]
     return Header(path, tuple(tensors), metadata, stamp), []
+
+
+def read_headers(paths: Sequence[Path]) -> list[tuple[Header | None, list[str]]]:
+    """The header of each file, as `read_header`; those of remote files at once."""
+    if not any(remote_file(path) for path in paths):
+        return [read_header(path) for path in paths]
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        return list(pool.map(read_header, paths))
 
 
 def _parse_json(text: bytes) -> dict[str, Any]:

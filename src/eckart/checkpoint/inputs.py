@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from eckart.checkpoint.header import HEADER_LIMIT_BYTES
-from eckart.checkpoint.stamp import Stamp
+from eckart.checkpoint.opened import opened
 from eckart.errors import SourceError
 
 BLOCKS, BLOCK_BYTES = 32, 4096
@@ -14,7 +14,8 @@ BLOCKS, BLOCK_BYTES = 32, 4096
 def files_digest(files: Iterable[Path], *, stamped: bool = True) -> str:
     """A hex digest that changes when a file is written or replaced, by a few short reads of each.
 
-    It covers name, size, 32 blocks of 4 KiB from the first to the last bytes, and all of a safetensors header.
+    It covers name, size, 32 blocks of 4 KiB from the first to the last bytes, and all of a safetensors header; of a
+    remote file, name, size and version, as the server states it now.
 
     Args:
         files: the files.
@@ -27,9 +28,10 @@ def files_digest(files: Iterable[Path], *, stamped: bool = True) -> str:
     digest = hashlib.sha256()
     for path in files:
         try:
-            with path.open("rb", buffering=0) as file:
-                stamp = Stamp.of(file.fileno())
-                digest.update(repr((path.name, *(stamp if stamped else (stamp.size,)))).encode())
+            with opened(path, present=True) as (file, stamp):
+                digest.update(repr((path.name, *(stamp if stamped else stamp.without_times()))).encode())
+                if stamp.is_version:
+                    continue
                 if path.suffix == ".safetensors":
                     digest.update(file.read(min(int.from_bytes(file.read(8), "little"), HEADER_LIMIT_BYTES)))
                 for block in range(BLOCKS):

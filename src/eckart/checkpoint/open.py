@@ -8,7 +8,8 @@ from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.encodings.decode import decoded
 from eckart.checkpoint.pipeline import PipelineCheckpoint, pipeline_folders
 from eckart.checkpoint.reader import SafetensorsCheckpoint
-from eckart.checkpoint.source import locate
+from eckart.checkpoint.remote.table import named_by_urls
+from eckart.checkpoint.source import local_path, locate, shown_source
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,10 +26,11 @@ def open_checkpoint(source: ModelSource) -> Checkpoint:
         FileFormatError: files are malformed; all faults together.
         MissingExtraError: a GGUF file without the `gguf` package.
     """
-    if isinstance(source, (str, Path)) and (folders := pipeline_folders(Path(source).expanduser())):
-        parts = {name: open_checkpoint(folder) for name, folder in folders.items()}
-        return PipelineCheckpoint(str(source), Path(source).expanduser(), parts)
-    return decoded(_open_stored(source))
+    with named_by_urls():
+        if isinstance(source, (str, Path)) and (folders := pipeline_folders(folder := local_path(source))):
+            parts = {name: open_checkpoint(part) for name, part in folders.items()}
+            return PipelineCheckpoint(shown_source(source), folder, parts)
+        return decoded(_open_stored(source))
 
 
 def _open_stored(source: ModelSource) -> Checkpoint:
@@ -40,5 +42,5 @@ def _open_stored(source: ModelSource) -> Checkpoint:
     if files.is_gguf:
         from eckart.checkpoint.gguf import GgufCheckpoint
 
-        return GgufCheckpoint(str(source), files.weights[0])
-    return SafetensorsCheckpoint(str(source), files)
+        return GgufCheckpoint(shown_source(source), files.weights[0])
+    return SafetensorsCheckpoint(shown_source(source), files)

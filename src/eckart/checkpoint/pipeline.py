@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from eckart.checkpoint.checkpoint import Checkpoint, TensorInfo
 from eckart.checkpoint.links import refuse_links
+from eckart.checkpoint.remote.table import download_companions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,6 +91,7 @@ def other_files(folder: Path) -> list[Path]:
         FileFormatError: a file leads out of the folder.
     """
     weights = {file for path in pipeline_folders(folder).values() for each in _WEIGHTS for file in path.glob(each)}
+    download_companions(folder)
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file not in weights)
     refuse_links(files, folder)
     return [file.relative_to(folder) for file in files if ".cache" not in file.parts]

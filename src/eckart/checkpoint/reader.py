@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eckart.checkpoint.checkpoint import TensorInfo, check_rows
-from eckart.checkpoint.header import Header, read_header
+from eckart.checkpoint.header import Header, read_headers
 from eckart.checkpoint.inputs import files_digest
 from eckart.checkpoint.model_config import read_config
+from eckart.checkpoint.remote.table import remote_file
+from eckart.checkpoint.remote.transport import changed
 from eckart.checkpoint.source import SourceFiles
 from eckart.checkpoint.stamp import Stamp
 from eckart.checkpoint.tying import tied_weights
@@ -27,8 +29,7 @@ class SafetensorsCheckpoint:
 
     def __init__(self, source: str, files: SourceFiles) -> None:
         headers, faults = [], []
-        for path in files.weights:
-            header, header_faults = read_header(path)
+        for header, header_faults in read_headers(files.weights):
             faults += header_faults
             headers += [header] if header else []
         if not faults:
@@ -45,6 +46,9 @@ class SafetensorsCheckpoint:
         self.metadata: Mapping[str, Mapping[str, str]] = {header.path.name: header.metadata for header in headers}
         self.tensors: Mapping[str, TensorInfo] = {info.name: info for header in headers for info in header.tensors}
         self._stamps = {header.path: header.stamp for header in headers}
+        for header in headers:
+            if remote := remote_file(header.path):
+                remote.join_small([(info.offset, info.offset + info.nbytes) for info in header.tensors])
         self.tied: Mapping[str, str] = tied_weights(self.tensors, self.config)
 
     def read(self, name: str) -> "Tensor":
@@ -106,10 +110,15 @@ def read_into(buffer: memoryview, path: Path, offset: int, *, stamp: Stamp) -> N
 
     Every call opens the file, so threads share no position in it.
     """
+    if (remote := remote_file(path)) and not remote.is_local:
+        if remote.stamp != stamp:
+            raise changed(remote.shown)
+        remote.read_into(buffer, offset)
+        return
     done = 0
     try:
         with path.open("rb", buffering=0) as file:
-            unchanged = Stamp.of(file.fileno()) == stamp
+            unchanged = remote is not None or Stamp.of(file.fileno()) == stamp
             file.seek(offset)
             # One call returns at most 2 GiB.
             while unchanged and done < len(buffer):

@@ -11,13 +11,18 @@ from eckart.checkpoint.gguf_header import SPLIT_NAME
 from eckart.checkpoint.json_files import read_json_object
 from eckart.checkpoint.links import link_fault
 from eckart.checkpoint.naming import nearest_names
-from eckart.errors import FileFormatError, SourceError
+from eckart.checkpoint.remote.table import MOUNTS, named_by_urls
+from eckart.checkpoint.remote.urls import is_url, shown_url
+from eckart.errors import EckartError, FileFormatError, SourceError
 
 SOURCE_MAY_BE = (
     "a SOURCE is a folder in Hugging Face layout, a .safetensors or .gguf file, "
-    "a hub name org/name[@revision], or pkg:DISTRIBUTION"
+    "a hub name org/name[@revision], a URL such as s3://BUCKET/FOLDER, or pkg:DISTRIBUTION"
 )
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_HUB_URL = re.compile(
+    rf"hf://(?:models/)?(?P<name>(?!datasets/|spaces/|buckets/){_HUB_NAME.pattern})(?:/(?P<file>.+))?"
+)
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")  # one of several files of a model
 _STEMS = ("model", "diffusion_pytorch_model", "adapter_model", "pytorch_lora_weights", "adapters")
 
@@ -52,13 +57,41 @@ def locate(source: str | Path) -> SourceFiles:
     text = str(source)
     if text.startswith("pkg:"):
         return _locate_path(_distribution_path(text.removeprefix("pkg:")))
-    path = Path(text).expanduser()
+    path = local_path(source)
     if path.exists():
-        return _locate_path(path)
-    if isinstance(source, str) and _HUB_NAME.fullmatch(text):
-        return _locate_path(_download(text))
+        with named_by_urls():
+            return _locate_path(path)
     msg = f"{text}: no such file or folder{_nearest(path)}; {SOURCE_MAY_BE}"
     raise SourceError(msg)
+
+
+def local_path(source: str | Path) -> Path:
+    """What stands for a SOURCE on this machine: its path, or a folder whose weights are read remotely.
+
+    Of a remote source, the files are listed and configs downloaded. `pkg:DISTRIBUTION` is not resolved here.
+
+    Raises:
+        SourceError: a remote source cannot be read; the message has the reason.
+        MissingExtraError: the library for this kind of URL is not installed.
+    """
+    text = str(source)
+    if is_url(text):
+        if hub := _HUB_URL.fullmatch(text):
+            folder = _hub_folder(hub["name"])
+            return folder / hub["file"] if hub["file"] else folder
+        from eckart.checkpoint.remote.mounts import mount
+
+        return mount(text)
+    path = Path(text).expanduser()
+    if not path.exists() and isinstance(source, str) and _HUB_NAME.fullmatch(text):
+        return _hub_folder(text)
+    return path
+
+
+def shown_source(source: str | Path) -> str:
+    """A SOURCE in messages and results: of a URL what is not secret, of a mounted folder its URL."""
+    text = str(source)
+    return shown_url(text) if is_url(text) else MOUNTS.shown(text)
 
 
 def local_paths(*sources: str | Path | None) -> list[Path]:
@@ -205,35 +238,34 @@ def _distribution_path(name: str) -> Path:
     raise SourceError(msg)
 
 
-def _download(text: str) -> Path:
-    """The folder of a hub snapshot, from the cache or the network."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+def _hub_folder(text: str) -> Path:
+    """The folder of a repository: in the hub's cache if it is complete and current, otherwise one read remotely."""
+    from eckart.checkpoint.remote.hub import HubError, cached_snapshot, find_repository
 
     repo, _, revision = text.partition("@")
+    cached = cached_snapshot(repo, revision or None)
     try:
-        # Only top-level files: diffusers folders and duplicate formats would multiply the download.
-        folder = snapshot_download(
-            repo,
-            revision=revision or None,
-            allow_patterns=[
-                "*.json",
-                "*.safetensors",
-                "*.model",
-                "*.txt",
-                "*.jinja",
-                "README.md",
-                "LICENSE*",
-                "NOTICE*",
-            ],
-            ignore_patterns=["*/*", "consolidated*"],
-        )
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        found = find_repository(repo, revision or None)
+    except HubError as reason:
+        if cached is not None:
+            return cached
         near = _nearest(Path(repo))
-        msg = f"{text}: no such folder, and it could not be downloaded from the hub: {reason}{near}; {SOURCE_MAY_BE}"
+        msg = f"{text}: no such folder, and it could not be read from the hub: {reason}{near}; {SOURCE_MAY_BE}"
         raise SourceError(msg) from None
-    return Path(folder)
+    if cached is not None and cached.name == found.commit and _has_weights(cached):
+        return cached
+    from eckart.checkpoint.remote.mounts import mount_repository
+
+    return mount_repository(found, text)
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether all files of the weights are in a folder."""
+    try:
+        _locate_path(folder)
+    except EckartError:
+        return False
+    return True
 
 
 def _nearest(path: Path) -> str:

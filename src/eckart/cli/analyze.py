@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from eckart.cli.options import (
+    Cache,
     Debug,
     Device,
     DryRun,
@@ -40,6 +41,7 @@ def analyze(
     dry_run: DryRun = False,
     as_json: Json = False,
     open_page: Open = False,
+    cache: Cache = None,
     debug: Debug = False,
 ) -> None:
     """Show how much rank a checkpoint, a fine-tune (with --base) or an adapter has.

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from eckart.cli.options import Debug, Json, Runtime
+from eckart.cli.options import Cache, Debug, Json, Runtime
 
 NOT_AS_IT_IS = 3
 For = Annotated[
@@ -24,6 +24,7 @@ def check(
     base: Base = None,
     runtime: For = None,
     as_json: Json = False,
+    cache: Cache = None,
     debug: Debug = False,
 ) -> None:
     """Show what ADAPTER is, which runtimes load it, what they would ignore, and what makes it fit.

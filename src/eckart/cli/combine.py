@@ -9,6 +9,7 @@ from eckart.cli.kept_gain import AUTO, EvalTexts, kept_gains
 from eckart.cli.options import (
     AdapterOutput,
     BudgetText,
+    Cache,
     Debug,
     DryRun,
     Energy,
@@ -85,6 +86,7 @@ def combine(
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
+    cache: Cache = None,
     debug: Debug = False,
 ) -> None:
     """Write one adapter whose update is the weighted sum of several, exact or truncated to a chosen rank.

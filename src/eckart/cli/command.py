@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperCommand
 
+from eckart.checkpoint.remote.table import MOUNTS
+from eckart.checkpoint.remote.urls import is_url
 from eckart.cli import flags
 from eckart.cli.printable import printable
 from eckart.cli.recipe import ARGUMENTS, step_of, to_yaml
@@ -36,10 +38,12 @@ class Command(TyperCommand):
         """Parse, and leave out what pydantic puts before the reason of a wrong value."""
         ctx.meta[ARGUMENTS] = list(args)
         try:
-            return super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, args)
         except typer.BadParameter as error:
             error.message = error.message.removeprefix("Value error, ")
             raise
+        ctx.params = {name: _concealed(value) for name, value in ctx.params.items()}
+        return rest
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; exit status 1 after a refusal, 130 after Ctrl-C or SIGTERM.
@@ -98,6 +102,17 @@ class Command(TyperCommand):
                     formatter.write_dl(records)
 
 
+def _concealed(value: Any) -> Any:
+    """A value in which URLs have no password and no signature, so that nothing that is written or shown has one."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_concealed, value))
+    if not isinstance(value, str) or not is_url(value):
+        return value
+    from eckart.checkpoint.remote.mounts import concealed
+
+    return concealed(value)
+
+
 def _argument(parameter: Any) -> str:
     """How help names an argument."""
     return parameter.metavar or parameter.name.upper()
@@ -108,9 +123,9 @@ def _refused(error: Exception, *, debug: bool) -> None:
     if debug:
         sys.stderr.write(printable(traceback.format_exc()))
     elif isinstance(error, EckartError):
-        sys.stderr.write(f"eckart: {printable(flags.with_flags(str(error)))}\n")
+        sys.stderr.write(f"eckart: {printable(flags.with_flags(MOUNTS.shown(str(error))))}\n")
     else:
-        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        reason = MOUNTS.shown(f"{type(error).__name__}: {error}".strip().splitlines()[0])
         sys.stderr.write(f"eckart: unexpected {printable(reason)}; run with --debug to see where\n")
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from eckart.cli.options import Debug, Device, DryRun, Exclude, Force, Json, Output, Seed, Target, Workers
+from eckart.cli.options import Cache, Debug, Device, DryRun, Exclude, Force, Json, Output, Seed, Target, Workers
 
 
 def compare(
@@ -27,6 +27,7 @@ def compare(
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
+    cache: Cache = None,
     debug: Debug = False,
 ) -> None:
     """Compare two adapters or checkpoints: norms, cosine, shared directions.

@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from eckart.cli.options import RESULT, Debug, DryRun, Force, ForRuntime, Json, KeepScales, Runtime, Workers, in_group
+from eckart.cli.options import (
+    RESULT,
+    Cache,
+    Debug,
+    DryRun,
+    Force,
+    ForRuntime,
+    Json,
+    KeepScales,
+    Runtime,
+    Workers,
+    in_group,
+)
 from eckart.cli.push import Push
 
 if TYPE_CHECKING:
@@ -68,6 +80,7 @@ def convert(
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
+    cache: Cache = None,
     debug: Debug = False,
 ) -> None:
     """Write ADAPTER in another format, with every update unchanged, or as a runtime loads it.

@@ -9,6 +9,7 @@ from eckart.cli.options import (
     DTYPES,
     RESULT,
     AdapterOutput,
+    Cache,
     Debug,
     Device,
     Exclude,
@@ -62,6 +63,7 @@ def correct(
     dtype: Dtype = "float32",
     force: Force = False,
     as_json: Json = False,
+    cache: Cache = None,
     debug: Debug = False,
 ) -> None:
     """Write a PEFT adapter that brings the outputs of QUANTIZED back to those of ORIGINAL.

@@ -11,6 +11,7 @@ from eckart.cli.options import (
     RESULT,
     AdapterOutput,
     BudgetText,
+    Cache,
     Debug,
     Device,
     DryRun,
@@ -106,6 +107,7 @@ def extract(
     force: Force = False,
     as_json: Json = False,
     open_page: Open = False,
+    cache: Cache = None,
     debug: Debug = False,
 ) -> None:
     """Write TUNED − BASE as a PEFT adapter with the best factors of the chosen rank (16 by default).

@@ -8,6 +8,7 @@ from eckart.cli.calibrate import CALIBRATION, Calibrate, MomentsFile
 from eckart.cli.options import (
     DTYPES,
     RESULT,
+    Cache,
     Debug,
     DryRun,
     FloatDtype,
@@ -60,6 +61,7 @@ def merge(
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
+    cache: Cache = None,
     debug: Debug = False,
 ) -> None:
     """Write BASE with adapters merged in, as a model folder that transformers loads.

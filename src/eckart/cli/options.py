@@ -93,6 +93,26 @@ Share = Annotated[
         "same command without it finishes.",
     ),
 ]
+
+
+def _cache(value: Path | None) -> None:
+    """Keep what the command reads of remote sources."""
+    if value is not None:
+        from eckart.checkpoint.remote.mounts import set_cache
+
+        set_cache(value)
+
+
+Cache = Annotated[
+    Path | None,
+    in_group(
+        *(EXECUTION, "--cache"),
+        metavar="DIR",
+        callback=_cache,
+        expose_value=False,
+        help="Keep what is read of remote sources in this folder, and read it from there the next time.",
+    ),
+]
 Debug = Annotated[
     bool,
     in_group(GENERAL, "--debug", callback=set_debug, expose_value=False, help="Show the traceback of an error."),

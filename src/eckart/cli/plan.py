@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from eckart.cli.options import RESULT, Debug, Force, Json, Target, in_group
+from eckart.cli.options import RESULT, Cache, Debug, Force, Json, Target, in_group
 from eckart.cli.training_options import ADAPTER, DATA, OPTIMIZATION
 from eckart.planning.setting import Attention, BaseDtype, Method, Optimizer
 
@@ -116,6 +116,7 @@ def plan(
     figure: Figure = None,
     force: Force = False,
     as_json: Json = False,
+    cache: Cache = None,
     debug: Debug = False,
 ) -> None:
     """Predict the memory that fine-tuning a model needs, before renting a GPU.

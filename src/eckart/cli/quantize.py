@@ -8,6 +8,7 @@ from eckart.cli.calibrate import CALIBRATION, Calibrate, MomentsFile
 from eckart.cli.options import (
     DTYPES,
     RESULT,
+    Cache,
     Debug,
     DryRun,
     Exclude,
@@ -76,6 +77,7 @@ def quantize(
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
+    cache: Cache = None,
     debug: Debug = False,
 ) -> None:
     """Write MODEL with its linear layers in four or eight bits, which transformers and vLLM load.

@@ -10,6 +10,7 @@ import typer
 from eckart.cli.options import (
     AdapterOutput,
     BudgetText,
+    Cache,
     Debug,
     DryRun,
     Energy,
@@ -84,6 +85,7 @@ def resize(
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
+    cache: Cache = None,
     debug: Debug = False,
 ) -> None:
     """Write the best adapter of the chosen rank, energy, error or budget, with the error of every layer.

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from eckart.cli.options import RESULT, Debug, Device, Force, Json, NoResume, Open, Seed, in_group
+from eckart.cli.options import RESULT, Cache, Debug, Device, Force, Json, NoResume, Open, Seed, in_group
 from eckart.cli.training_options import (
     ADAPTER,
     BatchSize,
@@ -63,6 +63,7 @@ def sweep(
     force: Force = False,
     as_json: Json = False,
     open_page: Open = False,
+    cache: Cache = None,
     debug: Debug = False,
 ) -> None:
     """Train every rank on every target, and report the sweet spot with its confidence.

@@ -10,6 +10,7 @@ from eckart.cli.options import (
     EXECUTION,
     RESULT,
     AdapterOutput,
+    Cache,
     Debug,
     Device,
     Exclude,
@@ -160,6 +161,7 @@ def train(
     as_json: Json = False,
     open_page: Open = False,
     no_dynamics: NoDynamics = False,
+    cache: Cache = None,
     debug: Debug = False,
 ) -> None:
     """Train an adapter, and report the loss on held-out data before and after.

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from eckart.cli.merge import MergedDtype
-from eckart.cli.options import Debug, DryRun, Force, Json, ModelOutput, NoResume, Share, Weights, Workers
+from eckart.cli.options import Cache, Debug, DryRun, Force, Json, ModelOutput, NoResume, Share, Weights, Workers
 
 
 def unmerge(
@@ -27,6 +27,7 @@ def unmerge(
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
+    cache: Cache = None,
     debug: Debug = False,
 ) -> None:
     """Write MERGED with adapters removed, and report how exactly the model before the merge is restored.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from eckart.checkpoint import locate
+from eckart.checkpoint.remote.table import download, download_companions
 from eckart.errors import MissingExtraError, SourceError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def load_model(source: str | Path, *, dtype: "torch.dtype | None" = None) -> "Pr
     """
     transformers = require_transformers("loading a language model")
     folder, gguf = folder_and_gguf_file(source)
+    download(locate(source).weights)  # transformers reads only files of this machine
     options: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
     if gguf is not None and hasattr(transformers, "GgufConfig"):
         # Newer releases keep the weights packed where they can; adapters need them dense.
@@ -104,6 +106,9 @@ def folder_and_gguf_file(source: str | Path) -> tuple[str, str | None]:
     if not files.is_gguf and not first.startswith("model"):
         msg = f"transformers finds no language model in {source}: expected a folder with model.safetensors"
         raise SourceError(msg)
+    download_companions(files.folder)
+    if files.is_gguf:
+        download(files.weights)
     return str(files.folder), first if files.is_gguf else None
 
 

@@ -9,6 +9,8 @@ from eckart.adapter.outline import AdapterFormat
 from eckart.checkpoint import atomic_directory, atomic_file, locate, open_checkpoint
 from eckart.checkpoint.output import Kind
 from eckart.checkpoint.pipeline import COMPONENTS
+from eckart.checkpoint.remote.table import named_by_urls
+from eckart.checkpoint.source import local_path, shown_source
 from eckart.errors import SourceError
 from eckart.formats import gguf_adapter, mlx, peft, peft_config
 from eckart.formats.components import component, component_of, joined
@@ -32,7 +34,12 @@ def load_adapter(source: str | Path) -> Adapter:
         SourceError: `source` is not an adapter.
         FileFormatError: config and tensors are damaged or disagree; every fault is listed.
     """
-    path = Path(source).expanduser()
+    with named_by_urls():
+        return _load(source)
+
+
+def _load(source: str | Path) -> Adapter:
+    path = local_path(source)
     path = nested_adapter(path) or path
     if (path / CONFIG).is_file():
         is_mlx = (path / mlx.WEIGHTS).is_file() and not (path / peft.WEIGHTS).is_file()
@@ -49,9 +56,9 @@ def load_adapter(source: str | Path) -> Adapter:
     if name := None if len(files.weights) > 1 else _format_of_file(file):
         return format_of(name).read(file)
     msg = (
-        f"{source}: neither a PEFT adapter (a folder with {CONFIG} and {peft.WEIGHTS}), nor one of mlx-lm (with "
-        f"{mlx.WEIGHTS}), nor a file with LoRA tensors under the names of diffusers, kohya's sd-scripts or ComfyUI, "
-        "nor a GGUF file of llama.cpp's that is an adapter"
+        f"{shown_source(source)}: neither a PEFT adapter (a folder with {CONFIG} and {peft.WEIGHTS}), nor one of "
+        f"mlx-lm (with {mlx.WEIGHTS}), nor a file with LoRA tensors under the names of diffusers, kohya's sd-scripts "
+        "or ComfyUI, nor a GGUF file of llama.cpp's that is an adapter"
     )
     raise SourceError(msg)
 

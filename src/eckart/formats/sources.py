@@ -8,6 +8,8 @@ from eckart.adapter.adapter import Adapter
 from eckart.checkpoint import Checkpoint, locate, open_checkpoint
 from eckart.checkpoint.open import ModelSource
 from eckart.checkpoint.pipeline import COMPONENTS, pipeline_folders
+from eckart.checkpoint.remote.table import named_by_urls
+from eckart.checkpoint.source import local_path, shown_source
 from eckart.errors import OptionError, SourceError
 from eckart.formats.files import load_adapter, nested_adapter
 from eckart.formats.gguf_adapter import is_adapter_file
@@ -28,7 +30,12 @@ def open_adapter_or_checkpoint(source: Source) -> Adapter | Checkpoint:
     if not isinstance(source, (str, Path)):
         is_open = not isinstance(source, Mapping) and hasattr(source, "tensors") and hasattr(source, "tied")
         return source if is_open else open_checkpoint(source)  # type: ignore[return-value, arg-type]  # as just seen
-    folder = Path(source).expanduser()
+    with named_by_urls():
+        return _open(source)
+
+
+def _open(source: str | Path) -> Adapter | Checkpoint:
+    folder = local_path(source)
     if any((folder / part / CONFIG).is_file() for part in ("", *COMPONENTS)) or nested_adapter(folder):
         return load_adapter(source)
     if not pipeline_folders(folder):
@@ -91,4 +98,4 @@ def name_of(source: Source) -> str:
     """The name of a SOURCE in messages."""
     if isinstance(source, Adapter):
         return "<adapter>"
-    return str(source) if isinstance(source, (str, Path)) else f"<{type(source).__name__}>"
+    return shown_source(source) if isinstance(source, (str, Path)) else f"<{type(source).__name__}>"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from eckart.checkpoint.links import link_fault
 from eckart.checkpoint.manifest import CARD, sealed_card, unsealed_card
+from eckart.checkpoint.remote.urls import without_secrets
 from eckart.version import __version__
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def code(text: str) -> str:
 
 def shown_name(model: str) -> str:
     """A model's name without what it says of this machine: the name on the hub, or the last part of a path or URL."""
-    return _name_on_hub(model) or re.sub(r"[?#].*", "", model).rstrip("/\\").replace("\\", "/").rpartition("/")[2]
+    return _name_on_hub(model) or without_secrets(model).rstrip("/\\").replace("\\", "/").rpartition("/")[2]
 
 
 def license_of(folder: Path | None) -> dict[str, str]:

@@ -14,6 +14,9 @@ from eckart.checkpoint import locate
 from eckart.checkpoint.gguf_header import read_gguf_headers
 from eckart.checkpoint.gguf_names import config_of
 from eckart.checkpoint.model_config import FILE, read_config, read_config_file
+from eckart.checkpoint.remote.table import download
+from eckart.checkpoint.remote.urls import is_url
+from eckart.checkpoint.source import local_path
 from eckart.errors import EckartError, SourceError
 from eckart.evaluation.model import quiet_transformers, require_transformers
 from eckart.nn import LoRAConfig
@@ -183,7 +186,7 @@ def _class_of(config: "PretrainedConfig") -> Any:
 def _from_source(text: str) -> "PretrainedConfig":
     from transformers import AutoConfig
 
-    path = Path(text).expanduser()
+    path = local_path(text) if is_url(text) else Path(text).expanduser()
     if path.is_file() and path.name.endswith(".json"):
         return _from_fields(read_config_file(path), text)
     if (path / FILE).is_file():
@@ -191,6 +194,7 @@ def _from_source(text: str) -> "PretrainedConfig":
     if path.exists() or text.startswith("pkg:"):
         files = locate(text)
         if files.is_gguf:
+            download(files.weights)
             config_of(read_gguf_headers(files.weights[0]))  # refuses what transformers would divide by
             return AutoConfig.from_pretrained(files.folder, gguf_file=files.weights[0].name)
         return _from_fields(read_config_file(files.folder / FILE), text)

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eckart.checkpoint.source import SOURCE_MAY_BE
+from eckart.checkpoint.remote.urls import is_url
+from eckart.checkpoint.source import SOURCE_MAY_BE, local_path
 from eckart.errors import MissingExtraError, SourceError
 from eckart.planning.preset_models import find_preset, nearest_presets
 
@@ -70,13 +71,13 @@ def check_name(model: str | Path) -> None:
     if not _exists(text):
         if find_preset(text) is None and not _COUNT.fullmatch(text) and not _HUB.fullmatch(text):
             raise _unknown(text, why="no preset, file or folder of that name")
-    elif (Path(text).expanduser() / "adapter_config.json").is_file():
+    elif ((local_path(text) if is_url(text) else Path(text).expanduser()) / "adapter_config.json").is_file():
         msg = f"{text} is an adapter; give its base model instead"
         raise SourceError(msg)
 
 
 def _exists(text: str) -> bool:
-    return text.startswith("pkg:") or Path(text).expanduser().exists()
+    return text.startswith("pkg:") or is_url(text) or Path(text).expanduser().exists()
 
 
 def _unknown(text: str, *, why: str) -> SourceError:

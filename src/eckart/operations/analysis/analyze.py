@@ -31,7 +31,7 @@ def analyze(
     """Spectra of every matrix of a checkpoint, of the difference of two, or of an adapter.
 
     Args:
-        source: SOURCE text or path (a folder, a `.safetensors` or `.gguf` file, a hub name, `pkg:NAME`), a state
+        source: SOURCE text or path (a folder, a `.safetensors` or `.gguf` file, a hub name, a URL, `pkg:NAME`), a state
             dict, a module, or an adapter (also by its folder).
         base: what `source` was fine-tuned from; the difference `source` − `base` is analyzed.
         full: compute every singular value of every matrix; by default a matrix whose short side is over 4096 gets the

@@ -20,6 +20,7 @@ from eckart.checkpoint.manifest import MANIFEST, foreign_files, write_manifest
 from eckart.checkpoint.matrices import rows_of
 from eckart.checkpoint.output import publish, refusing_full_disk
 from eckart.checkpoint.pipeline import PipelineCheckpoint, other_files
+from eckart.checkpoint.remote.table import download
 from eckart.checkpoint.writer import TensorFiles, open_files, write_index
 from eckart.engine import Execution, Journal, Record, Task, open_journal, run_resumable
 from eckart.errors import NotFiniteError, OutputError
@@ -119,7 +120,9 @@ class ModelWriter:
         """Copy what belongs to the base beside its weights, and write the config."""
         plan = self.plan
         if isinstance(plan.base, PipelineCheckpoint) and plan.base.folder:
-            for file in other_files(plan.base.folder):
+            files = other_files(plan.base.folder)
+            download(plan.base.folder / file for file in files)
+            for file in files:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(plan.base.folder / file, folder / file)
             return
