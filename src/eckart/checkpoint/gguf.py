@@ -15,6 +15,7 @@ from eckart.checkpoint.gguf_names import config_of, hf_name
 from eckart.checkpoint.gguf_tensors import read_rows, storage_types, tensor_bytes, tensor_fault, tensor_info
 from eckart.checkpoint.inputs import files_digest
 from eckart.checkpoint.reader import read_into
+from eckart.checkpoint.remote.table import remote_file
 from eckart.checkpoint.tying import tied_weights
 from eckart.errors import FileFormatError
 
@@ -52,6 +53,9 @@ class GgufCheckpoint:
         self.tensors: Mapping[str, TensorInfo] = {
             name: tensor_info(header, tensor, name) for name, (header, tensor) in self._stored.items()
         }
+        for header in headers:
+            if remote := remote_file(header.path):
+                remote.set_tensors((each.offset, each.offset + tensor_bytes(each)) for each in header.tensors)
         self.tied: Mapping[str, str] = tied_weights(self.tensors, self.config)
 
     def read(self, name: str) -> "Tensor":

@@ -48,7 +48,7 @@ class SafetensorsCheckpoint:
         self._stamps = {header.path: header.stamp for header in headers}
         for header in headers:
             if remote := remote_file(header.path):
-                remote.join_small([(info.offset, info.offset + info.nbytes) for info in header.tensors])
+                remote.set_tensors((info.offset, info.offset + info.nbytes) for info in header.tensors)
         self.tied: Mapping[str, str] = tied_weights(self.tensors, self.config)
 
     def read(self, name: str) -> "Tensor":

@@ -23,7 +23,7 @@ from eckart.cli.options import (
 
 
 def analyze(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, .safetensors, .gguf, hub name or pkg:NAME.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, file, hub name, URL or pkg:NAME.")],
     *,
     base: Annotated[
         str | None, typer.Option("--base", metavar="BASE", help="Analyze SOURCE − BASE, the update of a fine-tune.")

@@ -11,7 +11,7 @@ ADAPTER, DATA, OPTIMIZATION = "Adapter", "Data", "Optimization"
 
 BaseDtype = Literal["auto", "float32", "bfloat16"]
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A SOURCE: folder, GGUF file, hub name or pkg:NAME.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A SOURCE: folder, GGUF file, hub name, URL or pkg:NAME.")]
 Data = Annotated[
     str,
     typer.Argument(

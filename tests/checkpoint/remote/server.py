@@ -17,7 +17,7 @@ class Files:
     Attributes:
         folder: the files.
         url: of the folder.
-        sent: bytes of each file that were sent.
+        sent: bytes of each file in answers.
         requests: the method, path and headers of each request.
         faults: what happens to the next requests for weights of more than a byte, one entry each: a status such as 503,
             `drop` or `truncate`, None for a right answer.
@@ -122,10 +122,10 @@ def _handler(state: Files) -> type[BaseHTTPRequestHandler]:
                 self.send_header("Connection", "close")
                 self.close_connection = True
             self.end_headers()
+            with state.lock:  # first, because the client may be done before this thread continues
+                state.sent[path] = state.sent.get(path, 0) + len(body)
             try:
                 self.wfile.write(body)
-                with state.lock:
-                    state.sent[path] = state.sent.get(path, 0) + len(body)
             except OSError:
                 self.close_connection = True
 

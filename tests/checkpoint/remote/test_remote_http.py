@@ -87,10 +87,18 @@ def test_a_comparison_gives_the_same_numbers(server, originals) -> None:
     assert facts(server.url) == facts(originals)
 
 
-def test_an_extraction_reads_hardly_more_than_the_matrices_and_no_tokenizer(server, originals) -> None:
-    extract(f"{server.url}/base", f"{server.url}/tuned", rank=2)
-    first = 2 * 512 * 512 * 4  # of both models: it shows at once whether they differ, and is then read as all others
-    needed = needed_bytes(originals / "base", originals / "tuned") + first
+READING = {
+    "extract": lambda at: extract(f"{at}/base", f"{at}/tuned", rank=2),
+    "extract budget": lambda at: extract(f"{at}/base", f"{at}/tuned", budget="40k"),
+    "analyze": lambda at: analyze(f"{at}/tuned", base=f"{at}/base"),
+    "compare": lambda at: compare(f"{at}/base", f"{at}/tuned"),
+}
+
+
+@pytest.mark.parametrize("operation", READING)
+def test_hardly_more_than_the_matrices_is_read_and_no_tokenizer(operation, server, originals) -> None:
+    READING[operation](server.url)
+    needed = needed_bytes(originals / "base", originals / "tuned")
     assert needed < sum(server.sent.values()) <= 1.02 * needed
     assert server.sent.get("/base/tokenizer.json", 0) <= 1
 

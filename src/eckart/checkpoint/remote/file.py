@@ -2,25 +2,25 @@
 
 import hashlib
 import io
-import threading
 from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
 from eckart.checkpoint.remote.blocks import BlockStore
 from eckart.checkpoint.remote.names import is_weights
+from eckart.checkpoint.remote.table import MOUNTS
 from eckart.checkpoint.remote.transport import RemoteStat, Transport, changed
 from eckart.checkpoint.stamp import Stamp
 from eckart.errors import SourceError
 
-_PART_BYTES = 16 * 2**20  # of a range, over one connection
+_PART_BYTES = 4 * 2**20  # of a range, over one connection
 _SMALL_BYTES = 256 * 2**10  # a tensor that is read together with its neighbours
 _RUN_BYTES = 8 * 2**20  # of small neighbours that are read together
+_WINDOW_BYTES = 16 * 2**20  # of a large tensor that are read together, ahead of the slabs that are asked for
+_AHEAD_FROM_BYTES = 2**19  # a slab; a few rows of an embedding are read alone
 _MOST_BYTES = 64 * 2**20  # of a config, an index or a part of a tokenizer
-_RUNS = 8  # that are kept in memory
 _FIRST_WINDOW, _LARGEST_WINDOW = 32 * 2**10, 4 * 2**20  # read ahead, in headers
 
 
@@ -56,9 +56,7 @@ class RemoteFile:
     ) -> None:
         self.shown, self.path, self.is_local, self.is_weights = shown, path, False, is_weights(path.name)
         self._transport, self._locator, self._pool, self._cache = transport, locator, pool, cache
-        self._runs: list[tuple[int, int]] = []
-        self._in_memory: OrderedDict[tuple[int, int], memoryview] = OrderedDict()
-        self._lock = threading.Lock()
+        self._spans: list[tuple[int, int]] = []
         if stat is not None:
             self.stat = stat
 
@@ -97,17 +95,19 @@ class RemoteFile:
         """The file, to be read from its beginning on, as a header is."""
         return io.BufferedReader(_Sequential(self), _FIRST_WINDOW)
 
-    def join_small(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Read small tensors that are neighbours together: begin and end of every tensor, in the order of the file."""
-        runs: list[tuple[int, int]] = []
-        for begin, end in ranges:
-            if end - begin > _SMALL_BYTES:
-                continue
-            if runs and runs[-1][1] == begin and end - runs[-1][0] <= _RUN_BYTES:
-                runs[-1] = (runs[-1][0], end)
+    def set_tensors(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Tell where tensors begin and end: small ones that are neighbours are read together, large ones ahead."""
+        spans: list[tuple[int, int]] = []
+        last_is_small = False
+        for begin, end in sorted(ranges):
+            is_small = end - begin <= _SMALL_BYTES
+            joins = spans and spans[-1][1] == begin and end - spans[-1][0] <= _RUN_BYTES
+            if joins and is_small and last_is_small:
+                spans[-1] = (spans[-1][0], end)
             else:
-                runs.append((begin, end))
-        self._runs = runs
+                spans.append((begin, end))
+            last_is_small = is_small
+        self._spans = spans
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` with the bytes from `offset` on.
@@ -121,11 +121,18 @@ class RemoteFile:
         self.require_ranges()
         if self._blocks is not None:
             self._blocks.read_into(buffer, offset, self._fetch)
-        elif run := self._run_with(offset, offset + len(buffer)):
-            begin = run[0]
-            buffer[:] = self._joined(run)[offset - begin : offset - begin + len(buffer)]
-        else:
+            return
+        span = self._span_of(offset, offset + len(buffer))
+        if span is None or (span[1] - span[0] > _RUN_BYTES and len(buffer) < _AHEAD_FROM_BYTES):
             self._fetch(buffer, offset)
+            return
+        done = 0
+        while done < len(buffer):
+            begin = span[0] + (offset + done - span[0]) // _WINDOW_BYTES * _WINDOW_BYTES
+            content = self._window(begin, min(begin + _WINDOW_BYTES, span[1]))
+            piece = content[offset + done - begin :][: len(buffer) - done]
+            buffer[done : done + len(piece)] = piece
+            done += len(piece)
 
     def download(self) -> None:
         """Put the content in the place of the file that stands for it.
@@ -163,8 +170,8 @@ class RemoteFile:
         if not self.stat.ranges:
             yield from self._transport.pieces(self._locator, self.stat)
             return
-        for begin in range(0, self.stat.size, 4 * _PART_BYTES):
-            buffer = memoryview(bytearray(min(4 * _PART_BYTES, self.stat.size - begin)))
+        for begin in range(0, self.stat.size, _WINDOW_BYTES):
+            buffer = memoryview(bytearray(min(_WINDOW_BYTES, self.stat.size - begin)))
             self.read_into(buffer, begin)
             yield buffer
 
@@ -190,22 +197,18 @@ class RemoteFile:
             for part in parts:
                 part.cancel()
 
-    def _run_with(self, begin: int, end: int) -> tuple[int, int] | None:
-        """The run of small tensors that contains a range."""
-        found = self._runs[max(0, bisect_right(self._runs, (begin, 2**63)) - 1) :][:1]
-        return found[0] if found and found[0][0] <= begin and end <= found[0][1] else None
+    def _span_of(self, begin: int, end: int) -> tuple[int, int] | None:
+        """The tensor, or the small neighbours, that contain a range."""
+        at = bisect_right(self._spans, (begin, 2**63)) - 1
+        return self._spans[at] if at >= 0 and end <= self._spans[at][1] else None
 
-    def _joined(self, run: tuple[int, int]) -> memoryview:
-        """The content of a run, kept in memory for a while."""
-        with self._lock:
-            if run not in self._in_memory:
-                content = memoryview(bytearray(run[1] - run[0]))
-                self._fetch(content, run[0])
-                self._in_memory[run] = content
-            self._in_memory.move_to_end(run)
-            while len(self._in_memory) > _RUNS:
-                self._in_memory.popitem(last=False)
-            return self._in_memory[run]
+    def _window(self, begin: int, end: int) -> memoryview:
+        def fetch() -> memoryview:
+            content = memoryview(bytearray(end - begin))
+            self._fetch(content, begin)
+            return content
+
+        return MOUNTS.recent.get((self.path, begin, end), fetch)
 
 
 class _Sequential(io.RawIOBase):

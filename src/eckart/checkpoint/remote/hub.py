@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from eckart.checkpoint.remote.http import HttpTransport
 from eckart.checkpoint.remote.listing import Found
@@ -64,9 +64,11 @@ def find_repository(name: str, revision: str | None) -> HubRepository:
     if HF_HUB_OFFLINE:
         reason = "it is not in the hub's cache, and HF_HUB_OFFLINE is set"
         raise HubError(reason)
+    # The base of its errors is that of its library of HTTP, and so also of failing connections.
+    of_http = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
     try:
         found = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=10)
-    except (HfHubHTTPError, *HfHubHTTPError.__bases__, HFValidationError, OSError, ValueError, RuntimeError) as error:
+    except (*of_http, HFValidationError, OSError, ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise HubError(without_secrets(reason)[:300]) from None
     commit = found.sha or revision or "main"

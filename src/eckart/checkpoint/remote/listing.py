@@ -39,7 +39,7 @@ def files_over_http(transport: Transport, url: str, name: str) -> dict[str, Foun
         SourceError: the server cannot be reached, or does not answer as expected.
     """
     folder = parent_and_name(url)[0] if name else url
-    found = {name: (url, transport.stat(url))} if name else _existing(transport, folder, _NAMES)
+    found: dict[str, Found] = {name: (url, transport.stat(url))} if name else _existing(transport, folder, _NAMES)
     if name and not urlsplit(url).query:  # a query is most often a signature, of this file alone
         with suppress(FileNotFoundError, AccessError):
             found |= _existing(

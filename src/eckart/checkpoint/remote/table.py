@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eckart.checkpoint.remote.recent import Recent
 from eckart.errors import EckartError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Mounts:
         urls: complete URLs by how they are shown.
         folders: where sources are mounted, by their shown URLs.
         files: what paths in these folders stand for.
+        recent: what was read last.
         parent: the folder of all of them, removed when the process ends.
     """
 
@@ -33,6 +35,7 @@ class Mounts:
     folders: dict[str, Path] = field(default_factory=dict)
     files: "dict[Path, RemoteFile]" = field(default_factory=dict)
     parent: Path | None = None
+    recent: Recent = field(default_factory=Recent)
 
     def new_folder(self, name: str) -> Path:
         """An empty folder for one source.
