@@ -28,5 +28,5 @@ def opened(path: Path, *, present: bool = False) -> Iterator[tuple[BinaryIO, Sta
             yield file, Stamp.of(file.fileno())
         return
     stamp = remote.present_stamp() if present else remote.stamp
-    with cast("io.BufferedReader", path.open("rb")) if remote.is_local else remote.open() as file:
+    with cast("io.BufferedReader", path.open("rb")) if remote.is_local else remote.open(present=present) as file:
         yield file, stamp

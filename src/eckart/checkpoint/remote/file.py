@@ -3,7 +3,7 @@
 import hashlib
 import io
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -91,9 +91,9 @@ class RemoteFile:
             msg = f"{self.shown}: the server does not send parts of a file; `cache=DIR` downloads it once and keeps it"
             raise SourceError(msg)
 
-    def open(self) -> io.BufferedReader:
-        """The file, to be read from its beginning on, as a header is."""
-        return io.BufferedReader(_Sequential(self), _FIRST_WINDOW)
+    def open(self, *, present: bool = False) -> io.BufferedReader:
+        """The file, to be read from its beginning on, as a header is; `present`: nothing that was read before."""
+        return io.BufferedReader(_Sequential(self._fetch if present else self.read_into, self.stat.size), _FIRST_WINDOW)
 
     def set_tensors(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Tell where tensors begin and end: small ones that are neighbours are read together, large ones ahead."""
@@ -214,8 +214,8 @@ class RemoteFile:
 class _Sequential(io.RawIOBase):
     """A remote file as a stream that reads ahead, at first little, because most headers are short."""
 
-    def __init__(self, file: RemoteFile) -> None:
-        self._file, self._position, self._ahead = file, 0, _FIRST_WINDOW
+    def __init__(self, read_into: Callable[[memoryview, int], None], size: int) -> None:
+        self._read_into, self._size, self._position, self._ahead = read_into, size, 0, _FIRST_WINDOW
         self._window, self._begin = memoryview(b""), 0
 
     def readable(self) -> bool:
@@ -228,18 +228,18 @@ class _Sequential(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position}.get(whence, self._file.stat.size)
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position}.get(whence, self._size)
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # a writable buffer, as io passes it
-        at, left = self._position, self._file.stat.size - self._position
+        at, left = self._position, self._size - self._position
         if left <= 0:
             return 0
         end = self._begin + len(self._window)
         if not self._begin <= at < end:
             self._ahead = self._ahead if at == end else _FIRST_WINDOW
             self._window, self._begin = memoryview(bytearray(min(max(self._ahead, len(buffer)), left))), at
-            self._file.read_into(self._window, at)
+            self._read_into(self._window, at)
             self._ahead = min(2 * self._ahead, _LARGEST_WINDOW)
         piece = self._window[at - self._begin :][: len(buffer)]
         buffer[: len(piece)] = piece
