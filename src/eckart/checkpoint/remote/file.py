@@ -10,7 +10,7 @@ from pathlib import Path
 
 from eckart.checkpoint.remote.blocks import BlockStore
 from eckart.checkpoint.remote.names import is_weights
-from eckart.checkpoint.remote.table import MOUNTS
+from eckart.checkpoint.remote.recent import Recent
 from eckart.checkpoint.remote.transport import RemoteStat, Transport, changed
 from eckart.checkpoint.stamp import Stamp
 from eckart.errors import SourceError
@@ -39,6 +39,7 @@ class RemoteFile:
         shown: as the attribute.
         path: as the attribute.
         pool: threads that read; their number bounds the connections.
+        recent: what was read last, of all files.
         stat: what is known of it already.
         cache: the folder where what was read is kept.
     """
@@ -51,11 +52,13 @@ class RemoteFile:
         path: Path,
         *,
         pool: ThreadPoolExecutor,
+        recent: Recent,
         stat: RemoteStat | None = None,
         cache: Path | None = None,
     ) -> None:
         self.shown, self.path, self.is_local, self.is_weights = shown, path, False, is_weights(path.name)
         self._transport, self._locator, self._pool, self._cache = transport, locator, pool, cache
+        self._recent = recent
         self._spans: list[tuple[int, int]] = []
         if stat is not None:
             self.stat = stat
@@ -208,7 +211,7 @@ class RemoteFile:
             self._fetch(content, begin)
             return content
 
-        return MOUNTS.recent.get((self.path, begin, end), fetch)
+        return self._recent.get((self.path, begin, end), fetch)
 
 
 class _Sequential(io.RawIOBase):

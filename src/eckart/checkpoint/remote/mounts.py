@@ -132,7 +132,7 @@ def _fill(shown: str, name: str, transport: Transport, found: Mapping[str, Found
             continue
         cache = MOUNTS.cache if is_weights(path.name) else None
         title = shown if shown.endswith(each) else f"{shown.rstrip('/')}/{each}"
-        file = RemoteFile(transport, locator, title, path, pool=pool, stat=stat, cache=cache)
+        file = RemoteFile(transport, locator, title, path, pool=pool, recent=MOUNTS.recent, stat=stat, cache=cache)
         path.parent.mkdir(parents=True, exist_ok=True)
         MOUNTS.files[path] = file
         if is_weights(path.name):
