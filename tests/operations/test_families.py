@@ -223,6 +223,9 @@ ENCODERS = [
     ("sdxl text_encoder_2", TEXT, "lora_te2_", "text_encoders.clip_g", None),
     ("sd3 text_encoder_3", T5, "lora_te3_", "text_encoders.t5xxl", "text_encoders.t5xxl.transformer."),
     ("flux1 text_encoder_2", T5, "lora_te3_", "text_encoders.t5xxl", "t5xxl.transformer."),
+    ("wan text_encoder", T5, "lora_te_", "text_encoders.umt5xxl", "text_encoders.umt5xxl.transformer."),
+    ("ltx-video text_encoder", T5, "lora_te_", "text_encoders.t5xxl", "text_encoders.t5xxl.transformer."),
+    ("hidream text_encoder_2", TEXT, "lora_te2_", "text_encoders.clip_g", "text_encoders.clip_g.transformer."),
 ]
 
 
@@ -246,6 +249,52 @@ def test_text_encoders_are_named_in_every_format_and_merged(case, tmp_path):
     change = load_file(tmp_path / "m.safetensors")[key].double() - weight.double()
     torch.testing.assert_close(change[rows], there[f"{part}.{inner}"].low_rank().dense(), rtol=0, atol=1e-6)
     assert int(change.any(dim=1).sum()) == 8
+
+
+Q_PROJ = "layers.0.self_attn.q_proj"
+# The class of each language model that encodes text, its prefix in kohya's files, and ComfyUI's name of it.
+LANGUAGE_MODELS = {
+    "flux2 text_encoder": ("Mistral3ForConditionalGeneration", "lora_te_", "mistral3_24b"),
+    "qwen-image text_encoder": ("Qwen2_5_VLForConditionalGeneration", "lora_te_", "qwen25_7b"),
+    "z-image text_encoder": ("Qwen3Model", "lora_te_", "qwen3_4b"),
+    "lumina2 text_encoder": ("Gemma2Model", "lora_te_", "gemma2_2b"),
+    "hunyuan-video text_encoder": ("LlamaModel", "lora_te_", "llama"),
+    "hidream text_encoder_4": ("LlamaForCausalLM", "lora_te4_", "llama"),
+}
+
+
+@pytest.mark.parametrize("case", LANGUAGE_MODELS)
+def test_language_models_that_encode_text_are_named_in_every_format_and_merged(case, tmp_path):
+    import transformers
+
+    (family, part), (name, kohya, comfyui) = case.split(), LANGUAGE_MODELS[case]
+    with torch.device("meta"):
+        model = getattr(transformers, name)
+        modules = dict(model(small(model.config_class())).named_modules())
+    (module,) = (each for each in modules if each.endswith(Q_PROJ) and "vision" not in each and "visual" not in each)
+    there = Adapter({f"{part}.{module}": layer((8, 8))}, format="diffusers")
+    expected = f"text_encoders.{comfyui}.transformer.model.{Q_PROJ}"
+    assert list(convert(there, "comfyui", family=family).adapter) == [expected]
+    assert list(convert(there, "kohya", family=family).adapter) == [kohya + module.replace(".", "_")]
+    weight = torch.randn(8, 8)
+    save_file({f"{expected}.weight": weight}, tmp_path / "base.safetensors")
+    for form in FORMATS:
+        path = saved(there, form, tmp_path, family)
+        assert list(convert(path, "diffusers", family=family).adapter) == list(there)
+        out = tmp_path / f"merged-{form}.safetensors"
+        merge(tmp_path / "base.safetensors", [path], out, execution=ONE)
+        (change,) = (merged.double() - weight.double() for merged in load_file(out).values())
+        (one,) = there.values()
+        torch.testing.assert_close(change, one.low_rank().dense(), rtol=0, atol=1e-6)
+
+
+def small(config):
+    """A config with one layer, in its parts too."""
+    for each in (config, getattr(config, "text_config", None), getattr(config, "vision_config", None)):
+        for field in ("num_hidden_layers", "depth"):
+            if hasattr(each, field):
+                setattr(each, field, 1)
+    return config
 
 
 @pytest.mark.parametrize("family", MODELS)

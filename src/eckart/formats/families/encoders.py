@@ -1,4 +1,4 @@
-"""Text encoders: CLIP under the names of transformers and of OpenCLIP, T5, and encoders whose names never change."""
+"""Text encoders: CLIP under the names of transformers and of OpenCLIP, T5, and language models."""
 
 from eckart.formats.families.family import Component, Layout, Module, Part, module, modules, same
 
@@ -24,6 +24,13 @@ _T5 = same(
     *(f"{_T5_BLOCK}.1.DenseReluDense.{part}" for part in ("wi_0", "wi_1", "wi", "wo")),
     *("shared", "encoder.final_layer_norm", f"{_T5_BLOCK}.{{}}.layer_norm"),
     f"{_T5_BLOCK}.0.SelfAttention.relative_attention_bias",
+)
+_LAYERS = "layers.{}"
+_LANGUAGE_MODEL = (
+    *(f"{_LAYERS}.self_attn.{part}" for part in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")),
+    *(f"{_LAYERS}.mlp.{part}_proj" for part in ("gate", "up", "down")),
+    *(f"{_LAYERS}.{part}_layernorm" for part in ("input", "post_attention", "pre_feedforward", "post_feedforward")),
+    *("embed_tokens", "norm"),
 )
 
 
@@ -53,9 +60,22 @@ def t5(name: str, comfyui: str, *kohya: str) -> Component:
     return Component(name, _T5, _of_comfyui(comfyui) | _as_in_diffusers(name), dict.fromkeys(kohya, ("diffusers",)))
 
 
-def encoder(name: str) -> Component:
-    """An encoder that is a language model: files name its modules as transformers does."""
-    return Component(name, (), _as_in_diffusers(name))
+def language_model(name: str, comfyui: str, *kohya: str, inner: str = "") -> Component:
+    """An encoder that is a language model.
+
+    ComfyUI has its modules as a causal model has them, `model.layers`; diffusers' pipelines load classes that put
+    them elsewhere.
+
+    Args:
+        name: its folder in a pipeline.
+        comfyui: ComfyUI's name of it, such as `qwen25_7b`.
+        kohya: prefixes of flat names.
+        inner: what the names of its layers begin with in the class that diffusers loads.
+    """
+    table = tuple(module(f"model.{each}", f"{inner}{each}") for each in _LANGUAGE_MODEL)
+    own: dict[str, tuple[Layout, ...]] = {f"{name}.": ("diffusers", "original")}
+    dotted = dict.fromkeys(_of_comfyui(comfyui), ("original",)) | own
+    return Component(name, table, dotted, dict.fromkeys(kohya, ("diffusers", "original")))
 
 
 def _as_in_diffusers(name: str) -> dict[str, tuple[Layout, ...]]:

@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 
-from eckart.formats.families.encoders import encoder
+from eckart.formats.families.encoders import language_model
 from eckart.formats.families.family import Family, denoiser, module, modules, swapped
 
 _DOUBLE, _BLOCK = "double_blocks.{}", "transformer_blocks.{}"
@@ -37,7 +37,10 @@ _MODULES = (
 FAMILY = Family(
     "flux2",
     "FLUX.2",
-    (denoiser("transformer", _MODULES), encoder("text_encoder")),
+    (
+        denoiser("transformer", _MODULES),
+        language_model("text_encoder", "mistral3_24b", "lora_te_", inner="model.language_model."),
+    ),
     ("Flux2Transformer2DModel",),
     {"transformer_blocks": (5, 8), "single_transformer_blocks": (20, 24, 48)},
 )

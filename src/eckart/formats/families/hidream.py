@@ -1,6 +1,6 @@
 """HiDream-I1: one set of names, and experts that are modules of their own."""
 
-from eckart.formats.families.encoders import encoder
+from eckart.formats.families.encoders import clip, language_model, t5
 from eckart.formats.families.family import Family, Module, denoiser, same
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out", "to_q_t", "to_k_t", "to_v_t", "to_out_t")
@@ -31,7 +31,10 @@ FAMILY = Family(
     "HiDream-I1",
     (
         denoiser("transformer", _MODULES),
-        *(encoder(f"text_encoder{end}") for end in ("", "_2", "_3", "_4")),
+        clip("text_encoder", "clip_l", "lora_te1_"),
+        clip("text_encoder_2", "clip_g", "lora_te2_"),
+        t5("text_encoder_3", "t5xxl", "lora_te3_"),
+        language_model("text_encoder_4", "llama", "lora_te4_", inner="model."),
     ),
     ("HiDreamImageTransformer2DModel",),
     {"double_stream_blocks": (16,), "single_stream_blocks": (32,)},

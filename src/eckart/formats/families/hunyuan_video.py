@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 
-from eckart.formats.families.encoders import clip, encoder
+from eckart.formats.families.encoders import clip, language_model
 from eckart.formats.families.family import Family, Module, denoiser, module, modules, swapped
 
 _DOUBLE, _BLOCK = "double_blocks.{}", "transformer_blocks.{}"
@@ -71,7 +71,11 @@ _MODULES = (
 FAMILY = Family(
     "hunyuan-video",
     "HunyuanVideo",
-    (denoiser("transformer", _MODULES), encoder("text_encoder"), clip("text_encoder_2", "clip_l")),
+    (
+        denoiser("transformer", _MODULES),
+        language_model("text_encoder", "llama", "lora_te_"),
+        clip("text_encoder_2", "clip_l", "lora_te2_"),
+    ),
     ("HunyuanVideoTransformer3DModel",),
     {"transformer_blocks": (20,), "single_transformer_blocks": (40,)},
 )

@@ -1,6 +1,6 @@
 """LTX-Video."""
 
-from eckart.formats.families.encoders import encoder
+from eckart.formats.families.encoders import t5
 from eckart.formats.families.family import Family, denoiser, modules, same
 
 _BLOCK = "transformer_blocks.{}"
@@ -24,7 +24,7 @@ _MODULES = (
 FAMILY = Family(
     "ltx-video",
     "LTX-Video",
-    (denoiser("transformer", _MODULES), encoder("text_encoder")),
+    (denoiser("transformer", _MODULES), t5("text_encoder", "t5xxl", "lora_te_")),
     ("LTXVideoTransformer3DModel",),
     {"transformer_blocks": (28, 48)},
 )

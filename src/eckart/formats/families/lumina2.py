@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 
-from eckart.formats.families.encoders import encoder
+from eckart.formats.families.encoders import language_model
 from eckart.formats.families.family import Family, Module, denoiser, module, modules, same
 
 
@@ -43,7 +43,7 @@ _MODULES = (
 FAMILY = Family(
     "lumina2",
     "Lumina Image 2.0",
-    (denoiser("transformer", _MODULES), encoder("text_encoder")),
+    (denoiser("transformer", _MODULES), language_model("text_encoder", "gemma2_2b", "lora_te_")),
     ("Lumina2Transformer2DModel",),
     {"layers": (26,)},
 )

@@ -1,6 +1,6 @@
 """Qwen-Image and Qwen-Image-Edit: one set of names."""
 
-from eckart.formats.families.encoders import encoder
+from eckart.formats.families.encoders import language_model
 from eckart.formats.families.family import Family, denoiser, same
 
 _BLOCK = "transformer_blocks.{}"
@@ -14,7 +14,10 @@ _MODULES = same(
 FAMILY = Family(
     "qwen-image",
     "Qwen-Image",
-    (denoiser("transformer", _MODULES), encoder("text_encoder")),
+    (
+        denoiser("transformer", _MODULES),
+        language_model("text_encoder", "qwen25_7b", "lora_te_", inner="model.language_model."),
+    ),
     ("QwenImageTransformer2DModel",),
     {"transformer_blocks": (60,)},
 )

@@ -123,9 +123,10 @@ def _has_every_block(reading: Reading, _: Mapping[str, Layer[Any]]) -> bool:
 
 
 def _blocks(reading: Reading) -> Iterator[tuple[set[int], tuple[int, ...]]]:
-    """The numbers of the blocks that the adapter changes, and how many the published models have."""
+    """The numbers of the denoiser's blocks that the adapter changes, and how many the published models have."""
     for begin, depths in reading.family.depths.items():
-        places = [(site.module.parts[0].module, site.numbers) for site in reading.sites.values()]
+        sites = [site for site in reading.sites.values() if site.component == reading.family.components[0].name]
+        places = [(site.module.parts[0].module, site.numbers) for site in sites]
         if seen := {numbers[0] for name, numbers in places if numbers and name.startswith(f"{begin}.")}:
             yield seen, depths
 

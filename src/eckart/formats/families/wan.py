@@ -1,6 +1,6 @@
 """Wan 2.1 and 2.2, which has a second transformer for the last steps."""
 
-from eckart.formats.families.encoders import encoder
+from eckart.formats.families.encoders import t5
 from eckart.formats.families.family import Family, Module, denoiser, modules, same
 
 _PROJECTIONS = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}
@@ -44,7 +44,7 @@ FAMILY = Family(
     (
         denoiser("transformer", _MODULES),
         denoiser("transformer_2", _MODULES, prefix=""),
-        encoder("text_encoder"),
+        t5("text_encoder", "umt5xxl", "lora_te_"),
     ),
     ("WanTransformer3DModel", "WanVACETransformer3DModel"),
     {"blocks": (30, 40)},

@@ -1,6 +1,6 @@
 """Z-Image."""
 
-from eckart.formats.families.encoders import encoder
+from eckart.formats.families.encoders import language_model
 from eckart.formats.families.family import Family, Module, denoiser, module, modules, same
 
 
@@ -31,7 +31,10 @@ FAMILY = Family(
     "z-image",
     "Z-Image",
     # musubi-tuner trains the model with query, key and value apart; others flatten the original names.
-    (denoiser("transformer", _MODULES, kohya=("diffusers", "original")), encoder("text_encoder")),
+    (
+        denoiser("transformer", _MODULES, kohya=("diffusers", "original")),
+        language_model("text_encoder", "qwen3_4b", "lora_te_"),
+    ),
     ("ZImageTransformer2DModel",),
     {"layers": (30,)},
 )
