@@ -1,5 +1,6 @@
 """kohya's files: read by sd-scripts' rules, spelt out here on plain tensors, written back the same, or refused."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -81,6 +82,29 @@ def test_what_is_read_is_written_back_with_its_texts(tmp_path):
         "ss_network_dim": "3",
         "ss_network_alpha": "1.5",
     }
+
+
+# The arguments of a network, the layers' ranks, and the arguments after a resize to rank 2.
+ARGUMENTS = {
+    "convolutions": ({"conv_dim": "4", "conv_alpha": "1"}, {"conv_dim": "2", "conv_alpha": "0.5"}),
+    "blocks": ({"block_dims": "4,4", "conv_dim": "4", "dropout": "0.1"}, {"conv_dim": "2", "dropout": "0.1"}),
+    "another kind": ({"algo": "loha", "conv_dim": "4", "use_tucker": "True"}, {"algo": "lora", "conv_dim": "2"}),
+}
+
+
+@pytest.mark.parametrize("case", ARGUMENTS)
+def test_the_arguments_of_the_network_state_the_present_ranks_and_alphas(case, tmp_path):
+    before, after = ARGUMENTS[case]
+    tensors = parts(rank=4, kernel=(3, 3), alpha=torch.tensor(1.0))
+    tensors |= {f"lora_unet_mid_block_attentions_0_proj_out.lora_{part}.weight": torch.randn(shape)
+                for part, shape in (("down", (4, 8)), ("up", (8, 4)))}  # fmt: skip
+    path = saved(tmp_path, tensors, ss_network_args=json.dumps(before), ss_network_dim="4")
+    load_adapter(path).save(tmp_path / "same.safetensors")
+    assert texts(tmp_path / "same.safetensors")["ss_network_dim"] == "4"
+    resize(path, rank=2, output=tmp_path / "b.safetensors")
+    found = texts(tmp_path / "b.safetensors")
+    assert json.loads(found["ss_network_args"]) == after
+    assert (found["ss_network_dim"], found["ss_network_alpha"]) == ("2", "2.0")
 
 
 def test_the_change_of_a_bias_is_not_scaled_by_alpha(tmp_path):

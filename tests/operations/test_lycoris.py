@@ -5,11 +5,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eckart.engine import Execution
-from eckart.errors import FileFormatError
+from eckart.errors import FileFormatError, MismatchError
 from eckart.formats import load_adapter
 from eckart.operations.combination.combine import combine
 from eckart.operations.merging.merge import merge
 from eckart.operations.merging.unmerge import unmerge
+from eckart.operations.plain_lora.to_lora import to_lora
 from eckart.operations.resizing.resize import resize
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -103,6 +104,25 @@ def test_a_resized_update_is_plain_lora_at_the_least_error(case, tmp_path):
     values = torch.linalg.svdvals(dense.reshape(8, -1))
     least = float((values[2:] ** 2).sum().sqrt() / (values**2).sum().sqrt())
     assert result.error == pytest.approx(least, rel=1e-5)
+
+
+@pytest.mark.parametrize("case", ["LoHa", "LoKr with a core", "a whole difference"])
+def test_a_file_becomes_plain_lora_without_its_model_and_its_plain_layers_stay(case, tmp_path):
+    parts, dense = CASES[case][0]()
+    tensors = {f"{NAME}.{part}": tensor for part, tensor in parts.items()}
+    plain = {f"{CONV}.lora_down.weight": random(5, 6), f"{CONV}.lora_up.weight": random(8, 5)}
+    save_file(tensors | plain, tmp_path / "a.safetensors")
+    result = to_lora(tmp_path / "a.safetensors", error=1e-5, output=tmp_path / "b.safetensors", execution=ONE)
+    found = load_file(tmp_path / "b.safetensors")
+    assert {name for name in found if "hada" in name or "lokr" in name or name.endswith("diff")} == set()
+    assert all(torch.equal(found[name], tensor) for name, tensor in plain.items())
+    one = load_adapter(tmp_path / "b.safetensors")[NAME]
+    distance = float((one.low_rank().dense().reshape(dense.shape) - dense).norm() / dense.norm())
+    record = {each.name: each for each in result.layers}[NAME]
+    assert distance < 1e-5
+    assert distance == pytest.approx(record.error, abs=1e-6)
+    with pytest.raises(MismatchError, match="plain LoRA already"):
+        to_lora(tmp_path / "b.safetensors", execution=ONE)
 
 
 @pytest.mark.parametrize("by", ["outputs", "inputs"])

@@ -1,6 +1,7 @@
 """`eckart convert`: an adapter in the format that another tool reads."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -36,7 +37,7 @@ To = Annotated[
 RANKS = "Ranks of --to lora"
 Rank = Annotated[
     int | None,
-    in_group(RANKS, "--rank", "-r", metavar="N", help="Rank of each update that is computed from BASE. [default: 16]"),
+    in_group(RANKS, "--rank", "-r", metavar="N", help="Rank of each update that is computed. [default: 16]"),
 ]
 Error = Annotated[
     float | None,
@@ -89,7 +90,8 @@ def convert(
     where parts with several scales become one layer (FLUX's qkv), or layers of several scales a PEFT, MLX or GGUF
     adapter, are they rounded, once.
 
-    --to lora turns DoRA, saved matrices and trained tokens into plain updates of BASE, with the error of each. --for
+    --to lora turns DoRA, saved matrices and trained tokens into plain updates of BASE, with the error of each; without
+    --base, LoHa, LoKr and whole differences of a LoRA file into plain LoRA, in the format of the file. --for
     takes every step that a runtime needs, which eckart check lists: plain updates, an allowed rank, its format.
 
     \b
@@ -114,11 +116,11 @@ def convert(
     from eckart.engine import Execution
     from eckart.formats.sources import open_adapter
     from eckart.operations.checking.fitting import fit
-    from eckart.operations.conversion import plan_conversion
-    from eckart.operations.plain_lora.plan import LoraPlan, plan_to_lora
+    from eckart.operations.conversion import Conversion, plan_conversion
+    from eckart.operations.plain_lora.plan import plan_products, plan_to_lora
     from eckart.operations.plain_lora.to_lora import to_lora
 
-    _check_choices(to, runtime, base, has_rank=(rank, error) != (None, None))
+    _check_choices(to, runtime, has_rank=(rank, error) != (None, None))
     if len(adapters) > 1:
         refuse_for_several(dry_run=dry_run, push=push, runtime=runtime, to_lora=to == "lora")
         outputs = outputs_of(adapters, output)
@@ -135,7 +137,8 @@ def convert(
     execution = Execution(device="cpu", workers=workers, progress=StderrProgress())
     steps = []
     if to == "lora":
-        plan = plan_to_lora(source, str(base), rank=rank, error=error)
+        planned = plan_products if base is None else partial(plan_to_lora, base=base)
+        plan = planned(source, rank=rank, error=error)
     elif runtime is not None:
         steps, plan = fit(source, runtime, base=base, family=family, rank=rank, error=error, execution=execution)
     else:
@@ -143,8 +146,8 @@ def convert(
     if dry_run:
         return present(plan.preview(), report.preview_table, as_json=as_json)
     check_push(push)
-    if isinstance(plan, LoraPlan):
-        made = to_lora(source, str(base), rank=rank, error=error, output=output, execution=execution, force=force)
+    if not isinstance(plan, Conversion):
+        made = to_lora(source, base, rank=rank, error=error, output=output, execution=execution, force=force)
         present(made, report.adapter_table, as_json=as_json)
         return push_output(output, push, made_by="convert")
     result = plan.write(output, force=force)
@@ -159,7 +162,7 @@ def convert(
     return push_output(output, push, made_by="convert")
 
 
-def _check_choices(to: Format | None, runtime: Runtime | None, base: str | None, *, has_rank: bool) -> None:
+def _check_choices(to: Format | None, runtime: Runtime | None, *, has_rank: bool) -> None:
     """Refuse options that do not go together."""
     from eckart.errors import OptionError
 
@@ -168,7 +171,4 @@ def _check_choices(to: Format | None, runtime: Runtime | None, base: str | None,
         raise OptionError(msg)
     if runtime is None and to != "lora" and has_rank:
         msg = "`rank` and `error` apply to updates that `to=lora` computes; eckart resize changes the rank of others"
-        raise OptionError(msg)
-    if to == "lora" and base is None:
-        msg = "`to=lora` computes plain updates from the model: give it as `base`"
         raise OptionError(msg)

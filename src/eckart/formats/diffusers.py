@@ -21,7 +21,8 @@ from eckart.errors import MismatchError
 from eckart.formats.components import canonical, component, component_of, components
 from eckart.formats.lora_file import KEYS, LoraFile, as_adapter, parts_of
 from eckart.formats.lora_keys import parse_key
-from eckart.formats.lora_writing import Spelling, refusals_of, require_storable, texts_of, write_file
+from eckart.formats.lora_texts import texts_of
+from eckart.formats.lora_writing import Spelling, refusals_of, require_storable, write_file
 from eckart.formats.peft_config import PeftConfig, config_of
 from eckart.formats.stored import beyond_updates, header_texts, read_alpha
 

@@ -11,7 +11,8 @@ from eckart.adapter.outline import LayerKind
 from eckart.checkpoint import atomic_file
 from eckart.checkpoint.output import Kind
 from eckart.formats.lora_file import read_file
-from eckart.formats.lora_writing import Spelling, refusals_of, require_storable, texts_of, write_file
+from eckart.formats.lora_texts import texts_of
+from eckart.formats.lora_writing import Spelling, refusals_of, require_storable, write_file
 from eckart.formats.stored import file_kind
 
 _SPELLING = Spelling(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 KEYS, TEXT, ALPHAS = "keys", "metadata", "alpha_dtype"  # entries of an adapter's config
 ADDED = {"diff": "weight", "w_norm": "weight", "diff_b": "bias", "b_norm": "bias"}
 SAVED = {"set_weight": "weight"}
+_PRODUCTS = ("hada_", "lokr_", "mid", "diff")
 AlphaOf = Callable[[str, Mapping[str, str], LayerOutline], tuple[float | None, bool]]
 """The alpha of a module and whether it is divided by √rank, from its name, keys and outline; ValueError."""
 
@@ -176,6 +177,16 @@ def read_file(path: Path, form: AdapterFormat) -> Adapter:
     """
     file = parts_of(path, lambda module: module)
     return as_adapter(file, form, alpha_of=alpha_in_file(file.stored), texts=header_texts(path))
+
+
+def products_in(adapter: Adapter) -> list[str]:
+    """The layers that a file has as something else than plain LoRA: LoHa, LoKr, a core, or a whole difference."""
+    parts = adapter.config.get(KEYS, {}).values()
+    return [
+        *dict.fromkeys(
+            module for module, part in parts if module in adapter and part != "diff_b" and part.startswith(_PRODUCTS)
+        )
+    ]
 
 
 def without_keys(config: Mapping[str, Any]) -> dict[str, Any]:

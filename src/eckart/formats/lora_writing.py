@@ -1,24 +1,21 @@
 """Writing LoRA files of image and video models: the keys of the file that was read, and a format's for all others."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eckart.adapter.adapter import Adapter, AdapterLayer, on_meta
-from eckart.adapter.outline import AdapterOutline, LayerKind, LayerOutline
+from eckart.adapter.outline import LayerKind, LayerOutline
 from eckart.checkpoint import TensorSpec, write_tensors
 from eckart.checkpoint.dtypes import DType
 from eckart.checkpoint.manifest import TEXTS
 from eckart.errors import MismatchError
-from eckart.formats.lora_file import ADDED, ALPHAS, KEYS, SAVED, TEXT
+from eckart.formats.lora_file import ADDED, ALPHAS, KEYS, SAVED
 from eckart.formats.lora_keys import ends_of, parse_key
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")  # of the tensors of the file that was read
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ def named_tensors(adapter: Adapter, spelling: Spelling) -> "Iterator[tuple[str, 
             yield key(module, part), tensor
         is_needed = "alpha" in spelling.ends and (stored.scaling != 1 or (spelling.alphas and not own))
         if (module, "alpha") in keys or is_needed:
-            yield key(module, "alpha"), _alpha(stored, adapter.config.get(ALPHAS))
+            yield key(module, "alpha"), alpha_of(stored, adapter.config.get(ALPHAS))
     for tensors, names in ((adapter.added, ADDED), (adapter.modules_to_save, SAVED)):
         for name, tensor in tensors.items():
             module, _, leaf = name.rpartition(".")
@@ -111,7 +108,7 @@ def _folded(layer: AdapterLayer) -> AdapterLayer:
     return replace(layer, lora_B=B, bias=bias, alpha=float(layer.rank), rslora=False)
 
 
-def _alpha(layer: AdapterLayer | LayerOutline, dtype: str | None = None) -> "Tensor":
+def alpha_of(layer: AdapterLayer | LayerOutline, dtype: str | None = None) -> "Tensor":
     """The alpha that gives the layer's scale in every reader, all of which divide by the rank.
 
     Args:
@@ -125,43 +122,6 @@ def _alpha(layer: AdapterLayer | LayerOutline, dtype: str | None = None) -> "Ten
     if float(exact.to(own)) == float(exact):
         return exact.to(own)
     return exact.to(torch.promote_types(own, torch.float32)) if dtype else exact
-
-
-def texts_of(adapter: AdapterOutline, *, kohya: bool) -> dict[str, str]:
-    """The texts of the file that the adapter was read from, with its present ranks and alphas.
-
-    Args:
-        adapter: the adapter.
-        kohya: whether the file must have the texts of kohya's trainers; otherwise only those that it had are changed.
-    """
-    texts = {key: text for key, text in adapter.config.get(TEXT, {}).items() if key not in _HASHES}
-    ranks = {layer.rank for layer in adapter.values()}
-    alphas = Counter(float(_alpha(layer)) for layer in adapter.values()).most_common()
-    now = {
-        "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
-        "ss_network_alpha": str(alphas[0][0]) if len(alphas) == 1 else "Dynamic",
-    }
-    if kohya:
-        return {"ss_network_module": "networks.lora", **texts, **now}
-    return texts | {name: text for name, text in now.items() if name in texts}
-
-
-def merged_config(adapters: Sequence[Adapter]) -> dict[str, Any]:
-    """The config of several adapters as one: all keys, the texts that they share, and the titles of all."""
-    if len(adapters) < 2 or not any(KEYS in adapter.config for adapter in adapters):
-        return {}
-    texts = [adapter.config.get(TEXT, {}) for adapter in adapters]
-    common = {name: text for name, text in texts[0].items() if all(other.get(name) == text for other in texts)}
-    titles = [_title(adapter) for adapter in adapters]
-    keys = {key: place for adapter in reversed(adapters) for key, place in adapter.config.get(KEYS, {}).items()}
-    return {TEXT: common | {"modelspec.merged_from": ", ".join(titles)}, KEYS: keys}
-
-
-def _title(adapter: Adapter) -> str:
-    """What a file calls its adapter, or its own name."""
-    texts = adapter.config.get(TEXT, {})
-    name = adapter.files[0].stem if adapter.files else "adapter"
-    return texts.get("modelspec.title") or texts.get("ss_output_name") or name
 
 
 def refusals_of(adapter: Adapter, reasons: Mapping[LayerKind, str], *, readers: str) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.outline import AdapterOutline
-from eckart.formats.lora_writing import merged_config
+from eckart.formats.lora_texts import merged_config
 from eckart.formats.peft_tokens import FIELD, embedding_of, is_token_rows, tokens_of
 
 

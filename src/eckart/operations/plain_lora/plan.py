@@ -12,7 +12,8 @@ from eckart.checkpoint.base_names import NamesOfBase
 from eckart.checkpoint.dtypes import FLOAT32
 from eckart.checkpoint.module_tree import tree_naming
 from eckart.checkpoint.naming import is_embedding
-from eckart.errors import MismatchError
+from eckart.errors import MismatchError, OptionError
+from eckart.formats.lora_file import products_in
 from eckart.formats.peft_tokens import FIELD, embedding_of, is_token_rows, tokens_of
 from eckart.formats.sources import Source, open_adapter, open_model
 from eckart.operations.conversion import plan_conversion
@@ -21,6 +22,7 @@ from eckart.operations.output_dtype import float_dtype
 from eckart.operations.placement import Term, find_places
 from eckart.operations.preview import Match, Preview
 from eckart.operations.rank_choice import DEFAULT_RANK, HEADER_BYTES, RankChoice
+from eckart.operations.resizing.plan import ResizePlan, plan_resize
 from eckart.operations.select_layers import shapes_of
 from eckart.result import Skipped
 
@@ -145,6 +147,33 @@ def plan_to_lora(
                 replaced[name] = Replacement(_as_module(view, name), tuple(terms))
     saved = tuple(item.name for item in staying)
     return LoraPlan(opened, checkpoint, choice, replaced, saved, staying, data_type)
+
+
+def plan_products(
+    adapter: Adapter | str | Path,
+    *,
+    rank: int | None = None,
+    error: float | None = None,
+    dtype: "str | torch.dtype" = "float32",
+) -> ResizePlan:
+    """Check from headers a conversion of LoHa, LoKr and whole differences in a file; arguments as for `to_lora`.
+
+    Raises:
+        MismatchError: every layer is plain LoRA already.
+        OptionError: an argument is invalid, or other layers are computed from the model.
+    """
+    opened = open_adapter(adapter)
+    outline = opened.outline()
+    of_model = [name for name, layer in outline.items() if layer.magnitude is not None] + [*outline.modules_to_save]
+    if of_model:
+        msg = f"`to=lora` computes {of_model[0]} from the model: give it as `base`"
+        raise OptionError(msg)
+    names = products_in(opened)
+    if not names:
+        msg = "every layer is plain LoRA already; eckart resize changes its rank"
+        raise MismatchError(msg)
+    choice = RankChoice.given(rank=rank, error=error) or RankChoice(DEFAULT_RANK)
+    return plan_resize(opened, rank=choice, target=names, dtype=dtype)
 
 
 def _in_peft(adapter: Adapter, base: Source) -> Adapter:

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eckart.adapter.adapter import Adapter
-from eckart.formats.sources import Source
+from eckart.formats.sources import Source, open_adapter
 from eckart.operations.adapter_writer import AdapterWriter
-from eckart.operations.plain_lora.plan import plan_to_lora
+from eckart.operations.plain_lora.plan import plan_products, plan_to_lora
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def to_lora(
     adapter: Adapter | str | Path,
-    base: Source,
+    base: Source | None = None,
     *,
     rank: int | None = None,
     error: float | None = None,
@@ -28,13 +28,15 @@ def to_lora(
 ) -> "AdapterResult":
     """The adapter with every layer as a plain low-rank update of `base`, in PEFT's format.
 
+    Without `base`, LoHa, LoKr and whole differences of a LoRA file become plain LoRA in the format of the file.
+
     What a DoRA layer, a completely saved matrix or new rows of an embedding add to the base is computed in float64 and
     factored as an extraction factors a difference. Layers that are plain already are unchanged. Vectors (norms,
     biases), heads that the base lacks and tensors of another vocabulary stay saved, and are reported.
 
     Args:
         adapter: the adapter, or its SOURCE.
-        base: the model that it was made for.
+        base: the model that it was made for; None for a file whose updates are products of its own tensors.
         rank: of each layer that is computed, 16 by default, at most the number of new rows.
         error: instead, the smallest rank of each of them whose relative Frobenius error is below this.
         output: folder to write; finished layers are stored next to it until it is complete.
@@ -47,11 +49,25 @@ def to_lora(
 
     Raises:
         MismatchError: the adapter does not fit the base.
-        OptionError: an argument is invalid.
+        OptionError: an argument is invalid, or the updates are of the model, and `base` is not given.
         OutputError: the output exists or cannot be written.
         SourceError: an input changed during the run.
         NotFiniteError: a tensor contains NaN or Inf.
     """
+    if base is None:
+        from eckart.operations.resizing.resize import resize
+
+        opened = open_adapter(adapter)
+        choice = plan_products(opened, rank=rank, error=error, dtype=dtype)
+        return resize(
+            opened,
+            rank=choice.choice,
+            target=choice.names,
+            output=output,
+            dtype=dtype,
+            execution=execution,
+            force=force,
+        )
     plan = plan_to_lora(adapter, base, rank=rank, error=error, dtype=dtype)
     writer = AdapterWriter.checked(plan, output, execution, force=force)
     from eckart.operations.plain_lora.work import lora_tasks  # imports torch
