@@ -58,11 +58,11 @@ def to_lora(
         from eckart.operations.resizing.resize import resize
 
         opened = open_adapter(adapter)
-        choice = plan_products(opened, rank=rank, error=error, dtype=dtype)
+        plan = plan_products(opened, rank=rank, error=error, dtype=dtype)
         return resize(
             opened,
-            rank=choice.choice,
-            target=choice.names,
+            rank=plan.choice,
+            target=plan.names,
             output=output,
             dtype=dtype,
             execution=execution,
