@@ -27,6 +27,7 @@ ON_REQUEST = (
     "load",
     "quantized",
     "images",
+    "sd_scripts",
 )
 
 
@@ -38,12 +39,14 @@ def main() -> None:
     parser.add_argument("--pair", type=Path, help="folder with base/ and tuned/ (default: WORK/pair, made if missing)")
     parser.add_argument("--repeats", type=int, default=3, help="paired runs of each slow comparison")
     parser.add_argument("--output", type=Path, default=HERE, help="folder of results.json and RESULTS.md")
+    parser.add_argument("--sd-scripts", type=Path, help="a checkout of sd-scripts, to record its results again")
     arguments = parser.parse_args()
     unknown = set(arguments.sections) - {*DEFAULT, *ON_REQUEST}
     if unknown:
         parser.error(f"unknown section {', '.join(sorted(unknown))}; choose from {choices}")
     torch.set_num_threads(THREADS)
-    options = Options(pair=arguments.pair or arguments.work / "pair", work=arguments.work, repeats=arguments.repeats)
+    pair = arguments.pair or arguments.work / "pair"
+    options = Options(pair, arguments.work, arguments.repeats, arguments.sd_scripts)
     options.work.mkdir(parents=True, exist_ok=True)
     arguments.output.mkdir(parents=True, exist_ok=True)
     for section in arguments.sections or DEFAULT:
