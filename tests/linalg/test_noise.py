@@ -9,6 +9,7 @@ from eckart.linalg import (
     bulk_noise,
     difference_noise,
     partial_spectrum,
+    product_noise,
     rounding_variance,
     spectrum,
     zero_fraction,
@@ -171,3 +172,26 @@ def test_slabs_give_the_same_estimate_as_the_matrix_at_once(ratio):
     assert slabs.signal_rank == whole.signal_rank == 8
     assert slabs.edge == pytest.approx(whole.edge, rel=0.02)  # other slabs draw other signs
     assert bulk_noise(Streamed(tuned, rows=9), spectrum(tuned)) == bulk_noise(tuned, spectrum(tuned))
+
+
+@pytest.mark.parametrize("shape", [(256, 192), (1200, 480)], ids=str)
+def test_a_planted_rank_of_3_is_found_in_bfloat16_at_every_size_of_the_update(shape):
+    trials, found = 50, []
+    for seed in range(trials):
+        generator = torch.Generator().manual_seed(seed)
+        size = 3e-3 * 10 ** (seed / (trials - 1))
+        base = torch.randn(shape, generator=generator).to(torch.bfloat16).float()
+        update = torch.randn(shape[0], 3, generator=generator) @ torch.randn(3, shape[1], generator=generator)
+        tuned = (base + size * update / update.square().mean().sqrt()).to(torch.bfloat16)
+        change = tuned.float() - base
+        found.append(difference_noise(change, spectrum(change), tuned, generator=generator).signal_rank)
+    assert max(found) <= 6
+    assert sum(rank == 3 for rank in found) >= 0.95 * trials
+
+
+def test_the_rounding_of_a_product_is_within_its_bound():
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(60, 4, generator=generator), torch.randn(4, 50, generator=generator)
+    B, A = left.to(torch.bfloat16), right.to(torch.bfloat16)
+    error = torch.linalg.matrix_norm(B.double() @ A.double() - left.double() @ right.double(), 2)
+    assert 0 < float(error) < product_noise(B, A) < 20 * float(error)

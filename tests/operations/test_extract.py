@@ -196,7 +196,7 @@ def test_a_preview_shows_ranks_and_sizes_from_headers(llama_pair, tmp_path):
 def test_a_result_has_a_row_per_layer_and_a_short_repr(llama_pair):
     result = extract(llama_pair / "base", llama_pair / "tuned", rank=2)
     assert [row["name"] for row in result.rows()] == list(result.adapter)
-    assert set(result.rows()[0]) == {"name", "shape", "rank", "error", "error_lower_bound"}
+    assert set(result.rows()[0]) == {"name", "shape", "rank", "error", "error_lower_bound", "signal_rank"}
     assert len(repr(result)) < 500
 
 

@@ -53,6 +53,28 @@ Exclude = Annotated[
 ]
 
 Rank = Annotated[int | None, in_group(RANK, "--rank", "-r", metavar="N", help="The same rank for every matrix.")]
+
+
+def _rank(text: str) -> int | str:
+    if text == "noise":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        msg = f"{text!r}: expected a number, or noise"
+        raise typer.BadParameter(msg) from None
+
+
+RankOrNoise = Annotated[
+    Any,
+    in_group(
+        *(RANK, "--rank", "-r"),
+        metavar="N|noise",
+        parser=_rank,
+        help="The same rank for every matrix; noise: the directions of each that stand above the rounding of its data "
+        "type.",
+    ),
+]
 Energy = Annotated[
     float | None,
     in_group(RANK, "--energy", metavar="SHARE", help="The smallest ranks that keep this share of ‖ΔW‖², such as 0.9."),

@@ -23,7 +23,7 @@ from eckart.cli.options import (
     KeepScales,
     LayerScales,
     NoResume,
-    Rank,
+    RankOrNoise,
     Seed,
     Share,
     Target,
@@ -57,7 +57,7 @@ Base = Annotated[
 def resize(
     adapters: Annotated[list[str], typer.Argument(metavar="ADAPTER...", help="The adapter to resize, or several.")],
     *,
-    rank: Rank = None,
+    rank: RankOrNoise = None,
     energy: Energy = None,
     error: Error = None,
     budget: BudgetText = None,

@@ -12,6 +12,7 @@ from .low_rank import factorize as factorize
 from .noise import NoiseEstimate as NoiseEstimate
 from .noise import bulk_noise as bulk_noise
 from .noise import difference_noise as difference_noise
+from .noise import product_noise as product_noise
 from .noise import rounding_variance as rounding_variance
 from .noise import zero_fraction as zero_fraction
 from .rank import minimal_rank as minimal_rank

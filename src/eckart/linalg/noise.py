@@ -4,13 +4,14 @@ Three regimes. A difference of checkpoints stored in a narrow dtype contains rou
 (u is the unit in the last place): "additive" noise if few entries are exactly equal. If half or more are, small updates
 were rounded away and the remaining ones are sparse: in this "dead-zone" the edge is measured on the residual with
 randomly flipped signs (Dobriban et al., parallel analysis). If the variance is unknown ("bulk"), it is estimated from
-the residual energy. Trained weights are not low rank plus independent noise: their signal rank is a description, not a
-proof.
+the residual energy. Where a few directions stand far out, what rounding makes of them alone is simulated: it depends on
+them, and in a large matrix stands above independent noise. Trained weights are not low rank plus independent noise:
+their signal rank is a description, not a proof.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -26,6 +27,8 @@ DEAD_ZONE = 0.5  # share of unchanged entries from which rounding no longer acts
 FLIP_MARGIN = 1.1  # sign-flipped edges agree with the true one within 10 %, up to 93 % unchanged entries
 # The bits of a float that encode the power of two at or below |w|, and the integers to read them as.
 EXPONENT_BITS = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
+GAP = 2.0  # ratio of a singular value to the next above which the values up to it may be all of the signal
+SIMULATED_MARGIN = 1.3  # the rounding of an estimated update agrees with that of the true one within 20 %
 SAFE_POWERS = 1e-20, 1e30  # a sum of squared powers of two in this range is right in float32
 
 Regime = Literal["additive", "dead-zone", "bulk"]
@@ -116,6 +119,17 @@ def zero_fraction(weight: Matrix) -> float:
     return 1 - nonzero / max(matrix.shape[0] * matrix.shape[1], 1)
 
 
+def product_noise(left: Tensor, right: Tensor) -> float:
+    """Upper bound on the spectral norm of what rounding two stored factors does to their product.
+
+    Args:
+        left: shape `(m, r)`, as stored.
+        right: shape `(r, n)`, as stored.
+    """
+    norms = [float(torch.linalg.matrix_norm(factor.to(torch.float64), 2)) for factor in (left, right)]
+    return rounding_variance(left).edge * norms[1] + norms[0] * rounding_variance(right).edge
+
+
 def bulk_noise(weight: Matrix, spectrum: Spectrum) -> NoiseEstimate:
     """Signal above the Marchenko–Pastur edge, with the noise variance estimated from the energy beyond the signal.
 
@@ -163,10 +177,49 @@ def difference_noise(
     variance = rounding_variance(tuned)
     unchanged = zero_fraction(difference)
     if unchanged < DEAD_ZONE or spectrum.fro_norm == 0:
-        count = int((spectrum.singular_values > variance.edge).sum())
-        return NoiseEstimate(unchanged, variance.floor, variance.edge, count, "additive")
-    edge, count = _flipped_edge(as_slabs(difference), spectrum, generator)
-    return NoiseEstimate(unchanged, variance.floor, edge, count, "dead-zone")
+        edge, regime = variance.edge, "additive"
+    else:
+        edge, regime = _flipped_edge(as_slabs(difference), spectrum, generator)[0], "dead-zone"
+    edge = max(edge, _simulated_edge(as_slabs(difference), as_slabs(tuned), spectrum, edge, generator))
+    count = int((spectrum.singular_values > edge).sum())
+    return NoiseEstimate(unchanged, variance.floor, edge, count, regime)
+
+
+def _simulated_edge(
+    matrix: RowSlabs, tuned: RowSlabs, spectrum: Spectrum, edge: float, generator: torch.Generator | None
+) -> float:
+    """What rounding alone makes of the directions before the widest gap above an edge; 0 if there is no such gap.
+
+    The base plus these directions is rounded again; their singular values, which rounding attenuates, are corrected
+    once by what that does to them.
+    """
+    values = spectrum.singular_values[spectrum.singular_values > edge]
+    if len(values) < 2:
+        return 0.0
+    ratios = values[:-1] / values[1:]
+    rank = int(ratios.argmax()) + 1
+    if float(ratios[rank - 1]) < GAP or rank + 1 > min(matrix.shape) // 2:
+        return 0.0
+    update = partial_svd(matrix, rank=rank, generator=generator)
+    for _ in range(2):
+        again = Streamed(matrix.shape, matrix.dtype, matrix.device, partial(_rounded_again, matrix, tuned, update))
+        rounded = partial_svd(again, rank=rank + 1, generator=generator).S
+        found = float(rounded[rank])
+        update = replace(update, S=update.S * (spectrum.singular_values[:rank] / rounded[:rank].clamp_min(1e-300)))
+    return SIMULATED_MARGIN * found
+
+
+def _rounded_again(matrix: RowSlabs, tuned: RowSlabs, update: PartialSVD) -> Iterator[Tensor]:
+    """The change that stored weights show after a low-rank update: base + update, rounded, minus base."""
+    start, dtype = 0, compute_dtype(matrix)
+    stored, left = tuned.slabs(), torch.empty(0, matrix.shape[1], dtype=tuned.dtype, device=tuned.device)
+    for slab in matrix.slabs():
+        while len(left) < len(slab):
+            left = torch.cat([left, next(stored)])
+        base, left = left[: len(slab)].to(dtype) - slab.to(dtype), left[len(slab) :]
+        weighted = update.U[start : start + len(slab)] * update.S.to(base)
+        start += len(slab)
+        yield (base + weighted.to(dtype) @ update.Vh.to(dtype)).to(tuned.dtype).to(dtype) - base
 
 
 def _flipped_edge(matrix: RowSlabs, spectrum: Spectrum, generator: torch.Generator | None) -> tuple[float, int]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from eckart.adapter.adapter import Adapter
@@ -42,7 +43,8 @@ class LayerRecord:
         if rank == self.rank or not self.lower_bounds:
             return replace(self, error=error)
         bound = min(self.lower_bounds[rank - 1], error) if rank else 1.0
-        return replace(self, rank=rank, error=error if rank else 1.0, error_lower_bound=bound)
+        signal = None if self.signal_rank is None else min(self.signal_rank, rank)
+        return replace(self, rank=rank, error=error if rank else 1.0, error_lower_bound=bound, signal_rank=signal)
 
     def to_json(self) -> dict[str, Any]:
         """The entry of a `layers` list."""
@@ -110,6 +112,19 @@ class AdapterResult(Result):
             "notes": list(self.notes),
             "seconds": self.seconds,
         }
+
+
+def rounding_note(layers: Sequence[LayerRecord]) -> str | None:
+    """A warning about layers of which less than half of the directions stand above rounding; None without any."""
+    known = [layer for layer in layers if layer.signal_rank is not None]
+    mostly = [layer for layer in known if 2 * (layer.signal_rank or 0) < layer.rank]
+    if not mostly:
+        return None
+    above = median(layer.signal_rank or 0 for layer in known)
+    return (
+        f"{len(mostly)} of {len(layers)} layers are mostly rounding: less than half of their directions stand above "
+        f"the rounding of the stored weights (median over all layers: {above:g}); `rank=noise` keeps only these"
+    )
 
 
 def _combined(errors: list[float], layers: list[LayerRecord]) -> float:

@@ -21,7 +21,7 @@ from eckart.engine.fingerprint import fingerprint
 from eckart.errors import MismatchError, OutputError
 from eckart.formats import load_adapter, output_kind, saved_adapter, unknown_fields
 from eckart.formats.peft_tokens import embedding_of
-from eckart.operations.adapter_result import AdapterResult, LayerRecord, Refine
+from eckart.operations.adapter_result import AdapterResult, LayerRecord, Refine, rounding_note
 from eckart.operations.card import write_adapter_card
 from eckart.operations.costs import break_even_note
 from eckart.operations.select_layers import parameter_of
@@ -240,6 +240,9 @@ class AdapterWriter:
 
     def _notes(self, work: LayerTasks, layers: Sequence[LayerRecord]) -> tuple[str, ...]:
         """All notes; ranks above break-even are reported now unless they were before the work."""
+        if self.made_by == "extract" and (rounding := rounding_note(layers)):
+            self.execution.progress.note(rounding)
+            work = replace(work, notes=(*work.notes, rounding))
         note = break_even_note((layer.shape, layer.rank) for layer in layers)
         if note is None or any("break-even" in earlier for earlier in work.notes):
             return work.notes

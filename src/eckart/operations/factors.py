@@ -9,34 +9,54 @@ from torch import Tensor
 from eckart.adapter.adapter import AdapterLayer
 from eckart.checkpoint import MatrixView
 from eckart.engine import Record
-from eckart.linalg import LowRank, RowSlabs, spectrum_for, truncated_svd
+from eckart.linalg import (
+    LowRank,
+    RowSlabs,
+    difference_noise,
+    partial_spectrum,
+    spectrum,
+    spectrum_for,
+    truncated_svd,
+    zero_fraction,
+)
 from eckart.linalg.krylov import resident
-from eckart.linalg.scaling import normalized, shifted, shifted_number
+from eckart.linalg.noise import DEAD_ZONE
+from eckart.linalg.rank import FULL_SPECTRUM_SIDE
+from eckart.linalg.scaling import frobenius_norm, normalized, shifted, shifted_number
 from eckart.linalg.slabs import as_slabs
 from eckart.operations.rank_choice import RankChoice
-from eckart.operations.ranks import rank_by_rule, rule_of
+from eckart.operations.ranks import PARTIAL_RANK, rank_by_rule, rule_of
 
 
 def factor(
-    matrix: RowSlabs, choice: RankChoice, generator: torch.Generator, *, dtype: torch.dtype, balanced: bool = True
+    matrix: RowSlabs,
+    choice: RankChoice,
+    generator: torch.Generator,
+    *,
+    dtype: torch.dtype,
+    balanced: bool = True,
+    stored: RowSlabs | None = None,
 ) -> Record:
     """The best factors of a difference in its stored orientation, or a record without tensors if it is zero.
 
     Args:
         matrix: shape `(rows, columns)`.
-        choice: by rank, energy or error.
+        choice: by rank, energy, error or noise.
         generator: source of randomness.
         dtype: of both factors.
         balanced: split √S to both factors; otherwise `left` carries S and `right` has orthonormal rows.
+        stored: the weight whose rounding is in the difference; None if that is unknown.
 
     Returns:
         A record with tensors `left` (rows, rank) and `right` (rank, columns), and the facts `error`,
-        `error_lower_bound` and `fro_norm`; for a zero matrix only `{"fro_norm": 0.0}`.
+        `error_lower_bound` and `fro_norm`; for a zero matrix, or one of nothing but noise, only `fro_norm`.
     """
     matrix = resident(matrix)
     if not any(bool(rows.any()) for slab in matrix.slabs() for rows in slab.split(64)):  # most end with the first
         return Record({"fro_norm": 0.0})
-    rank = _rank_for(matrix, choice, generator)
+    rank = _rank_for(matrix, choice, generator, stored)
+    if rank == 0:
+        return Record({"fro_norm": frobenius_norm(matrix)})
     svd = truncated_svd(matrix, rank=rank, generator=generator)
     root = svd.S.sqrt() if balanced else svd.S
     left = (svd.U * root.to(svd.U)).to(dtype)
@@ -48,6 +68,12 @@ def factor(
         "error_lower_bound": svd.spectrum.error_bounds(rank)[0],
         "lower_bounds": [svd.spectrum.error_bounds(lower)[0] for lower in range(1, rank + 1)],
     }
+    if choice.noise:
+        facts["signal_rank"] = rank
+    elif stored is not None and zero_fraction(matrix) < DEAD_ZONE:  # beyond it, the edge takes longer than the factors
+        facts["signal_rank"] = min(
+            rank, difference_noise(matrix, svd.spectrum, stored, generator=generator).signal_rank
+        )
     return Record(facts, {"left": left.cpu(), "right": right.cpu()})
 
 
@@ -85,8 +111,12 @@ def error_of_product(update: Tensor, product: LowRank, *, norm: float) -> float:
     return _measured_error(as_slabs(update), product.lora_B, product.lora_A, norm) if norm else 0.0
 
 
-def _rank_for(matrix: RowSlabs, choice: RankChoice, generator: torch.Generator) -> int:
-    """The rank of a nonzero matrix by a rank choice."""
+def _rank_for(matrix: RowSlabs, choice: RankChoice, generator: torch.Generator, stored: RowSlabs | None) -> int:
+    """The rank of a nonzero matrix by a rank choice; 0 only by noise."""
+    if choice.noise and stored is not None:
+        complete = min(matrix.shape) <= FULL_SPECTRUM_SIDE
+        known = spectrum(matrix) if complete else partial_spectrum(matrix, rank=PARTIAL_RANK, generator=generator)
+        return difference_noise(matrix, known, stored, generator=generator).signal_rank
     if choice.rank is not None:
         return min(choice.rank, *matrix.shape)
     return max(1, rank_by_rule(spectrum_for(matrix, rule_of(choice), generator=generator), choice))

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from eckart.errors import OptionError
 
@@ -56,23 +57,33 @@ class RankChoice:
         energy: the smallest rank of each matrix that preserves this share of ‖ΔW‖_F².
         error: the smallest rank of each matrix whose relative Frobenius error is strictly below this.
         budget: a size that all matrices share so that the most energy is preserved.
+        noise: the directions of each matrix that stand above the rounding of its stored data type.
     """
 
     rank: int | None = None
     energy: float | None = None
     error: float | None = None
     budget: Budget | None = None
+    noise: Literal[True] | None = None
 
     @classmethod
     def given(
         cls,
         *,
-        rank: "int | RankChoice | None" = None,
+        rank: "int | str | RankChoice | None" = None,
         energy: float | None = None,
         error: float | None = None,
         budget: str | int | Budget | None = None,
+        knows_noise: bool = False,
     ) -> "RankChoice | None":
         """The rank choice from the arguments of an operation; None if all of them are None.
+
+        Args:
+            rank: as the user gave it.
+            energy: the same.
+            error: the same.
+            budget: the same.
+            knows_noise: whether the operation takes `noise` as a rank.
 
         Raises:
             OptionError: more than one is given, or a value is out of range.
@@ -84,12 +95,17 @@ class RankChoice:
                 msg = "`rank` is a RankChoice, so `energy`, `error` and `budget` must not be given"
                 raise OptionError(msg)
             return rank
+        if isinstance(rank, str):
+            if rank != "noise" or not knows_noise:
+                msg = f"`rank` must be a number{' or noise' if knows_noise else ''}, got {rank!r}"
+                raise OptionError(msg)
+            return cls(None, energy, error, Budget.parse(budget) if budget is not None else None, noise=True)
         return cls(rank, energy, error, Budget.parse(budget) if budget is not None else None)
 
     def __post_init__(self) -> None:
         given = {name: value for name, value in vars(self).items() if value is not None}
         if len(given) != 1:
-            names = ", ".join(f"`{name}`" for name in given) or "none"
+            names = ", ".join("`rank`" if name == "noise" else f"`{name}`" for name in given) or "none"
             msg = f"choose ranks in exactly one way: by `rank`, `energy`, `error` or `budget`; got {names}"
             raise OptionError(msg)
         if self.rank is not None and self.rank < 1:

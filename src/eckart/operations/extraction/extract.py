@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from eckart.adapter.outline import AdapterFormat
 from eckart.checkpoint.open import ModelSource
@@ -22,7 +22,7 @@ def extract(
     base: ModelSource,
     tuned: ModelSource,
     *,
-    rank: int | RankChoice | None = None,
+    rank: "int | Literal['noise'] | RankChoice | None" = None,
     energy: float | None = None,
     error: float | None = None,
     budget: str | int | Budget | None = None,
@@ -46,7 +46,8 @@ def extract(
     Args:
         base: the model that was fine-tuned: SOURCE text, state dict or module.
         tuned: the fine-tuned model, with the same tensors.
-        rank: the rank of every matrix, at most its shorter side.
+        rank: the rank of every matrix, at most its shorter side; or `noise`, for the directions of each that stand
+            above the rounding of the fine-tune's stored data type.
         energy: the smallest rank of each matrix that preserves this share of ‖ΔW‖_F².
         error: the smallest rank of each matrix whose relative Frobenius error is below this.
         budget: size of the adapter, as bytes (`"20MB"`) or parameters (`"5M"`, or an int), shared so that the most

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.outline import AdapterFormat
@@ -159,7 +159,7 @@ def plan_extract(
     base: ModelSource,
     tuned: ModelSource,
     *,
-    rank: int | RankChoice | None = None,
+    rank: "int | Literal['noise'] | RankChoice | None" = None,
     energy: float | None = None,
     error: float | None = None,
     budget: str | int | Budget | None = None,
@@ -177,7 +177,9 @@ def plan_extract(
         MismatchError: the checkpoints do not belong together, or a pattern matches nothing.
         OptionError: an argument is invalid, or the budget is too small.
     """
-    choice = RankChoice.given(rank=rank, energy=energy, error=error, budget=budget) or RankChoice(DEFAULT_RANK)
+    choice = RankChoice.given(rank=rank, energy=energy, error=error, budget=budget, knows_noise=True) or RankChoice(
+        DEFAULT_RANK
+    )
     data_type = float_dtype(dtype) or FLOAT32
     scope = Scope(as_patterns(target), as_patterns(exclude), as_patterns(modules_to_save))
     written = Written.given(to, family, scope.modules_to_save)
@@ -189,9 +191,19 @@ def plan_extract(
     if to == "peft" and isinstance(original, PipelineCheckpoint):
         msg = "a PEFT adapter is of one model, and this is a pipeline: give the folders of a component, or another `to`"
         raise OptionError(msg)
+    if choice.noise and (codes := [view.name for view in plan.parts.matrices if is_quantized(plan, view)]):
+        msg = "`rank=noise` needs weights stored as floating-point numbers, whose rounding is known; these are codes"
+        raise OptionError.listing(msg, codes)
     if choice.budget is not None:
         plan.costs((), (), in_bytes=choice.budget.in_bytes).check(choice.budget, ())
     return plan
+
+
+def is_quantized(plan: ExtractPlan, view: MatrixView) -> bool:
+    """Whether one of the two weights of a matrix is stored as codes."""
+    base, tuned = plan.base, plan.tuned
+    infos = base.tensors.get(base.tied.get(view.tensor, view.tensor)), tuned.tensors[view.tensor]
+    return any(info is None or bool(info.quantization) for info in infos)
 
 
 def matrices_by_name(plan: ExtractPlan) -> dict[str, MatrixView]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eckart.adapter.adapter import Adapter
-from eckart.checkpoint import DifferenceMatrix, MatrixView
+from eckart.checkpoint import DifferenceMatrix, MatrixView, WeightMatrix
 from eckart.checkpoint.compare import changed
 from eckart.engine import Execution, Record, Task, run_tasks
 from eckart.errors import MismatchError
@@ -19,7 +19,7 @@ from eckart.linalg.block_sizes import RESIDENT_BYTES, SLAB_BYTES
 from eckart.linalg.finite import require_finite
 from eckart.operations.adapter_result import LayerRecord
 from eckart.operations.adapter_writer import LayerTasks, empty_record, layer_record
-from eckart.operations.extraction.plan import ExtractPlan, matrices_by_name
+from eckart.operations.extraction.plan import ExtractPlan, is_quantized, matrices_by_name
 from eckart.operations.extraction.scope import BIAS, NORM, NOT_TARGETED
 from eckart.operations.factors import error_of, factor, layer_of
 from eckart.operations.rank_change import check_range, zero_layer
@@ -109,12 +109,20 @@ class Extraction:
     def _record(self, view: MatrixView, choice: RankChoice) -> Record:
         plan, generator = self.plan, self.execution.generator(view.name)
         bias, dtype = self.biases.get(view.module), plan.dtype.torch
-        result = factor(self._difference(view), choice, generator, dtype=dtype, balanced=plan.balanced)
+        result = factor(
+            self._difference(view), choice, generator, dtype=dtype, balanced=plan.balanced, stored=self._stored(view)
+        )
+        if result.facts["fro_norm"] and not result.tensors and (bias is not None or view.kind == "expert"):
+            # Written in any case: with a bias, or next to other experts of its parameter.
+            choice = RankChoice(rank=1)
+            result = factor(self._difference(view), choice, generator, dtype=dtype, balanced=plan.balanced)
         if result.tensors:
             layer = layer_of(view, result.tensors["left"], result.tensors["right"], bias=bias)
             return layer_record(check_range(view.name, layer, result.facts["fro_norm"]), **result.facts)
+        norm = result.facts["fro_norm"]
+        reason = f"nothing above the rounding of {self.plan.tuned.tensors[view.tensor].dtype}" if norm else "unchanged"
         if bias is None and view.kind != "expert":
-            return empty_record("unchanged", 0.0, skipped_name=view.tensor)
+            return empty_record(reason, norm, skipped_name=view.tensor)
         rows, columns = view.stored_shape
         zero = layer_of(view, torch.zeros(rows, 1, dtype=dtype), torch.zeros(1, columns, dtype=dtype), bias=bias)
         zero = zero_layer(zero, 1, generator)
@@ -130,6 +138,12 @@ class Extraction:
 
     def _difference(self, view: MatrixView) -> DifferenceMatrix:
         return DifferenceMatrix(self.plan.tuned, self.plan.base, view, self.execution.torch_device())
+
+    def _stored(self, view: MatrixView) -> WeightMatrix | None:
+        """The weight whose rounding is in the difference; None for codes, whose rounding is not that of a float."""
+        if is_quantized(self.plan, view):
+            return None
+        return WeightMatrix(self.plan.tuned, view, self.execution.torch_device())
 
     def _task(self, view: MatrixView, call: Callable[[], T], *, complete: bool) -> Task[T]:
         """A task for one matrix, with the bytes that it reads and occupies."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.outline import AdapterOutline
@@ -90,7 +90,7 @@ class ResizePlan:
 def plan_resize(
     adapter: Adapter | str | Path,
     *,
-    rank: int | RankChoice | None = None,
+    rank: "int | Literal['noise'] | RankChoice | None" = None,
     energy: float | None = None,
     error: float | None = None,
     budget: str | int | Budget | None = None,
@@ -105,7 +105,7 @@ def plan_resize(
         MismatchError: a pattern matches nothing.
         OptionError: an argument is invalid, or the budget is too small.
     """
-    choice = RankChoice.given(rank=rank, energy=energy, error=error, budget=budget) or RankChoice()
+    choice = RankChoice.given(rank=rank, energy=energy, error=error, budget=budget, knows_noise=True) or RankChoice()
     data_type = float_dtype(dtype)
     adapter = with_scales(open_adapter(adapter), scale or {})
     plan = ResizePlan(adapter, choice, select_layers(adapter.outline(), target, exclude), data_type)

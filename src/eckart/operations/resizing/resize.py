@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from eckart.adapter.adapter import Adapter
 from eckart.operations.adapter_writer import AdapterWriter
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def resize(
     adapter: Adapter | str | Path,
     *,
-    rank: int | RankChoice | None = None,
+    rank: "int | Literal['noise'] | RankChoice | None" = None,
     energy: float | None = None,
     error: float | None = None,
     budget: str | int | Budget | None = None,
@@ -47,7 +47,8 @@ def resize(
 
     Args:
         adapter: an `Adapter`, or the path or hub name of one.
-        rank: exactly this rank for every layer (above a matrix's shorter side too, as PEFT allows).
+        rank: exactly this rank for every layer (above a matrix's shorter side too, as PEFT allows); or `noise`, for the
+            directions of each that stand above the rounding of its stored factors.
         energy: the smallest rank of each layer that preserves this share of ‖Δ‖_F².
         error: the smallest rank of each layer whose relative Frobenius error is below this.
         budget: size of the adapter, as bytes (`"20MB"`) or parameters (`"5M"`, or an int), shared so that the most

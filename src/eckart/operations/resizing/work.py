@@ -9,7 +9,7 @@ from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.checkpoint import DType
 from eckart.engine import Execution, Record, Task
 from eckart.errors import NotFiniteError
-from eckart.linalg import Spectrum
+from eckart.linalg import Spectrum, product_noise
 from eckart.operations.adapter_result import LayerRecord
 from eckart.operations.adapter_writer import LayerTasks, empty_record, layer_record
 from eckart.operations.rank_change import (
@@ -23,7 +23,7 @@ from eckart.operations.rank_change import (
 )
 from eckart.operations.ranks import Ranks, ranks_from_spectra
 from eckart.operations.resizing.plan import ResizePlan
-from eckart.operations.select_layers import shapes_of
+from eckart.operations.select_layers import parameter_of, shapes_of
 
 T = TypeVar("T")
 
@@ -72,6 +72,9 @@ def _ranks(plan: ResizePlan, execution: Execution) -> Ranks:
     if choice.rank is not None:
         return Ranks(dict.fromkeys(plan.names, choice.rank), {})
 
+    if choice.noise:
+        return _above_rounding(plan)
+
     def spectrum(name: str, complete: bool) -> Spectrum:
         del complete  # it always is
         layer = check_finite(name, plan.adapter[name])
@@ -80,6 +83,22 @@ def _ranks(plan: ResizePlan, execution: Execution) -> Ranks:
     costs = plan.costs(in_bytes=choice.budget is not None and choice.budget.in_bytes)
     tasks = partial(_tasks, plan)
     return ranks_from_spectra(tasks, spectrum, choice, costs=costs, needed=plan.needed(), execution=execution)
+
+
+def _above_rounding(plan: ResizePlan) -> Ranks:
+    """The directions of each layer's product that stand above the rounding of its factors; experts get one rank."""
+    ranks, norms, needed = {}, {}, plan.needed()
+    for name in plan.names:
+        layer = check_finite(name, plan.adapter[name])
+        known = update_spectrum(name, layer, layer.unscaled())
+        A, B = layer.lora_A.flatten(1), layer.lora_B.flatten(1)
+        edge = abs(layer.scaling) * product_noise(B, A)
+        ranks[name] = max(int((known.singular_values > edge).sum()), int(name in needed))
+        norms[name] = known.fro_norm
+    highest: dict[str, int] = {}
+    for name, rank in ranks.items():
+        highest[parameter_of(name)] = max(rank, highest.get(parameter_of(name), 0))
+    return Ranks({name: highest[parameter_of(name)] for name in ranks}, norms)
 
 
 def _tasks(plan: ResizePlan, names: Iterable[str], call: Callable[[str], T]) -> list[Task[T]]:

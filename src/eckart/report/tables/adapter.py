@@ -1,5 +1,6 @@
 """An adapter that was extracted, resized or combined, as a table for a terminal of 80 columns."""
 
+from statistics import median
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -57,6 +58,9 @@ def adapter_table(
         f"{what} over all layers: {_percent(result.error)}; the least possible at these ranks: "
         f"{_percent(result.error_lower_bound)}."
     )
+    if (above := [layer.signal_rank for layer in result.layers if layer.signal_rank is not None]) and not per_layer:
+        spread = f" ({min(above)}–{max(above)})" if min(above) < max(above) else ""
+        notes.append(f"Above the rounding of the stored weights: {median(above):g} directions{spread}.")
     if result.guarantee:
         notes.append(result.guarantee)
     if distilled is not None:
