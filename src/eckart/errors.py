@@ -58,6 +58,10 @@ class NotFiniteError(EckartError, ValueError):
     """A tensor that contains NaN or Inf."""
 
 
+class ClusterError(EckartError):
+    """A cluster that cannot be reached or used, or that lost what it was working on."""
+
+
 class MissingExtraError(EckartError):
     """An optional library that is not installed; the message gives the command that installs it."""
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from eckart.engine import Execution, NoProgress, Task, run_tasks
-from eckart.engine.tasks import TINY_BYTES
+from eckart.engine.threads import TINY_BYTES
 
 READ = TINY_BYTES  # what a task reads that is worth a thread of its own
 PATIENCE = 20  # seconds that a test waits for what must happen at once

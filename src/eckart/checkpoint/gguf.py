@@ -13,7 +13,7 @@ from eckart.checkpoint.checkpoint import TensorInfo, check_rows
 from eckart.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_headers
 from eckart.checkpoint.gguf_names import config_of, hf_name
 from eckart.checkpoint.gguf_tensors import read_rows, storage_types, tensor_bytes, tensor_fault, tensor_info
-from eckart.checkpoint.inputs import files_digest
+from eckart.checkpoint.inputs import FilesOnEveryNode, files_digest
 from eckart.checkpoint.reader import read_into
 from eckart.checkpoint.remote.table import remote_file
 from eckart.checkpoint.tying import tied_weights
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class GgufCheckpoint:
+class GgufCheckpoint(FilesOnEveryNode):
     """A GGUF model; see `Checkpoint` for the attributes.
 
     `config` has the sizes and flags that the metadata states; rope scaling is not among them.

@@ -3,12 +3,14 @@
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from eckart.checkpoint.header import HEADER_LIMIT_BYTES
 from eckart.checkpoint.opened import opened
 from eckart.errors import SourceError
 
 BLOCKS, BLOCK_BYTES = 32, 4096
+_DIGEST = "files_digest"  # in the state of what is sent
 
 
 def files_digest(files: Iterable[Path], *, stamped: bool = True) -> str:
@@ -41,6 +43,34 @@ def files_digest(files: Iterable[Path], *, stamped: bool = True) -> str:
             msg = f"{path}: cannot be read ({error.strerror})"
             raise SourceError(msg) from None
     return digest.hexdigest()
+
+
+class FilesOnEveryNode:
+    """What reads `files` and may be sent to another machine, where it is refused unless those are the same files."""
+
+    files: tuple[Path, ...]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With a digest of the files."""
+        return self.__dict__ | {_DIGEST: files_digest(self.files)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Compare the files with those where this comes from.
+
+        Raises:
+            SourceError: a file is not there, or another one.
+        """
+        expected = state.pop(_DIGEST)
+        self.__dict__.update(state)
+        remedy = "sources must be on a file system that every node sees under the same path"
+        try:
+            same = files_digest(self.files) == expected
+        except SourceError as error:
+            msg = f"{error}; {remedy}"
+            raise SourceError(msg) from None
+        if not same:
+            msg = f"{', '.join(map(str, self.files))}: not the files that the work was started with; {remedy}"
+            raise SourceError(msg)
 
 
 class InputFiles:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from eckart.checkpoint.checkpoint import TensorInfo, check_rows
 from eckart.checkpoint.header import Header, read_headers
-from eckart.checkpoint.inputs import files_digest
+from eckart.checkpoint.inputs import FilesOnEveryNode, files_digest
 from eckart.checkpoint.model_config import read_config
 from eckart.checkpoint.remote.table import remote_file
 from eckart.checkpoint.remote.transport import changed
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class SafetensorsCheckpoint:
+class SafetensorsCheckpoint(FilesOnEveryNode):
     """A checkpoint of one or more .safetensors files; see `Checkpoint` for the attributes.
 
     Raises:

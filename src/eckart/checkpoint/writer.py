@@ -9,16 +9,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eckart.checkpoint.dtypes import DType
 from eckart.checkpoint.header import DTYPES, PACKED
+from eckart.errors import OutputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SHARD_BYTES = 5_000_000_000
 END_BYTES = 4096
+_INODE = "inode"  # in the state of a file that is sent to another machine
 _METADATA = {"format": "pt"}  # required by transformers
 _CODES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -104,6 +106,25 @@ class _File:
         with self.opened(os.O_CREAT) as descriptor:
             self.is_new = os.fstat(descriptor).st_size != size
             _allocate(descriptor, size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another machine needs to write into the same file."""
+        return self.__dict__ | {_INODE: self.path.stat().st_ino}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Refuse a file that is only called the same.
+
+        Raises:
+            OutputError: it is not on a file system that both machines share.
+        """
+        inode = state.pop(_INODE)
+        self.__dict__.update(state)
+        if not self.path.is_file() or self.path.stat().st_ino != inode:
+            msg = (
+                f"{self.path.parent} is not the same folder as where the work was started: every node writes into it, "
+                "so the output must be on a file system that they share"
+            )
+            raise OutputError(msg)
 
     @contextmanager
     def opened(self, flags: int = 0) -> Iterator[int]:

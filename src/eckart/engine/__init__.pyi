@@ -7,5 +7,6 @@ from .progress import NoProgress as NoProgress
 from .progress import Progress as Progress
 from .shard import Shard as Shard
 from .shard import ShardDone as ShardDone
-from .tasks import Task as Task
+from .task import Executor as Executor
+from .task import Task as Task
 from .tasks import run_tasks as run_tasks

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from eckart.engine.execution import Execution
 from eckart.engine.shard import Shard, ShardDone
-from eckart.engine.tasks import Task, run_tasks
+from eckart.engine.task import Task
+from eckart.engine.tasks import run_tasks
 from eckart.engine.working_folder import WorkingFolder
 from eckart.errors import OptionError, OutputError
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -48,6 +48,10 @@ class Extraction:
     saved: dict[str, Tensor] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker on another machine needs: what is saved in full is not its business."""
+        return self.__dict__ | {"saved": {}}
 
     @cached_property
     def views(self) -> dict[str, MatrixView]:

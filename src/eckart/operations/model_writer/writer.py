@@ -172,7 +172,7 @@ class ModelWriter:
 
     def _record(self, tensor: OutputTensor, files: TensorFiles, execution: Execution) -> Record:
         facts, names = self._write_tensor(tensor, files, execution), [spec.name for spec in tensor.specs]
-        synced = execution.shard is not None  # the machine that finishes is another one
+        synced = execution.several_machines  # the machine that finishes is another one
         if synced:
             files.sync(names)
         return Record(facts | {_WRITTEN: files.ends_digest(names), _BOOT: "" if synced else _boot()})
