@@ -15,6 +15,7 @@ from eckart.cli.options import (
     NoResume,
     Open,
     Output,
+    Ray,
     Seed,
     Share,
     Target,
@@ -36,6 +37,7 @@ def analyze(
     seed: Seed = 0,
     no_resume: NoResume = False,
     shard: Share = None,
+    ray: Ray = None,
     output: Output = None,
     force: Force = False,
     dry_run: DryRun = False,
@@ -70,7 +72,7 @@ def analyze(
 
     progress = StderrProgress()
     execution = Execution(
-        device=device, workers=workers, seed=seed, resume=not no_resume, shard=shard, progress=progress
+        device=device, workers=workers, seed=seed, resume=not no_resume, shard=shard, ray=ray, progress=progress
     )
     if dry_run:
         chosen = {"full": full, "target": target or (), "exclude": exclude or ()}

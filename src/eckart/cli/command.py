@@ -123,10 +123,16 @@ def _refused(error: Exception, *, debug: bool) -> None:
     if debug:
         sys.stderr.write(printable(traceback.format_exc()))
     elif isinstance(error, EckartError):
-        sys.stderr.write(f"eckart: {printable(flags.with_flags(MOUNTS.shown(str(error))))}\n")
+        sys.stderr.write(f"eckart: {printable(flags.with_flags(MOUNTS.shown(str(error))))}{_where(error)}\n")
     else:
         reason = MOUNTS.shown(f"{type(error).__name__}: {error}".strip().splitlines()[0])
-        sys.stderr.write(f"eckart: unexpected {printable(reason)}; run with --debug to see where\n")
+        sys.stderr.write(f"eckart: unexpected {printable(reason)}{_where(error)}; run with --debug to see where\n")
+
+
+def _where(error: Exception) -> str:
+    """The matrix that was processed, and on which node, where the message does not say it."""
+    notes = getattr(error, "__notes__", ())
+    return f" ({printable(', '.join(notes))})" if notes else ""
 
 
 def _shard_done(ended: ShardDone, *, as_json: bool) -> None:

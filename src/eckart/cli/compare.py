@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from eckart.cli.options import Cache, Debug, Device, DryRun, Exclude, Force, Json, Output, Seed, Target, Workers
+from eckart.cli.options import Cache, Debug, Device, DryRun, Exclude, Force, Json, Output, Ray, Seed, Target, Workers
 
 
 def compare(
@@ -23,6 +23,7 @@ def compare(
     device: Device = "auto",
     workers: Workers = None,
     seed: Seed = 0,
+    ray: Ray = None,
     output: Output = None,
     dry_run: DryRun = False,
     force: Force = False,
@@ -60,7 +61,7 @@ def compare(
     from eckart.operations.comparison.compare import plan_comparison
     from eckart.operations.comparison.result import Comparison
 
-    execution = Execution(device=device, workers=workers, seed=seed, progress=StderrProgress())
+    execution = Execution(device=device, workers=workers, seed=seed, ray=ray, progress=StderrProgress())
     plan = plan_comparison(
         a, b, base=base, directions=directions, target=target or (), exclude=exclude or (), execution=execution
     )

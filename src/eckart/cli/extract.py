@@ -25,6 +25,7 @@ from eckart.cli.options import (
     NoResume,
     Open,
     RankOrNoise,
+    Ray,
     Seed,
     Share,
     Target,
@@ -96,6 +97,7 @@ def extract(
     seed: Seed = 0,
     no_resume: NoResume = False,
     shard: Share = None,
+    ray: Ray = None,
     output: AdapterOutput,
     push: Push = None,
     dry_run: DryRun = False,
@@ -184,7 +186,7 @@ def extract(
     page_folder = None if to else written
     drawing = Drawing(page_folder, save=figure, page="extraction_page", figures="figure", open_page=open_page)
     execution = Execution(
-        device=device, workers=workers, seed=seed, resume=not no_resume, shard=shard, progress=StderrProgress()
+        device=device, workers=workers, seed=seed, resume=not no_resume, shard=shard, ray=ray, progress=StderrProgress()
     )
     fitted = None
     with (

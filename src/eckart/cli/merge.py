@@ -17,6 +17,7 @@ from eckart.cli.options import (
     LayerScales,
     ModelOutput,
     NoResume,
+    Ray,
     Share,
     Weights,
     Workers,
@@ -55,6 +56,7 @@ def merge(
     workers: Workers = None,
     no_resume: NoResume = False,
     shard: Share = None,
+    ray: Ray = None,
     output: ModelOutput,
     push: Push = None,
     dtype: MergedDtype = None,
@@ -103,7 +105,9 @@ def merge(
     if dry_run:
         return present(plan_merge(base, adapters, **options).preview(), report.preview_table, as_json=as_json)
     check_push(push)
-    execution = Execution(device="cpu", workers=workers, resume=not no_resume, shard=shard, progress=StderrProgress())
+    execution = Execution(
+        device="cpu", workers=workers, resume=not no_resume, shard=shard, ray=ray, progress=StderrProgress()
+    )
     if calibrate:
         from eckart.calibration import merge_with_text
 

@@ -19,7 +19,7 @@ Runtime = Literal["peft", "vllm", "sglang", "llama.cpp", "mlx", "diffusers", "co
 
 def _device(value: str) -> str:
     """The device, if its name is well formed; whether the machine has it is checked by the library."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+    if not re.fullmatch(r"auto|cpu|cuda|cuda:\d+(,cuda:\d+)*", value):
         msg = f"{value!r}: expected auto, cpu, cuda or cuda:N"
         raise typer.BadParameter(msg)
     return value
@@ -133,6 +133,14 @@ Cache = Annotated[
         callback=_cache,
         expose_value=False,
         help="Keep what is read of remote sources in this folder, and read it from there the next time.",
+    ),
+]
+Ray = Annotated[
+    str | None,
+    in_group(
+        *(EXECUTION, "--ray"),
+        metavar="ADDRESS|auto",
+        help="Process the matrices on the nodes of this Ray cluster, which see the same files: HOST:PORT, or auto.",
     ),
 ]
 Debug = Annotated[

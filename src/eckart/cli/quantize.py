@@ -17,6 +17,7 @@ from eckart.cli.options import (
     Json,
     ModelOutput,
     NoResume,
+    Ray,
     Share,
     Target,
     Workers,
@@ -71,6 +72,7 @@ def quantize(
     workers: Workers = None,
     no_resume: NoResume = False,
     shard: Share = None,
+    ray: Ray = None,
     output: ModelOutput,
     push: Push = None,
     dtype: DenseDtype = None,
@@ -117,7 +119,9 @@ def quantize(
     if dry_run:
         return present(plan_quantize(model, **options).preview(), report.preview_table, as_json=as_json)
     check_push(push)
-    execution = Execution(device="cpu", workers=workers, resume=not no_resume, shard=shard, progress=StderrProgress())
+    execution = Execution(
+        device="cpu", workers=workers, resume=not no_resume, shard=shard, ray=ray, progress=StderrProgress()
+    )
     if calibrate:
         from eckart.calibration import quantize_with_text
 

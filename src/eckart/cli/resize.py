@@ -24,6 +24,7 @@ from eckart.cli.options import (
     LayerScales,
     NoResume,
     RankOrNoise,
+    Ray,
     Seed,
     Share,
     Target,
@@ -77,6 +78,7 @@ def resize(
     seed: Seed = 0,
     no_resume: NoResume = False,
     shard: Share = None,
+    ray: Ray = None,
     output: AdapterOutput,
     push: Push = None,
     dtype: FactorDtype = None,
@@ -148,7 +150,9 @@ def resize(
     }
     if len(adapters) > 1:
         refuse_for_several(dry_run=dry_run, distill=distill, eval=evaluation, gain=gain, push=push, runtime=runtime)
-        execution = Execution(device="cpu", workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress())
+        execution = Execution(
+            device="cpu", workers=workers, seed=seed, resume=not no_resume, ray=ray, progress=StderrProgress()
+        )
         options |= {"execution": execution, "force": force}
         return _resize_each(adapters, output, options, keep_scales=keep_scales, as_json=as_json)
     (adapter,) = adapters
@@ -162,7 +166,7 @@ def resize(
     model = base or source.base_model
     check_output(output, force=force, inputs=[distill, *local_paths(model, evaluation)])
     execution = Execution(
-        device="cpu", workers=workers, seed=seed, resume=not no_resume, shard=shard, progress=StderrProgress()
+        device="cpu", workers=workers, seed=seed, resume=not no_resume, shard=shard, ray=ray, progress=StderrProgress()
     )
     fitted, original = None, with_scales(source, options["scale"])
     written = output if runtime is None else None

@@ -7,12 +7,12 @@ working on. Tiny matrices are sent in batches.
 
 import io
 import math
-import os
 import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from eckart.engine.connection import Node, head_answers, lost_head, nodes, on_each
@@ -69,10 +69,10 @@ class RayCluster:
                 reference = _next(list(running))
                 batch = running.pop(reference)
                 done = _result(reference, [ordered[number].name for number in batch])
-                results = pickle.loads(done.results)  # noqa: S301  # from a worker that this process started
+                results = pickle.loads(done.results)  # from a worker that this process started
                 yield from zip([ordered[number] for number in batch], results, strict=False)
                 if done.error is not None:
-                    raise pickle.loads(done.error)  # noqa: S301
+                    raise pickle.loads(done.error)
         except RayError as error:
             raise (lost_head() if not head_answers() else _lost(error)) from None
         finally:
@@ -190,7 +190,7 @@ def _pickled(tasks: Sequence[Task[Any]]) -> bytes:
                 return _cached, (value.__wrapped__, value.cache_parameters()["maxsize"])
             return super().reducer_override(value)
 
-    buffer = io.BytesIO(pickle.dumps(os.getcwd()))
+    buffer = io.BytesIO(pickle.dumps(str(Path.cwd())))
     buffer.seek(0, io.SEEK_END)
     WithoutWeights(buffer).dump(list(tasks))
     return buffer.getvalue()

@@ -15,6 +15,7 @@ from typing import Any
 from eckart.errors import ClusterError, MissingExtraError
 from eckart.version import __version__
 
+EXTRA = "cluster"
 ANSWER_SECONDS = 5  # within which a head accepts a connection
 PROBE_SECONDS = 120  # within which a node starts a worker and answers
 _HEAD = "the Ray cluster at {address} does not answer"
@@ -43,7 +44,7 @@ def connect(address: str) -> None:
         ClusterError: no cluster answers there, it has no node to work on, or a node has other versions.
     """
     if find_spec("ray") is None:
-        raise MissingExtraError.for_extra("cluster", "`ray`")
+        raise MissingExtraError.for_extra(EXTRA, "`ray`")
     import ray
 
     if not ray.is_initialized():
@@ -142,6 +143,7 @@ def _versions_there() -> Callable[[], dict[str, str | None]]:
     """The function that tells a node's versions; it is sent itself, as a node may have no eckart to import it from."""
 
     def versions() -> dict[str, str | None]:
+        import contextlib
         import importlib
         import importlib.metadata
         import sys
@@ -151,10 +153,8 @@ def _versions_there() -> Callable[[], dict[str, str | None]]:
             found["torch"] = importlib.metadata.version("torch")
         except importlib.metadata.PackageNotFoundError:
             found["torch"] = None
-        try:
+        with contextlib.suppress(ImportError):
             found["eckart"] = importlib.import_module("eckart.version").__version__
-        except ImportError:
-            pass
         return found
 
     return versions

@@ -76,8 +76,8 @@ def _tasks(stage: bytes) -> list[Task[Any]]:
     """The tasks of a stage, whose sources stay open until the next one; paths are those of the one that started it."""
     content = io.BytesIO(stage)
     with suppress(OSError):  # then relative paths are refused by who reads them, with their names
-        os.chdir(pickle.load(content))  # noqa: S301  # from the process that started the work
-    return pickle.load(content)  # noqa: S301
+        os.chdir(pickle.load(content))  # from the process that started the work
+    return pickle.load(content)
 
 
 class _Pickler(pickle.Pickler):
@@ -103,7 +103,7 @@ def _pickled(results: list[Any]) -> bytes:
 def _transportable(error: Exception) -> Exception:
     """The exception, or one that says the same if it cannot be sent."""
     try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301
+        pickle.loads(pickle.dumps(error))
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
