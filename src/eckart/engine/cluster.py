@@ -76,8 +76,9 @@ class RayCluster:
         except RayError as error:
             raise (lost_head() if not head_answers() else _lost(error)) from None
         finally:
-            for reference in running:
-                ray.cancel(reference, force=True)
+            if ray.is_initialized():  # otherwise this would start a cluster
+                for reference in running:
+                    ray.cancel(reference, force=True)
 
 
 def _open_on_each(found: Sequence[Node], stage: Any) -> None:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import Any
 
@@ -193,6 +193,10 @@ def _initialize(ray: Any, address: str) -> None:
     finally:
         if is_main:
             signal.signal(signal.SIGTERM, handler)
+    worker = import_module("ray._private.worker")
+    show = worker.print_to_stdstream
+    # What Ray reports of lost workers would otherwise end up in the output of a command.
+    worker.print_to_stdstream = lambda data, **options: show(data | {"is_err": True}, **options)
 
 
 def _first_line(error: Exception) -> str:
