@@ -10,14 +10,15 @@ import math
 import pickle
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from eckart.engine.connection import Node, head_answers, lost_head, nodes, on_each
 from eckart.engine.execution import Execution
-from eckart.engine.node import NO_MEMORY, open_stage, run_batch
+from eckart.engine.node import NO_MEMORY, Batch, open_stage, run_batch
 from eckart.engine.task import Task
 from eckart.errors import ClusterError
 
@@ -52,7 +53,8 @@ class RayCluster:
         waiting = deque(_batches(ordered, slots))
         limit = execution.workers or 2 * slots  # of which half wait, so that no core does
         most_memory = max(node.memory_bytes for node in found)
-        remote, running = ray.remote(run_batch), {}
+        remote = ray.remote(run_batch)
+        running: dict[Future[Batch], tuple[Any, list[int]]] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < limit:
@@ -65,10 +67,10 @@ class RayCluster:
                         retry_exceptions=False,
                         scheduling_strategy="SPREAD",
                     ).remote(stage, batch, device)
-                    running[submitted] = batch
-                reference = _next(list(running))
-                batch = running.pop(reference)
-                done = _result(reference, [ordered[number].name for number in batch])
+                    running[submitted.future()] = submitted, batch
+                future = _next(running)
+                _, batch = running.pop(future)
+                done = _result(future, [ordered[number].name for number in batch])
                 results = pickle.loads(done.results)  # from a worker that this process started
                 yield from zip([ordered[number] for number in batch], results, strict=False)
                 if done.error is not None:
@@ -76,8 +78,8 @@ class RayCluster:
         except RayError as error:
             raise (lost_head() if not head_answers() else _lost(error)) from None
         finally:
-            if ray.is_initialized():  # otherwise this would start a cluster
-                for reference in running:
+            if running and ray.is_initialized() and head_answers():  # Ray would start a cluster, or wait for it
+                for reference, _ in running.values():
                     ray.cancel(reference, force=True)
 
 
@@ -124,37 +126,35 @@ def _batches(ordered: Sequence[Task[Any]], slots: int) -> list[list[int]]:
     return batches
 
 
-def _next(running: list[Any]) -> Any:
+def _next(running: Collection[Future[Batch]]) -> Future[Batch]:
     """The first of these that finishes.
 
     Raises:
         ClusterError: the head is gone.
     """
-    import ray
-
     answered = time.monotonic()
     while True:
-        ready, _ = ray.wait(running, num_returns=1, timeout=1)
-        if ready:
-            return ready[0]
+        # Not by Ray's own function, which may not return once the head is gone.
+        done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+        if done:
+            return done.pop()
         if head_answers():
             answered = time.monotonic()
         elif time.monotonic() - answered > SILENT_SECONDS:
             raise lost_head()
 
 
-def _result(reference: Any, names: Sequence[str]) -> Any:
+def _result(future: Future[Batch], names: Sequence[str]) -> Batch:
     """What a batch returned.
 
     Raises:
         ClusterError: it was lost more often than it is repeated, or for lack of memory.
     """
-    import ray
     from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 
     listed = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
     try:
-        return ray.get(reference)
+        return future.result()
     except OutOfMemoryError:
         raise ClusterError(NO_MEMORY.format(node="a node", names=listed)) from None
     except WorkerCrashedError:

@@ -179,9 +179,9 @@ def _answers(host: str, port: int) -> bool:
 
 
 def _initialize(ray: Any, address: str) -> None:
-    """Connect, quietly, and leave it to this program what a signal does."""
+    """Connect, quietly, and leave it to this program what a signal or an error does."""
     is_main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM)
+    handler, hook = signal.getsignal(signal.SIGTERM), sys.excepthook
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises errors of many kinds for a cluster that is of no use
@@ -193,6 +193,7 @@ def _initialize(ray: Any, address: str) -> None:
     finally:
         if is_main:
             signal.signal(signal.SIGTERM, handler)
+        sys.excepthook = hook  # Ray's waits for a head that is gone
     worker = import_module("ray._private.worker")
     show = worker.print_to_stdstream
     # What Ray reports of lost workers would otherwise end up in the output of a command.
