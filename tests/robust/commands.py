@@ -57,6 +57,7 @@ COMMANDS = {
     "analyze adapter": Command("analyze adapter"),
     "extract": Command("extract base tuned --rank 2"),
     "extract file": Command("extract denoiser.safetensors tuned.safetensors --rank 1 --to comfyui", ".safetensors"),
+    "extract budget": Command("extract base tuned --budget 60KB"),
     "extract distill": Command(f"extract base tuned {ON_TEXT} --eval heldout.txt"),
     "extract gain": Command("extract base tuned --gain 0.5 --max-rank 2 --eval heldout.txt"),
     "resize": Command("resize adapter --rank 1"),

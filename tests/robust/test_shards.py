@@ -8,7 +8,18 @@ import pytest
 from .commands import digests
 from .harness import DONE, content
 
-SHARED = ["analyze", "analyze adapter", "extract", "resize", "resize file", "combine", "merge", "unmerge", "quantize"]
+SHARED = [
+    "analyze",
+    "analyze adapter",
+    "extract",
+    "extract budget",
+    "resize",
+    "resize file",
+    "combine",
+    "merge",
+    "unmerge",
+    "quantize",
+]
 RUNNING = "another process is writing"
 EARLY = 9  # changes of files: a few matrices are done
 

@@ -45,7 +45,10 @@ def connect(address: str) -> None:
     """
     if find_spec("ray") is None:
         raise MissingExtraError.for_extra(EXTRA, "`ray`")
+    hook = sys.excepthook
     import ray
+
+    sys.excepthook = hook  # Ray's waits for the head, also for one that is gone
 
     if not ray.is_initialized():
         if address != "auto":
@@ -179,9 +182,9 @@ def _answers(host: str, port: int) -> bool:
 
 
 def _initialize(ray: Any, address: str) -> None:
-    """Connect, quietly, and leave it to this program what a signal or an error does."""
+    """Connect, quietly, and leave it to this program what a signal does."""
     is_main = threading.current_thread() is threading.main_thread()
-    handler, hook = signal.getsignal(signal.SIGTERM), sys.excepthook
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises errors of many kinds for a cluster that is of no use
@@ -193,8 +196,7 @@ def _initialize(ray: Any, address: str) -> None:
     finally:
         if is_main:
             signal.signal(signal.SIGTERM, handler)
-        sys.excepthook = hook  # Ray's waits for a head that is gone
-    worker = import_module("ray._private.worker")
+    worker: Any = import_module("ray._private.worker")
     show = worker.print_to_stdstream
     # What Ray reports of lost workers would otherwise end up in the output of a command.
     worker.print_to_stdstream = lambda data, **options: show(data | {"is_err": True}, **options)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from eckart.engine.execution import Execution
 from eckart.engine.shard import Shard, ShardDone
@@ -110,7 +111,7 @@ class Journal:
         from safetensors.torch import save_file
 
         file = self._file(name)
-        partial = file.with_suffix(".tmp")
+        partial = file.with_name(f"{uuid4().hex}.tmp")  # another share may store the same result now
         tensors = {key: tensor.contiguous() for key, tensor in record.tensors.items()}
         try:
             facts = json.dumps(record.facts)
@@ -187,31 +188,49 @@ def run_resumable(
     execution: Execution,
     journal: Journal | None,
     is_valid: Callable[[str, Record], bool] = lambda *_: True,
+    kind: str = "",
+    all_needed: bool = False,
 ) -> dict[str, Record]:
     """Records of all tasks by name: loaded from the journal where it has them, else computed and stored there.
 
     Tensors of a stored record are mapped from its file, so they take no memory until they are used. A stored record of
     a task for whose name `is_valid` is false is computed again.
 
+    Args:
+        tasks: the work.
+        stage: what it is called while it is done.
+        execution: how it is run.
+        journal: where results are stored; None keeps them in memory.
+        is_valid: of a name and its stored record.
+        kind: what is stored, if that is not the result for which the matrix is named.
+        all_needed: whether a share needs the records of all tasks, also those that others have not done yet.
+
     Raises:
         ShardDone: only a share of the tasks was to be done, and is.
     """
     if journal is None:
         return {task.name: record for task, record in run_tasks(tasks, stage=stage, execution=execution)}
-    shard = execution.shard
-    mine = tasks if shard is None else shard.of(tasks, lambda task: task.nbytes)
-    stored = {task.name: record for task in mine if (record := journal.load(task.name))}
-    records = {name: record for name, record in stored.items() if is_valid(name, record)}
-    if records:
-        execution.progress.note(f"resuming: {len(records)} of {len(mine)} matrices are already done")
-    if shard is not None:
-        journal.share()
-    remaining = [task for task in mine if task.name not in records]
-    for task, record in run_tasks(remaining, stage=stage, execution=execution):
-        journal.save(task.name, record)
-        records[task.name] = journal.load(task.name) or record
-    if shard is not None:
+    shard, records = execution.shard, dict[str, Record]()
+    shares = [tasks] if shard is None else [each.of(tasks, lambda task: task.nbytes) for each in shard.and_others()]
+
+    def do(share: Sequence[Task[Record]]) -> None:
+        stored = {task.name: record for task in share if (record := journal.load(kind + task.name))}
+        records.update((name, record) for name, record in stored.items() if is_valid(name, record))
+        done = sum(task.name in records for task in share)
+        if done and share is shares[0]:
+            execution.progress.note(f"resuming: {done} of {len(share)} matrices are already done")
+        if shard is not None:
+            journal.share()
+        remaining = [task for task in share if task.name not in records]
+        for task, record in run_tasks(remaining, stage=stage, execution=execution):
+            journal.save(kind + task.name, record)
+            records[task.name] = journal.load(kind + task.name) or record
+
+    do(shares[0])
+    if shard is not None and not all_needed:
         raise ShardDone(shard, sum(journal.contains(task.name) for task in tasks), len(tasks))
+    for share in shares[1:]:
+        do(share)
     return records
 
 

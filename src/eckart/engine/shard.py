@@ -44,6 +44,10 @@ class Shard:
         """As it is written on the command line."""
         return f"{self.number}/{self.count}"
 
+    def and_others(self) -> "list[Shard]":
+        """All shares, this one first."""
+        return [Shard((self.number - 1 + step) % self.count + 1, self.count) for step in range(self.count)]
+
     def of(self, items: Sequence[T], size: Callable[[T], int]) -> list[T]:
         """This share of some items: every share has about as many of each size."""
         return sorted(items, key=lambda item: -size(item))[self.number - 1 :: self.count]

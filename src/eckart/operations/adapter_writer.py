@@ -71,7 +71,6 @@ class LayerTasks:
         frame: the adapter without its layers.
         tasks: one per layer; each returns a record from `layer_record` or `empty_record`.
         shapes: shape of each layer's update, in the order of the result.
-        facts: everything that the records depend on, as JSON.
         measure: measures the errors of records again whose factors changed after their task.
         skipped: what is not in the adapter, apart from layers with an empty record.
         guarantee: how much more energy another use of the budget could preserve.
@@ -84,7 +83,6 @@ class LayerTasks:
     frame: Adapter
     tasks: "Sequence[Task[Record]]"
     shapes: Mapping[str, tuple[int, int]]
-    facts: Mapping[str, Any]
     measure: Measure
     skipped: Sequence[Skipped] = ()
     guarantee: str | None = None
@@ -92,6 +90,19 @@ class LayerTasks:
     copies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tokenizer: Path | None = None
     named: Callable[[Adapter], Adapter] | None = None
+
+
+@dataclass(frozen=True)
+class LayerWork:
+    """An operation on an adapter's layers that is ready to start.
+
+    Attributes:
+        facts: everything that its results depend on, as JSON.
+        tasks: creates the tasks, for which it may compute something itself and store that in the journal.
+    """
+
+    facts: Mapping[str, Any]
+    tasks: "Callable[[Journal | None], LayerTasks]"
 
 
 def layer_record(
@@ -183,8 +194,8 @@ class AdapterWriter:
         execution.check()
         return cls(plan.made_by, path, execution, force, InputFiles(plan.inputs), refine, finish)
 
-    def write(self, work: LayerTasks) -> AdapterResult:
-        """Run the tasks, and assemble and write the adapter.
+    def write(self, ready: LayerWork) -> AdapterResult:
+        """Create and run the tasks, and assemble and write the adapter.
 
         Raises:
             MismatchError: no layer is left.
@@ -192,10 +203,10 @@ class AdapterWriter:
         """
         from eckart.engine import open_journal, run_resumable
 
-        with open_journal(self.output, fingerprint(work.facts), self.execution) as journal:
+        with open_journal(self.output, fingerprint(ready.facts), self.execution) as journal:
             if self.output is not None:
                 check_output(self.output, force=self.force)  # another process may have written it meanwhile
-            stage = _STAGES[self.made_by]
+            work, stage = ready.tasks(journal), _STAGES[self.made_by]
             records = run_resumable(work.tasks, stage=stage, execution=self.execution, journal=journal)
             records = {name: records[name] for name in work.shapes}
             written, dropped = _split(records)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from eckart.engine import Execution, Task, run_tasks
-from eckart.linalg import Allocation, RankBound, Spectrum, allocate, partial_spectrum, spectrum, spectrum_for
+from eckart.engine import Execution, Journal, Record, Task, run_resumable
+from eckart.linalg import Allocation, RankBound, Spectrum, Tail, allocate, partial_spectrum, spectrum, spectrum_for
 from eckart.linalg.rank import FULL_SPECTRUM_SIDE, Rule
 from eckart.linalg.scaling import exponent_of, require_float64, shifted, shifted_number
 from eckart.linalg.slabs import RowSlabs
@@ -38,13 +38,14 @@ class Ranks:
 
 
 def ranks_from_spectra(
-    tasks: Callable[[Iterable[str], Callable[[str], Spectrum]], list[Task[Spectrum]]],
+    tasks: Callable[[Iterable[str], Callable[[str], Record]], list[Task[Record]]],
     spectrum_of: Callable[[str, bool], Spectrum],
     choice: RankChoice,
     *,
     costs: Costs,
     needed: Collection[str],
     execution: Execution,
+    journal: Journal | None,
 ) -> Ranks:
     """Compute the spectra of all updates in parallel, as far as the choice needs them, and choose the ranks.
 
@@ -55,12 +56,14 @@ def ranks_from_spectra(
         costs: of the same layers.
         needed: layers that get rank 1 even where their update is zero or would not earn a rank.
         execution: how the tasks are run.
+        journal: where the spectra are stored; a share computes its own and those that no other has stored yet.
     """
 
     def spectra_of(names: Iterable[str], stage: str, *, complete: bool) -> dict[str, Spectrum]:
-        made = tasks(names, lambda name: spectrum_of(name, complete))
-        results = {task.name: result for task, result in run_tasks(made, stage=stage, execution=execution)}
-        return {name: results[name] for name in names}
+        made = tasks(names, lambda name: _record_of(spectrum_of(name, complete)))
+        kind = "complete spectrum of " if complete else "spectrum of "
+        records = run_resumable(made, stage=stage, execution=execution, journal=journal, kind=kind, all_needed=True)
+        return {name: _spectrum_in(records[name]) for name in names}
 
     spectra = spectra_of(costs.by_rank, "Reading spectra", complete=False)
     ranks, allocation = choose(spectra, choice, costs, needed)
@@ -70,6 +73,24 @@ def ranks_from_spectra(
         ranks, allocation = choose(spectra, choice, costs, needed)
     norms = {name: known.fro_norm for name, known in spectra.items()}
     return Ranks(ranks, norms, allocation.guarantee if allocation else None)
+
+
+def _record_of(known: Spectrum) -> Record:
+    """A spectrum as it is stored."""
+    facts = {"shape": known.shape, "fro_norm": known.fro_norm, "dtype": str(known.dtype).removeprefix("torch.")}
+    tensors = {"singular_values": known.singular_values}
+    if known.tail is None:
+        return Record(facts, tensors)
+    tail = vars(known.tail).copy()
+    return Record(facts | {"tail": tail}, tensors | {"energy_upper": tail.pop("energy_upper")})
+
+
+def _spectrum_in(record: Record) -> Spectrum:
+    facts, tensors = record.facts, record.tensors
+    tail = Tail(tensors["energy_upper"], **facts["tail"]) if "tail" in facts else None
+    rows, columns = facts["shape"]
+    dtype = getattr(torch, facts["dtype"])
+    return Spectrum(tensors["singular_values"], (rows, columns), facts["fro_norm"], dtype, tail)
 
 
 def leading_spectrum(matrix: RowSlabs, name: str, choice: RankChoice, generator: torch.Generator) -> Spectrum:

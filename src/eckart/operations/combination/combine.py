@@ -97,9 +97,9 @@ def combine(
         budget=budget, base=base, scale=scale, dtype=dtype,
     )  # fmt: skip
     writer = AdapterWriter.checked(plan, output, execution, force=force, finish=finish)
-    from eckart.operations.combination.work import combination_tasks  # imports torch
+    from eckart.operations.combination.work import combination_work  # imports torch
 
-    return writer.write(combination_tasks(plan, writer.execution))
+    return writer.write(combination_work(plan, writer.execution))
 
 
 def plan_combine(

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.checkpoint import WeightMatrix
-from eckart.engine import Execution, Record, Task
+from eckart.engine import Execution, Journal, Record, Task
 from eckart.errors import OptionError
 from eckart.linalg import LowRank, Spectrum, as_slabs, spectrum
 from eckart.linalg.finite import count_non_finite, too_large
 from eckart.linalg.scaling import frobenius_norm
 from eckart.operations.adapter_result import LayerRecord
-from eckart.operations.adapter_writer import LayerTasks, empty_record, layer_record
+from eckart.operations.adapter_writer import LayerTasks, LayerWork, empty_record, layer_record
 from eckart.operations.combination.core_methods import CoreCombination, combined_core, shared_error
 from eckart.operations.combination.plan import CombinePlan
 from eckart.operations.combination.pruning import combined_update
@@ -56,14 +56,20 @@ class Combining:
     plan: CombinePlan
     execution: Execution
 
-    def ranks(self) -> Ranks:
+    def ranks(self, journal: Journal | None) -> Ranks:
         """The rank of each layer; empty if the ranks are those of an exact sum."""
         choice = self.plan.choice
         if choice is None or choice.rank is not None:
             return Ranks(dict.fromkeys(self.plan.terms, choice.rank) if choice and choice.rank else {}, {})
         costs = self.plan.costs(in_bytes=choice.budget is not None and choice.budget.in_bytes)
         return ranks_from_spectra(
-            self.tasks, self._spectrum, choice, costs=costs, needed=self.plan.needed(), execution=self.execution
+            self.tasks,
+            self._spectrum,
+            choice,
+            costs=costs,
+            needed=self.plan.needed(),
+            execution=self.execution,
+            journal=journal,
         )
 
     def tasks(self, names: Iterable[str], call: Callable[[str], T]) -> list[Task[T]]:
@@ -234,12 +240,8 @@ class Combining:
         return matrix.T if view.transposed else matrix
 
 
-def combination_tasks(plan: CombinePlan, execution: Execution) -> LayerTasks:
-    """The work on the layers, ranks chosen, for which spectra are read where needed."""
-    work, notes = Combining(plan, execution), plan.notes()
-    for note in notes:
-        execution.progress.note(note)
-    ranks = work.ranks()
+def combination_work(plan: CombinePlan, execution: Execution) -> LayerWork:
+    """The work on the layers, which begins with spectra where ranks follow from them."""
     facts = {
         "adapters": [adapter.fingerprint() for adapter in plan.adapters],
         "weights": plan.weights,
@@ -249,16 +251,23 @@ def combination_tasks(plan: CombinePlan, execution: Execution) -> LayerTasks:
         "dtype": str(plan.dtype),
         "seed": execution.seed,
     }
-    return LayerTasks(
-        replace(plan.frame, modules_to_save=saved_tensors(plan), added=added_tensors(plan)),
-        work.tasks(plan.terms, lambda name: work.record(name, ranks.by_name.get(name))),
-        plan.shapes,
-        facts,
-        work.measure,
-        skipped=plan.skipped,
-        guarantee=ranks.guarantee,
-        notes=tuple(notes),
-    )
+
+    def tasks(journal: Journal | None) -> LayerTasks:
+        work, notes = Combining(plan, execution), plan.notes()
+        for note in notes:
+            execution.progress.note(note)
+        ranks = work.ranks(journal)
+        return LayerTasks(
+            replace(plan.frame, modules_to_save=saved_tensors(plan), added=added_tensors(plan)),
+            work.tasks(plan.terms, lambda name: work.record(name, ranks.by_name.get(name))),
+            plan.shapes,
+            work.measure,
+            skipped=plan.skipped,
+            guarantee=ranks.guarantee,
+            notes=tuple(notes),
+        )
+
+    return LayerWork(facts, tasks)
 
 
 def _needs_spare(name: str, norm: float) -> bool:

@@ -68,6 +68,6 @@ def correct(
         base_model=base_model,
     )  # fmt: skip
     writer = AdapterWriter.checked(plan, output, execution, force=force, finish=finish)
-    from eckart.operations.correction.work import correction_tasks  # imports torch
+    from eckart.operations.correction.work import correction_work  # imports torch
 
-    return writer.write(correction_tasks(plan, writer.execution))
+    return writer.write(correction_work(plan, writer.execution))

@@ -17,7 +17,7 @@ from eckart.engine import Execution, Record, Task
 from eckart.linalg.output_metric import best_correction, moment_factor, output_norm
 from eckart.linalg.slabs import materialize
 from eckart.operations.adapter_result import LayerRecord
-from eckart.operations.adapter_writer import LayerTasks, empty_record, layer_record
+from eckart.operations.adapter_writer import LayerTasks, LayerWork, empty_record, layer_record
 from eckart.operations.correction.plan import CorrectionPlan
 from eckart.operations.factors import layer_of
 from eckart.operations.rank_change import check_range
@@ -25,27 +25,28 @@ from eckart.operations.rank_change import check_range
 T = TypeVar("T")
 
 
-def correction_tasks(plan: CorrectionPlan, execution: Execution) -> LayerTasks:
+def correction_work(plan: CorrectionPlan, execution: Execution) -> LayerWork:
     """The work on the layers."""
     fitting, ranks = _Fitting(plan, execution), plan.ranks()
     notes = [note for note in [plan.moments.note(max(view.shape[1] for view in plan.views.values()))] if note]
     for note in notes:
         execution.progress.note(note)
-    return LayerTasks(
+    facts = {
+        "inputs": [plan.quantized.fingerprint(), plan.original.fingerprint(), plan.moments.model],
+        "tokens": dict(plan.moments.tokens),
+        "ranks": ranks,
+        "dtype": str(plan.dtype),
+        "seed": execution.seed,
+    }
+    made = LayerTasks(
         plan.frame,
         fitting.tasks(plan.views, lambda name: fitting.record(name, ranks[name])),
         {name: view.shape for name, view in plan.views.items()},
-        {
-            "inputs": [plan.quantized.fingerprint(), plan.original.fingerprint(), plan.moments.model],
-            "tokens": dict(plan.moments.tokens),
-            "ranks": ranks,
-            "dtype": str(plan.dtype),
-            "seed": execution.seed,
-        },
         fitting.measure,
         skipped=plan.skipped,
         notes=tuple(notes),
     )
+    return LayerWork(facts, lambda journal: made)
 
 
 @dataclass(frozen=True)

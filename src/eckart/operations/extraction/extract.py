@@ -83,6 +83,6 @@ def extract(
         modules_to_save=modules_to_save, dtype=dtype, balanced=balanced, to=to, family=family,
     )  # fmt: skip
     writer = AdapterWriter.checked(plan, output, execution, force=force, refine=refine, finish=finish)
-    from eckart.operations.extraction.work import extraction_tasks  # imports torch
+    from eckart.operations.extraction.work import extraction_work  # imports torch
 
-    return writer.write(extraction_tasks(plan, writer.execution))
+    return writer.write(extraction_work(plan, writer.execution))

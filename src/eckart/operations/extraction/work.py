@@ -11,14 +11,15 @@ from torch import Tensor
 from eckart.adapter.adapter import Adapter
 from eckart.checkpoint import DifferenceMatrix, MatrixView, WeightMatrix
 from eckart.checkpoint.compare import changed
-from eckart.engine import Execution, Record, Task, run_tasks
+from eckart.engine import Execution, Journal, Record, Task, run_tasks
 from eckart.errors import MismatchError
 from eckart.formats.peft_tokens import rows_of
 from eckart.linalg import Spectrum, spectrum
 from eckart.linalg.block_sizes import RESIDENT_BYTES, SLAB_BYTES
 from eckart.linalg.finite import require_finite
 from eckart.operations.adapter_result import LayerRecord
-from eckart.operations.adapter_writer import LayerTasks, empty_record, layer_record
+from eckart.operations.adapter_writer import LayerTasks, LayerWork, empty_record, layer_record
+from eckart.operations.costs import Costs
 from eckart.operations.extraction.plan import ExtractPlan, is_quantized, matrices_by_name
 from eckart.operations.extraction.scope import BIAS, NORM, NOT_TARGETED
 from eckart.operations.factors import error_of, factor, layer_of
@@ -58,17 +59,34 @@ class Extraction:
         """The matrices to factor, by layer."""
         return matrices_by_name(self.plan)
 
-    def ranks(self) -> Ranks | None:
-        """Ranks within a budget; None if the rank of each matrix is chosen when it is factored."""
+    def checked_costs(self) -> Costs | None:
+        """The costs of a rank of each layer; None if the rank of each matrix is chosen when it is factored.
+
+        Raises:
+            OptionError: the budget is too small.
+        """
         budget = self.plan.choice.budget
         if budget is None:
             return None
         biases = [f"{module}.bias" for module in self.biases]
         costs = self.plan.costs(self.saved, biases, in_bytes=budget.in_bytes)
-        needed = [name for name, view in self.views.items() if view.module in self.biases]
-        costs.check(budget, needed)
+        costs.check(budget, self.needed())
+        return costs
+
+    def needed(self) -> list[str]:
+        """Layers that get a rank in any case, for their bias."""
+        return [name for name, view in self.views.items() if view.module in self.biases]
+
+    def ranks(self, costs: Costs, journal: Journal | None) -> Ranks:
+        """Ranks within the budget."""
         return ranks_from_spectra(
-            self.spectrum_tasks, self._spectrum, self.plan.choice, costs=costs, needed=needed, execution=self.execution
+            self.spectrum_tasks,
+            self._spectrum,
+            self.plan.choice,
+            costs=costs,
+            needed=self.needed(),
+            execution=self.execution,
+            journal=journal,
         )
 
     def spectrum_tasks(self, names: Iterable[str], call: Callable[[str], T]) -> list[Task[T]]:
@@ -161,8 +179,8 @@ class Extraction:
         return Task(view.name, nbytes, memory, call)
 
 
-def extraction_tasks(plan: ExtractPlan, execution: Execution) -> LayerTasks:
-    """The work on the matrices, ranks chosen; reads the tensors that are not factored, and spectra where needed.
+def extraction_work(plan: ExtractPlan, execution: Execution) -> LayerWork:
+    """The work on the matrices; reads the tensors that are not factored.
 
     Raises:
         MismatchError: no targeted matrix differs.
@@ -171,11 +189,7 @@ def extraction_tasks(plan: ExtractPlan, execution: Execution) -> LayerTasks:
     """
     check_difference(plan)
     work = read_unfactored(plan, execution)
-    ranks = work.ranks()
-    early = plan.planned_ranks() or (ranks.by_name if ranks else None)
-    notes = [*_skipped_notes(work.skipped), *plan.vocabulary_notes(), *(plan.notes(early) if early else ())]
-    for note in notes:
-        execution.progress.note(note)
+    costs = work.checked_costs()
     by_budget = plan.choice.budget is not None
     facts = {
         "inputs": [plan.base.fingerprint(), plan.tuned.fingerprint()],
@@ -191,25 +205,33 @@ def extraction_tasks(plan: ExtractPlan, execution: Execution) -> LayerTasks:
     for name, tokens in plan.parts.new_tokens.items():
         saved[rows_of(plan.parts.naming(name))] = rows = plan.stored.rows(name, tokens.start, tokens.stop)
         require_finite(rows, name)
-    frame = plan.frame
-    return LayerTasks(
-        replace(
-            frame,
-            format=plan.format_of_base,
-            modules_to_save=saved,
-            config=frame.config | _bias_config(plan, work.saved),
-        ),
-        work.tasks(ranks),
-        {name: view.shape for name, view in work.views.items()},
-        facts,
-        work.measure,
-        skipped=work.skipped,
-        guarantee=ranks.guarantee if ranks else None,
-        notes=tuple(notes),
-        copies={name: view.tied_modules for name, view in work.views.items()},
-        tokenizer=plan.stored.folder,
-        named=(lambda adapter: plan.written.named(adapter, plan.base)) if plan.written else None,
+    frame = replace(
+        plan.frame,
+        format=plan.format_of_base,
+        modules_to_save=saved,
+        config=plan.frame.config | _bias_config(plan, work.saved),
     )
+
+    def tasks(journal: Journal | None) -> LayerTasks:
+        ranks = None if costs is None else work.ranks(costs, journal)
+        early = plan.planned_ranks() or (ranks.by_name if ranks else None)
+        notes = [*_skipped_notes(work.skipped), *plan.vocabulary_notes(), *(plan.notes(early) if early else ())]
+        for note in notes:
+            execution.progress.note(note)
+        return LayerTasks(
+            frame,
+            work.tasks(ranks),
+            {name: view.shape for name, view in work.views.items()},
+            work.measure,
+            skipped=work.skipped,
+            guarantee=ranks.guarantee if ranks else None,
+            notes=tuple(notes),
+            copies={name: view.tied_modules for name, view in work.views.items()},
+            tokenizer=plan.stored.folder,
+            named=(lambda adapter: plan.written.named(adapter, plan.base)) if plan.written else None,
+        )
+
+    return LayerWork(facts, tasks)
 
 
 def _biases_beside(plan: ExtractPlan, saved: Iterable[str]) -> Iterator[tuple[str, str]]:

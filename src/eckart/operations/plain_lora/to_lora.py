@@ -70,6 +70,6 @@ def to_lora(
         )
     plan = plan_to_lora(adapter, base, rank=rank, error=error, dtype=dtype)
     writer = AdapterWriter.checked(plan, output, execution, force=force)
-    from eckart.operations.plain_lora.work import lora_tasks  # imports torch
+    from eckart.operations.plain_lora.work import lora_work  # imports torch
 
-    return writer.write(lora_tasks(plan, writer.execution))
+    return writer.write(lora_work(plan, writer.execution))

@@ -14,7 +14,7 @@ from eckart.engine import Execution, Record, Task, run_tasks
 from eckart.linalg.block_sizes import RESIDENT_BYTES, SLAB_BYTES
 from eckart.linalg.slabs import Streamed
 from eckart.operations.adapter_result import LayerRecord
-from eckart.operations.adapter_writer import LayerTasks, empty_record, layer_record
+from eckart.operations.adapter_writer import LayerTasks, LayerWork, empty_record, layer_record
 from eckart.operations.factors import error_of, factor, layer_of
 from eckart.operations.plain_lora.plan import LoraPlan
 from eckart.operations.rank_change import check_finite, check_range, measured_error
@@ -26,7 +26,7 @@ from eckart.operations.weight_update import update_of
 T = TypeVar("T")
 
 
-def lora_tasks(plan: LoraPlan, execution: Execution) -> LayerTasks:
+def lora_work(plan: LoraPlan, execution: Execution) -> LayerWork:
     """The work on the layers, in the order of the adapter; new ones come last."""
     outline = plan.adapter.outline()
     names = [*outline, *(name for name in plan.replaced if name not in outline)]
@@ -39,7 +39,8 @@ def lora_tasks(plan: LoraPlan, execution: Execution) -> LayerTasks:
         "seed": execution.seed,
     }
     tasks = [_task(plan, name, partial(_record, plan, name, execution)) for name in names]
-    return LayerTasks(plan.frame, tasks, shapes, facts, partial(_measured, plan, execution), skipped=plan.skipped)
+    made = LayerTasks(plan.frame, tasks, shapes, partial(_measured, plan, execution), skipped=plan.skipped)
+    return LayerWork(facts, lambda journal: made)
 
 
 def _change(plan: LoraPlan, name: str) -> Streamed:

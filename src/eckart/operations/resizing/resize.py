@@ -89,6 +89,6 @@ def resize(
         dtype=dtype,
     )
     writer = AdapterWriter.checked(plan, output, execution, force=force, refine=refine, finish=finish)
-    from eckart.operations.resizing.work import resize_tasks  # imports torch
+    from eckart.operations.resizing.work import resize_work  # imports torch
 
-    return writer.write(resize_tasks(plan, writer.execution))
+    return writer.write(resize_work(plan, writer.execution))

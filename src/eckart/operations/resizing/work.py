@@ -7,11 +7,11 @@ from typing import TypeVar
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.checkpoint import DType
-from eckart.engine import Execution, Record, Task
+from eckart.engine import Execution, Journal, Record, Task
 from eckart.errors import NotFiniteError
 from eckart.linalg import Spectrum, product_noise
 from eckart.operations.adapter_result import LayerRecord
-from eckart.operations.adapter_writer import LayerTasks, empty_record, layer_record
+from eckart.operations.adapter_writer import LayerTasks, LayerWork, empty_record, layer_record
 from eckart.operations.rank_change import (
     at_rank,
     check_finite,
@@ -28,12 +28,23 @@ from eckart.operations.select_layers import parameter_of, shapes_of
 T = TypeVar("T")
 
 
-def resize_tasks(plan: ResizePlan, execution: Execution) -> LayerTasks:
-    """The work on the layers, ranks chosen, for which spectra are read where needed."""
+def resize_work(plan: ResizePlan, execution: Execution) -> LayerWork:
+    """The work on the layers, which begins with spectra where ranks follow from them."""
+    facts = {
+        "adapter": plan.adapter.fingerprint(),
+        "choice": asdict(plan.choice),
+        "names": plan.names,
+        "dtype": str(plan.dtype),
+        "seed": execution.seed,
+    }
+    return LayerWork(facts, partial(_layer_tasks, plan, execution))
+
+
+def _layer_tasks(plan: ResizePlan, execution: Execution, journal: Journal | None) -> LayerTasks:
     outline, notes = plan.outline, plan.notes()
     for note in notes:
         execution.progress.note(note)
-    ranks = _ranks(plan, execution)
+    ranks = _ranks(plan, execution, journal)
 
     def record(name: str) -> Record:
         is_selected = name in ranks.by_name
@@ -48,25 +59,17 @@ def resize_tasks(plan: ResizePlan, execution: Execution) -> LayerTasks:
             return resized(name, layer, layer.rank, None, execution)
         return resized(name, layer, ranks.by_name[name], plan.dtype, execution)
 
-    facts = {
-        "adapter": plan.adapter.fingerprint(),
-        "choice": asdict(plan.choice),
-        "names": plan.names,
-        "dtype": str(plan.dtype),
-        "seed": execution.seed,
-    }
     return LayerTasks(
         plan.adapter,
         _tasks(plan, outline, record),
         shapes_of(outline, outline),
-        facts,
         partial(_measured, plan),
         guarantee=ranks.guarantee,
         notes=tuple(notes),
     )
 
 
-def _ranks(plan: ResizePlan, execution: Execution) -> Ranks:
+def _ranks(plan: ResizePlan, execution: Execution, journal: Journal | None) -> Ranks:
     """The new rank of each selected layer."""
     choice = plan.choice
     if choice.rank is not None:
@@ -82,7 +85,9 @@ def _ranks(plan: ResizePlan, execution: Execution) -> Ranks:
 
     costs = plan.costs(in_bytes=choice.budget is not None and choice.budget.in_bytes)
     tasks = partial(_tasks, plan)
-    return ranks_from_spectra(tasks, spectrum, choice, costs=costs, needed=plan.needed(), execution=execution)
+    return ranks_from_spectra(
+        tasks, spectrum, choice, costs=costs, needed=plan.needed(), execution=execution, journal=journal
+    )
 
 
 def _above_rounding(plan: ResizePlan) -> Ranks:
