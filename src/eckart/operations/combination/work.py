@@ -251,11 +251,11 @@ def combination_work(plan: CombinePlan, execution: Execution) -> LayerWork:
         "dtype": str(plan.dtype),
         "seed": execution.seed,
     }
+    work, notes = Combining(plan, execution), plan.notes()
+    for note in notes:
+        execution.progress.note(note)
 
     def tasks(journal: Journal | None) -> LayerTasks:
-        work, notes = Combining(plan, execution), plan.notes()
-        for note in notes:
-            execution.progress.note(note)
         ranks = work.ranks(journal)
         return LayerTasks(
             replace(plan.frame, modules_to_save=saved_tensors(plan), added=added_tensors(plan)),

@@ -189,7 +189,10 @@ def extraction_work(plan: ExtractPlan, execution: Execution) -> LayerWork:
     """
     check_difference(plan)
     work = read_unfactored(plan, execution)
-    costs = work.checked_costs()
+    costs, planned = work.checked_costs(), plan.planned_ranks()
+    notes = [*_skipped_notes(work.skipped), *plan.vocabulary_notes(), *(plan.notes(planned) if planned else ())]
+    for note in notes:
+        execution.progress.note(note)
     by_budget = plan.choice.budget is not None
     facts = {
         "inputs": [plan.base.fingerprint(), plan.tuned.fingerprint()],
@@ -214,9 +217,8 @@ def extraction_work(plan: ExtractPlan, execution: Execution) -> LayerWork:
 
     def tasks(journal: Journal | None) -> LayerTasks:
         ranks = None if costs is None else work.ranks(costs, journal)
-        early = plan.planned_ranks() or (ranks.by_name if ranks else None)
-        notes = [*_skipped_notes(work.skipped), *plan.vocabulary_notes(), *(plan.notes(early) if early else ())]
-        for note in notes:
+        late = plan.notes(ranks.by_name) if ranks and not planned else []
+        for note in late:
             execution.progress.note(note)
         return LayerTasks(
             frame,
@@ -225,7 +227,7 @@ def extraction_work(plan: ExtractPlan, execution: Execution) -> LayerWork:
             work.measure,
             skipped=work.skipped,
             guarantee=ranks.guarantee if ranks else None,
-            notes=tuple(notes),
+            notes=(*notes, *late),
             copies={name: view.tied_modules for name, view in work.views.items()},
             tokenizer=plan.stored.folder,
             named=(lambda adapter: plan.written.named(adapter, plan.base)) if plan.written else None,

@@ -37,13 +37,14 @@ def resize_work(plan: ResizePlan, execution: Execution) -> LayerWork:
         "dtype": str(plan.dtype),
         "seed": execution.seed,
     }
-    return LayerWork(facts, partial(_layer_tasks, plan, execution))
-
-
-def _layer_tasks(plan: ResizePlan, execution: Execution, journal: Journal | None) -> LayerTasks:
-    outline, notes = plan.outline, plan.notes()
+    notes = plan.notes()
     for note in notes:
         execution.progress.note(note)
+    return LayerWork(facts, partial(_layer_tasks, plan, execution, notes))
+
+
+def _layer_tasks(plan: ResizePlan, execution: Execution, notes: Sequence[str], journal: Journal | None) -> LayerTasks:
+    outline = plan.outline
     ranks = _ranks(plan, execution, journal)
 
     def record(name: str) -> Record:
