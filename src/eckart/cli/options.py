@@ -90,7 +90,12 @@ BudgetText = Annotated[
 
 Device = Annotated[
     str,
-    in_group(EXECUTION, "--device", metavar="auto|cpu|cuda[:N]", callback=_device, help="Device to compute on."),
+    in_group(
+        *(EXECUTION, "--device"),
+        metavar="auto|cpu|cuda[:N]",
+        callback=_device,
+        help="Device to compute on: cuda is all GPUs, cuda:0,cuda:2 some.",
+    ),
 ]
 Workers = Annotated[
     int | None,

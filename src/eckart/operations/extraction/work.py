@@ -215,6 +215,8 @@ def extraction_work(plan: ExtractPlan, execution: Execution) -> LayerWork:
         config=plan.frame.config | _bias_config(plan, work.saved),
     )
 
+    written = plan.written
+
     def tasks(journal: Journal | None) -> LayerTasks:
         ranks = None if costs is None else work.ranks(costs, journal)
         late = plan.notes(ranks.by_name) if ranks and not planned else []
@@ -230,7 +232,7 @@ def extraction_work(plan: ExtractPlan, execution: Execution) -> LayerWork:
             notes=(*notes, *late),
             copies={name: view.tied_modules for name, view in work.views.items()},
             tokenizer=plan.stored.folder,
-            named=(lambda adapter: plan.written.named(adapter, plan.base)) if plan.written else None,
+            named=(lambda adapter: written.named(adapter, plan.base)) if written else None,
         )
 
     return LayerWork(facts, tasks)
