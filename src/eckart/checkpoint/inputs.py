@@ -7,6 +7,7 @@ from typing import Any
 
 from eckart.checkpoint.header import HEADER_LIMIT_BYTES
 from eckart.checkpoint.opened import opened
+from eckart.checkpoint.remote.table import remote_file
 from eckart.errors import SourceError
 
 BLOCKS, BLOCK_BYTES = 32, 4096
@@ -51,7 +52,16 @@ class FilesOnEveryNode:
     files: tuple[Path, ...]
 
     def __getstate__(self) -> dict[str, Any]:
-        """With a digest of the files."""
+        """With a digest of the files.
+
+        Raises:
+            SourceError: a file is remote, and read by this process only.
+        """
+        if remote := next((file for path in self.files if (file := remote_file(path))), None):
+            msg = (
+                f"{remote.shown}: the nodes of a cluster read files only where all of them see them; download it first"
+            )
+            raise SourceError(msg)
         return self.__dict__ | {_DIGEST: files_digest(self.files)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
