@@ -27,6 +27,7 @@ ON_REQUEST = (
     "load",
     "quantized",
     "images",
+    "cluster",
     "sd_scripts",
 )
 

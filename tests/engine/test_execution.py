@@ -1,11 +1,14 @@
 """The circumstances of a run: where, on how many threads, from which random start."""
 
 import os
+import pickle
+import threading
 
 import pytest
 import torch
 
-from eckart.engine import Execution
+from eckart.engine import Execution, NoProgress, Task, run_tasks
+from eckart.engine.threads import TINY_BYTES
 from eckart.errors import OptionError
 
 
@@ -45,3 +48,39 @@ def test_a_matrix_starts_from_the_same_randomness_whenever_it_is_worked_on():
     assert torch.equal(first, start(Execution(seed=1, workers=7), "layer.0"))
     assert not torch.equal(first, start(Execution(seed=1), "layer.1"))
     assert not torch.equal(first, start(Execution(seed=2), "layer.0"))
+
+
+def test_each_of_several_devices_has_one_worker_whose_tasks_compute_on_it():
+    execution = Execution(device="cpu:0,cpu:1")  # in place of two GPUs
+    assert execution.worker_count() == 2
+    meeting = threading.Barrier(2, timeout=20)
+
+    def where() -> torch.device:
+        meeting.wait()
+        return execution.torch_device()
+
+    tasks = [Task(f"t{i}", TINY_BYTES, 1, where) for i in range(4)]
+    found = [device for _, device in run_tasks(tasks, stage="test", execution=execution)]
+    assert sorted(device.index for device in found) == [0, 0, 1, 1]
+
+
+def test_all_gpus_of_the_machine_are_used_unless_some_are_chosen(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    gpus = [torch.device("cuda", number) for number in range(3)]
+    assert Execution(device="cuda").devices() == Execution().devices() == gpus
+    assert Execution(device="cuda").worker_count() == 3
+    assert Execution(device="cuda:0,cuda:2").devices() == [gpus[0], gpus[2]]
+    with pytest.raises(OptionError, match="`device=cuda:3`: this machine has 3 CUDA devices"):
+        Execution(device="cuda:0,cuda:3").check()
+
+
+def test_what_is_sent_to_a_worker_elsewhere_reports_no_progress():
+    sent = pickle.loads(pickle.dumps(Execution(device="cpu", seed=3, progress=Unsendable())))
+    assert sent == Execution(device="cpu", seed=3, progress=sent.progress)
+    assert type(sent.progress) is NoProgress
+
+
+class Unsendable(NoProgress):
+    def __reduce__(self):
+        raise AssertionError

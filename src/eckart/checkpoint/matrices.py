@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from eckart.checkpoint.ahead import on_device
 from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.layouts import MatrixView, counterpart
 from eckart.errors import NotFiniteError
@@ -33,8 +34,8 @@ class WeightMatrix:
 
     def upcast(self) -> Iterator[Tensor]:
         """The slabs before they are checked."""
-        for rows in stored_rows(self.checkpoint, self.view):
-            yield rows.to(self.device).to(compute_dtype(self))
+        for rows in on_device(stored_rows(self.checkpoint, self.view), self.device):
+            yield rows.to(compute_dtype(self))
 
     def require_finite(self, slab: Tensor) -> None:
         """Refuse a slab that contains NaN or Inf.
