@@ -29,6 +29,7 @@ ON_REQUEST = (
     "images",
     "cluster",
     "sd_scripts",
+    "remote",
 )
 
 
