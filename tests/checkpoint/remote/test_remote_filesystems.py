@@ -127,12 +127,29 @@ def test_a_failing_read_is_repeated_and_a_short_one_too(originals, monkeypatch) 
     memory.rm("/failing", recursive=True)
 
 
-def test_a_kind_of_url_whose_library_is_missing_says_what_to_install() -> None:
-    with pytest.raises(MissingExtraError, match=r"reading gs:// needs another library: pip install gcsfs"):
-        open_checkpoint("gs://bucket/model")
+@pytest.mark.parametrize(("kind", "library"), [("gs", "pip install gcsfs"), ("sftp", ".*paramiko")])
+def test_a_kind_of_url_whose_library_is_missing_says_what_to_install(kind, library) -> None:
+    with pytest.raises(MissingExtraError, match=f"reading {kind}:// needs another library: {library}"):
+        open_checkpoint(f"{kind}://bucket/model")
 
 
-def test_without_credentials_the_reason_is_one_sentence(s3, monkeypatch) -> None:
+def test_a_file_system_that_cannot_be_reached_is_one_sentence() -> None:
+    with pytest.raises(SourceError, match=r"^ftp://127.0.0.1:9/model: cannot be read \(.*refused\)$"):
+        open_checkpoint("ftp://127.0.0.1:9/model")
+
+
+def test_without_credentials_nothing_is_asked(s3_url, monkeypatch, tmp_path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    fsspec.filesystem("s3").clear_instance_cache()
+    with pytest.raises(SourceError, match=r"^s3://bucket/model: access was refused \(Unable to locate credentials\)"):
+        open_checkpoint("s3://bucket/model")
+    fsspec.filesystem("s3").clear_instance_cache()
+
+
+def test_refused_access_is_one_sentence_without_secrets_of_urls(s3, monkeypatch) -> None:
     denied = PermissionError("Access Denied for https://me:secret@host/x?X-Amz-Signature=abc")
     monkeypatch.setattr(s3, "info", lambda *_, **__: (_ for _ in ()).throw(denied))
     with pytest.raises(SourceError, match=r"s3://bucket/models/base: access was refused \(Access Denied") as error:

@@ -109,7 +109,7 @@ class FilesystemTransport:
         except FileNotFoundError:
             raise
         except Exception as error:
-            reason = without_secrets((str(error).strip() or type(error).__name__).splitlines()[0])[:200]
+            reason = _reason(error)
             denied = isinstance(error, PermissionError) or any(
                 word in f"{type(error).__name__} {reason}".lower() for word in _ACCESS
             )
@@ -136,11 +136,20 @@ def _open(url: str, shown: str) -> tuple[Any, str]:
         if scheme in ("s3", "s3a"):
             extra, purpose = "remote", f"reading {scheme}://"
             raise MissingExtraError.for_extra(extra, purpose) from None
-        msg = f"reading {scheme}:// needs another library: pip install {known}" if known else str(error)
+        remedy = f"pip install {known}" if known not in ("", "fsspec") else str(error).splitlines()[0]
+        msg = f"reading {scheme}:// needs another library: {remedy}"
         raise MissingExtraError(msg) from None
     except ValueError as error:
         msg = f"{shown}: fsspec knows no such kind of URL ({without_secrets(str(error))})"
         raise SourceError(msg) from None
+    except Exception as error:  # some connect at once, and each has its own errors
+        msg = f"{shown}: cannot be read ({_reason(error)})"
+        raise SourceError(msg) from None
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, without secrets of URLs in it."""
+    return without_secrets((str(error).strip() or type(error).__name__).splitlines()[0])[:200]
 
 
 def _stat_of(info: dict[str, Any], shown: str) -> RemoteStat:
