@@ -51,9 +51,9 @@ def _merge(base: str) -> Callable[[str, Path], None]:
 def _extract(family: str, folder: Path) -> None:
     path = folder / "tuned.safetensors"
     merge(folder / "single.safetensors", [folder / "kohya.safetensors"], path, execution=ONE)
-    found = extract(folder / "single.safetensors", path, rank=1, execution=ONE).adapter
     for to in ("kohya", "comfyui", "diffusers"):
-        assert set(convert(found, to, family=family).adapter)
+        out = folder / f"extracted-{to}.safetensors"
+        assert extract(folder / "single.safetensors", path, rank=1, to=to, family=family, output=out, execution=ONE)
 
 
 COLUMNS: dict[str, Callable[[str, Path], None]] = {

@@ -449,6 +449,26 @@ def test_a_file_that_mixes_families_is_refused_with_the_keys_of_each():
         assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("diffusion_model.double_blocks.0.img_attn.pro", "diffusion_model.double_blocks.N.img_attn.proj"),
+        ("lora_unet_double_blocks_7_img_attn_prj", "lora_unet_double_blocks_N_img_attn_proj"),
+    ],
+)
+def test_keys_of_no_family_are_named_with_the_three_nearest_and_the_families_considered(name, near, tmp_path):
+    save_file(
+        {f"{name}.lora_down.weight": torch.randn(4, 8), f"{name}.lora_up.weight": torch.randn(8, 4)},
+        tmp_path / "a.safetensors",
+    )
+    with pytest.raises(MismatchError) as caught:
+        convert(tmp_path / "a.safetensors", "diffusers")
+    (line,) = (each for each in str(caught.value).splitlines() if name in each)
+    assert near in line
+    assert len(line.partition("; the nearest are ")[2].partition(";")[0].split(", ")) == 3
+    assert all(family.title in line for family in FAMILIES.values())
+
+
 def test_an_unknown_family_keeps_its_names_in_every_operation_without_renaming(tmp_path):
     name = "diffusion_model.towers.0.mix"
     A, B = torch.randn(4, 8), torch.randn(8, 4)

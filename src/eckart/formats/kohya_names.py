@@ -7,6 +7,7 @@ Image and video models have tables instead (`formats.families`).
 from functools import partial
 
 from eckart.adapter.adapter import Adapter
+from eckart.formats.families.recognize import unknown_modules
 from eckart.formats.lora_file import without_keys
 from eckart.formats.model_names import Model, flattened
 from eckart.formats.renaming import Move, Renaming, rescaled, shaped, twice
@@ -15,7 +16,7 @@ from eckart.formats.renaming import Move, Renaming, rescaled, shaped, twice
 def to_modules(adapter: Adapter, model: Model | None) -> Renaming:
     """From kohya's names to the model's."""
     moves: list[Move] = []
-    faults = []
+    faults, unknown = [], []
     for name in adapter:
         modules = model.modules(name) if model else []
         if len(modules) == 1:
@@ -26,7 +27,8 @@ def to_modules(adapter: Adapter, model: Model | None) -> Renaming:
         elif model:
             faults.append(f"{name}: no module of this name in {model.source}")
         else:
-            faults.append(f"{name}: no family of image or video models has such a module; give its model as `base`")
+            unknown.append(name)
+    faults += [f"{fault}; or give its model as `base`" for fault in unknown_modules(unknown)]
     faults += twice([(move.new, move.old[0]) for move in moves])
     return Renaming(moves, faults, is_pipeline=model.is_pipeline if model else True)
 

@@ -17,7 +17,7 @@ from eckart.formats.components import component_of
 from eckart.formats.expert_modules import with_expert_modules
 from eckart.formats.families.family import Family
 from eckart.formats.families.naming import FamilyFormat
-from eckart.formats.families.table import FAMILIES
+from eckart.formats.families.recognize import unknown_modules
 from eckart.formats.family_names import FAMILY_FORMATS, renamed_to_base, renamed_to_format
 from eckart.formats.model_names import Model
 from eckart.formats.renaming import Renaming, names_of, to_component
@@ -88,9 +88,7 @@ def _of_family(adapter: Adapter, to: AdapterFormat, model: Model | None, familie
     if first or (adapter.format == "diffusers" and to == "peft"):
         return first
     if adapter.format in ("diffusers", "comfyui") or to == "comfyui":
-        known = ", ".join(family.title for family in families or FAMILIES.values())
-        faults = [f"{name}: no such module in any of {known}; its names are those of its own model" for name in adapter]
-        return [(Renaming([], faults), form)]
+        return [(Renaming([], unknown_modules(list(adapter), families)), form)]
     return None
 
 

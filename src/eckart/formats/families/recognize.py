@@ -1,5 +1,6 @@
 """Which family an adapter or a model is of, from the names and shapes of its modules."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from eckart.formats.families.family import Family, Site
 from eckart.formats.families.table import FAMILIES
 
 _SHOWN = 3  # names of each family in a message
+_NUMBER = re.compile(r"(?<![^._])\d+(?![^._])")
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,18 @@ def _misfit(layers: Mapping[str, Layer[Any]], partial: Mapping[str, Mapping[str,
         hint = f"; the nearest are {', '.join(near)}" if near else ""
         lines.append(f"{layer}: no such module in {', '.join(FAMILIES[name].title for name in partial)}{hint}")
     return MismatchError.listing("these layers are not all of one family of models", lines)
+
+
+def unknown_modules(names: Sequence[str], among: Collection[Family] = ()) -> list[str]:
+    """Faults of modules that no family has: the families considered, and for the first few the three nearest names."""
+    families = among or FAMILIES.values()
+    known = ", ".join(family.title for family in families)
+    faults = [f"{name}: no such module in any of {known}" for name in names]
+    for index, name in enumerate(names[:_SHOWN]):
+        likes = {like for family in families for like in _names_like(name, family)}
+        if near := nearest_names(_NUMBER.sub("N", name), sorted(likes), count=_SHOWN):
+            faults[index] += f"; the nearest are {', '.join(near)}"
+    return faults
 
 
 def _names_like(name: str, family: Family) -> list[str]:
