@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from eckart.errors import EckartError, MismatchError, NotFiniteError, OptionError, OutputError
 from eckart.formats import load_adapter
-from eckart.nn import LoRAConfig, adapted_modules, adapter_of, inject
+from eckart.nn import LoRAConfig, adapted_modules, adapter_applied, adapter_of, inject
 from eckart.report import save_dynamics
 from eckart.report.figures import style
 from eckart.training import (
@@ -326,6 +326,69 @@ def test_an_interruption_keeps_a_checkpoint_and_resuming_gives_the_bits_of_an_un
     drawn = [save_dynamics(each.dynamics, tmp_path / name) for name, each in (("one", result), ("other", resumed))]
     assert [file.read_bytes() for file in drawn[0]] == [file.read_bytes() for file in drawn[1]]
     assert len(drawn[0]) == 5
+
+
+OVERFITTING = TrainSettings(
+    steps=12, batch_size=4, learning_rate=5e-2, schedule="constant", warmup=0.0, save_every=4, eval_every=2
+)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(text, tmp_path_factory):
+    """Held-out text with the words of the training text backwards: its loss falls, and then rises."""
+    path = tmp_path_factory.mktemp("elsewhere") / "text.txt"
+    path.write_text(" ".join(text.read_text().split()[599::-1]))
+    return path
+
+
+def test_the_adapter_with_the_lowest_heldout_loss_is_kept(tiny, text, elsewhere, tokenizer, tmp_path):
+    options = {"config": CONFIG, "options": OPTIONS, "held_out": elsewhere}
+    best, last = (
+        train(tiny, text, settings=dataclasses.replace(OVERFITTING, keep=keep), output=tmp_path / keep, **options)
+        for keep in ("best", "last")
+    )
+    assert best.losses == last.losses  # what is measured does not change what is learned
+    assert best.heldout_losses == last.heldout_losses
+    assert list(best.heldout_losses) == [0, 2, 4, 6, 8, 10, 12]
+    measured = {step: loss for step, loss in best.heldout_losses.items() if step}
+    lowest = min(measured, key=measured.__getitem__)
+    assert lowest != 12
+    assert (best.kept_step, best.heldout_loss_after) == (lowest, measured[lowest])
+    assert (last.kept_step, last.heldout_loss_after) == (12, measured[12])
+    assert any(f"adapter of step {lowest} is kept" in note for note in best.notes)
+    assert not last.notes
+    settings = dataclasses.replace(OVERFITTING, steps=lowest, keep="last")
+    shorter = train(tiny, text, settings=settings, output=tmp_path / "shorter", **options)
+    assert shorter.heldout_loss_after == measured[lowest]
+    assert same(tmp_path / "best", tmp_path / "shorter")
+    assert not same(tmp_path / "best", tmp_path / "last")
+    held_out = load_data(text, tokenizer, options=OPTIONS, held_out=elsewhere).held_out
+    model = live(tiny)
+    with adapter_applied(model, load_adapter(tmp_path / "best")):
+        assert loss_of(model, held_out) == pytest.approx(measured[lowest], rel=1e-5)
+    log = json.loads((tmp_path / "best" / "dynamics.json").read_text())["log"]
+    assert [loss for loss in log["heldout_loss"] if loss is not None] == pytest.approx(
+        list(best.heldout_losses.values()), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("stop", [5, 9])
+def test_a_resumed_training_keeps_the_same_best_adapter(stop, tiny, text, elsewhere, tmp_path):
+    options = {"config": CONFIG, "settings": OVERFITTING, "options": OPTIONS, "held_out": elsewhere}
+    whole = train(tiny, text, output=tmp_path / "whole", **options)
+    progress = Reports(stop, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(TrainingInterrupted):
+        train(tiny, text, output=tmp_path / "out", progress=progress, **options)
+    resumed = train(tiny, text, output=tmp_path / "out", **options)
+    assert resumed.heldout_losses == whole.heldout_losses
+    assert resumed.kept_step == whole.kept_step < 12
+    assert same(tmp_path / "out", tmp_path / "whole")
+
+
+def test_without_an_interval_the_heldout_loss_is_measured_ten_times(tiny, text):
+    settings = TrainSettings(steps=25, batch_size=1, learning_rate=1e-3)
+    result = train(tiny, text, config=CONFIG, settings=settings, options=OPTIONS, dynamics=False)
+    assert list(result.heldout_losses) == [0, 3, 6, 9, 12, 15, 18, 21, 24, 25]
 
 
 def test_an_interruption_in_the_last_step_has_nothing_left_to_stop(unbroken, tiny, text, tmp_path):

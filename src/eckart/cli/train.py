@@ -43,6 +43,7 @@ from eckart.cli.training_options import (
 from eckart.nn.config import Bias, Init
 
 Schedule = Literal["linear", "cosine", "constant"]
+Keep = Literal["best", "last"]
 LossOn = Literal["answers", "all"]
 
 RankOption = Annotated[int, in_group(ADAPTER, "--rank", "-r", metavar="N", help="Rank of the adapter.")]
@@ -116,6 +117,22 @@ SaveEvery = Annotated[
     int | None,
     in_group(EXECUTION, "--save-every", metavar="N", help="Steps between checkpoints. [default: 10% of all steps]"),
 ]
+EvalEvery = Annotated[
+    int | None,
+    in_group(
+        *(DATA, "--eval-every"),
+        metavar="N",
+        help="Steps between measurements of the held-out loss. [default: 10% of all steps]",
+    ),
+]
+KeepOption = Annotated[
+    Keep,
+    in_group(
+        *(RESULT, "--keep"),
+        metavar="best|last",
+        help="Which adapter to keep: of the measured steps the one with the lowest held-out loss, or the last.",
+    ),
+]
 NoDynamics = Annotated[bool, in_group(RESULT, "--no-dynamics", help="Do not record how the updates grow.")]
 Resume = Annotated[bool, typer.Option("--resume", hidden=True, help="The default, accepted for old scripts.")]
 
@@ -139,6 +156,7 @@ def train(
     packing: Packing = False,
     loss_on: LossOnOption = "answers",
     eval_data: EvalData = None,
+    eval_every: EvalEvery = None,
     steps: Steps = None,
     epochs: Epochs = None,
     batch_size: BatchSize = 4,
@@ -160,6 +178,7 @@ def train(
     force: Force = False,
     as_json: Json = False,
     open_page: Open = False,
+    keep: KeepOption = "best",
     no_dynamics: NoDynamics = False,
     cache: Cache = None,
     debug: Debug = False,
@@ -227,6 +246,8 @@ def train(
         gradient_checkpointing=gradient_checkpointing,
         quantize=quantize,
         save_every=save_every,
+        eval_every=eval_every,
+        keep=keep,
     )
     if training.is_writer():
         check_push(push)

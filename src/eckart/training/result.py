@@ -23,9 +23,11 @@ class TrainResult(Result):
         total_params: parameters of the model, adapter included; weights in four bits count in full.
         steps: optimizer steps.
         heldout_loss_before: loss of the model before training, in nats per target token of the held-out data.
-        heldout_loss_after: the same with the adapter.
+        heldout_loss_after: the same with the adapter that was kept.
         heldout_tokens: number of these tokens.
         losses: loss of each step on its batch, by step.
+        heldout_losses: held-out loss by the number of steps before it was measured.
+        kept_step: the step whose adapter was kept.
         seconds: time of the steps, since the training was last resumed.
         peak_bytes: peak memory of the GPU, or else of the process.
         run: the model, data and settings.
@@ -42,6 +44,8 @@ class TrainResult(Result):
     heldout_loss_after: float
     heldout_tokens: int
     losses: dict[int, float]
+    heldout_losses: dict[int, float]
+    kept_step: int
     seconds: float
     peak_bytes: int
     run: dict[str, Any]
@@ -67,5 +71,7 @@ class TrainResult(Result):
             "peak_bytes": self.peak_bytes,
             "notes": list(self.notes),
             "losses": {"step": list(self.losses), "loss": list(self.losses.values())},
+            "heldout_losses": {"step": list(self.heldout_losses), "loss": list(self.heldout_losses.values())},
+            "kept_step": self.kept_step,
             "run": self.run,
         }

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Schedule = Literal["linear", "cosine", "constant"]
 Dtype = Literal["auto", "float32", "bfloat16"]
+Keep = Literal["best", "last"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class TrainSettings:
         gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
         quantize: `nf4` stores the linear weights of the base in four bits.
         save_every: steps between checkpoints; if None, a tenth of all steps.
+        eval_every: steps between measurements of the held-out loss; if None, a tenth of all steps.
+        keep: the adapter to keep: `best`, of the measured steps the one with the lowest held-out loss; or `last`.
     """
 
     steps: int | None = None
@@ -56,12 +59,14 @@ class TrainSettings:
     gradient_checkpointing: bool = False
     quantize: Literal["nf4"] | None = None
     save_every: int | None = None
+    eval_every: int | None = None
+    keep: Keep = "best"
 
     def __post_init__(self) -> None:
         """Refuse invalid settings, with all faults."""
         faults = [
             f"`{name}` must be a whole number of at least 1, got {value}"
-            for name in ("steps", "batch_size", "accumulate", "save_every")
+            for name in ("steps", "batch_size", "accumulate", "save_every", "eval_every")
             if (value := getattr(self, name)) is not None and (type(value) is not int or value < 1)
         ]
         if self.steps is not None and self.epochs is not None:
@@ -80,6 +85,7 @@ class TrainSettings:
             ("schedule", get_args(Schedule)),
             ("dtype", get_args(Dtype)),
             ("quantize", (None, "nf4")),
+            ("keep", get_args(Keep)),
         ):
             if getattr(self, name) not in choices:
                 listed = ", ".join(str(choice) for choice in choices if choice)

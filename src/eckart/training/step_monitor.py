@@ -1,5 +1,6 @@
 """What happens between the steps of a training: recording, progress, and stopping on request."""
 
+import math
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from eckart.training.trainer import AdapterTrainer
 
 
+EVALUATIONS = 10  # of the held-out loss in a training, unless an interval is given
+
+
 class StepMonitor(TrainerCallback):
     """Called by transformers' trainer at the start and after every step."""
 
@@ -25,6 +29,8 @@ class StepMonitor(TrainerCallback):
         *,
         heldout_loss: float,
         make_recorder: "Callable[[int], DynamicsRecorder] | None",
+        eval_every: int | None,
+        keep_best: bool,
     ) -> None:
         """Observe a trainer.
 
@@ -34,12 +40,17 @@ class StepMonitor(TrainerCallback):
             stop: set if the training should stop after the step.
             heldout_loss: loss before the first step, for the record.
             make_recorder: makes a recorder for a number of steps; None records nothing.
+            eval_every: steps between measurements of the held-out loss; None for a tenth of all steps.
+            keep_best: whether the weights with the lowest one are kept.
         """
         self.trainer = trainer
         self.progress = progress
         self.stop = stop
         self.heldout_loss = heldout_loss
         self.make_recorder = make_recorder
+        self.eval_every = eval_every
+        self.keep_best = keep_best
+        self.latest = ""  # held-out loss, for the progress
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Record the factors before the first step."""
@@ -54,17 +65,32 @@ class StepMonitor(TrainerCallback):
         """Record the updates, and stop with a checkpoint if any process was asked to."""
         if self.trainer.recorder is not None:
             self.trainer.recorder.record(self.trainer.live, state.global_step)
+        if state.global_step < state.max_steps and state.global_step % self._interval(state.max_steps) == 0:
+            self._evaluate(state)
         if self.trainer.summed([self.stop.is_set()])[0]:
             self.stop.set()
             control.should_save = control.should_training_stop = True
         return control
+
+    def _interval(self, steps: int) -> int:
+        return self.eval_every or math.ceil(steps / EVALUATIONS)
+
+    def _evaluate(self, state: Any) -> None:
+        """Measure the held-out loss; the last step is measured after training."""
+        loss, _ = self.trainer.heldout_loss()
+        state.log_history.append({"step": state.global_step, "heldout_loss": loss})
+        self.latest = f", held-out {loss:.4f}"
+        if self.trainer.recorder is not None:
+            self.trainer.recorder.log(state.global_step, heldout_loss=loss)
+        if self.keep_best:
+            self.trainer.keep_if_best(loss)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Report the loss of the step."""
         logs = logs or {}
         if "loss" not in logs:
             return
-        self.progress.update(1, f"loss {logs['loss']:.4f}")
+        self.progress.update(1, f"loss {logs['loss']:.4f}{self.latest}")
         if self.trainer.recorder is not None:
             self.trainer.recorder.log(
                 state.global_step,

@@ -20,6 +20,7 @@ from eckart.engine.progress import NoProgress, Progress
 from eckart.errors import FileFormatError, MismatchError, OptionError
 from eckart.nn import adapted_modules, save_adapter
 from eckart.nn.head_loss import head_loss
+from eckart.training.best_weights import BestWeights
 from eckart.training.examples import IGNORED
 from eckart.training.health import DivergenceError, first_bad_module
 from eckart.training.loss_path import LOSS_PATHS, LossPath, loss_path
@@ -40,6 +41,7 @@ class AdapterTrainer(SFTTrainer):
 
     Attributes:
         live: the model, without DDP around it.
+        best: the weights with the lowest held-out loss so far, if they are kept.
         loss_path: how the loss is computed.
     """
 
@@ -54,6 +56,7 @@ class AdapterTrainer(SFTTrainer):
         self.held_out = held_out
         self.lora_plus_ratio = lora_plus_ratio
         self.recorder: DynamicsRecorder | None = None
+        self.best: BestWeights | None = None
         # TRL would derive both from the model's own loss, which is not used here: the loss is the sum over all tokens
         # of a step, of all processes, divided by their number.
         self.model_accepts_loss_kwargs = True
@@ -135,6 +138,7 @@ class AdapterTrainer(SFTTrainer):
             self.held_out.select(range(rank, len(self.held_out), world)),  # type: ignore[arg-type]
             batch_size=self.args.per_device_train_batch_size,
             collate_fn=self.collate,
+            generator=torch.Generator(),  # a loader without one draws from that of dropout
         )
         total, tokens = 0.0, 0
         progress.start(stage, len(loader.dataset), "windows")  # type: ignore[arg-type]
@@ -238,6 +242,8 @@ class AdapterTrainer(SFTTrainer):
         save_adapter(self.live, folder / ADAPTER_FOLDER, force=True)
         if self.recorder is not None:
             self.recorder.save(folder, force=True)
+        if self.best is not None:
+            self.best.save(folder)
 
     @torch.no_grad()
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -260,6 +266,7 @@ class AdapterTrainer(SFTTrainer):
             raise MismatchError.listing(msg, sorted(differing))
         for name, tensor in trained.items():
             tensor.copy_(stored[name])
+        self.best = BestWeights.load(file.parent)
 
     def load_finished(self, checkpoint: Path) -> bool:
         """Load a checkpoint if it was written after the last step: resumed from it, transformers would add a step."""
@@ -269,6 +276,22 @@ class AdapterTrainer(SFTTrainer):
         self._load_from_checkpoint(str(checkpoint))
         self.state = state
         return True
+
+    def keep_if_best(self, loss: float) -> None:
+        """Keep a copy of what trains if no earlier held-out loss was as low."""
+        if math.isfinite(loss) and (self.best is None or loss < self.best.loss):
+            self.best = BestWeights.of(self.state.global_step, loss, self._trained())
+
+    def restore_best(self, loss: float) -> tuple[int, float]:
+        """Go back to the best weights if their held-out loss is below that of the present ones.
+
+        Returns:
+            The step and the held-out loss of the weights that the model then has.
+        """
+        if self.best is None or not self.best.loss < loss:
+            return self.state.global_step, loss
+        self.best.restore(self._trained())
+        return self.best.step, self.best.loss
 
     def _trained(self) -> dict[str, Tensor]:
         """The tensors that training changes, and the frozen initial factors that are subtracted from the update."""

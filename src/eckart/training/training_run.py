@@ -119,10 +119,12 @@ def train(
                 rundir.write_run(folder, run | {"before": before})
         recorder = _recorder(live, checkpoint, source.source) if dynamics else None
         seconds = _train_steps(
-            trainer, progress, checkpoint, recorder, heldout_loss=before[0], folder=folder if output else None
+            trainer, progress, checkpoint, recorder, settings, heldout_loss=before[0], folder=folder if output else None
         )
         after = _heldout_loss(trainer, progress, "after")
         result = _result(trainer, output, run=run, losses=(before[0], *after), seconds=seconds, notes=notes)
+        for note in result.notes[len(notes) :]:
+            progress.note(note)
         if output is not None and rundir.is_writer():
             files.check_unchanged()
             _write(live, result, folder, finish, force=force)
@@ -187,6 +189,7 @@ def _train_steps(
     progress: Progress,
     checkpoint: Path | None,
     make_recorder: "Callable[[int], DynamicsRecorder] | None",
+    settings: TrainSettings,
     *,
     heldout_loss: float,
     folder: Path | None,
@@ -208,7 +211,15 @@ def _train_steps(
     try:
         with stop_requested() as stop:
             trainer.add_callback(
-                StepMonitor(trainer, progress, stop, heldout_loss=heldout_loss, make_recorder=make_recorder)
+                StepMonitor(
+                    trainer,
+                    progress,
+                    stop,
+                    heldout_loss=heldout_loss,
+                    make_recorder=make_recorder,
+                    eval_every=settings.eval_every,
+                    keep_best=settings.keep == "best",
+                )
             )
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except DivergenceError as error:
@@ -237,6 +248,14 @@ def _result(
     state, recorder, live = trainer.state, trainer.recorder, trainer.live
     if recorder is not None:
         recorder.log(state.global_step, heldout_loss=after)
+    measured = {int(entry["step"]): entry["heldout_loss"] for entry in state.log_history if "heldout_loss" in entry}
+    kept_step, kept_loss = trainer.restore_best(after)
+    if kept_step != state.global_step:
+        notes = [
+            *notes,
+            f"the adapter of step {kept_step} is kept: its held-out loss, {kept_loss:.4f}, is below that of the last, "
+            f"{after:.4f}; `keep=last` keeps the last",
+        ]
     return TrainResult(
         adapter=adapter_of(live, ADAPTER),
         output=output,
@@ -244,8 +263,10 @@ def _result(
         total_params=count_params(live),
         steps=state.global_step,
         heldout_loss_before=before,
-        heldout_loss_after=after,
+        heldout_loss_after=kept_loss,
         heldout_tokens=tokens,
+        heldout_losses={0: before, **measured, state.global_step: after},
+        kept_step=kept_step,
         losses={int(entry["step"]): entry["loss"] for entry in state.log_history if "loss" in entry},
         seconds=seconds,
         peak_bytes=_peak_bytes(trainer),
