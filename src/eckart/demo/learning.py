@@ -36,7 +36,7 @@ class DemoSettings:
 
 def quick_settings() -> DemoSettings:
     """Thirty steps of 4×256 tokens: minutes on two cores, and enough to learn something."""
-    return DemoSettings(training=TrainSettings(steps=30, learning_rate=2e-3, dtype=fast_dtype()))
+    return DemoSettings(training=TrainSettings(steps=30, learning_rate=2e-3, dtype=fast_dtype(), eval_every=10))
 
 
 @dataclass(frozen=True)
