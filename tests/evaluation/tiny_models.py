@@ -21,6 +21,9 @@ MODELS = {
     "phi3": ("Phi3Config", {}),
     "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}),
     "gpt_neox": ("GPTNeoXConfig", {}),
+    "bloom, alibi": ("BloomConfig", {"n_layer": 3, "n_head": 4}),
+    "falcon, alibi": ("FalconConfig", {"alibi": True, "new_decoder_architecture": False, "multi_query": False}),
+    "mpt, alibi": ("MptConfig", {"d_model": 32, "n_heads": 4, "n_layers": 3, "expansion_ratio": 2, "max_seq_len": 64}),
     "opt": ("OPTConfig", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
 }
 

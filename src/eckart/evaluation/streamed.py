@@ -121,7 +121,7 @@ class StreamedModel:
             with self._loaded(index) as block, self._visit(index, block):
                 for self.row in range(len(hidden)):
                     taken = [_row(each, self.row, len(hidden)) for each in (hidden, *args)]
-                    named = {name: _row(each, self.row, len(hidden)) for name, each in kwargs.items()}
+                    named = {name: _named_row(name, each, self.row, len(hidden)) for name, each in kwargs.items()}
                     output = forward(*taken, **named)
                     self._is_tuple = isinstance(output, tuple)
                     rows.append(output[0] if isinstance(output, tuple) else output)
@@ -205,6 +205,16 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, bool]]:
     """Name of every parameter and buffer, tied ones each time, and whether it is a parameter."""
     yield from ((name, True) for name, _ in module.named_parameters(remove_duplicate=False))
     yield from ((name, False) for name, _ in module.named_buffers(remove_duplicate=False))
+
+
+def _named_row(name: str, value: Any, row: int, rows: int) -> Any:
+    """The part of a named argument that belongs to one sequence."""
+    if name == "position_bias":  # of MPT's heads, the same for all sequences
+        return value
+    if name == "alibi" and isinstance(value, Tensor):  # Bloom's heads of one sequence are entries of the batch
+        each = len(value) // rows
+        return value[row * each : (row + 1) * each]
+    return _row(value, row, rows)
 
 
 def _row(value: Any, row: int, rows: int) -> Any:
