@@ -43,7 +43,9 @@ def expected(folder: Path, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     return sums
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma2, sliding and capped", "mixtral", "gpt2", "phi3", "opt", "bloom, alibi"])
+@pytest.mark.parametrize(
+    "kind", ["llama", "gemma2, sliding and capped", "mixtral", "gpt2", "phi3", "opt", "bloom, alibi"]
+)
 def test_moments_are_those_of_the_whole_model_for_each_kind_of_text(tmp_path, kind):
     folder = saved(tmp_path / "model", kind)
     moments = collect_moments(open_checkpoint(str(folder)), kinds(), tmp_path / "m.safetensors", execution=CPU)

@@ -213,6 +213,12 @@ def nvfp4(codes: str = "weight", *, view: torch.dtype | None = None) -> Sample:
     return Sample({f"{MODULE}.{leaf}": value for leaf, value in tensors.items()}, truth)
 
 
+def nvfp4_torchao() -> Sample:
+    sample = nvfp4()
+    names = {"weight": "_weight_qdata", "weight_scale": "_weight_scale", "weight_scale_2": "_weight_per_tensor_scale"}
+    return Sample({f"{MODULE}.{to}": sample.tensors[f"{MODULE}.{leaf}"] for leaf, to in names.items()}, sample.truth)
+
+
 def nvfp4_experts() -> Sample:
     """As ModelOpt stores experts `(experts, in, out)`, which are packed along the inputs, with a scale for each."""
     packed, values = packed_e2m1(2, OUTPUTS, INPUTS)
@@ -393,6 +399,7 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
     "NVFP4, ModelOpt": nvfp4,
     "NVFP4, ComfyUI": comfyui_nvfp4,
     "MXFP8, ComfyUI": comfyui_mxfp8,
+    "NVFP4, torchao": nvfp4_torchao,
     "NVFP4, packed data type": lambda: nvfp4(view=torch.float4_e2m1fn_x2),
     "NVFP4, ModelOpt, experts": nvfp4_experts,
     "NVFP4, compressed-tensors": lambda: compressed(

@@ -119,7 +119,10 @@ WRITTEN = {
     "FP8, compressed-tensors": 0.04,
     **dict.fromkeys(("INT8, rows", "INT8, torchao", "INT8, quanto", "GPTQ, 8 bits"), 0.02),
     **dict.fromkeys(("MXFP4, Quark", "MXFP4, auto-round", "MXFP4, DeepSeek-V4", "MXFP4, compressed-tensors"), 0.15),
-    **dict.fromkeys(("NVFP4, ModelOpt", "NVFP4, compressed-tensors", "GPTQ, 4 bits", "GPTQ, version 2", "AWQ"), 0.15),
+    **dict.fromkeys(
+        ("NVFP4, ModelOpt", "NVFP4, torchao", "NVFP4, compressed-tensors", "GPTQ, 4 bits", "GPTQ, version 2", "AWQ"),
+        0.15,
+    ),
     **dict.fromkeys(("GPTQ, act-order", "GPTQ, asymmetric", "GPTQ without g_idx", "GPTQ, auto-round"), 0.15),
     "compressed-tensors, 4 bits": 0.15,
     "compressed-tensors, rows": 0.25,

@@ -296,6 +296,21 @@ def test_what_comfyui_states_in_the_header_decides(form, matrices, tmp_path):
     assert len(layout(open_checkpoint(tmp_path / "model.safetensors")).matrices) == matrices
 
 
+@pytest.mark.parametrize(("swizzled", "matrices"), [(False, 1), (True, 0)])
+def test_scales_that_torchao_stores_in_the_order_of_a_kernel_are_not_read(swizzled, matrices, tmp_path):
+    stated = json.dumps({"_type": "NVFP4Tensor", "_data": {"is_swizzled_scales": swizzled, "block_size": 16}})
+    sample = SAMPLES["NVFP4, torchao"]()
+    save_file(sample.tensors, tmp_path / "model.safetensors", {f"{MODULE}.weight": stated})
+    assert len(layout(open_checkpoint(tmp_path / "model.safetensors")).matrices) == matrices
+
+
+def test_e8m0_scales_of_a_shape_that_only_divides_that_of_the_codes_are_not_read():
+    codes = torch.ones(128, 256).to(E4M3)
+    scales = torch.full((32, 32), 127, dtype=torch.uint8).view(torch.float8_e8m0fnu)
+    tensors = {f"{MODULE}._weight_qdata": codes, f"{MODULE}._weight_scale": scales}
+    assert not layout(open_checkpoint(tensors)).matrices
+
+
 @pytest.mark.parametrize("encoding", ["LLM.int8", "GPTQ, act-order", "FP8, rows"])
 def test_a_conv1d_that_is_stored_as_a_linear_layer_is_read_as_in_the_model(encoding, tmp_path):
     sample, module = SAMPLES[encoding](), "transformer.h.0.mlp.c_fc"

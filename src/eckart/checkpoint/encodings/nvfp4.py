@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from eckart.checkpoint.dtypes import FLOAT8_E4M3FN, FLOAT32, UINT8
-from eckart.checkpoint.encodings import e2m1
+from eckart.checkpoint.encodings import e2m1, torchao
 from eckart.checkpoint.encodings.blocks import in_blocks
 from eckart.checkpoint.encodings.encoded import Encoded, PartNames, StoredModule, Unreadable
 from eckart.checkpoint.encodings.scaled_scheme import ScaledScheme
@@ -36,6 +36,9 @@ def nvfp4(module: StoredModule) -> Iterator[Encoded | Unreadable]:
 
 
 def _names(codes: str) -> Iterator[PartNames]:
+    if codes == torchao.CODES:
+        yield PartNames("weight", codes, torchao.SCALE, torchao.SECOND)
+        return
     weight = codes.removesuffix("_packed")
     yield PartNames(
         weight, codes, f"{weight}_scale", f"{weight}_global_scale" if weight != codes else f"{weight}_scale_2"

@@ -27,6 +27,7 @@ from eckart.checkpoint.encodings.mxfp4 import mxfp4
 from eckart.checkpoint.encodings.nvfp4 import nvfp4
 from eckart.checkpoint.encodings.scaled import scaled
 from eckart.checkpoint.encodings.tiled import TILED, tiled
+from eckart.checkpoint.encodings.torchao import torchao_fault
 
 ENCODINGS: tuple[Encoding, ...] = (scaled, mxfp4, nvfp4, gptq, awq, compressed, mlx, hqq, fp4)
 # Of a module's inputs and outputs and of caches, and of the layout in memory: they do not change what a weight is.
@@ -77,7 +78,7 @@ def _obstacle(module: StoredModule, found: Sequence[Encoded | Unreadable]) -> st
         return f"with {', '.join(unknown)}, which is not part of what eckart reads"
     if module.quantization().get("transform_config"):
         return "rotated by the transform_config of compressed-tensors; dequantize it with llm-compressor"
-    return None
+    return torchao_fault(module)
 
 
 def _module(weight: Encoded) -> str:
