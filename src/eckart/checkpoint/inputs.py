@@ -12,6 +12,7 @@ from eckart.errors import SourceError
 
 BLOCKS, BLOCK_BYTES = 32, 4096
 _DIGEST = "files_digest"  # in the state of what is sent
+_REMOTE = "remote files"
 
 
 def files_digest(files: Iterable[Path], *, stamped: bool = True) -> str:
@@ -52,17 +53,13 @@ class FilesOnEveryNode:
     files: tuple[Path, ...]
 
     def __getstate__(self) -> dict[str, Any]:
-        """With a digest of the files.
+        """With a digest of the files, and with what remote ones are read by.
 
         Raises:
-            SourceError: a file is remote, and read by this process only.
+            SourceError: the URL of a remote file grants access, and is not sent.
         """
-        if remote := next((file for path in self.files if (file := remote_file(path))), None):
-            msg = (
-                f"{remote.shown}: the nodes of a cluster read files only where all of them see them; download it first"
-            )
-            raise SourceError(msg)
-        return self.__dict__ | {_DIGEST: files_digest(self.files)}
+        remote = [file.address() for path in self.files if (file := remote_file(path))]
+        return self.__dict__ | {_DIGEST: files_digest(self.files), _REMOTE: remote}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Compare the files with those where this comes from.
@@ -70,7 +67,11 @@ class FilesOnEveryNode:
         Raises:
             SourceError: a file is not there, or another one.
         """
-        expected = state.pop(_DIGEST)
+        expected, remote = state.pop(_DIGEST), state.pop(_REMOTE)
+        if remote:
+            from eckart.checkpoint.remote.mounts import mount_files
+
+            mount_files(remote)
         self.__dict__.update(state)
         remedy = "sources must be on a file system that every node sees under the same path"
         try:

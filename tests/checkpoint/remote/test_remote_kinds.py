@@ -1,6 +1,9 @@
 """Every kind of source works remotely as from disk: GGUF, LoRA files, pipelines; and whole models for transformers."""
 
+import pickle
 import shutil
+import subprocess
+import sys
 
 import fsspec
 import pytest
@@ -10,6 +13,7 @@ from typer.testing import CliRunner
 
 from eckart.checkpoint import open_checkpoint
 from eckart.cli.main import app
+from eckart.errors import SourceError
 from eckart.evaluation import load_model, load_tokenizer
 from eckart.formats import load_adapter
 
@@ -87,3 +91,25 @@ def test_plan_takes_the_config_of_a_url(tiny_folder) -> None:
         )
         assert ended.exit_code == 0, ended.output
         assert files.sent.get(f"/{folder.name}/model.safetensors", 0) <= 1
+
+
+PICKLED = """
+import pickle, sys
+from eckart.checkpoint import open_checkpoint
+remote, local = pickle.loads(open(sys.argv[1], "rb").read()), open_checkpoint(sys.argv[2])
+assert remote.fingerprint() and local.tensors
+assert all(remote.read(name).equal(local.read(name)) for name in local.tensors)
+"""
+
+
+def test_another_process_reads_a_remote_checkpoint_that_it_is_sent(server, originals, tmp_path) -> None:
+    sent = tmp_path / "sent"
+    sent.write_bytes(pickle.dumps(open_checkpoint(f"{server.url}/base")))
+    subprocess.run([sys.executable, "-c", PICKLED, sent, originals / "base"], check=True)
+
+
+def test_a_signature_is_not_sent_to_another_process(server) -> None:
+    remote = open_checkpoint(f"{server.url}/tuned/model.safetensors?signature=s3cr3t")
+    with pytest.raises(SourceError, match="is not sent to other machines") as refused:
+        pickle.dumps(remote)
+    assert "s3cr3t" not in str(refused.value)

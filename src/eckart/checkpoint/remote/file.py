@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from eckart.checkpoint.remote.blocks import BlockStore
 from eckart.checkpoint.remote.names import is_weights
 from eckart.checkpoint.remote.recent import Recent
 from eckart.checkpoint.remote.transport import RemoteStat, Transport, changed
+from eckart.checkpoint.remote.urls import shown_url
 from eckart.checkpoint.stamp import Stamp
 from eckart.errors import SourceError
 
@@ -22,6 +24,17 @@ _WINDOW_BYTES = 16 * 2**20  # of a large tensor that are read together, ahead of
 _AHEAD_FROM_BYTES = 2**19  # a slab; a few rows of an embedding are read alone
 _MOST_BYTES = 64 * 2**20  # of a config, an index or a part of a tokenizer
 _FIRST_WINDOW, _LARGEST_WINDOW = 32 * 2**10, 4 * 2**20  # read ahead, in headers
+
+
+class RemoteAddress(NamedTuple):
+    """What another process reads a remote file by, under the same path: picklable, and without secrets."""
+
+    transport: Transport
+    locator: str
+    shown: str
+    path: Path
+    stat: RemoteStat
+    spans: list[tuple[int, int]]
 
 
 class RemoteFile:
@@ -83,6 +96,25 @@ class RemoteFile:
             return _stamp(self._transport.stat(self._locator))
         except FileNotFoundError:
             raise changed(self.shown) from None
+
+    def address(self) -> RemoteAddress:
+        """What another process, on any machine, reads the file by, with the credentials that it finds there.
+
+        Raises:
+            SourceError: the URL itself has a password or a signature.
+        """
+        if self._locator != shown_url(self._locator):
+            msg = f"{self.shown}: its password or signature is not sent to other machines; let each find credentials"
+            raise SourceError(msg)
+        return RemoteAddress(self._transport, self._locator, self.shown, self.path, self.stat, self._spans)
+
+    @classmethod
+    def at(cls, address: RemoteAddress, *, pool: ThreadPoolExecutor, recent: Recent) -> "RemoteFile":
+        """The file of an address."""
+        transport, locator, shown, path, stat, spans = address
+        file = cls(transport, locator, shown, path, pool=pool, recent=recent, stat=stat)
+        file._spans = spans
+        return file
 
     def require_ranges(self) -> None:
         """Refuse a file that can only be read completely, unless it is kept.

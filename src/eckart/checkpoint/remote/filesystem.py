@@ -12,7 +12,7 @@ from eckart.checkpoint.remote.transport import (
     changed,
     repeated,
 )
-from eckart.checkpoint.remote.urls import without_secrets
+from eckart.checkpoint.remote.urls import shown_url, without_secrets
 from eckart.errors import MissingExtraError, SourceError
 
 # What file systems state of a file that another content of it does not have, the surest first.
@@ -33,8 +33,15 @@ class FilesystemTransport:
     """
 
     def __init__(self, url: str, shown: str) -> None:
-        self._shown = shown
+        self._url, self._shown = url, shown
         self._filesystem, self.path = _open(url, shown)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As a URL: the other process finds its own credentials."""
+        if self._url != shown_url(self._url):
+            msg = f"{self._shown}: its password is not sent to other machines; let each find credentials"
+            raise SourceError(msg)
+        return type(self), (self._url, self._shown)
 
     def stat(self, locator: str) -> RemoteStat:
         """Size and version of a file as it is now."""

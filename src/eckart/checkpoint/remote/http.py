@@ -54,6 +54,10 @@ class HttpTransport:
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS))
         self._targets: dict[str, str] = {}  # where a URL redirected to, so that not every range asks again
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without credentials: the other process finds its own."""
+        return type(self), ()
+
     def stat(self, locator: str) -> RemoteStat:
         """Size and version, from the answer to a request for the first byte."""
 

@@ -31,13 +31,21 @@ class HubRepository:
     commit: str
     files: dict[str, Found]
 
-    def transport(self) -> HttpTransport:
-        """Reads the files with the user's token, if the user is logged in."""
+
+class HubTransport(HttpTransport):
+    """Reads files of one commit, with the user's token if the user is logged in."""
+
+    def __init__(self, commit: str) -> None:
         from huggingface_hub.utils import build_hf_headers
 
         headers = {name.lower(): value for name, value in build_hf_headers().items()}
         token = headers.pop("authorization", None)
-        return HttpTransport(auth=_authorized(token) if token else None, headers=headers, version=self.commit)
+        super().__init__(auth=_authorized(token) if token else None, headers=headers, version=commit)
+        self._commit = commit
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without the token: the other process finds its own."""
+        return type(self), (self._commit,)
 
 
 def cached_snapshot(name: str, revision: str | None) -> Path | None:

@@ -5,15 +5,15 @@ for; a reader that does not ask finds an empty file, and refuses it.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from eckart.checkpoint.remote.file import RemoteFile
-from eckart.checkpoint.remote.hub import HubRepository
+from eckart.checkpoint.remote.file import RemoteAddress, RemoteFile
+from eckart.checkpoint.remote.hub import HubRepository, HubTransport
 from eckart.checkpoint.remote.listing import Found, files_over_http
 from eckart.checkpoint.remote.names import is_config, is_known, is_weights, path_inside
 from eckart.checkpoint.remote.table import MOUNTS
@@ -89,8 +89,16 @@ def mount_repository(found: HubRepository, shown: str) -> Path:
     """The folder that stands for a repository of the hub, named as in the hub's cache."""
     if shown not in MOUNTS.folders:
         name = f"models--{found.name.replace('/', '--')}/snapshots/{found.commit}"
-        _fill(shown, re.sub(r"[^\w./-]", "_", name), found.transport(), found.files)
+        _fill(shown, re.sub(r"[^\w./-]", "_", name), HubTransport(found.commit), found.files)
     return MOUNTS.folders[shown]
+
+
+def mount_files(addresses: Iterable[RemoteAddress]) -> None:
+    """Let the paths of another process stand for its remote files here too."""
+    pool = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="eckart-remote")
+    for address in addresses:
+        if address.path not in MOUNTS.files:
+            MOUNTS.files[address.path] = RemoteFile.at(address, pool=pool, recent=MOUNTS.recent)
 
 
 def _mount_filesystem(url: str, shown: str) -> Path:
