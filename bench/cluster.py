@@ -67,6 +67,7 @@ def _cluster(nodes: int) -> Iterator[str]:
     try:
         for _ in range(nodes):
             cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+        assert cluster.address
         yield cluster.address
     finally:
         cluster.shutdown()

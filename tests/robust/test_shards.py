@@ -25,12 +25,12 @@ EARLY = 9  # changes of files: a few matrices are done
 
 
 @pytest.mark.parametrize("name", SHARED)
-def test_three_shares_of_which_one_is_killed_give_the_same_bytes(name, harness) -> None:
+def test_four_shares_of_which_one_is_killed_give_the_same_bytes(name, harness) -> None:
     reference, place = harness.reference(name), harness.place(name)
     before = digests(place.work)
-    status, log = harness.run(place, "--shard", "2/3", at=EARLY, number=signal.SIGKILL)
+    status, log = harness.run(place, "--shard", "2/4", at=EARLY, number=signal.SIGKILL)
     assert status == -signal.SIGKILL, log
-    for share in ("3/3", "2/3", "1/3", "1/3"):
+    for share in ("4/4", "2/4", "1/4", "3/4", "1/4"):
         status, log = harness.run(place, "--shard", share)
         assert status == 0, log
         assert f"Share {share} is done" in log

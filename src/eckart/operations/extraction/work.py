@@ -216,6 +216,7 @@ def extraction_work(plan: ExtractPlan, execution: Execution) -> LayerWork:
     )
 
     written = plan.written
+    named = partial(written.named, base=plan.base) if written else None
 
     def tasks(journal: Journal | None) -> LayerTasks:
         ranks = None if costs is None else work.ranks(costs, journal)
@@ -232,7 +233,7 @@ def extraction_work(plan: ExtractPlan, execution: Execution) -> LayerWork:
             notes=(*notes, *late),
             copies={name: view.tied_modules for name, view in work.views.items()},
             tokenizer=plan.stored.folder,
-            named=(lambda adapter: written.named(adapter, plan.base)) if written else None,
+            named=named,
         )
 
     return LayerWork(facts, tasks)
