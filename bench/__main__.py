@@ -19,6 +19,7 @@ ON_REQUEST = (
     "training_step",
     "training_curve",
     "distill",
+    "gain",
     "dynamics",
     "memory",
     "merge_memory",

@@ -20,7 +20,7 @@ from eckart.checkpoint import open_checkpoint
 from eckart.cli.demo import demo
 from eckart.demo import DemoSettings, demo_table, package, quick_settings, run_demo
 from eckart.demo.predictions import compare_predictions, log_probabilities
-from eckart.demo.smallest import gain_kept, smallest_rank
+from eckart.demo.run import gain_kept, smallest_rank
 from eckart.engine.progress import NoProgress
 from eckart.errors import EckartError, MissingExtraError, OutputError, SourceError
 from eckart.evaluation import load_model, load_tokenizer, text_loss
@@ -55,17 +55,18 @@ def told(tiny_llama, settings, tmp_path_factory):
 def test_the_adapter_learns_and_the_last_rank_is_the_first_that_keeps_enough(told, settings):
     story, _ = told
     assert story.adapter_loss < story.base_loss
-    ranks = [max(layer.rank for layer in resized.layers) for resized, _ in story.tried]
-    assert ranks == [row["rank"] for row in story.rows()] == list(range(1, len(ranks) + 1))
-    assert all(row["gain_kept"] < settings.keep for row in story.rows()[:-1])
-    assert story.rows()[-1]["gain_kept"] >= settings.keep
+    ranks = [max(layer.rank for layer in resized.layers) for resized, _ in story.tried.values()]
+    assert ranks == [row["rank"] for row in story.rows()] == sorted(story.tried)
+    gains = {row["rank"]: row["gain_kept"] for row in story.rows()}
+    assert gains[story.rank] >= settings.keep
+    assert story.rank == 1 or gains[story.rank - 1] < settings.keep
 
 
 def test_losses_are_those_of_the_files_on_disk(told, settings):
     story, _ = told
     model, tokenizer = load_model(story.base), load_tokenizer(story.base)
     text = (story.base.parent / "text" / "heldout.txt").read_text()
-    for folder, loss in ((story.learned.folder, story.adapter_loss), (story.small.output, story.tried[-1][1])):
+    for folder, loss in ((story.learned.folder, story.adapter_loss), (story.small.output, story.tried[story.rank][1])):
         with adapter_applied(model, load_adapter(folder)):
             found = text_loss(model, text, tokenizer, max_length=settings.sequence_tokens)
         assert found.nats_per_token == pytest.approx(loss, abs=1e-6)
@@ -86,7 +87,7 @@ def test_every_path_of_the_story_is_there_and_loads(told):
 
 def test_the_merged_model_answers_like_base_and_adapter_and_unlike_the_base(told):
     story, _ = told
-    assert story.merged_loss == pytest.approx(story.tried[-1][1], abs=5e-3)
+    assert story.merged_loss == pytest.approx(story.tried[story.rank][1], abs=5e-3)
     assert story.match.divergence < 0.1 * story.base_match.divergence
     assert story.match.same_token > 0.95
 
@@ -192,19 +193,21 @@ def test_results_without_their_adapter_are_refused(tiny_llama, settings, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 
 
-def test_a_rank_is_smallest_although_a_higher_one_is_worse(told):
+def test_the_smallest_rank_is_found_and_its_neighbour_measured(told):
     adapter = load_adapter(told[0].learned.folder)
-    losses = {"rank 1": 2.5, "rank 2": 2.2, "rank 3": 2.6}
+    losses = {"rank 1": 2.5, "rank 2": 2.2, "rank 3": 2.1}
 
     def loss(label, resized):
         assert {layer.rank for layer in resized.values()} == {int(label[-1])}
         return losses[label]
 
-    tried = smallest_rank(adapter, keep=0.75, base_loss=3.0, adapter_loss=2.0, loss=loss)
-    assert [gain_kept(loss, base_loss=3.0, adapter_loss=2.0) for _, loss in tried] == [0.5, pytest.approx(0.8)]
-    tried = smallest_rank(adapter, keep=0.9, base_loss=3.0, adapter_loss=2.0, loss=loss)
-    assert (len(tried), tried[-1][1], tried[-1][0].error) == (4, 2.0, 0.0)
-    assert gain_kept(2.0, base_loss=3.0, adapter_loss=2.0) == 1.0
+    rank, tried = smallest_rank(adapter, keep=0.75, base_loss=3.0, adapter_loss=2.0, loss=loss)
+    assert rank == 2
+    assert gain_kept(tried[1][1], base_loss=3.0, adapter_loss=2.0) == 0.5
+    assert gain_kept(tried[2][1], base_loss=3.0, adapter_loss=2.0) == pytest.approx(0.8)
+    rank, tried = smallest_rank(adapter, keep=0.95, base_loss=3.0, adapter_loss=2.0, loss=loss)
+    assert (rank, tried[4][1], tried[4][0].error) == (4, 2.0, 0.0)
+    assert 3 in tried
     with pytest.raises(EckartError, match="does not lower the loss on held-out text"):
         smallest_rank(adapter, keep=0.9, base_loss=2.0, adapter_loss=2.0, loss=loss)
 

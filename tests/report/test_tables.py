@@ -8,9 +8,10 @@ import pytest
 import torch
 from rich.console import Console, RenderableType
 
+from eckart.adapter import Adapter
 from eckart.evaluation import GainReport
 from eckart.linalg import Interval, RankBound
-from eckart.operations import Analysis, analyze, extract
+from eckart.operations import AdapterResult, Analysis, LayerRecord, analyze, extract
 from eckart.report import adapter_table, analysis_table
 from eckart.report.tables.lines import Paragraph
 from eckart.report.tables.training import updates_grid
@@ -233,3 +234,14 @@ def test_a_skipped_norm_has_its_remedy_once(pair) -> None:
     text = " ".join(printed_narrow(adapter_table(replace(extract(*pair, rank=2), skipped=left))).split())
     assert "61 skipped: 60 norm (such as layers.0.norm; `modules_to_save=norm` saves them), 1 not targeted" in text
     assert text.count("modules_to_save") == 1
+
+
+def test_every_layer_has_its_line_where_that_is_asked_for():
+    layers = [LayerRecord(f"model.layers.{i}.q_proj", (8, 8), 4, 0.5, 0.25, 1.0, signal_rank=i % 3) for i in range(20)]
+    result = AdapterResult("extract", Adapter({}), layers, [], None, 1, 1.0)
+    summary, listed = ("\n".join(printed(adapter_table(result, per_layer=each))) for each in (False, True))
+    assert "Above the rounding of the stored weights: 1 directions (0–2)." in summary
+    assert "Median over the layers" in summary
+    assert "Median over the layers" not in listed
+    assert all(f"layers.{i}.q_proj" in listed for i in range(20))
+    assert "noise" in listed

@@ -19,7 +19,7 @@ from eckart.formats import load_adapter
 from eckart.nn import adapter_applied, adapter_of, eject, inject_adapter
 from eckart.operations import extract, resize
 from eckart.training import Distillation, FinetuneSettings, distill, finetune, pack_texts
-from eckart.training.distiller import SHORT, hold_out
+from eckart.training.distiller import SHORT, _Watch, hold_out
 from eckart.training.divergence import summed_agreement, turn_into_gradient
 
 from .tiny import Reports, words
@@ -200,6 +200,24 @@ def test_the_rate_follows_the_size_of_the_factors_whichever_of_them_carries_it(t
         inject_adapter(model, replace(found, layers=layers))
         results.append(distill(model, load_model(tuned), sequences, replace(SETTINGS, steps=8)))
     assert results[1].losses == pytest.approx(results[0].losses, rel=1e-3)
+
+
+def test_training_ends_when_the_held_out_kl_no_longer_falls_and_takes_the_best_factors():
+    parameter, series = nn.Parameter(torch.zeros(1)), iter([3.0, 2.0, 2.5, 2.5, 1.0])
+
+    def steps():
+        for _ in range(100):
+            with torch.no_grad():
+                parameter.add_(1)
+            yield float(parameter)
+
+    watch = _Watch(lambda: next(series), [parameter], 100)
+    losses = list(watch.until_it_rises(steps()))
+    assert len(losses) == 40
+    assert watch.stopped
+    assert watch.checks == {10: 3.0, 20: 2.0, 30: 2.5, 40: 2.5}
+    watch.take_best()
+    assert float(parameter.detach()) == 20
 
 
 def test_an_interrupted_training_leaves_the_factors_as_they_were(student, tuned, sequences):

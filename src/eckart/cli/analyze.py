@@ -1,5 +1,6 @@
 """`eckart analyze`: how much rank a checkpoint, a fine-tune or an adapter really has."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -15,6 +16,7 @@ from eckart.cli.options import (
     NoResume,
     Open,
     Output,
+    PerLayer,
     Ray,
     Seed,
     Share,
@@ -41,6 +43,7 @@ def analyze(
     output: Output = None,
     force: Force = False,
     dry_run: DryRun = False,
+    per_layer: PerLayer = False,
     as_json: Json = False,
     open_page: Open = False,
     cache: Cache = None,
@@ -90,5 +93,5 @@ def analyze(
         finish=drawing.draw,
         execution=execution,
     )
-    present(analysis, report.analysis_table, as_json=as_json)
+    present(analysis, partial(report.analysis_table, per_layer=per_layer), as_json=as_json)
     return drawing.finish("Analysis")

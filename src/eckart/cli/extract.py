@@ -24,6 +24,7 @@ from eckart.cli.options import (
     Json,
     NoResume,
     Open,
+    PerLayer,
     RankOrNoise,
     Ray,
     Seed,
@@ -107,6 +108,7 @@ def extract(
     family: Family = None,
     runtime: ForRuntime = None,
     force: Force = False,
+    per_layer: PerLayer = False,
     as_json: Json = False,
     open_page: Open = False,
     cache: Cache = None,
@@ -228,6 +230,6 @@ def extract(
         )
         facts |= facts_of_runtime
     note_needs(output, runtime)
-    show_adapter(extraction, facts, judged=judged, refine=refine, fitted=fitted, as_json=as_json)
+    show_adapter(extraction, facts, judged=judged, refine=refine, fitted=fitted, as_json=as_json, per_layer=per_layer)
     drawing.finish(None)
     return push_output(output, push, made_by="extract")

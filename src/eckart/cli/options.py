@@ -197,4 +197,7 @@ KeepScales = Annotated[
 ]
 Force = Annotated[bool, in_group(RESULT, "--force", "-f", help="Overwrite an existing output.")]
 Json = Annotated[bool, in_group(RESULT, "--json", help="Print the result as one JSON object, and nothing else.")]
+PerLayer = Annotated[
+    bool, in_group(RESULT, "--per-layer", help="List every layer in the table, not a line for each kind of module.")
+]
 Open = Annotated[bool, in_group(RESULT, "--open", help="Open the page in the browser when done.")]

@@ -23,6 +23,7 @@ from eckart.cli.options import (
     KeepScales,
     LayerScales,
     NoResume,
+    PerLayer,
     RankOrNoise,
     Ray,
     Seed,
@@ -86,6 +87,7 @@ def resize(
     runtime: ForRuntime = None,
     dry_run: DryRun = False,
     force: Force = False,
+    per_layer: PerLayer = False,
     as_json: Json = False,
     cache: Cache = None,
     debug: Debug = False,
@@ -191,7 +193,7 @@ def resize(
         )
         facts |= written_facts
     note_needs(output, runtime)
-    show_adapter(result, facts, judged=judged, refine=refine, fitted=fitted, as_json=as_json)
+    show_adapter(result, facts, judged=judged, refine=refine, fitted=fitted, as_json=as_json, per_layer=per_layer)
     if gain is not None:
         drawing.finish(None)
     return push_output(output, push, made_by="resize")

@@ -54,6 +54,7 @@ def show_adapter(
     refine: "Distillation | None",
     fitted: "ConvertResult | None",
     as_json: bool,
+    per_layer: bool = False,
 ) -> None:
     """Print an adapter that was computed, and what was written of it where a runtime loads another format.
 
@@ -64,6 +65,7 @@ def show_adapter(
         refine: its distillation, if there was one.
         fitted: what was written instead of the adapter itself.
         as_json: whether to print JSON.
+        per_layer: whether to list every layer.
     """
     from eckart import report
     from eckart.cli.output import show, show_json
@@ -73,7 +75,7 @@ def show_adapter(
     gain, curve = None, None
     if judged is not None:
         gain, curve, refine = judged.report, judged.curve, judged.distillation(refine)
-    show(report.adapter_table(result, gain, refine.result if refine else None, curve=curve))
+    show(report.adapter_table(result, gain, refine.result if refine else None, curve=curve, per_layer=per_layer))
     if fitted is not None:
         show(report.conversion_table(fitted))
     return None

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +19,14 @@ from eckart.demo.learning import ADAPTER, DemoSettings, Learned, learn, write_te
 from eckart.demo.package import MODEL, require_demo
 from eckart.demo.pair import TUNED, make_pair
 from eckart.demo.predictions import PredictionMatch, compare_predictions, log_probabilities
-from eckart.demo.smallest import gain_kept, smallest_rank
 from eckart.engine.progress import NoProgress, Progress
-from eckart.errors import OutputError
+from eckart.errors import EckartError, OutputError
 from eckart.evaluation import load_model, load_tokenizer, text_loss
+from eckart.evaluation.search import smallest_sufficient
 from eckart.formats import load_adapter
 from eckart.nn import adapter_applied
 from eckart.operations import AdapterResult, MergeResult, merge, resize
+from eckart.operations.truncation import Truncations
 from eckart.result import Result
 from eckart.training import FinetuneSettings
 
@@ -41,7 +43,8 @@ class DemoResult(Result):
         base_loss: loss without the adapter.
         adapter_loss: loss with it.
         tokens: number of tokens that the losses are measured on.
-        tried: the adapter at rank 1, 2, … and its loss; the last one keeps enough of the gain, and is written.
+        tried: the adapter at the ranks that were measured, in their order, and its loss.
+        rank: the smallest that keeps enough of the gain; this adapter is written.
         merged: the model with that one merged in.
         merged_loss: loss of the merged model.
         match: how similar its predictions are to those of the base with the adapter.
@@ -55,7 +58,8 @@ class DemoResult(Result):
     base_loss: float
     adapter_loss: float
     tokens: int
-    tried: list[tuple[AdapterResult, float]]
+    tried: dict[int, tuple[AdapterResult, float]]
+    rank: int
     merged: MergeResult
     merged_loss: float
     match: PredictionMatch
@@ -66,7 +70,7 @@ class DemoResult(Result):
     @property
     def small(self) -> AdapterResult:
         """The adapter of the smallest rank that keeps enough of the gain."""
-        return self.tried[-1][0]
+        return self.tried[self.rank][0]
 
     def gain_kept(self, loss: float) -> float:
         """The share of the trained adapter's gain that a loss keeps."""
@@ -76,7 +80,7 @@ class DemoResult(Result):
         """The ranks that were tried."""
         return [
             {"rank": rank, "error": resized.error, "loss": loss, "gain_kept": self.gain_kept(loss)}
-            for rank, (resized, loss) in enumerate(self.tried, 1)
+            for rank, (resized, loss) in self.tried.items()
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -145,12 +149,12 @@ def run_demo(
     measure = _Measure(base, texts[1].read_text(), settings.sequence_tokens, progress)
     adapter = load_adapter(learned.folder)
     base_loss, adapter_loss = measure.loss("base"), measure.loss("adapter", adapter)
-    tried = smallest_rank(
+    rank, tried = smallest_rank(
         adapter, keep=settings.keep, base_loss=base_loss, adapter_loss=adapter_loss, loss=measure.loss
     )
     # All that follows takes seconds and is written again in any case, so that it is never older than the adapter.
-    written = resize(adapter, rank=len(tried), output=small, force=True)
-    tried[-1] = written, tried[-1][1]
+    written = resize(adapter, rank=rank, output=small, force=True)
+    tried[rank] = written, tried[rank][1]
     progress.start("Merging", 1, "steps")
     merged = merge(str(base), [written.adapter], merged_folder, force=True)
     progress.finish()
@@ -166,6 +170,7 @@ def run_demo(
         adapter_loss=adapter_loss,
         tokens=measure.tokens,
         tried=tried,
+        rank=rank,
         merged=merged,
         merged_loss=merged_loss,
         match=match,
@@ -173,6 +178,44 @@ def run_demo(
         seconds=time.monotonic() - start,
         tuned=None if fine_tune is None else folder / TUNED,
     )
+
+
+def smallest_rank(
+    adapter: Adapter, *, keep: float, base_loss: float, adapter_loss: float, loss: Callable[[str, Adapter], float]
+) -> tuple[int, dict[int, tuple[AdapterResult, float]]]:
+    """The smallest rank that keeps the share `keep` of an adapter's gain, and all that were measured to find it.
+
+    Args:
+        adapter: the adapter.
+        keep: share of `base_loss` − `adapter_loss` to keep.
+        base_loss: loss of the base alone.
+        adapter_loss: loss with the adapter.
+        loss: measures an adapter, with a label for its progress.
+
+    Raises:
+        EckartError: the adapter does not lower the loss.
+    """
+    if not adapter_loss < base_loss:
+        msg = f"the adapter does not lower the loss on held-out text ({base_loss:.4f} nats per token without, "
+        raise EckartError(msg + f"{adapter_loss:.4f} with it), so there is no gain to keep")
+    truncations = Truncations.of(adapter)
+    full, tried = truncations.highest_rank, {}
+
+    def gain(index: int) -> float:
+        rank = index + 1
+        resized = resize(adapter, rank=rank)
+        tried[rank] = resized, adapter_loss if rank == full else loss(f"rank {rank}", resized.adapter)
+        return gain_kept(tried[rank][1], base_loss=base_loss, adapter_loss=adapter_loss)
+
+    lost = [truncations.lost(truncations.uniform(rank)) for rank in range(1, full + 1)]
+    smallest, _ = smallest_sufficient(lost, gain, keep=keep)
+    rank = full if smallest is None else smallest + 1
+    return rank, {each: tried[each] for each in sorted(tried) if each in (rank, *range(full))}
+
+
+def gain_kept(loss: float, *, base_loss: float, adapter_loss: float) -> float:
+    """The share of an adapter's gain that a loss keeps: 1 at `adapter_loss`, 0 at `base_loss`."""
+    return (base_loss - loss) / (base_loss - adapter_loss)
 
 
 def _check(folder: Path, results: list[Path], *, force: bool) -> None:

@@ -47,11 +47,11 @@ def _losses(result: "DemoResult", rank: int) -> Table:
     table.add_row("base", model, "", f"{result.base_loss:.4f}", "0%")
     size = bytes_text((result.learned.folder / "adapter_model.safetensors").stat().st_size)
     table.add_row(f"base + adapter, rank {rank}", size, "0%", f"{result.adapter_loss:.4f}", "100%")
-    for smaller, (resized, loss) in enumerate(result.tried, 1):
+    for smaller, (resized, loss) in result.tried.items():
         label, size = f"base + resized, rank {smaller}", bytes_text(resized.nbytes)
         table.add_row(label, size, f"{resized.error:.0%}", f"{loss:.4f}", f"{result.gain_kept(loss):.1%}")
     kept = result.gain_kept(result.merged_loss)
-    table.add_row(f"merged, rank {len(result.tried)}", model, "", f"{result.merged_loss:.4f}", f"{kept:.1%}")
+    table.add_row(f"merged, rank {result.rank}", model, "", f"{result.merged_loss:.4f}", f"{kept:.1%}")
     return table
 
 
@@ -59,8 +59,8 @@ def _explanation(result: "DemoResult") -> list[str]:
     same, base = result.match, result.base_match
     return [
         f"Held-out loss: on {result.tokens:,} tokens of Python's reference, not used for training.",
-        "Gain kept: share of the trained adapter's gain that is left; the last rank tried is the smallest that keeps "
-        "enough, since every lower rank was measured too.",
+        f"Gain kept: share of the trained adapter's gain that is left; rank {result.rank} is the smallest that keeps "
+        "enough, found by a search that measures the rank below it too.",
         f"The merged model predicts the same next token as base + adapter at {same.same_token:.1%} of "
         f"{same.positions} positions, KL {same.divergence:.1e} nats (the base alone: {base.same_token:.1%}, "
         f"{base.divergence:.1e}); the difference is rounding to the stored bfloat16.",

@@ -113,7 +113,8 @@ def _gain_text(gain: "GainReport") -> str:
 def _distilled_text(distilled: "DistillResult") -> str:
     """What a distillation did to KL, loss and gain on its held-out text, and whether its factors were kept."""
     before, after = distilled.before, distilled.after
-    text = f"Distilled for {len(distilled.losses)} steps."
+    stopped = ", until the KL on held-out text no longer fell" if distilled.stopped else ""
+    text = f"Distilled for {len(distilled.losses)} steps{stopped}."
     if after is not None:
         gains = [distilled.gain_recovered(agreement) for agreement in (before, after)]
         shares = [f"{number_text(100 * gain)}%" for gain in gains if gain is not None]
