@@ -209,7 +209,7 @@ def test_training_ends_when_the_held_out_kl_no_longer_falls_and_takes_the_best_f
         for _ in range(100):
             with torch.no_grad():
                 parameter.add_(1)
-            yield float(parameter)
+            yield float(parameter.detach())
 
     watch = _Watch(lambda: next(series), [parameter], 100)
     losses = list(watch.until_it_rises(steps()))
