@@ -151,7 +151,7 @@ def losses_of(
     """
     predict = predictions(model) if isinstance(model, torch.nn.Module) else model
     values, total, done = [], 0.0, 0
-    progress.start(stage, len(held_out.sequences), "windows" if held_out.is_text else "records")
+    progress.start(stage, len(held_out.sequences), "windows")
     try:
         for ids, labels in zip(held_out.sequences, held_out.labels, strict=True):
             targets = torch.tensor(labels[1:], device=device)

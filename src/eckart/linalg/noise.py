@@ -200,7 +200,7 @@ def _simulated_edge(
     rank = int(ratios.argmax()) + 1
     if float(ratios[rank - 1]) < GAP or rank + 1 > min(matrix.shape) // 2:
         return 0.0
-    update = partial_svd(matrix, rank=rank, generator=generator)
+    update, found = partial_svd(matrix, rank=rank, generator=generator), 0.0
     for _ in range(2):
         again = Streamed(matrix.shape, matrix.dtype, matrix.device, partial(_rounded_again, matrix, tuned, update))
         rounded = partial_svd(again, rank=rank + 1, generator=generator).S

@@ -63,7 +63,7 @@ def load_held_out(source: Source, tokenizer: "PreTrainedTokenizerBase", *, max_l
             data, form = read_sequences(source, tokenizer, options, count, folder / "held_out")
         inputs.check_unchanged()
         sequences, labels, tokens = [], [], 0
-        for row in data:
+        for row in map(dict, data):
             sequences.append(row["input_ids"])
             labels.append(row["labels"])
             tokens += len(row["input_ids"])
