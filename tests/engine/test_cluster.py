@@ -1,5 +1,6 @@
 """Work on the nodes of a Ray cluster: the bytes of one machine, whatever is lost on the way."""
 
+import gc
 import os
 import pickle
 import re
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,6 +71,10 @@ def cluster() -> Iterator[Cluster]:
     assert cluster is not None
     yield cluster
     cluster.close()
+    del cluster
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of Ray's processes, here rather than in a later test
+        gc.collect()
 
 
 @pytest.fixture(scope="module")
