@@ -26,7 +26,7 @@ RECORD = Path(__file__).with_name("sd_scripts.json")
 PEER = Path(__file__).with_name("peer_sd_scripts.py")
 LAYERS, WIDEST, NEW_RANK = 16, 640, 16
 UNET = {
-    "sample_size": 32, "cross_attention_dim": 64, "attention_head_dim": 8, "block_out_channels": [32, 64, 96, 96]
+    "sample_size": 32, "cross_attention_dim": 64, "attention_head_dim": 8, "block_out_channels": [32, 32, 64, 64]
 }  # fmt: skip
 TEXT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 99}
 SEED, DECAY = 0, 0.7  # the singular values of an update fall as k^-DECAY
@@ -37,14 +37,12 @@ MEASURE = "‖ΔW − result‖ / ‖ΔW‖ over all layers, of the files as wri
 
 def run(options: Options) -> list[Comparison]:
     """Resize a part of an SDXL LoRA, and extract the difference of two small UNets."""
-    shapes = {n: shape for n, shape in unet_shapes().items() if math.prod(shape[1:]) <= WIDEST}
+    shapes = {n: shape for n, shape in unet_shapes().items() if max(shape[0], math.prod(shape[1:])) <= WIDEST}
     lora = options.work / "sd-scripts-lora.safetensors"
     write_file(lora, lora_tensors(dict(list(shapes.items())[:LAYERS])))
     base, tuned = pair(options.work / "sd-scripts-base", options.work / "sd-scripts-tuned")
     recorded: dict[str, dict] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     rows = [resize(options, lora, recorded), *extract(options, base, tuned, recorded)]
-    if options.sd_scripts is not None:
-        RECORD.write_text(json.dumps(recorded, indent=2) + "\n")
     for path in (base, tuned):
         shutil.rmtree(path)
     for path in (lora, options.work / OURS, options.work / THEIRS):
@@ -89,6 +87,9 @@ def theirs_of(
 ) -> Side:
     """The result of a script: of a run now, which is recorded, or the recorded one."""
     if options.sd_scripts is None:
+        if name not in recorded:
+            msg = "sd_scripts.json has no results of sd-scripts: give a checkout of it as --sd-scripts"
+            raise FileNotFoundError(msg)
         return Side(**recorded[name]["side"])
     written = options.work / THEIRS
     one = run_process(
@@ -98,6 +99,7 @@ def theirs_of(
     side = measured([one], written, own)
     recorded["commit"] = commit(options.sd_scripts)
     recorded[name] = {"side": asdict(side), "layers": list(own)}
+    RECORD.write_text(json.dumps(recorded, indent=2) + "\n")
     return side
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from eckart.adapter.outline import Layer
 from eckart.checkpoint.naming import nearest_names
@@ -11,6 +11,7 @@ from eckart.errors import MismatchError, OptionError
 from eckart.formats.families.family import Family, Site
 from eckart.formats.families.table import FAMILIES
 
+AnyLayer = TypeVar("AnyLayer", bound=Layer[Any])
 _SHOWN = 3  # names of each family in a message
 _NUMBER = re.compile(r"(?<![^._])\d+(?![^._])")
 
@@ -71,7 +72,7 @@ def readings(layers: Mapping[str, Layer[Any]], among: Collection[Family] = ()) -
     return complete
 
 
-def known_layers(layers: Mapping[str, Layer[Any]], among: Collection[Family] = ()) -> Mapping[str, Layer[Any]]:
+def known_layers(layers: Mapping[str, AnyLayer], among: Collection[Family] = ()) -> Mapping[str, AnyLayer]:
     """The layers of the family that has the most of them; none if no family has any.
 
     Args:
