@@ -68,6 +68,7 @@ class Case:
     def __str__(self) -> str:
         plan = self.setting
         words = [self.name, plan.method, plan.dtype, f"{plan.batch_size}×{plan.length}"]
+        words += [f"{plan.gpus} processes with {plan.sharding}"] * (plan.gpus > 1)
         words += [plan.optimizer] * (plan.optimizer != "adamw") + [plan.attention] * (plan.attention != "sdpa")
         return ", ".join(words + ["checkpointing"] * plan.gradient_checkpointing)
 
@@ -91,6 +92,11 @@ CASES = (
     case("GPT-2, 6 layers of 512", GPT2, 2, 512),
     case("OPT, 6 layers of 512", OPT, 4, 128, attention="eager"),
     case("Qwen2, 6 layers of 512", QWEN, 2, 64, method="full", dtype="bfloat16"),
+    case("Qwen2, 6 layers of 512", QWEN, 2, 64, method="full", gpus=2, sharding="fsdp"),
+    case("Qwen2, 6 layers of 512", QWEN, 2, 64, gpus=2, sharding="fsdp"),
+    case("Qwen2, 6 layers of 512", QWEN, 2, 64, method="qlora", gpus=2, sharding="fsdp"),
+    case("SmolLM2-135M", SMOLLM2, 1, 64, gpus=2, sharding="fsdp"),
+    case("SmolLM2-135M", SMOLLM2, 1, 64, method="full", gpus=2, sharding="fsdp"),
     case("Mixtral, 6 layers of 512, 8 experts", EXPERTS, 2, 128),
     case("Mixtral, 6 layers of 512, 8 experts", EXPERTS, 2, 64, dtype="bfloat16", gradient_checkpointing=True),
 )

@@ -21,6 +21,15 @@ def test_the_process_takes_the_predicted_memory():
     assert peak_bytes == pytest.approx(predicted, rel=0.1)
 
 
+def test_two_processes_take_the_predicted_memory_of_a_sharded_model():
+    wide = WIDE | {"num_hidden_layers": 4, "hidden_size": 512, "word_embed_proj_dim": 512, "ffn_dim": 2048}
+    plan = PlanSetting(method="full", dtype="float32", batch_size=2, length=64, gpus=2, sharding="fsdp")
+    peak_bytes, _ = measure(wide, plan)
+    predicted = simulate(wide, plan, device="cpu").peak_bytes
+    assert predicted > 100_000_000
+    assert peak_bytes == pytest.approx(predicted, rel=0.1)
+
+
 def test_a_step_that_fails_says_why():
     beyond = PlanSetting(lora=LoRAConfig(rank=4), dtype="float32", length=64)
     with pytest.raises(EckartError, match=r"status 1: .*Error"):

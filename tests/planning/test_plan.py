@@ -1,6 +1,7 @@
 """A plan: its numbers are the simulation's, and its advice fits and says where it comes from."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -22,6 +23,8 @@ from eckart.planning.memory import RESERVED_BYTES, Memory, smallest_card
 from eckart.planning.shallow import at_depth, extrapolate, shallow_depths
 from eckart.planning.simulation import SimulationError
 from eckart.training import with_ranks
+
+from .small import MODELS
 
 SIZES = {
     "vocab_size": 512,
@@ -389,3 +392,40 @@ def test_every_simulation_is_reported_before_it_runs():
     plan(DEEP, method="lora", max_length=64, progress=stages)
     assert stages.names[:2] == [f"Simulating lora, 1 × 64 tokens, {depth} layers" for depth in (2, 3)]
     assert "Simulating lora, 1 × 64 tokens, 6 layers" in stages.names
+
+
+def test_where_one_gpu_is_too_small_the_plan_says_how_many_hold_it():
+    model = MODELS["llama"] | {"num_hidden_layers": 6, "hidden_size": 512, "intermediate_size": 2048}
+    options = {"method": "full", "dtype": "float32", "max_length": 16}
+    needed = plan(model, **options).peak_bytes
+    room = 500_000_000 + int(0.6 * needed)
+    planned = plan(model, memory=f"{room}B", **options)
+    assert planned.several is not None
+    assert planned.several.setting.gpus == planned.to_json()["several_gpus"]["gpus"] == 4
+    assert planned.several.peak_bytes <= room - 500_000_000
+    assert plan(model, memory=f"4x{room}B", **options).fits
+    assert plan(model, memory=f"{room}B", gpus=4, sharding="fsdp", **options).fits
+    assert not plan(model, memory=f"{room}B", gpus=4, sharding="ddp", **options).fits
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"gpus": 0}, "`gpus` must be an integer of at least 1, got 0"),
+        ({"gpus": 2, "sharding": "fsdp2"}, "`sharding` must be one of ddp, fsdp"),
+        ({"sharding": "ddp"}, "needs several GPUs"),
+        ({"gpus": 2, "memory": "4x24GB"}, "is that of 4 GPUs"),
+        ({"memory": "8x"}, "`memory` must be an amount"),
+        ({"memory": "0x24GB"}, "`memory` must be an amount"),
+    ],
+)
+def test_impossible_numbers_of_gpus_are_refused(options, said):
+    with pytest.raises(OptionError, match=re.escape(said)):
+        plan(MODELS["llama"], method="lora", max_length=16, **options)
+
+
+def test_a_bare_number_of_parameters_is_divided_among_gpus():
+    one, eight = plan("70B", method="full"), plan("70B", method="full", gpus=8)
+    for part in ("weights", "gradients", "optimizer"):
+        assert eight.parts[part] == pytest.approx(one.parts[part] / 8, rel=1e-6)
+    assert eight.parts["activations"] == one.parts["activations"]

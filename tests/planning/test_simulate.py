@@ -1,6 +1,7 @@
 """A training step on tensors without data takes the bytes of a real one."""
 
 import socket
+from dataclasses import replace
 
 import pytest
 import torch
@@ -210,3 +211,43 @@ def test_an_adapter_that_does_not_fit_is_the_users_fault():
 def test_what_is_no_model_is_refused(source, said):
     with pytest.raises(SourceError, match=said):
         simulate(source, setting())
+
+
+SHARDED = MODELS["llama"] | {"num_hidden_layers": 4, "hidden_size": 128, "intermediate_size": 512}
+PARTS_BY_SHARDING = {  # divided by four: weights, adapters, gradients at the optimizer's step, optimizer
+    "ddp": (1, 1, 1),
+    "zero1": (1, 1, 4),
+    "zero2": (1, 1, 4),
+    "fsdp": (4, 1, 1),
+    "zero3": (4, 4, 4),
+}
+
+
+@pytest.mark.parametrize("sharding", PARTS_BY_SHARDING)
+def test_each_of_four_devices_has_its_share_of_what_is_sharded(sharding):
+    setting = PlanSetting(lora=LoRAConfig(rank=8), dtype="float32", length=16)
+    one = simulate(SHARDED, setting, device="cpu")
+    four = simulate(SHARDED, replace(setting, gpus=4, sharding=sharding), device="cpu")
+    for part, share in zip(("weights", "adapters", "optimizer"), PARTS_BY_SHARDING[sharding], strict=True):
+        assert four.parts[part] == pytest.approx(one.parts[part] / share, rel=0.02), part
+    assert four.trainable_params == one.trainable_params
+    assert ("gathered layers" in four.details) is (sharding in ("fsdp", "zero3"))
+
+
+def test_gradients_and_states_of_full_fine_tuning_are_divided_among_the_devices():
+    setting, deep = PlanSetting(method="full", dtype="float32", length=16), SHARDED | {"num_hidden_layers": 12}
+    peaks = {
+        sharding: simulate(deep, replace(setting, gpus=8, sharding=sharding), device="cpu").peak_bytes
+        for sharding in ("ddp", "zero1", "zero2", "fsdp")
+    }
+    params = simulate(deep, setting, device="cpu").total_params
+    assert peaks["ddp"] >= 20 * params  # weights, two states, gradients and the copy of them that is averaged
+    assert peaks["ddp"] > peaks["zero1"] > peaks["zero2"] > peaks["fsdp"]
+
+
+def test_a_base_in_four_bits_is_sharded_as_codes():
+    setting = PlanSetting(method="qlora", lora=LoRAConfig(rank=4), dtype="float32", length=16)
+    one, two = (
+        simulate(SHARDED, replace(setting, gpus=n, sharding=s), device="cpu") for n, s in ((1, None), (2, "fsdp"))
+    )
+    assert two.parts["weights"] == pytest.approx(one.parts["weights"] / 2, rel=0.05)

@@ -10,7 +10,7 @@ import typer
 
 from eckart.cli.options import RESULT, Cache, Debug, Force, Json, Target, in_group
 from eckart.cli.training_options import ADAPTER, DATA, OPTIMIZATION
-from eckart.planning.setting import Attention, BaseDtype, Method, Optimizer
+from eckart.planning.setting import Attention, BaseDtype, Method, Optimizer, Sharding
 
 DOES_NOT_FIT = 3
 
@@ -21,14 +21,26 @@ MethodOption = Annotated[
 Memory = Annotated[
     str | None,
     typer.Option(
-        "--memory", metavar="24GB", help="GPU memory to fit into. Exit status 3 if the requested setting does not fit."
+        "--memory",
+        metavar="24GB",
+        help="GPU memory to fit into, 8x80GB for several GPUs. Exit status 3 if the requested setting does not fit.",
+    ),
+]
+Gpus = Annotated[int | None, typer.Option("--gpus", metavar="N", help="GPUs that train together. [default: 1]")]
+ShardingOption = Annotated[
+    Sharding | None,
+    typer.Option(
+        "--sharding",
+        metavar="ddp|fsdp|zero1|zero2|zero3",
+        help="What each of several GPUs has a share of: nothing (ddp), optimizer states (zero1), also gradients "
+        "(zero2), also parameters (fsdp, zero3). [default: fsdp]",
     ),
 ]
 RankOption = Annotated[
     int | None,
     in_group(ADAPTER, "--rank", "-r", metavar="N", help="Rank of the adapter. [default: by the size of the data]"),
 ]
-BatchSize = Annotated[int, in_group(OPTIMIZATION, "--batch-size", metavar="N", help="Sequences per step.")]
+BatchSize = Annotated[int, in_group(OPTIMIZATION, "--batch-size", metavar="N", help="Sequences per step, on each GPU.")]
 MaxLength = Annotated[
     int | None,
     in_group(
@@ -101,6 +113,8 @@ def plan(
     ],
     *,
     memory: Memory = None,
+    gpus: Gpus = None,
+    sharding: ShardingOption = None,
     measure: Measure = False,
     method: MethodOption = None,
     rank: RankOption = None,
@@ -146,6 +160,7 @@ def plan(
     from eckart.cli.progress import StderrProgress
 
     _check(model, memory, data_size, rank)
+    _check_devices(memory, gpus, sharding)
     if figure is not None:
         check_output(figure, kind="file", force=force, inputs=local_paths(model, analysis))
     drawing = Drawing(figure, save="save_plan_figure", figures=str(figure))
@@ -167,6 +182,8 @@ def plan(
             optimizer=optimizer,
             gradient_checkpointing=gradient_checkpointing,
             attention=attention,
+            gpus=gpus,
+            sharding=sharding,
         )
         if measure:
             progress.start("Running a real step", 0, "steps")
@@ -196,6 +213,15 @@ def _check(model: str, memory: str | None, data_size: str | None, rank: int | No
         guide.parse_data_size(data_size)
     if rank is not None:
         LoRAConfig(rank=rank)
+
+
+def _check_devices(memory: str | None, gpus: int | None, sharding: Sharding | None) -> None:
+    """Refuse numbers of GPUs that cannot be, before a simulation's imports too."""
+    from eckart.planning.memory import Memory as MemoryAmount
+    from eckart.planning.request import number_of_gpus
+    from eckart.planning.setting import PlanSetting
+
+    PlanSetting(gpus=number_of_gpus(gpus, None if memory is None else MemoryAmount.parse(memory)), sharding=sharding)
 
 
 @contextmanager

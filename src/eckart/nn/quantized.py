@@ -43,9 +43,14 @@ class Nf4Linear(PackedLinear):
     @property
     def blocks(self) -> Nf4Blocks:
         """The weight as it is stored."""
-        parts = {part: self._buffers[part] for part in _PARTS[: None if self.is_double else 2]}
+        parts = {part: getattr(self, part) for part in _PARTS[: None if self.is_double else 2]}
         shape = (self.out_features, self.in_features)
         return Nf4Blocks(shape=shape, dtype=self.stored_dtype, block_size=self.block_size, **parts)  # type: ignore[arg-type]
+
+    def as_parameters(self) -> None:
+        """Turn codes and scales into frozen parameters, which FSDP shards, unlike buffers."""
+        for part in ("codes", "absmax"):
+            self.register_parameter(part, nn.Parameter(self._buffers.pop(part), requires_grad=False))  # type: ignore[arg-type]
 
     @property
     def weight(self) -> Tensor:

@@ -1,6 +1,10 @@
 """Peak memory of a training step, by what the tensors that are alive then are used for."""
 
 from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
 
 from eckart.nn import adapted_modules
 from eckart.planning.memory import PARTS, Part
@@ -8,7 +12,7 @@ from eckart.planning.module_tracker import OUTSIDE, ModuleTracker
 from eckart.planning.step import TrainingStep
 from eckart.planning.storages import Life, StorageLog
 
-LOGITS, INPUTS, TEMPORARY = "logits and loss", "inputs", "temporary"
+LOGITS, INPUTS, TEMPORARY, GATHERED = "logits and loss", "inputs", "temporary", "gathered layers"
 FORWARD, BACKWARD, UPDATE = "forward", "backward", "optimizer step"
 
 
@@ -36,9 +40,10 @@ class _Accountant:
 
     def run(self) -> None:
         step, log = self.step, self.log
-        with self.tracker, log:
+        with self.tracker, log, _labelling_gathered(log, step):
             self._label_permanent()
             log.restart()
+            self.began = log.clock - 1
             loss = step.loss()
             self.phase = BACKWARD
             step.backward(loss)
@@ -57,6 +62,7 @@ class _Accountant:
         for states in self.step.optimizer.state.values():
             log.label([value for value in states.values() if hasattr(value, "untyped_storage")], ("optimizer", None))
         log.label([self.step.ids], ("other", INPUTS))
+        log.label([self.step.buckets], ("gradients", None))
 
     def _moment(self) -> tuple[str, str, bool]:
         """The phase, the running module, and whether that module computes outputs."""
@@ -68,13 +74,19 @@ class _Accountant:
         log = self.log
         parts: dict[Part, int] = dict.fromkeys(PARTS, 0)
         details: dict[str, int] = dict.fromkeys((LOGITS, INPUTS, TEMPORARY), 0)
-        last = None
-        for life in filter(lambda life: life.is_alive(log.peak_at), log.lives):
+        divided, at, last = self.step.setting.divided, log.peak_at, None
+
+        def size(life: Life) -> int:
+            return -(-life.nbytes // divided.get(self._use(life)[0], 1))
+
+        if divided:
+            at = log.peak_of(size, self.began)
+        for life in filter(lambda life: life.is_alive(at), log.lives):
             last = life
             part, detail = self._use(life)
-            parts[part] += life.nbytes
+            parts[part] += size(life)
             if detail is not None:
-                details[detail] += life.nbytes
+                details[detail] = details.get(detail, 0) + size(life)
         assert last is not None
         return parts, details, self._where(*last.origin[:2])
 
@@ -98,3 +110,28 @@ class _Accountant:
     def _is_body(self, place: str) -> bool:
         body = self.step.body
         return place != OUTSIDE and (not body or place == body or place.startswith(f"{body}."))
+
+
+@contextmanager
+def _labelling_gathered(log: StorageLog, step: TrainingStep) -> Iterator[None]:
+    """Inside the block, the log hears of the memory that FSDP takes and frees for gathered layers, by resizing it."""
+    if not step.setting.shards_parameters:
+        yield
+        return
+    from torch.distributed.fsdp._fully_shard import _fsdp_param, _fsdp_param_group
+
+    def labelling(resize: Any) -> Any:
+        def resize_and_label(tensor: Any) -> None:
+            resize(tensor)
+            log.label([tensor], ("other", GATHERED))
+
+        return resize_and_label
+
+    with ExitStack() as stack:
+        for module, name in (
+            (_fsdp_param, "alloc_storage"),
+            (_fsdp_param, "free_storage"),
+            (_fsdp_param_group, "alloc_storage"),
+        ):
+            stack.enter_context(patch.object(module, name, labelling(getattr(module, name))))
+        yield

@@ -12,6 +12,7 @@ from eckart.planning.forecast import Forecast
 from eckart.planning.guide import EFFECTIVE_BATCH
 from eckart.planning.setting import PlanSetting
 
+_LAUNCH = {None: "eckart", "ddp": "torchrun --nproc-per-node {gpus} -m eckart"}
 Source = Literal["rule", "simulation", "estimate", "spectrum", "given"]
 
 
@@ -55,8 +56,9 @@ class Advice:
     def command(self, source: str) -> str:
         """The matching `eckart train`; empty where it has no such options, as for full fine-tuning."""
         setting, lora, default = self.setting, self.setting.adapter, LoRAConfig()
-        if lora is None or setting.dtype == "float16":
+        if lora is None or setting.dtype == "float16" or setting.sharding not in _LAUNCH:
             return ""
+        batch = setting.batch_size * setting.gpus
         options = {
             "--method dora": lora.method == "dora",
             "--quantize nf4": setting.method == "qlora",
@@ -66,13 +68,14 @@ class Advice:
             f"--dropout {lora.dropout:g}": True,
             **{f"--target {target}": lora.target != default.target for target in lora.target},
             f"--batch-size {setting.batch_size}": True,
-            f"--accumulate {EFFECTIVE_BATCH // setting.batch_size}": setting.batch_size * 2 <= EFFECTIVE_BATCH,
+            f"--accumulate {EFFECTIVE_BATCH // batch}": batch * 2 <= EFFECTIVE_BATCH,
             f"--max-length {setting.length}": True,
             "--gradient-checkpointing": setting.gradient_checkpointing,
             "--dtype float32": setting.dtype == "float32",
         }
         needed = (option for option, is_needed in options.items() if is_needed)
-        return " ".join([f"eckart train {source} DATA -o adapter", *needed])
+        launch = _LAUNCH[setting.sharding].format(gpus=setting.gpus)
+        return " ".join([f"{launch} train {source} DATA -o adapter", *needed])
 
     def to_json(self) -> dict[str, Any]:
         """The `advice` of `eckart-plan/1`."""

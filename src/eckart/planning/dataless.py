@@ -9,6 +9,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
+from eckart.errors import OptionError
 from eckart.linalg import nf4
 from eckart.linalg.nf4 import NESTED_BLOCK, Nf4Blocks
 from eckart.nn import processor
@@ -19,6 +20,7 @@ from eckart.planning.setting import PlanSetting
 from eckart.planning.step import TrainingStep
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from transformers import PreTrainedModel
 
 _BLOCK = 64  # of `quantize_model`
@@ -134,9 +136,33 @@ class _GroupedProduct(torch.autograd.Function):
         return *empty, None
 
 
-def dataless_step(model: "PreTrainedModel", setting: PlanSetting) -> TrainingStep:
+def dataless_step(model: "PreTrainedModel", setting: PlanSetting, mesh: "DeviceMesh | None" = None) -> TrainingStep:
     """A training step of a model without data."""
-    return TrainingStep(model, setting, quantize=quantize_dataless, adamw8bit=DatalessAdamW8bit)
+    return TrainingStep(model, setting, quantize=quantize_dataless, adamw8bit=DatalessAdamW8bit, mesh=mesh)
+
+
+@contextmanager
+def pretended_devices(count: int) -> Iterator["DeviceMesh | None"]:
+    """Inside the block, a mesh of so many processes of which this one is the first, and whose messages go nowhere.
+
+    Raises:
+        OptionError: this process already belongs to a group.
+    """
+    if count == 1:
+        yield None
+        return
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    if dist.is_initialized():
+        msg = "several GPUs cannot be planned in a process that trains together with others"
+        raise OptionError(msg)
+    dist.init_process_group("fake", rank=0, world_size=count, store=FakeStore())
+    try:
+        yield init_device_mesh("cpu", (count,))
+    finally:
+        dist.destroy_process_group()
 
 
 @contextmanager

@@ -194,11 +194,18 @@ def estimate_setting(proportions: Proportions, setting: "PlanSetting", *, traine
     if setting.gradient_checkpointing:
         saved = proportions.layers * 2 * proportions.hidden + layer
     logits = 6 * width * proportions.vocabulary * tokens if setting.method == "full" else 0
-    return {
+    parts: dict[Part, int] = {
         "weights": round(base),
         "adapters": 0 if setting.method == "full" else _FACTOR_BYTES * trained_params,
-        "gradients": each * trained_params,
+        "gradients": each * trained_params * (2 if setting.replicates_gradients else 1),
         "optimizer": round(state * trained_params),
         "activations": round(saved * tokens * width / 2),
         "other": logits,
     }
+    divided = dict(setting.divided)
+    if setting.shards_parameters:
+        parts["other"] += round(2 * base / proportions.layers)  # a layer, and the message that it is gathered from
+        whole = setting.method != "full" and setting.sharding == "fsdp"
+        sharded: tuple[Part, ...] = ("weights",) if whole else ("weights", "adapters", "gradients", "optimizer")
+        divided = dict.fromkeys(sharded, setting.gpus)
+    return {part: -(-nbytes // divided.get(part, 1)) for part, nbytes in parts.items()}

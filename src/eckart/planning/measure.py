@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -71,8 +73,9 @@ def check_prediction(
         raise OptionError(msg)
     predicted = simulate(config, setting, device="cpu").peak_bytes
     free = available_bytes()
-    if predicted + RESERVED_BYTES > free:
-        msg = f"`measure` needs {predicted / 1e9:.1f} GB of memory on this machine, and {free / 1e9:.1f} GB are free"
+    needed = setting.gpus * predicted
+    if needed + RESERVED_BYTES > free:
+        msg = f"`measure` needs {needed / 1e9:.1f} GB of memory on this machine, and {free / 1e9:.1f} GB are free"
         raise OptionError(msg)
     return PredictionCheck(setting.method, predicted, *measure(config, setting))
 
@@ -100,9 +103,19 @@ def measure(
     if not Path("/proc/self/clear_refs").exists():
         msg = "measuring a training step needs Linux, which can reset the peak memory of a process"
         raise OptionError(msg)
-    task = {"config": read_architecture(config).to_dict(), "setting": asdict(setting)}
+    with tempfile.TemporaryDirectory(prefix="eckart-measure-") as folder:
+        meeting = str(Path(folder) / "meeting")
+        task = {"config": read_architecture(config).to_dict(), "setting": asdict(setting), "meeting": meeting}
+        with ThreadPoolExecutor(setting.gpus) as pool:
+            results = list(pool.map(lambda rank: _measure_one(task, rank, heap), range(setting.gpus)))
+    return max(taken for taken, _ in results), max(seconds for _, seconds in results)
+
+
+def _measure_one(task: dict[str, Any], rank: int, heap: Heap) -> tuple[int, float]:
+    """Memory and seconds of one of the processes that take part in the step."""
     # A new interpreter, because memory that this one has freed may not have been returned to the system.
-    command, environment = [sys.executable, "-m", _WORKER], os.environ | _HEAPS[heap]
+    command = [sys.executable, "-m", _WORKER]
+    environment = os.environ | _HEAPS[heap] | {"RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, input=json.dumps(task), capture_output=True, text=True, env=environment, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["it was killed, perhaps for lack of memory"])[-1]

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import sys
 import time
 from dataclasses import replace
@@ -15,6 +16,7 @@ from eckart.planning.setting import PlanSetting
 from eckart.planning.step import TrainingStep
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from transformers import PretrainedConfig
 
 _SHORT = 16  # tokens
@@ -25,9 +27,10 @@ def main() -> None:
     task = json.load(sys.stdin)
     setting = read_setting(task["setting"])
     config = read_architecture(task["config"])
-    _short_step(config, setting)
+    mesh = _join(setting.gpus, task["meeting"])
+    _short_step(config, setting, mesh)
     baseline = _resident("VmRSS")
-    step = TrainingStep(build_model(config, setting), setting)
+    step = TrainingStep(build_model(config, setting), setting, mesh=mesh)
     step.run()  # after which the optimizer has its states
     _return_freed_memory()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
@@ -38,16 +41,28 @@ def main() -> None:
     sys.stdout.write(f"\n{json.dumps(measured)}\n")
 
 
+def _join(processes: int, meeting: str) -> "DeviceMesh | None":
+    """Meet the other processes that take part in the step, over a file."""
+    if processes == 1:
+        return None
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=processes)
+    return init_device_mesh("cpu", (processes,))
+
+
 def read_setting(fields: dict[str, Any]) -> PlanSetting:
     """A setting from its fields."""
     lora = fields.pop("lora")
     return PlanSetting(**fields, lora=None if lora is None else LoRAConfig(**lora))
 
 
-def _short_step(config: "PretrainedConfig", setting: PlanSetting) -> None:
+def _short_step(config: "PretrainedConfig", setting: PlanSetting, mesh: "DeviceMesh | None") -> None:
     """Let libraries do their one-time setup: threads, buffers, compiled kernels, code."""
     short = replace(setting, batch_size=1, length=min(_SHORT, setting.length))
-    TrainingStep(build_model(config, short), short).run()
+    TrainingStep(build_model(config, short), short, mesh=mesh).run()
     _return_freed_memory()
 
 

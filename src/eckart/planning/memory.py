@@ -10,7 +10,7 @@ Part = Literal["weights", "adapters", "gradients", "optimizer", "activations", "
 PARTS: tuple[Part, ...] = get_args(Part)
 RESERVED_BYTES = 500_000_000  # of a GPU: its CUDA context, cuBLAS' workspace, and gaps between tensors
 CARDS_GB = (8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 141, 192)  # sizes that are sold
-_TEXT = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[kmgt]i?b?|b)", re.IGNORECASE)
+_TEXT = re.compile(r"((?P<gpus>\d+)\s*[x×]\s*)?(?P<number>\d+(\.\d+)?)\s*(?P<unit>[kmgt]i?b?|b)", re.IGNORECASE)
 _SCALES = {"k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -19,23 +19,25 @@ class Memory:
     """Memory of a GPU, or of whatever trains.
 
     Attributes:
-        nbytes: total size.
+        nbytes: size of one GPU's.
         text: as the user typed it.
+        gpus: number of GPUs that have it.
     """
 
     nbytes: int
     text: str
+    gpus: int = 1
 
     @classmethod
     def parse(cls, text: str) -> "Memory":
-        """An amount such as `24GB`, `80 GB` or `24GiB`; GB are powers of 1000, GiB of 1024.
+        """An amount such as `24GB`, `80 GB`, `24GiB` or `8x80GB`; GB are powers of 1000, GiB of 1024.
 
         Raises:
             OptionError: the text is not an amount, or the amount is less than `RESERVED_BYTES`.
         """
         match = _TEXT.fullmatch(text.strip())
-        if match is None:
-            msg = f"`memory` must be an amount such as 24GB, 80 GB or 24GiB, got {text!r}"
+        if match is None or match["gpus"] == "0":
+            msg = f"`memory` must be an amount such as 24GB, 24GiB or, for several GPUs, 8x80GB, got {text!r}"
             raise OptionError(msg)
         unit = match["unit"].lower()
         base = 1024 if "i" in unit else 1000
@@ -43,7 +45,7 @@ class Memory:
         if nbytes <= RESERVED_BYTES:
             msg = f"`memory` must be above {RESERVED_BYTES / 1e9:g} GB, which is reserved, got {text}; did you mean GB?"
             raise OptionError(msg)
-        return cls(nbytes, text.strip())
+        return cls(nbytes, text.strip(), int(match["gpus"] or 1))
 
     @property
     def usable_bytes(self) -> int:

@@ -1,7 +1,8 @@
 """Plan a fine-tune: its memory by method, whether it fits, and what to train with."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, get_args
 
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 FORMAT = "eckart-plan/1"
+MOST_GPUS = 64
 TARGETS = ("attention-min", "attention", "mlp", "all-linear")
 
 
 @dataclass(frozen=True, repr=False)
 class PlanResult(Result):
-    """Memory and advice for a fine-tune.
+    """Memory and advice for a fine-tune; of several GPUs, the memory of each.
 
     Attributes:
         model: name of the model.
@@ -40,6 +42,8 @@ class PlanResult(Result):
             advised one.
         memory: the memory to fit into.
         advice: what to train with; None if nothing fits.
+        several: the least number of GPUs of that memory that hold the requested setting with FSDP, where one does not;
+            None if one does, or none that was tried.
         fits: whether the requested setting fits; None without `memory`. With a method, that setting is `chosen`;
             without one, some setting with all requested options must fit.
         counts: parameters of an adapter of rank 1, by target.
@@ -57,6 +61,7 @@ class PlanResult(Result):
     counts: Mapping[str, int]
     model_params: int
     notes: tuple[str, ...] = ()
+    several: Forecast | None = None
 
     @property
     def peak_bytes(self) -> int:
@@ -105,6 +110,14 @@ class PlanResult(Result):
             "fits": self.fits,
             "source": self.source_of_numbers,
             "method": self.chosen.setting.method,
+            "gpus": self.chosen.setting.gpus,
+            "sharding": self.chosen.setting.sharding,
+            "several_gpus": self.several
+            and {
+                "gpus": self.several.setting.gpus,
+                "sharding": self.several.setting.sharding,
+                "peak_bytes": self.several.peak_bytes,
+            },
             "memory_bytes": self.memory and self.memory.nbytes,
             "usable_bytes": self.memory and self.memory.usable_bytes,
             "advice": self.advice and self.advice.to_json(),
@@ -133,7 +146,8 @@ def plan(
         model: a preset such as `llama-3-8b`, a SOURCE (only its config is read), a number of parameters such as `8B`,
             or a config.
         method: `full`, `lora`, `dora` or `qlora`; default: compare all.
-        memory: memory to fit into, such as `24GB`; 0.5 GB of it are reserved.
+        memory: memory to fit into, such as `24GB`, or that of each of several GPUs, such as `8x80GB`; 0.5 GB of it are
+            reserved.
         data_size: size of the training data: `5000` examples, `3M tokens`.
         analysis: an analysis.json of an earlier fine-tune, whose spectra give each module its rank.
         progress: receives progress reports; large models take minutes.
@@ -177,6 +191,7 @@ def _plan(
         chosen = advice.forecast if advice else forecaster.quick(leanest(request))
         forecasts = tuple(forecaster.quick(request.using(method)) for method in methods)
     outline = forecaster.outline
+    fits = _fits(request, chosen, advice)
     return PlanResult(
         model=name,
         source=source,
@@ -184,11 +199,26 @@ def _plan(
         chosen=chosen,
         memory=request.memory,
         advice=advice,
-        fits=_fits(request, chosen, advice),
+        fits=fits,
         counts={} if outline is None else _counts(outline),
         model_params=forecaster.total_params,
         notes=tuple(_notes(forecaster, request.setting)),
+        several=_several(forecaster, request) if fits is False and request.setting.gpus == 1 else None,
     )
+
+
+def _several(forecaster: Forecaster, request: Request) -> Forecast | None:
+    """The forecast for the fewest GPUs that hold the requested setting with FSDP: a power of two up to `MOST_GPUS`."""
+    assert request.memory is not None
+    setting, before, gpus = request.using(request.setting.method), math.inf, 2
+    while gpus <= MOST_GPUS:
+        forecast = forecaster.quick(replace(setting, gpus=gpus, sharding="fsdp"))
+        if forecast.peak_bytes <= request.memory.usable_bytes:
+            return forecast
+        if forecast.peak_bytes > 0.98 * before:
+            return None  # what is not sharded is too large
+        before, gpus = forecast.peak_bytes, 2 * gpus
+    return None
 
 
 def _fits(request: Request, chosen: Forecast, advice: Advice | None) -> bool | None:
@@ -214,6 +244,10 @@ def _counts(outline: Outline) -> dict[str, int]:
 def _notes(forecaster: Forecaster, setting: PlanSetting) -> list[str]:
     """What a reader should know about the numbers."""
     notes = list(forecaster.caveats)
+    if setting.gpus > 1:
+        notes.append(f"Memory of each of {setting.gpus} GPUs; a step has {setting.gpus} such batches.")
+    if setting.sharding == "zero3":
+        notes.append("ZeRO-3 is simulated as FSDP2 that shards everything: DeepSpeed's own buffers come on top.")
     outline = forecaster.outline
     if outline is None:
         notes.append("A rough closed-form estimate for a typical model with this number of parameters.")

@@ -10,7 +10,7 @@ from eckart.nn.config import LoRAConfig
 from eckart.planning.architecture import Outline
 from eckart.planning.guide import rule_for
 from eckart.planning.memory import Memory
-from eckart.planning.setting import Attention, BaseDtype, Method, Optimizer, PlanSetting
+from eckart.planning.setting import Attention, BaseDtype, Method, Optimizer, PlanSetting, Sharding
 from eckart.training.data import DEFAULT_LENGTH
 
 
@@ -20,12 +20,14 @@ class Options(TypedDict, total=False):
     Attributes:
         rank: rank of the adapter; alpha is twice that. Default: by the size of the data.
         target: modules to adapt, as `LoRAConfig` takes them. Default: all linear layers.
-        batch_size: sequences per step. Default: 1.
+        batch_size: sequences per step, on each GPU. Default: 1.
         max_length: tokens per sequence. Default: 1024, or the model's context length if that is shorter.
         dtype: data type of the base and the activations. Default: bfloat16.
         optimizer: `adamw` or `adamw8bit`.
         gradient_checkpointing: recompute activations rather than save them.
         attention: `sdpa` if the model's code supports it, or `eager`.
+        gpus: GPUs that train together. Default: 1, or as many as a `memory` such as `8x80GB` says.
+        sharding: what each GPU has a share of: `ddp`, `fsdp`, `zero1`, `zero2` or `zero3`. Default: `fsdp`.
     """
 
     rank: int | None
@@ -36,6 +38,8 @@ class Options(TypedDict, total=False):
     optimizer: Optimizer
     gradient_checkpointing: bool
     attention: Attention | None
+    gpus: int | None
+    sharding: Sharding | None
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,19 @@ class Request:
         return replace(self.setting, method=method, lora=None if method == "full" else self.setting.lora)
 
 
+def number_of_gpus(gpus: int | None, memory: Memory | None) -> int:
+    """How many GPUs train together, by an option or by an amount such as `8x80GB`.
+
+    Raises:
+        OptionError: both say so, and differ.
+    """
+    listed = memory.gpus if memory else 1
+    if gpus is not None and listed > 1 and gpus != listed:
+        msg = f"`gpus` is {gpus}, but `memory` is that of {listed} GPUs: give one of them"
+        raise OptionError(msg)
+    return listed if gpus is None else gpus
+
+
 def request_of(
     outline: Outline | None, method: Method | None, memory: Memory | None, examples: int | None, options: Options
 ) -> Request:
@@ -77,6 +94,7 @@ def request_of(
     if attention == "sdpa" and supported == "eager":
         msg = "`attention=sdpa`: this model's code supports only eager"
         raise OptionError(msg)
+    gpus = number_of_gpus(options.get("gpus"), memory)
     usual_rank, dropout, _ = rule_for(examples)
     rank, target = options.get("rank"), options.get("target")
     rank = usual_rank if rank is None else rank
@@ -90,6 +108,8 @@ def request_of(
         length=min(DEFAULT_LENGTH, positions or DEFAULT_LENGTH) if length is None else length,
         gradient_checkpointing=options.get("gradient_checkpointing", False),
         attention=attention or supported,
+        gpus=gpus,
+        sharding=options.get("sharding") or ("fsdp" if gpus > 1 else None),
     )
     given = {"method": method, **options, "batch_size": setting.batch_size > 1}
     return Request(setting, frozenset(name for name, value in given.items() if value), memory, examples)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from eckart.errors import OptionError
+from eckart.planning.memory import Part
 
 if TYPE_CHECKING:
     from eckart.nn.config import LoRAConfig
@@ -12,6 +13,7 @@ Method = Literal["full", "lora", "dora", "qlora"]
 BaseDtype = Literal["float32", "float16", "bfloat16"]
 Optimizer = Literal["adamw", "adamw8bit"]
 Attention = Literal["sdpa", "eager"]
+Sharding = Literal["ddp", "fsdp", "zero1", "zero2", "zero3"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +28,14 @@ class PlanSetting:
             are float32.
         optimizer: AdamW with states in the dtype of the trained parameters, or with states in 8 bits, as in
             bitsandbytes.
-        batch_size: sequences per step.
+        batch_size: sequences per step, on each GPU.
         length: tokens per sequence.
         gradient_checkpointing: whether activations are recomputed in the backward pass rather than saved.
         attention: `eager` stores the full attention matrix, `sdpa` does not.
+        gpus: GPUs that train together.
+        sharding: what each of them has a share of; None for one GPU. `ddp`: nothing. `zero1`: optimizer states;
+            `zero2`: also gradients. `fsdp` and `zero3`: also parameters, of which each layer is gathered while it
+            computes; with `fsdp`, as in `eckart train`, every GPU keeps all factors of an adapter.
     """
 
     method: Method = "lora"
@@ -40,12 +46,18 @@ class PlanSetting:
     length: int = 1024
     gradient_checkpointing: bool = False
     attention: Attention = "sdpa"
+    gpus: int = 1
+    sharding: Sharding | None = None
 
     def __post_init__(self) -> None:
         """Check the fields, and report all faults at once."""
         faults = [
             f"`{name}` must be an integer of at least {minimum}, got {value!r}"
-            for name, value, minimum in (("batch_size", self.batch_size, 1), ("max_length", self.length, 2))
+            for name, value, minimum in (
+                ("batch_size", self.batch_size, 1),
+                ("max_length", self.length, 2),
+                ("gpus", self.gpus, 1),
+            )
             if type(value) is not int or value < minimum
         ]
         for name, choices in (
@@ -57,6 +69,10 @@ class PlanSetting:
             value: Any = getattr(self, name)
             if value not in get_args(choices):
                 faults.append(f"`{name}` must be one of {', '.join(get_args(choices))}, got {value!r}")
+        if self.sharding is not None and self.sharding not in get_args(Sharding):
+            faults.append(f"`sharding` must be one of {', '.join(get_args(Sharding))}, got {self.sharding!r}")
+        elif self.gpus == 1 and self.sharding is not None:
+            faults.append(f"`sharding={self.sharding}` needs several GPUs: give `gpus`, or a `memory` such as 2x24GB")
         if self.method == "lora" and self.lora is not None and self.lora.method == "dora":
             faults.append("the adapter is a DoRA: `method` must be dora or qlora, got lora")
         if self.method in ("lora", "dora") and self.lora is not None and self.lora.init == "loftq":
@@ -64,6 +80,24 @@ class PlanSetting:
         if faults:
             msg = "invalid training settings"
             raise OptionError.listing(msg, faults)
+
+    @property
+    def shards_parameters(self) -> bool:
+        """Whether each GPU has only a share of the parameters."""
+        return self.sharding in ("fsdp", "zero3") and self.gpus > 1
+
+    @property
+    def replicates_gradients(self) -> bool:
+        """Whether every GPU has all gradients, and a copy of them that is averaged over all GPUs."""
+        return self.gpus > 1 and (self.sharding == "ddp" or (self.sharding == "fsdp" and self.method != "full"))
+
+    @property
+    def divided(self) -> "dict[Part, int]":
+        """Parts of the memory of which each GPU has one in so many, apart from parameters sharded by FSDP."""
+        parts: tuple[Part, ...] = {"zero1": ("optimizer",), "zero2": ("optimizer", "gradients")}.get(
+            self.sharding or "", ()
+        )
+        return dict.fromkeys(parts, self.gpus)
 
     @property
     def adapter(self) -> "LoRAConfig | None":

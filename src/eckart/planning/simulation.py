@@ -11,7 +11,7 @@ from eckart.errors import EckartError
 from eckart.evaluation.model import quiet_transformers
 from eckart.planning.account import account
 from eckart.planning.architecture import build_model, read_architecture
-from eckart.planning.dataless import as_on_cuda, dataless, dataless_step
+from eckart.planning.dataless import as_on_cuda, dataless, dataless_step, pretended_devices
 from eckart.planning.forecast import Forecast
 from eckart.planning.setting import PlanSetting
 from eckart.planning.step import TrainingStep
@@ -51,8 +51,13 @@ def simulate(
     began = time.perf_counter()
     architecture = read_architecture(config)
     try:
-        with quiet_transformers(), _quiet_torch(), dataless():
-            step = dataless_step(build_model(architecture, setting), setting)
+        with (
+            quiet_transformers(),
+            _quiet_torch(),
+            pretended_devices(setting.gpus if setting.shards_parameters else 1) as mesh,
+            dataless(),
+        ):
+            step = dataless_step(build_model(architecture, setting), setting, mesh)
             step.warm()
             with as_on_cuda() if device == "cuda" else nullcontext():
                 parts, details, where = account(step, granularity=_GRANULARITY[device])

@@ -10,11 +10,13 @@ from eckart.errors import MissingExtraError
 from eckart.evaluation.model import EXTRA
 from eckart.nn import LoRAConfig, adapted_modules, inject, quantize_model
 from eckart.nn.head_loss import HeadLoss
+from eckart.nn.sharding import shard_model
 from eckart.planning.setting import PlanSetting
 from eckart.training import TrainSettings
 from eckart.training.loss_path import FUSED_TILE, LossPath, has_router_loss, logit_transform, loss_path
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from transformers import PreTrainedModel
 
 StepLoss = LossPath | Literal["own", "hidden"]
@@ -30,12 +32,14 @@ class TrainingStep:
         body: path of the module before the head; "" is the entire model.
         trained: parameters that require a gradient.
         total_params: parameters of the model and its adapter, including quantized ones.
+        buckets: copy of all gradients that is averaged over all processes, if each has all of them.
 
     Args:
         model: the model, which is changed.
         setting: how to train, and the size of the step.
         quantize: quantizes the linear layers of a model to NF4.
         adamw8bit: creates an optimizer with 8-bit states; default: that of bitsandbytes.
+        mesh: the processes that train together, if the setting has several GPUs.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class TrainingStep:
         *,
         quantize: Callable[[nn.Module], object] = quantize_model,
         adamw8bit: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+        mesh: "DeviceMesh | None" = None,
     ) -> None:
         self.model, self.setting = model, setting
         self.total_params = sum(parameter.numel() for parameter in model.parameters())
@@ -61,11 +66,16 @@ class TrainingStep:
             self._fused = _fused_loss()
         paths = {module: path for path, module in model.named_modules()}
         self.body = "" if self.loss_path == "hidden" else paths.get(model.base_model, "")
+        if setting.shards_parameters:
+            assert mesh is not None
+            shard_model(model, mesh, replicated=self._replicated())
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if setting.optimizer == "adamw":
             self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(self.trained, weight_decay=0.0, fused=True)
         else:
             self.optimizer = (adamw8bit or _adamw8bit)(self.trained)
+        count = sum(parameter.numel() for parameter in self.trained) if setting.replicates_gradients else 0
+        self.buckets = torch.zeros(count, dtype=self.trained[0].dtype)
         self.ids = torch.zeros(setting.batch_size, setting.length, dtype=torch.long)
 
     def run(self) -> None:
@@ -75,6 +85,18 @@ class TrainingStep:
 
     def loss(self) -> Tensor:
         """The forward pass."""
+        if not self.setting.shards_parameters or self.loss_path in ("hidden", "own", "logits"):
+            return self._loss()
+        forward = self.model.forward  # the head's weight is gathered only within the model's own call
+
+        def loss_in_call() -> Tensor:
+            self.model.forward = forward
+            return self._loss()
+
+        self.model.forward = loss_in_call  # type: ignore[method-assign]
+        return self.model()
+
+    def _loss(self) -> Tensor:
         ids, model = self.ids, self.model
         if self.loss_path == "hidden":
             return model(input_ids=ids)[0].float().mean()
@@ -94,14 +116,29 @@ class TrainingStep:
         return -cast("Any", self._fused.apply(*given))[0].double().sum()
 
     def backward(self, loss: Tensor) -> None:
-        """Compute the gradients."""
+        """Compute the gradients; where every process has all of them, their mean."""
         loss.backward()
+        if len(self.buckets):
+            gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
+            pieces = self.buckets.split([gradient.numel() for gradient in gradients])
+            for piece, gradient in zip(pieces, gradients, strict=True):
+                piece.copy_(gradient.flatten())
+            if torch.distributed.is_initialized():
+                torch.distributed.all_reduce(self.buckets.div_(self.setting.gpus))
+            for piece, gradient in zip(pieces, gradients, strict=True):
+                gradient.copy_(piece.view_as(gradient))
 
     def update(self) -> None:
         """Clip the gradients, update the parameters, and free the gradients."""
         nn.utils.clip_grad_norm_(self.trained, TrainSettings().max_gradient_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _replicated(self) -> list[nn.Parameter]:
+        """The parameters that every process keeps whole: those that train with `fsdp`, except all of them."""
+        if self.setting.sharding != "fsdp" or self.setting.method == "full":
+            return []
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def warm(self) -> None:
         """Create the optimizer's states, as after a first step."""

@@ -70,7 +70,7 @@ class StorageLog(TorchDispatchMode):
 
     def life_of(self, tensor: Tensor) -> Life:
         """The record of a tensor's storage, created now if it is new."""
-        storage = tensor.untyped_storage()
+        storage = getattr(tensor, "_local_tensor", tensor).untyped_storage()  # of a DTensor, this device's shard
         key, nbytes = storage._cdata, -(-storage.nbytes() // self._granularity) * self._granularity
         entry = self._alive.get(key)
         if entry is not None and entry[0]() is storage:
@@ -90,6 +90,17 @@ class StorageLog(TorchDispatchMode):
         """Record what tensors are used for, also of tensors that were allocated before."""
         for tensor in tensors:
             self.life_of(tensor).use = use
+
+    def peak_of(self, size: Callable[[Life], int], since: int) -> int:
+        """The moment, from a tick of the clock on, at which the sizes of what is allocated have the highest sum."""
+        changes = [(life.start, size(life)) for life in self.lives]
+        changes += [(life.end, -size(life)) for life in self.lives if life.end is not None]
+        total, highest, at = 0, -1, since
+        for tick, change in sorted(changes):
+            total += change
+            if tick >= since and total > highest:
+                highest, at = total, tick
+        return at
 
     def restart(self) -> None:
         """Forget the peak so far."""

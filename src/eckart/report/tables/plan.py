@@ -39,7 +39,8 @@ def plan_table(plan: "PlanResult", check: "PredictionCheck | None" = None) -> Re
     setting = plan.forecasts[0].setting
     about = f"{plan.model}: {count_text(plan.model_params)} parameters"
     checkpointing = ", checkpointing" if setting.gradient_checkpointing else ""
-    step = f"{setting.batch_size} × {setting.length:,} tokens per step, {setting.dtype}, {setting.optimizer}"
+    where = f" on each of {setting.gpus} GPUs ({setting.sharding})" if setting.gpus > 1 else ""
+    step = f"{setting.batch_size} × {setting.length:,} tokens per step{where}, {setting.dtype}, {setting.optimizer}"
     parts: list[RenderableType] = [Text(about, style="bold"), Text(f"{step}, {setting.attention}{checkpointing}")]
     parts.append(_methods(plan))
     parts += _advice(plan)
@@ -79,11 +80,12 @@ def _advice(plan: "PlanResult") -> list[RenderableType]:
         given = plan.chosen.setting.method if len(plan.forecasts) == 1 else ""
         least = "" if given else f"; the leanest setting takes {bytes_text(plan.peak_bytes)}"
         nothing = f"No setting of {given}" if given else "Nothing"
-        return [Text(f"{nothing} fits into {plan.memory.text}{least}.", style="bold")]
+        return [Text(f"{nothing} fits into {plan.memory.text}{least}.", style="bold"), *_several(plan)]
     room = f" for {plan.memory.text}" if plan.memory else ""
     parts: list[RenderableType] = []
     if plan.fits is False and plan.memory is not None:
         parts.append(Text(f"The requested setting does not fit into {plan.memory.text}; the advised one does."))
+        parts += _several(plan)
     parts.append(Text(f"Advice{room}: peak {bytes_text(advice.forecast.peak_bytes)}", style="bold"))
     table = _table("", "", "why", "from", left=True)
     for reason in advice.reasons:
@@ -100,6 +102,14 @@ def _advice(plan: "PlanResult") -> list[RenderableType]:
         parts.append(steps)
     command = _command(plan, advice)
     return [*parts, *([Text(command), Text("")] if command else [])]
+
+
+def _several(plan: "PlanResult") -> list[RenderableType]:
+    """How many GPUs would do."""
+    if plan.several is None or plan.memory is None:
+        return []
+    gpus, peak = plan.several.setting.gpus, bytes_text(plan.several.peak_bytes)
+    return [Text(f"{gpus} GPUs of {plan.memory.text} hold it with FSDP: peak {peak} on each (--gpus {gpus}).")]
 
 
 def _command(plan: "PlanResult", advice: "Advice") -> str:
