@@ -65,6 +65,29 @@ def test_a_killed_training_resumes_to_the_bits_of_an_unbroken_one_and_needs_no_p
         assert all(torch.equal(resumed[name].tensors()[part], tensor) for part, tensor in layer.tensors().items())
 
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+
+
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_a_base_that_two_processes_share_gives_the_adapter_of_one(tiny, text, tmp_path, quantize, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    few = asdict(SETTINGS) | {"steps": 3, "save_every": None, "quantize": quantize}
+    output = tmp_path / "two"
+    path = os.pathsep.join(sys.path)
+    ended = start(*TORCHRUN, model=tiny, data=text, output=output, path=path, config={"rank": 4}, settings=few)
+    assert ended.returncode == 0, ended.stderr
+    settings = TrainSettings(**few | {"batch_size": 8})
+    one = train(tiny, text, config=LoRAConfig(rank=4), settings=settings, options=OPTIONS)
+    two = load_adapter(output)
+    assert len(two) == len(one.adapter) == 14
+    for name, layer in one.adapter.items():
+        for part, tensor in layer.tensors().items():
+            torch.testing.assert_close(two[name].tensors()[part], tensor, atol=1e-5, rtol=0)
+    told = json.loads((output / "train.json").read_text())
+    assert told["heldout_loss_after"] == pytest.approx(one.heldout_loss_after, rel=1e-5)
+    assert any("sharded" in note for note in told["notes"])
+
+
 def test_two_processes_give_the_adapter_of_one_with_twice_the_batch(tiny, tmp_path):
     """To 1e-5 in float32, 1/2000 of a step of Adam: gradients are summed in another order.
 
@@ -72,9 +95,8 @@ def test_two_processes_give_the_adapter_of_one_with_twice_the_batch(tiny, tmp_pa
     """
     records = [{"prompt": f"{words(seed % 5 + 1)} ", "completion": words(seed % 7 + 1, seed)} for seed in range(44)]
     data = write_lines(tmp_path / "d.jsonl", records)
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
     ended = start(
-        *torchrun, model=tiny, data=data, output=tmp_path / "two", path=os.pathsep.join(sys.path), config={"rank": 4}
+        *TORCHRUN, model=tiny, data=data, output=tmp_path / "two", path=os.pathsep.join(sys.path), config={"rank": 4}
     )
     assert ended.returncode == 0, ended.stderr
     one = train(

@@ -102,7 +102,7 @@ def adapted_modules(model: nn.Module) -> dict[str, AdaptedModule]:
 def count_params(model: nn.Module) -> int:
     """Number of a model's parameters; weights in four bits count as the parameters that they encode."""
     packed = [m for m in model.modules() if isinstance(m, PackedLinear) or is_linear4bit(m)]
-    encoded = {id(m._parameters.get("weight")) for m in packed}
+    encoded = {id(p) for m in packed for name, p in m._parameters.items() if name != "bias"}
     dense = sum(p.numel() for p in model.parameters() if id(p) not in encoded)
     return dense + sum(m.in_features * m.out_features for m in packed)  # type: ignore[operator]
 

@@ -43,17 +43,22 @@ class AdapterTrainer(SFTTrainer):
         live: the model, without DDP around it.
         best: the weights with the lowest held-out loss so far, if they are kept.
         loss_path: how the loss is computed.
+        is_sharded: whether the base is, so that all processes must run it equally often.
     """
 
-    def __init__(self, *, held_out: "Dataset", lora_plus_ratio: float, **options: Any) -> None:
+    def __init__(
+        self, *, held_out: "Dataset", lora_plus_ratio: float, is_sharded: bool = False, **options: Any
+    ) -> None:
         super().__init__(**options)
         self.live = cast("PreTrainedModel", self.model)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            msg = "adapters train in one process, or in several that each have the complete model (torchrun); "
-            msg += "FSDP and DeepSpeed, which split the factors, are not supported"
+            msg = (
+                "several processes each have all factors of an adapter, with a complete base or one that FSDP shards; "
+            )
+            msg += "DeepSpeed is not supported"
             raise OptionError(msg)
         self.collate = cast("Callable[[list[Any]], dict[str, Any]]", self.data_collator)
-        self.held_out = held_out
+        self.held_out, self.is_sharded = held_out, is_sharded
         self.lora_plus_ratio = lora_plus_ratio
         self.recorder: DynamicsRecorder | None = None
         self.best: BestWeights | None = None
@@ -150,11 +155,20 @@ class AdapterTrainer(SFTTrainer):
                     total += summed.item()
                     tokens += int(count)
                     progress.update(len(batch["labels"]))
+                if self.is_sharded:
+                    self._run_as_often_as_the_first(len(loader))
             total, tokens = self.summed([total, tokens])
             progress.update(0, f"{total / tokens:.4f} nats per token")
         finally:
             progress.finish()
         return total / tokens, int(tokens)
+
+    def _run_as_often_as_the_first(self, batches: int) -> None:
+        """Take part in the batches that the first process has on top, without counting them."""
+        first = -(-len(self.held_out) // self.accelerator.num_processes)
+        inputs = self._prepare_inputs(self.collate([self.held_out[0]]))
+        for _ in range(-(-first // self.args.per_device_train_batch_size) - batches):
+            self._summed_loss(self.live, inputs, self.loss_path)
 
     # ---- checks before the first step
 
@@ -217,7 +231,8 @@ class AdapterTrainer(SFTTrainer):
         norms = torch.stack([gradient.norm() for gradient in gradients.values()])
         bad = [name for name, fine in zip(gradients, norms.isfinite().tolist(), strict=True) if not fine]
         if self.summed([bool(bad) or self._bad_inputs is not None])[0]:
-            where = first_bad_module(self.live, self._bad_inputs) if self._bad_inputs is not None else None
+            is_here = self._bad_inputs is not None and not self.is_sharded  # a pass of one process alone would wait
+            where = first_bad_module(self.live, self._bad_inputs or {}) if is_here else None
             raise DivergenceError.at(
                 self.state.global_step + 1, self.state.max_steps, where, bad, self.args.learning_rate
             )

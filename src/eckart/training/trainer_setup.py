@@ -12,6 +12,7 @@ from eckart.evaluation.model import EXTRA
 from eckart.training import rundir
 from eckart.training.data import TrainingData
 from eckart.training.settings import TrainSettings
+from eckart.training.sharded_base import require_same, shard_base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,6 +31,8 @@ def make_trainer(
     folder: Path,
     *,
     save: bool,
+    facts: "dict[str, object] | None" = None,
+    is_sharded: bool = False,
 ) -> "AdapterTrainer":
     """A trainer of the adapter in a model; moves the model to its device.
 
@@ -40,6 +43,8 @@ def make_trainer(
         settings: how to train.
         folder: folder for checkpoints.
         save: whether to write any.
+        facts: what all processes that train together must share.
+        is_sharded: whether these processes share the base.
 
     Raises:
         MissingExtraError: TRL is not installed.
@@ -54,11 +59,16 @@ def make_trainer(
     packed = "seq_lengths" in data.train.column_names
     padding = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if isinstance(t, int)), 0)
     with _without_warnings():
+        arguments = _arguments(model, data, settings, folder, save=save)
+        require_same(facts or {})
+        if is_sharded:
+            shard_base(model, arguments.device)
         trainer = AdapterTrainer(
+            is_sharded=is_sharded,
             held_out=data.held_out,
             lora_plus_ratio=settings.lora_plus_ratio,
             model=model,
-            args=_arguments(model, data, settings, folder, save=save),
+            args=arguments,
             train_dataset=data.train,
             processing_class=tokenizer,
             data_collator=None if packed else DataCollatorForLanguageModeling(pad_token_id=padding),

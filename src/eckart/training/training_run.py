@@ -33,6 +33,7 @@ from eckart.training.model_to_train import ModelToTrain, restored
 from eckart.training.records import Source
 from eckart.training.result import RESULT_FILE, TrainResult
 from eckart.training.settings import TrainSettings
+from eckart.training.sharded_base import NOTE, taking_over_fsdp
 from eckart.training.trainer_setup import keeping_verbosity, make_trainer, writing_tensorboard
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def train(
             data, source, options, settings, held_out=held_out, folder=folder if rundir.is_writer() else None
         )
         source.check(settings, config)
+        is_sharded = stack.enter_context(taking_over_fsdp(is_live=source.live is not None))
         run, files = _run(source, data, config, settings), InputFiles(source.files, stamped=False)
         checkpoint = rundir.last_checkpoint(folder) if resume and output is not None else None
         before = rundir.read_run(folder, run)["before"] if checkpoint else None
@@ -106,11 +108,26 @@ def train(
         stack.enter_context(explaining_memory(source.source, settings.lower_memory(data.options.length)))
         live = source.load(settings)
         stack.enter_context(restored(live))
-        notes = [*data.notes, *stack.enter_context(adapted(live, data, config, settings))]
+        if is_sharded:
+            dynamics = False
+        notes = [
+            *data.notes,
+            *([NOTE] if is_sharded else []),
+            *stack.enter_context(adapted(live, data, config, settings)),
+        ]
         for note in notes:
             progress.note(note)
         check_vocabulary(live, data)
-        trainer = make_trainer(live, source.tokenizer, data, settings, folder, save=output is not None)
+        trainer = make_trainer(
+            live,
+            source.tokenizer,
+            data,
+            settings,
+            folder,
+            save=output is not None,
+            facts=run,
+            is_sharded=is_sharded,
+        )
         if output is not None and rundir.is_writer():
             stack.enter_context(writing_tensorboard(trainer, folder))
         if before is None:
