@@ -22,7 +22,7 @@ def test_the_process_takes_the_predicted_memory():
 
 
 def test_two_processes_take_the_predicted_memory_of_a_sharded_model():
-    wide = WIDE | {"num_hidden_layers": 4, "hidden_size": 512, "word_embed_proj_dim": 512, "ffn_dim": 2048}
+    wide = MODELS["llama"] | {"num_hidden_layers": 4, "hidden_size": 512, "intermediate_size": 2048}
     plan = PlanSetting(method="full", dtype="float32", batch_size=2, length=64, gpus=2, sharding="fsdp")
     peak_bytes, _ = measure(wide, plan)
     predicted = simulate(wide, plan, device="cpu").peak_bytes

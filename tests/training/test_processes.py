@@ -12,9 +12,11 @@ import torch
 import transformers
 
 import eckart
+from eckart.errors import OptionError
 from eckart.formats import load_adapter
 from eckart.nn import LoRAConfig
 from eckart.training import DataOptions, TrainSettings, train
+from eckart.training.sharded_base import differing, taking_over_fsdp
 
 from .tiny import words, write_lines
 
@@ -115,3 +117,25 @@ def test_two_processes_give_the_adapter_of_one_with_twice_the_batch(tiny, tmp_pa
     assert told["heldout_loss_after"] == pytest.approx(one.heldout_loss_after, rel=1e-5)
     assert told["heldout_tokens"] == one.heldout_tokens
     assert told["run"]["processes"] == 2
+
+
+def test_processes_with_different_options_are_told_apart():
+    first = {"settings": {"learning_rate": 1e-3, "steps": 9}, "model": "base"}
+    assert differing(first, first) == []
+    other = {"settings": {"learning_rate": 2e-3, "steps": 9}, "model": "base"}
+    assert differing(other, first) == ["settings.learning_rate: 0.002, process 0 has 0.001"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_live", "said"),
+    [
+        ({}, True, "give its SOURCE"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, False, "fsdp_offload_params to false"),
+    ],
+)
+def test_what_fsdp_cannot_do_here_is_refused(variables, is_live, said, monkeypatch):
+    for name, value in {"ACCELERATE_USE_FSDP": "true", **variables}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(OptionError, match=said), taking_over_fsdp(is_live=is_live):
+        pass
+    assert os.environ["ACCELERATE_USE_FSDP"] == "true"

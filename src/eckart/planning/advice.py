@@ -12,7 +12,11 @@ from eckart.planning.forecast import Forecast
 from eckart.planning.guide import EFFECTIVE_BATCH
 from eckart.planning.setting import PlanSetting
 
-_LAUNCH = {None: "eckart", "ddp": "torchrun --nproc-per-node {gpus} -m eckart"}
+_LAUNCH = {
+    None: "eckart",
+    "ddp": "torchrun --nproc-per-node {gpus} -m eckart",
+    "fsdp": "accelerate launch --config_file fsdp.yaml --num_processes {gpus} -m eckart",
+}
 Source = Literal["rule", "simulation", "estimate", "spectrum", "given"]
 
 

@@ -1,6 +1,7 @@
 """Tensors without data, and stand-ins for the parts of a training step that need values or a GPU."""
 
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -160,7 +161,9 @@ def pretended_devices(count: int) -> Iterator["DeviceMesh | None"]:
         raise OptionError(msg)
     dist.init_process_group("fake", rank=0, world_size=count, store=FakeStore())
     try:
-        yield init_device_mesh("cpu", (count,))
+        with warnings.catch_warnings():  # FSDP warns of views that a model may change; a simulation computes nothing
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+            yield init_device_mesh("cpu", (count,))
     finally:
         dist.destroy_process_group()
 
