@@ -202,10 +202,10 @@ def estimate_setting(proportions: Proportions, setting: "PlanSetting", *, traine
         "activations": round(saved * tokens * width / 2),
         "other": logits,
     }
-    divided = dict(setting.divided)
+    divided: dict[Part, int] = dict(setting.divided)
     if setting.shards_parameters:
         parts["other"] += round(2 * base / proportions.layers)  # a layer, and the message that it is gathered from
         whole = setting.method != "full" and setting.sharding == "fsdp"
         sharded: tuple[Part, ...] = ("weights",) if whole else ("weights", "adapters", "gradients", "optimizer")
-        divided = dict.fromkeys(sharded, setting.gpus)
+        divided |= dict.fromkeys(sharded, setting.gpus)
     return {part: -(-nbytes // divided.get(part, 1)) for part, nbytes in parts.items()}
