@@ -180,7 +180,7 @@ FLAG = re.compile(r"(^|[^\w-])--[a-z]")
 BUILDS_COMMANDS = {  # functions and constants that are a command to copy or to run
     "demo/package.py": {"INSTALL", "install_model_package"},
     "operations/checking/remedies.py": {"command"},
-    "planning/advice.py": {"command"},
+    "planning/advice.py": {"_LAUNCH", "command"},
     "report/tables/comparison.py": {"comparison_table"},
 }
 

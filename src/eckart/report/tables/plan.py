@@ -109,7 +109,7 @@ def _several(plan: "PlanResult") -> list[RenderableType]:
     if plan.several is None or plan.memory is None:
         return []
     gpus, peak = plan.several.setting.gpus, bytes_text(plan.several.peak_bytes)
-    return [Text(f"{gpus} GPUs of {plan.memory.text} hold it with FSDP: peak {peak} on each (--gpus {gpus}).")]
+    return [Text(f"{gpus} GPUs of {plan.memory.text} hold it with FSDP: peak {peak} on each.")]
 
 
 def _command(plan: "PlanResult", advice: "Advice") -> str:
