@@ -27,6 +27,7 @@ ON_REQUEST = (
     "planning",
     "load",
     "quantized",
+    "layer_group",
     "images",
     "cluster",
     "sd_scripts",
