@@ -1,7 +1,8 @@
 """Second moments of the inputs of a model's linear layers, collected block by block; an interrupted run resumes."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,14 +67,17 @@ def collect_moments(
         assert journal is not None
         model = StreamedModel(checkpoint, device=device)
         _Collection(model, _names(model, checkpoint), kinds, journal).run(execution)
-        records = [record for index in range(len(model.blocks)) for record in _records(journal, index, kinds)]
-        inputs = {module: owner for record in records for module, owner in record.facts["inputs"].items()}
-        tokens = {kind: ids.numel() for kind, ids in kinds.items()}
-        tensors = {name: tensor for record in records for name, tensor in record.tensors.items()}
+        blocks = range(len(model.blocks))
+        del model
+        specs, inputs = [], dict[str, str]()
+        for record in _records(journal, blocks, kinds):
+            specs += [TensorSpec.of(name, tensor) for name, tensor in record.tensors.items()]
+            inputs |= record.facts["inputs"]
+        # Read again block by block: together they would be the largest thing in memory.
+        tensors = (each for record in _records(journal, blocks, kinds) for each in record.tensors.items())
+        header = metadata(tokens={kind: ids.numel() for kind, ids in kinds.items()}, model=key, inputs=inputs)
         with atomic_file(output, force=force, inputs=checkpoint.files) as partial:
-            specs = [TensorSpec.of(name, tensor) for name, tensor in tensors.items()]
-            header = metadata(tokens=tokens, model=key, inputs=inputs)
-            write_tensors(partial, specs, tensors.items(), header)
+            write_tensors(partial, specs, tensors, header)
     return Moments(output)
 
 
@@ -97,13 +101,16 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
-def _records(journal: Journal, index: int, kinds: Mapping[str, Any]) -> list[Record]:
-    """What is stored of a block."""
-    records = [journal.load(_record_name(index, kind)) for kind in kinds]
-    if None in records:
-        msg = f"{journal.folder}: stored moments of block {index} are missing or damaged; run the same command again"
-        raise OutputError(msg)
-    return [record for record in records if record]
+def _records(journal: Journal, blocks: Iterable[int], kinds: Iterable[str]) -> Iterator[Record]:
+    """What is stored of each block and kind of text."""
+    for index, kind in itertools.product(blocks, kinds):
+        record = journal.load(_record_name(index, kind))
+        if record is None:
+            msg = (
+                f"{journal.folder}: stored moments of block {index} are missing or damaged; run the same command again"
+            )
+            raise OutputError(msg)
+        yield record
 
 
 def _record_name(index: int, kind: str) -> str:

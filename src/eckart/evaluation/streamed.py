@@ -6,20 +6,15 @@ processes one sequence after the other, and drops them.
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from eckart.checkpoint.checkpoint import Checkpoint
-from eckart.checkpoint.fused_experts import with_fused_experts
-from eckart.checkpoint.module_tree import tree_naming
 from eckart.errors import NotFiniteError, SourceError
 from eckart.evaluation.loss import LossResult, summed_loss
-from eckart.evaluation.model import outline_model
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from eckart.evaluation.outlined import OutlinedModel, drop
 
 Visit = Callable[[int, nn.Module], AbstractContextManager[None]]
 _NO_VISIT: Visit = lambda *_: nullcontext()  # noqa: E731
@@ -46,12 +41,10 @@ class StreamedModel:
 
     def __init__(self, checkpoint: Checkpoint, *, device: torch.device | str = "cpu") -> None:
         self.device, self.row = torch.device(device), 0
-        self._checkpoint = with_fused_experts(checkpoint)
-        self.model: PreTrainedModel = outline_model(checkpoint.source).eval()
+        self._weights = OutlinedModel(checkpoint, device=device)
+        self.model, self.stored = self._weights.model, self._weights.stored
         path, self.blocks = _blocks(self.model, checkpoint.source)
-        self.stored = self._stored_names()
-        self._fill_buffers()
-        self._load(self.model, "", skip=f"{path}.")
+        self._weights.load(self.model, skip=f"{path}.")
         self._visit, self._begin, self.states = _NO_VISIT, 0, torch.empty(0)
         self._replayed: Tensor | None = None
         for index, block in enumerate(self.blocks.values()):
@@ -91,17 +84,23 @@ class StreamedModel:
             NotFiniteError: the model returns NaN or Inf.
         """
         states, total = self.run(ids), 0.0
-        try:
-            for row, sequence in enumerate(ids.to(self.device)):
-                self._replayed = states[row : row + 1]
+        for row, sequence in enumerate(ids.to(self.device)):
+            with self.replaying(states[row : row + 1]):
                 total += summed_loss(self.model, sequence)
-        finally:
-            self._replayed = None
         tokens = ids[:, 1:].numel()
         if not total < float("inf"):
             msg = f"the model returned NaN or Inf: its loss is {total} after {tokens} tokens"
             raise NotFiniteError(msg)
         return LossResult(total / tokens, tokens)
+
+    @contextmanager
+    def replaying(self, states: Tensor) -> Iterator[nn.Module]:
+        """The model, whose blocks compute nothing: the last one returns these states, as `run` returned them."""
+        self._replayed = states
+        try:
+            yield self.model
+        finally:
+            self._replayed = None
 
     def _body(self) -> nn.Module:
         """The model without its head."""
@@ -141,51 +140,11 @@ class StreamedModel:
     def _loaded(self, index: int) -> Iterator[nn.Module]:
         """A block with its weights, which it loses afterwards."""
         path, block = list(self.blocks.items())[index]
-        self._load(block, f"{path}.")
+        self._weights.load(block, f"{path}.")
         try:
             yield block
         finally:
-            for module in block.modules():
-                for leaf, parameter in module._parameters.items():
-                    if parameter is not None:
-                        _assign(module, leaf, parameter.to("meta"))
-
-    def _stored_names(self) -> dict[str, str]:
-        naming, prefix = tree_naming(self._checkpoint), self.model.base_model_prefix
-        tensors = {name for name, _ in _tensors(self.model)}
-        names: dict[str, str] = {}
-        tied = self._checkpoint.tied
-        for stored in (*self._checkpoint.tensors, *tied):
-            tree = naming(stored)
-            path = tree if tree in tensors else f"{prefix}.{tree}"
-            if path in tensors:
-                names[path] = tied.get(stored, stored)
-        return names
-
-    def _load(self, module: nn.Module, prefix: str, *, skip: str = "\n") -> None:
-        """Read the parameters of a module, and its buffers that are stored."""
-        missing = []
-        for name, is_parameter in _tensors(module):
-            path = prefix + name
-            if path.startswith(skip):
-                continue
-            if path in self.stored:
-                owner, _, leaf = name.rpartition(".")
-                value = self._checkpoint.read(self.stored[path])
-                _assign(module.get_submodule(owner), leaf, _floating(value).to(self.device))
-            elif is_parameter:
-                missing.append(path)
-        if missing:
-            msg = f"{self._checkpoint.source}: weights of transformers' {type(self.model).__name__} are missing"
-            raise SourceError.listing(msg, missing)
-
-    def _fill_buffers(self) -> None:
-        """Compute the buffers that files do not contain, such as the frequencies of rotary embeddings."""
-        for module in self.model.modules():
-            own = {leaf: buffer for leaf, buffer in module._buffers.items() if buffer is not None}
-            module._buffers.update((leaf, torch.empty_like(each, device=self.device)) for leaf, each in own.items())
-            if own:
-                self.model._init_weights(module)
+            drop(block)
 
 
 def _blocks(model: nn.Module, source: str) -> tuple[str, dict[str, nn.Module]]:
@@ -199,12 +158,6 @@ def _blocks(model: nn.Module, source: str) -> tuple[str, dict[str, nn.Module]]:
     sizes = {name: sum(each.numel() for each in module.parameters()) for name, module in lists.items()}
     path = max(sizes, key=lambda name: (sizes[name], -len(name)))
     return path, {f"{path}.{name}": block for name, block in lists[path].named_children()}
-
-
-def _tensors(module: nn.Module) -> Iterator[tuple[str, bool]]:
-    """Name of every parameter and buffer, tied ones each time, and whether it is a parameter."""
-    yield from ((name, True) for name, _ in module.named_parameters(remove_duplicate=False))
-    yield from ((name, False) for name, _ in module.named_buffers(remove_duplicate=False))
 
 
 def _named_row(name: str, value: Any, row: int, rows: int) -> Any:
@@ -223,14 +176,3 @@ def _row(value: Any, row: int, rows: int) -> Any:
         return tuple(_row(each, row, rows) for each in value)
     is_batched = isinstance(value, Tensor) and value.ndim > 1 and len(value) == rows
     return value[row : row + 1] if is_batched else value
-
-
-def _floating(value: Tensor) -> Tensor:
-    return value.to(torch.float32) if value.is_floating_point() else value
-
-
-def _assign(module: nn.Module, leaf: str, value: Tensor) -> None:
-    if leaf in module._parameters:
-        module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
-    else:
-        module._buffers[leaf] = value
