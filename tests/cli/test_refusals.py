@@ -89,7 +89,7 @@ REFUSALS = [
     ("convert adapter -o new --to nothing", "Invalid value for '--to'"),
     ("convert adapter -o new --to diffusers", "cannot be converted"),
     ("convert adapter -o new --to gguf --base base", "which is not known: give the model as --base"),
-    ("convert adapter -o new --to lora", "give it as --base"),
+    ("convert adapter -o new --to lora", "every layer is plain LoRA already"),
     ("convert base -o new --to kohya", A_MODEL),
     ("compare adapter nowhere", MISSING),
     ("compare adapter adapter -o exists", EXISTS),
@@ -138,6 +138,8 @@ REFUSALS = [
     ("sweep nowhere text -o new", MISSING),
     ("sweep base nowhere -o new", MISSING),
     ("sweep base text -o new --ranks x", "invalid sweep grid"),
+    ("run nowhere.yaml", "cannot be read"),
+    ("run recipe.yaml", "--rank must be at least 1, got 0"),
     ("report nowhere -o page.html", "nowhere: no such folder"),
     ("report base -o page.html", "contains none of analysis.json"),
 ]
@@ -175,6 +177,7 @@ def outcomes(tmp_path_factory):
     (folder / "exists").mkdir()
     (folder / "exists" / "file").touch()
     (folder / "text").write_text("text")
+    (folder / "recipe.yaml").write_text("- resize: {adapter: adapter, rank: 0, output: new}")
     commands = [command for command, _ in REFUSALS]
     child = subprocess.run(
         [sys.executable, "-c", CHILD],

@@ -28,7 +28,7 @@ def to_modules(adapter: Adapter, model: Model | None) -> Renaming:
             faults.append(f"{name}: no module of this name in {model.source}")
         else:
             unknown.append(name)
-    faults += [f"{fault}; or give its model as `base`" for fault in unknown_modules(unknown)]
+    faults += unknown_modules(unknown, remedy="; or give its model as `base`")
     faults += twice([(move.new, move.old[0]) for move in moves])
     return Renaming(moves, faults, is_pipeline=model.is_pipeline if model else True)
 

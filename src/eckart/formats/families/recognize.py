@@ -151,15 +151,15 @@ def _misfit(layers: Mapping[str, Layer[Any]], partial: Mapping[str, Mapping[str,
     return MismatchError.listing("these layers are not all of one family of models", lines)
 
 
-def unknown_modules(names: Sequence[str], among: Collection[Family] = ()) -> list[str]:
-    """Faults of modules that no family has: the families considered, and for the first few the three nearest names."""
+def unknown_modules(names: Sequence[str], among: Collection[Family] = (), *, remedy: str = "") -> list[str]:
+    """Faults of modules that no family has: the families considered, and the three nearest names to the first few."""
     families = among or FAMILIES.values()
     known = ", ".join(family.title for family in families)
-    faults = [f"{name}: no such module in any of {known}" for name in names]
-    for index, name in enumerate(names[:_SHOWN]):
+    faults = [f"{name}: no such module in any of {known}{remedy}" for name in names]
+    for name in names[:_SHOWN]:
         likes = {like for family in families for like in _names_like(name, family)}
         if near := nearest_names(_NUMBER.sub("N", name), sorted(likes), count=_SHOWN):
-            faults[index] += f"; the nearest are {', '.join(near)}"
+            faults.append(f"the nearest names to {name} are {', '.join(near)}")
     return faults
 
 
