@@ -82,6 +82,7 @@ COMMANDS = {
     "compare merge": Command("compare merged adapter --base base"),
     "quantize": Command("quantize base"),
     "quantize calibrated": Command("quantize base --calibrate text.txt --correct 1"),
+    "quantize distill": Command("quantize base --calibrate text.txt --correct 1 --distill --steps 1"),
     "merge calibrated": Command("merge nf4 adapter --calibrate text.txt --original base"),
     "correct": Command("correct nf4 base --rank 1 --calibrate text.txt --with adapter"),
     "train": Command(f"train base text.txt --eval-data heldout.txt --rank-pattern ranks.json {TRAINING}"),

@@ -1,4 +1,5 @@
 from .collect import collect_moments as collect_moments
+from .distillation import DistilledCorrection as DistilledCorrection
 from .held_out import HeldOutLosses as HeldOutLosses
 from .held_out import measure_losses as measure_losses
 from .merge import merge_with_text as merge_with_text

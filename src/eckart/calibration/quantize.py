@@ -31,6 +31,8 @@ def quantize_with_text(
     texts: "Sequence[Source]",
     *,
     correct: int = 0,
+    distill: bool = False,
+    steps: int | None = None,
     moments: Path | None = None,
     execution: Execution = Execution(),
     force: bool = False,
@@ -45,6 +47,8 @@ def quantize_with_text(
         output: folder to write.
         texts: one source for each kind of text, in any form that training data may have.
         correct: rank of the correction in `output`/correction; 0 for none.
+        distill: train the correction towards the model's predictions on the texts.
+        steps: of that training; by default one pass over the texts.
         moments: file for the second moments, which is used again if it exists.
         execution: device, workers, memory, progress, resume.
         force: replace an existing output.
@@ -58,12 +62,16 @@ def quantize_with_text(
     plan = plan_quantize(model, **options)
     plan.check_output(output, force=force)
     # Imported here: a refusal needs no torch.
+    from eckart.calibration.distillation import DistilledCorrection
     from eckart.calibration.held_out import WorseCodes
     from eckart.calibration.session import calibrated
     from eckart.operations.model_writer.planned import planned
 
     with calibrated(model, texts, output=output, file=moments, execution=execution) as inputs:
         models = {"original": open_checkpoint(model), "nearest codes": planned(plan)}
+        refine = None
+        if distill:
+            refine = DistilledCorrection(models["original"], inputs.text, steps=steps, execution=execution)
         measure = partial(_losses, models, inputs.text.held_out, execution)
         losses: list[HeldOutLosses] = []
         corrections: list[AdapterResult] = []
@@ -78,18 +86,19 @@ def quantize_with_text(
         def correct_nearest(folder: Path) -> None:
             if correct:
                 rest = {key: value for key, value in options.items() if key in ("target", "exclude")}
-                rest |= {"moments": inputs.moments, "rank": correct, "execution": execution}
+                rest |= {"moments": inputs.moments, "rank": correct, "refine": refine, "execution": execution}
                 corrections.append(add_correction(folder, model, output, **rest))
             losses.append(measure(folder))
 
         try:
-            result = quantize(model, output, moments=inputs.moments, correct=correct, execution=execution, force=force,
-                              check=check_calibrated, **options)  # fmt: skip
+            result = quantize(model, output, moments=inputs.moments, correct=correct, refine=refine,
+                              execution=execution, force=force, check=check_calibrated, **options)  # fmt: skip
         except WorseCodes as worse:
             notes.append(str(worse))
             result = quantize(model, output, execution=execution, force=force, check=correct_nearest, **options)
             result = replace(result, correction=published(corrections, output))
-    return replace(result, held_out=losses[-1].to_json(), notes=tuple(notes))
+    distilled = refine.result if refine else None
+    return replace(result, held_out=losses[-1].to_json(), distilled=distilled, notes=tuple(notes))
 
 
 def _losses(models: Any, texts: Any, execution: Execution, folder: Path) -> "HeldOutLosses":

@@ -1,10 +1,11 @@
 """`eckart correct`: an adapter that repairs a quantized model."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
-from eckart.cli.calibrate import CALIBRATION, Calibrate, MomentsFile
+from eckart.cli.calibrate import CALIBRATION, Calibrate, Distill, MomentsFile, Steps, check_steps
 from eckart.cli.options import (
     DTYPES,
     RESULT,
@@ -52,6 +53,8 @@ def correct(
     calibrate: Calibrate = None,
     moments: MomentsFile = None,
     adapters: With = None,
+    distill: Distill = False,
+    steps: Steps = None,
     target: Target = None,
     exclude: Exclude = None,
     device: Device = "auto",
@@ -69,7 +72,8 @@ def correct(
     """Write a PEFT adapter that brings the outputs of QUANTIZED back to those of ORIGINAL.
 
     QUANTIZED may be in any encoding that eckart reads. The factors are the best of their rank for the outputs of each
-    layer on TEXT; the least error that any adapter of these ranks could leave is shown next to theirs.
+    layer on TEXT; the least error that any adapter of these ranks could leave is shown next to theirs. --distill trains
+    them further, so that the whole model predicts as ORIGINAL does.
 
     \b
     $ eckart quantize base -o base-nf4 --double
@@ -79,7 +83,7 @@ def correct(
     """  # noqa: D301
     from eckart.checkpoint import check_output
     from eckart.checkpoint.source import local_paths
-    from eckart.cli.output import present
+    from eckart.cli.output import show, show_json
     from eckart.cli.progress import StderrProgress
     from eckart.cli.push import check_push, push_output
     from eckart.engine import Execution
@@ -91,16 +95,22 @@ def correct(
         msg = "a correction needs text to see which errors matter: pass `calibrate`"
         raise OptionError(msg)
     check_push(push)
+    check_steps(steps, distill=distill)
     check_output(output, force=force, inputs=local_paths(quantized, original, moments, *calibrate, *(adapters or ())))
     for model in (quantized, original):
         open_model(model)
     for text in calibrate:
         find_files(text)
     from eckart import operations, report  # here: a refusal needs no torch
-    from eckart.calibration import calibrated
+    from eckart.calibration import DistilledCorrection, calibrated
+    from eckart.operations.correction.plan import corrected_goal
 
     execution = Execution(device=device, workers=workers, seed=seed, resume=not no_resume, progress=StderrProgress())
     with calibrated(original, calibrate, output=output, file=moments, execution=execution) as inputs:
+        refine = None
+        if distill:
+            goal = corrected_goal(original, adapters or ())
+            refine = DistilledCorrection(goal, inputs.text, steps=steps, execution=execution)
         result = operations.correct(
             quantized,
             original,
@@ -113,6 +123,11 @@ def correct(
             dtype=dtype,
             execution=execution,
             force=force,
+            refine=partial(refine, quantized) if refine else None,
         )
-    present(result, report.adapter_table, as_json=as_json)
+    distilled = refine.result if refine else None
+    if as_json:
+        show_json(result.to_json() | {"distill": distilled.to_json() if distilled else None})
+    else:
+        show(report.adapter_table(result, distilled=distilled))
     return push_output(output, push, made_by="correct")

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from eckart.cli.calibrate import CALIBRATION, Calibrate, MomentsFile
+from eckart.cli.calibrate import CALIBRATION, Calibrate, Distill, MomentsFile, Steps, check_steps
 from eckart.cli.options import (
     DTYPES,
     RESULT,
@@ -68,6 +68,8 @@ def quantize(
     exclude: Exclude = None,
     calibrate: Calibrate = None,
     correct: Correct = None,
+    distill: Distill = False,
+    steps: Steps = None,
     moments: MomentsFile = None,
     workers: Workers = None,
     no_resume: NoResume = False,
@@ -87,7 +89,8 @@ def quantize(
     The codes of NF4 equal those of bitsandbytes bit for bit. The output layer, embeddings and norms stay as they are.
 
     With --calibrate, each layer gets the codes that change its outputs on TEXT least, if they are better than the
-    nearest ones on kinds of text that were left out and on held-out text. --correct adds an adapter for PEFT.
+    nearest ones on kinds of text that were left out and on held-out text. --correct adds an adapter for PEFT, which
+    --distill also trains for a few steps towards MODEL's predictions.
 
     \b
     $ eckart quantize base -o base-nf4 --double
@@ -105,6 +108,7 @@ def quantize(
     from eckart.cli.progress import StderrProgress
     from eckart.cli.push import check_push, push_output
     from eckart.engine import Execution
+    from eckart.errors import OptionError
     from eckart.operations.quantization.plan import ALL_LINEAR, plan_quantize
     from eckart.operations.quantization.quantize import quantize as quantized
 
@@ -116,6 +120,10 @@ def quantize(
         "double": double,
         "dtype": dtype,
     }
+    check_steps(steps, distill=distill)
+    if distill and not correct:
+        msg = "`distill` trains a correction; give its rank with `correct`"
+        raise OptionError(msg)
     if dry_run:
         return present(plan_quantize(model, **options).preview(), report.preview_table, as_json=as_json)
     check_push(push)
@@ -125,7 +133,13 @@ def quantize(
     if calibrate:
         from eckart.calibration import quantize_with_text
 
-        calibration: dict[str, Any] = {"texts": calibrate, "correct": correct or 0, "moments": moments}
+        calibration: dict[str, Any] = {
+            "texts": calibrate,
+            "correct": correct or 0,
+            "distill": distill,
+            "steps": steps,
+            "moments": moments,
+        }
         result = quantize_with_text(model, output, execution=execution, force=force, **calibration, **options)
     else:
         result = quantized(model, output, correct=correct or 0, execution=execution, force=force, **options)

@@ -84,6 +84,18 @@ class OutlinedModel:
                 self.model._init_weights(module)
 
 
+def dense_model(checkpoint: Checkpoint, *, device: torch.device | str = "cpu") -> "PreTrainedModel":
+    """The causal language model of a checkpoint in any encoding, dequantized to float32, in evaluation mode.
+
+    Raises:
+        SourceError: transformers has no language model for the config, or the checkpoint lacks some of its weights.
+        MissingExtraError: transformers is not installed.
+    """
+    outlined = OutlinedModel(checkpoint, device=device)
+    outlined.load(outlined.model)
+    return outlined.model
+
+
 def drop(module: nn.Module) -> None:
     """Release the parameters of a module; they are on the meta device afterwards."""
     for part in module.modules():

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -85,27 +85,15 @@ class Distillation:
             SourceError: a model cannot be loaded.
         """
         model = cast("nn.Module", load_model(self.base)).to(self.device)
-        tied = _tied_modules(model)
-        # The tensors that the adapter replaces stay replaced while its factors train.
-        with adapter_applied(model, replace(adapter, layers={})):
-            inject_adapter(model, Adapter({name: _balanced(layer) for name, layer in adapter.items()}), name=STUDENT)
-            paths = _paths(model, adapter)
-            modules = adapted_modules(model)
-            # Layers that share a weight do not train: trained separately, they would no longer fit any checkpoint.
-            for path in tied & modules.keys():
-                modules[path].factors(STUDENT).trainable = False
-            self.result = distill(
-                model,
-                self._teacher(model),
-                self._sequences(model),
-                self.settings,
-                dtypes={path: adapter.layers[name].lora_A.dtype for name, path in paths.items()},
-                progress=self.progress,
-            )
-            if not self.result.kept:
-                return adapter
-            trained = {name: _with_factors(layer, modules[paths[name]]) for name, layer in adapter.items()}
-            return replace(adapter, layers=trained, files=())
+        changed, self.result = distilled(
+            model,
+            adapter,
+            lambda: self._teacher(model),
+            self._sequences(model),
+            settings=self.settings,
+            progress=self.progress,
+        )
+        return changed
 
     def _teacher(self, model: nn.Module) -> nn.Module | Mapping[str, float]:
         if not isinstance(self.teacher, Adapter):
@@ -121,6 +109,56 @@ class Distillation:
         ids = torch.tensor(self.ids[: count * length], dtype=torch.int64).view(count, length)
         opening = torch.tensor(self.opening, dtype=torch.int64).expand(count, len(self.opening))
         return torch.cat([opening, ids], dim=1)
+
+
+def distilled(
+    model: nn.Module,
+    adapter: Adapter,
+    teacher: Callable[[], nn.Module | Mapping[str, float]],
+    sequences: Tensor,
+    *,
+    held_out: Tensor | None = None,
+    settings: FinetuneSettings = SHORT,
+    progress: Progress = NoProgress(),
+) -> tuple[Adapter, DistillResult]:
+    """Train an adapter's factors in a model towards a teacher.
+
+    Args:
+        model: without adapters; it has the adapter's afterwards.
+        adapter: for the model.
+        teacher: called once the adapter is in the model; other arguments as for `distill`.
+        sequences: see `distill`.
+        held_out: see `distill`.
+        settings: see `distill`.
+        progress: receives the steps.
+
+    Returns:
+        the adapter with trained factors, or the same object if training did not help, and the result.
+
+    Raises:
+        MismatchError: the adapter does not fit the model, or none of its layers can be trained.
+    """
+    tied = _tied_modules(model)
+    # The tensors that the adapter replaces stay replaced while its factors train.
+    with adapter_applied(model, replace(adapter, layers={})):
+        inject_adapter(model, Adapter({name: _balanced(layer) for name, layer in adapter.items()}), name=STUDENT)
+        paths, modules = _paths(model, adapter), adapted_modules(model)
+        # Layers that share a weight do not train: trained separately, they would no longer fit any checkpoint.
+        for path in tied & modules.keys():
+            modules[path].factors(STUDENT).trainable = False
+        result = distill(
+            model,
+            teacher(),
+            sequences,
+            settings,
+            held_out=held_out,
+            dtypes={path: adapter.layers[name].lora_A.dtype for name, path in paths.items()},
+            progress=progress,
+        )
+        if not result.kept:
+            return adapter, result
+        trained = {name: _with_factors(layer, modules[paths[name]]) for name, layer in adapter.items()}
+        return replace(adapter, layers=trained, files=()), result
 
 
 def _balanced(layer: AdapterLayer) -> AdapterLayer:

@@ -104,14 +104,15 @@ def distill(
     sequences: Tensor,
     settings: FinetuneSettings = SHORT,
     *,
+    held_out: Tensor | None = None,
     dtypes: Mapping[str, torch.dtype] | None = None,
     progress: Progress = NoProgress(),
 ) -> DistillResult:
     """Train lora_A and lora_B of the adapter `default` towards what a teacher predicts, in place.
 
-    AdamW minimizes KL(teacher ‖ student) over the complete vocabulary. The last 15 % of the sequences are held out: the
-    trained factors are kept if the KL on them is lower than before, else they are restored bit for bit. It is measured
-    every tenth step too: training ends when it has not fallen twice in a row, and the best factors are taken.
+    AdamW minimizes KL(teacher ‖ student) over the complete vocabulary. The trained factors are kept if the KL on
+    held-out sequences is lower than before, else they are restored bit for bit. It is measured every tenth step too:
+    training ends when it has not fallen twice in a row, and the best factors are taken.
 
     Args:
         student: a causal language model with an adapter `default`, which is switched on alone; its factors that require
@@ -122,6 +123,7 @@ def distill(
         settings: how to train. A learning rate of 1 changes the numbers of a factor, per step, by their initial root
             mean square, so that one rate suits updates of every size. The products run in `compute_dtype`,
             measurements in the models' own dtype.
+        held_out: further sequences to measure on; by default the last 15 % of `sequences`, which then do not train.
         dtypes: dtype in which the factors of a module, by its path, will be written; they are rounded before they are
             measured.
         progress: receives the steps, with the KL of each in nats per token.
@@ -139,7 +141,8 @@ def distill(
     began = time.monotonic()
     set_adapters(student, {STUDENT: 1.0})
     factors = trained_factors(student)
-    training, held_out = hold_out(sequences.to(next(student.parameters()).device))
+    training, held_out = (sequences, held_out) if held_out is not None else hold_out(sequences)
+    training, held_out = (ids.to(next(student.parameters()).device) for ids in (training, held_out))
     student.eval()
     teach = _predictions(teacher.eval()) if isinstance(teacher, nn.Module) else _predictions(student, teacher)
     predict, base = _predictions(student), _predictions(student, {})

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from eckart.engine import Execution
-    from eckart.operations.adapter_result import AdapterResult
+    from eckart.operations.adapter_result import AdapterResult, Refine
     from eckart.operations.moments import Moments
     from eckart.result import Finish
 
@@ -32,6 +32,7 @@ def correct(
     base_model: str | None = None,
     execution: "Execution | None" = None,
     force: bool = False,
+    refine: "Refine | None" = None,
     finish: "Finish[AdapterResult] | None" = None,
 ) -> "AdapterResult":
     """The best adapter of a given rank for the outputs of a quantized model's layers.
@@ -49,6 +50,7 @@ def correct(
         base_model: the adapter's base, as its config names it; by default `quantized`.
         execution: device, workers, memory, progress, resume, seed.
         force: replace an existing output.
+        refine: changes the adapter before it is written, such as `eckart.calibration.DistilledCorrection`.
         finish: called with the folder before it gets its final name and the result, to add files.
 
     Returns:
@@ -67,7 +69,7 @@ def correct(
         quantized, original, moments=moments, rank=rank, adapters=adapters, target=target, exclude=exclude, dtype=dtype,
         base_model=base_model,
     )  # fmt: skip
-    writer = AdapterWriter.checked(plan, output, execution, force=force, finish=finish)
+    writer = AdapterWriter.checked(plan, output, execution, force=force, refine=refine, finish=finish)
     from eckart.operations.correction.work import correction_work  # imports torch
 
     return writer.write(correction_work(plan, writer.execution))

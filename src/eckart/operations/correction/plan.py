@@ -107,12 +107,7 @@ def plan_correct(
         msg = f"`rank` must be at least 1, got {rank}"
         raise OptionError(msg)
     stored = with_fused_experts(open_model(quantized))
-    goal = open_model(original, role="the original model")
-    if adapters:
-        from eckart.operations.model_writer.planned import planned  # imports torch
-
-        goal = planned(plan_merge(goal, [open_adapter(each) for each in _listed(adapters)], dtype=FLOAT32))
-    goal = with_fused_experts(goal)
+    goal = with_fused_experts(corrected_goal(original, adapters))
     parts = split_tensors(stored, goal, Scope(as_patterns(target), as_patterns(exclude), ()))
     views = {view.name: view for view in parts.matrices if view.name in moments and view.kind in ("linear", "conv1d")}
     skipped = [*parts.skipped, *(Skipped(v.name, NO_MOMENTS) for v in parts.matrices if v.name not in views)]
@@ -122,6 +117,16 @@ def plan_correct(
     return CorrectionPlan(
         stored, goal, moments, rank, views, skipped, float_dtype(dtype) or FLOAT32, base_model or stored.source
     )
+
+
+def corrected_goal(original: Source, adapters: Adapters) -> Checkpoint:
+    """The model whose outputs a correction aims at: the original, with adapters if it carries some."""
+    goal = open_model(original, role="the original model")
+    if not adapters:
+        return goal
+    from eckart.operations.model_writer.planned import planned  # imports torch
+
+    return planned(plan_merge(goal, [open_adapter(each) for each in _listed(adapters)], dtype=FLOAT32))
 
 
 def _listed(adapters: Adapters) -> Sequence[Adapter | str | Path]:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from eckart.result import Result, Skipped
 if TYPE_CHECKING:
     import torch
 
+    from eckart.adapter import Adapter
     from eckart.checkpoint import DType
     from eckart.operations.adapter_result import AdapterResult
     from eckart.operations.moments import Moments
@@ -70,6 +72,7 @@ class QuantizeResult(Result):
         correction: the adapter in OUT/correction that repairs the outputs; None if none was asked for.
         held_out: losses on held-out text, in nats per token, of the original, with the nearest codes, as written and
             with the correction: the mean and that on each kind of text; None if they were not measured.
+        distilled: how the correction was trained; None if it was not.
         notes: warnings and advice.
     """
 
@@ -84,6 +87,7 @@ class QuantizeResult(Result):
     seconds: float
     correction: AdapterResult | None = None
     held_out: Mapping[str, Mapping[str, float]] | None = None
+    distilled: Result | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -135,6 +139,7 @@ class QuantizeResult(Result):
             "skipped": [item.to_json() for item in self.skipped],
             "correction": self.correction.to_json() if self.correction else None,
             "held_out": self.held_out,
+            "distill": self.distilled.to_json() if self.distilled else None,
             "notes": list(self.notes),
             "seconds": self.seconds,
         }
@@ -152,6 +157,7 @@ def quantize(
     dtype: DType | torch.dtype | str | None = None,
     moments: Moments | None = None,
     correct: int = 0,
+    refine: Callable[[Path, Adapter], Adapter] | None = None,
     execution: Execution = Execution(),
     force: bool = False,
     check: Callable[[Path], None] = lambda folder: None,
@@ -176,6 +182,8 @@ def quantize(
             name or as torch dtype; None keeps the source's (float32 for quantized GGUF tensors).
         moments: second moments of the layers' inputs, from `eckart.calibration.collect_moments`.
         correct: rank of a correction to write into the folder `correction` of the output; 0 for none.
+        refine: changes the correction before it is written, given the folder of the quantized model, such as
+            `eckart.calibration.DistilledCorrection`.
         execution: workers, memory, progress, resume.
         force: replace an existing output.
         check: called with the complete folder before it gets its final name; after an error it does not get it.
@@ -206,7 +214,7 @@ def quantize(
 
     def complete(folder: Path) -> None:
         if correct and moments is not None:
-            options: dict[str, Any] = {"target": target, "exclude": exclude, "execution": execution}
+            options: dict[str, Any] = {"target": target, "exclude": exclude, "execution": execution, "refine": refine}
             corrections.append(add_correction(folder, source, Path(output), moments=moments, rank=correct, **options))
         check(folder)
 
@@ -226,7 +234,14 @@ def quantize(
     )
 
 
-def add_correction(folder: Path, source: Source, output: Path, **options: Any) -> AdapterResult:
+def add_correction(
+    folder: Path,
+    source: Source,
+    output: Path,
+    *,
+    refine: Callable[[Path, Adapter], Adapter] | None = None,
+    **options: Any,
+) -> AdapterResult:
     """Write the correction of a quantized model into its folder, before that gets its final name.
 
     Args:
@@ -234,8 +249,10 @@ def add_correction(folder: Path, source: Source, output: Path, **options: Any) -
         source: the model that it was made from.
         output: its final name, which the correction's config gives as its base; the correction is next to it until it
             is complete.
+        refine: see `quantize`.
         options: further arguments of `correct`.
     """
+    options["refine"] = partial(refine, folder) if refine else None
     beside, place = output.with_name(f"{output.name}.{CORRECTION}"), folder / CORRECTION
     result = correct_model(folder, source, output=beside, force=True, base_model=str(output), **options)
     names = (path.relative_to(beside).as_posix() for path in beside.rglob("*") if path.is_file())

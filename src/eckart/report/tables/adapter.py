@@ -64,7 +64,7 @@ def adapter_table(
     if result.guarantee:
         notes.append(result.guarantee)
     if distilled is not None:
-        notes.append(_distilled_text(distilled))
+        notes.append(distilled_text(distilled))
     if gain is not None:
         notes.append(_gain_text(gain))
     notes.append(
@@ -110,7 +110,7 @@ def _gain_text(gain: "GainReport") -> str:
     return f"{losses}\nGain recovered: {number_text(100 * gain.gain_recovered)}%{between}"
 
 
-def _distilled_text(distilled: "DistillResult") -> str:
+def distilled_text(distilled: "DistillResult") -> str:
     """What a distillation did to KL, loss and gain on its held-out text, and whether its factors were kept."""
     before, after = distilled.before, distilled.after
     stopped = ", until the KL on held-out text no longer fell" if distilled.stopped else ""

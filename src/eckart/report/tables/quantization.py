@@ -1,16 +1,18 @@
 """A quantized model as a table for a terminal of 80 columns."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from eckart.report.tables.adapter import distilled_text
 from eckart.report.tables.grid import SUMMARY, Column, grid, is_summarized
 from eckart.report.tables.lines import skipped_lines, unbroken
 from eckart.report.words import bytes_text, count_text, seconds_text
 
 if TYPE_CHECKING:
     from eckart.operations.quantization.quantize import QuantizedLayer, QuantizeResult
+    from eckart.training import DistillResult
 
 
 def quantize_table(result: "QuantizeResult") -> RenderableType:
@@ -47,6 +49,8 @@ def _calibration_lines(result: "QuantizeResult") -> list[str]:
             f"outputs; the least possible at these ranks is {result.correction.error_lower_bound:.1%}. "
             f"{bytes_text(result.correction.nbytes)}"
         )
+    if result.distilled is not None:
+        lines.append(distilled_text(cast("DistillResult", result.distilled)))
     if result.held_out is not None:
         losses = ", ".join(f"{label} {loss['mean']:.4f}" for label, loss in result.held_out.items())
         lines.append(f"Loss on held-out text, in nats per token: {losses}.")
