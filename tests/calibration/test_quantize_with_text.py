@@ -1,13 +1,14 @@
 """Quantization and corrections from a text, as the commands run them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from eckart.calibration import HeldOutLosses, quantize_with_text
+from eckart.calibration import HeldOutLosses, calibrated, quantize_with_text
 from eckart.cli.main import app
 from eckart.engine import Execution
 from eckart.errors import EckartError
@@ -33,6 +34,16 @@ def test_losses_are_measured_and_nothing_but_the_output_is_left(tiny_llama, text
     assert result.held_out["written"]["mean"] <= result.held_out["nearest codes"]["mean"]
     assert set(result.held_out["original"]) == {"mean", *texts}
     assert json.loads(json.dumps(result.to_json()))["correction"]["format"] == "eckart-correct/2"
+
+
+@pytest.mark.parametrize("field", ["max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"])
+def test_sequences_are_no_longer_than_the_models_window(field, tiny_llama, texts, tmp_path):
+    base = shutil.copytree(tiny_llama, tmp_path / "short")
+    config = json.loads((base / "config.json").read_text())
+    config.pop("max_position_embeddings")
+    (base / "config.json").write_text(json.dumps(config | {field: 24}))
+    with calibrated(base, texts, output=tmp_path / "out", execution=CPU) as found:
+        assert {ids.shape[1] for ids in (*found.text.kinds.values(), *found.text.held_out.values())} == {24}
 
 
 def test_codes_that_lose_on_held_out_text_are_not_kept(tiny_llama, texts, tmp_path, monkeypatch):

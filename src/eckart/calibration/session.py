@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eckart.calibration.collect import collect_moments, moments_key
-from eckart.calibration.texts import CalibrationText, read_texts
+from eckart.calibration.texts import LENGTH, CalibrationText, read_texts
+from eckart.checkpoint.model_config import context_length
 from eckart.engine import ShardDone
 from eckart.engine.working_folder import WorkingFolder, calibration_folder
 from eckart.errors import OptionError
@@ -59,7 +60,9 @@ def calibrated(
         OptionError: `file` has the moments of another model or text.
         EckartError: what `read_texts` and `collect_moments` raise.
     """
-    checkpoint, text = open_model(model), read_texts(texts, load_tokenizer(model))
+    checkpoint = open_model(model)
+    length = min(LENGTH, context_length(checkpoint.config) or LENGTH)
+    text = read_texts(texts, load_tokenizer(model), length=length)
     working = None if file else WorkingFolder(calibration_folder(output), output, rf"\.?{_NAME}(\.partial)?")
     try:
         place = file or calibration_folder(output) / _NAME

@@ -1,5 +1,6 @@
 """A model's config.json: read with the fields that eckart uses checked, so that what uses them need not."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from eckart.errors import FileFormatError
 FILE = "config.json"
 MOST_LAYERS = 10_000
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers")
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 _FIELDS = {
     "architectures": (
         lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
@@ -48,3 +50,9 @@ def read_config_file(file: Path) -> dict[str, Any]:
         msg = f"{file}: fields of the wrong type"
         raise FileFormatError.listing(msg, faults)
     return config
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """The most tokens of a sequence, by the config of a model or of its language model; None if neither states it."""
+    stated = (part.get(name) for part in (config, config.get("text_config") or {}) for name in _LENGTHS)
+    return next((length for length in stated if type(length) is int and length > 0), None)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from eckart.checkpoint import open_checkpoint
+from eckart.checkpoint.model_config import context_length
 from eckart.errors import OptionError
 from eckart.evaluation import load_model, load_tokenizer
 from eckart.nn import LoRAConfig, quantize_model
@@ -52,8 +53,7 @@ class ModelToTrain:
         """
         if not isinstance(model, nn.Module):
             opened = open_checkpoint(model)
-            length = opened.config.get("max_position_embeddings")
-            window = length if isinstance(length, int) else None
+            window = context_length(opened.config)
             return cls(str(model), tokenizer or load_tokenizer(model), window, files=opened.files)
         if not hasattr(model, "get_output_embeddings") or not hasattr(model, "config"):
             msg = f"train needs a causal language model of transformers, got a {type(model).__name__}"
