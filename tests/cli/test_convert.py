@@ -95,7 +95,7 @@ def test_refusals_end_with_one_message_and_leave_nothing(kohya, tmp_path, change
         ([], "choose one of --to, a format, and --for, a runtime"),
         (["--to", "peft", "--for", "peft"], "choose one of"),
         (["--to", "peft", "--rank", "4"], "eckart resize changes the rank of others"),
-        (["--to", "lora"], "give it as --base"),
+        (["--to", "lora"], "every layer is plain LoRA already"),
         (["--for", "vllm"], "no conversion makes this adapter fit vLLM"),
     ],
 )

@@ -489,9 +489,9 @@ import sys, time
 from pathlib import Path
 import eckart.operations.model_writer.writer as writer
 from eckart.operations.merging.merge import merge
-from eckart.engine import Execution, tasks
+from eckart.engine import Execution, threads
 
-tasks.TINY_BYTES = 0  # a second worker writes the other tensors meanwhile
+threads.TINY_BYTES = 0  # a second worker writes the other tensors meanwhile
 whole = writer.ModelWriter._write_tensor
 def slow(self, tensor, *others):
     if tensor.name == "model.layers.1.self_attn.q_proj.weight":

@@ -77,7 +77,7 @@ def test_an_adapter_for_another_model_is_one_fault(made_for, cause, tmp_path):
 
 
 def test_a_reason_that_many_layers_share_is_given_once():
-    names = [f"lora_te_blocks_{n}_mixing_proj" for n in range(30)]
+    names = [f"lora_te_layers_{n}_self_attn_q_proj" for n in range(30)]
     adapter = Adapter({name: layer(8, 8) for name in names}, format="kohya")
     with pytest.raises(MismatchError) as refused:
         convert(adapter, "peft")

@@ -4,6 +4,8 @@ Underscores are ambiguous: `to_out_0` may be `to_out.0` or `to.out.0`. So the mo
 Image and video models have tables instead (`formats.families`).
 """
 
+import re
+from collections.abc import Iterable
 from functools import partial
 
 from eckart.adapter.adapter import Adapter
@@ -11,6 +13,8 @@ from eckart.formats.families.recognize import unknown_modules
 from eckart.formats.lora_file import without_keys
 from eckart.formats.model_names import Model, flattened
 from eckart.formats.renaming import Move, Renaming, rescaled, shaped, twice
+
+_LANGUAGE_MODEL = re.compile(r"lora_te_(?:model_)?layers_\d+_(?:self_attn|mlp)_")
 
 
 def to_modules(adapter: Adapter, model: Model | None) -> Renaming:
@@ -28,9 +32,19 @@ def to_modules(adapter: Adapter, model: Model | None) -> Renaming:
             faults.append(f"{name}: no module of this name in {model.source}")
         else:
             unknown.append(name)
-    faults += unknown_modules(unknown, remedy="; or give its model as `base`")
+    if is_of_language_model(unknown):
+        reason = "of a language model, or of one that encodes text for an image model: give its model as `base`"
+        faults += [f"{name}: {reason}, or its `family`" for name in unknown]
+    else:
+        faults += unknown_modules(unknown, remedy="; or give its model as `base`")
     faults += twice([(move.new, move.old[0]) for move in moves])
     return Renaming(moves, faults, is_pipeline=model.is_pipeline if model else True)
+
+
+def is_of_language_model(names: Iterable[str]) -> bool:
+    """Whether an adapter's names are those of one language model, by itself or as an image model's text encoder."""
+    names = list(names)
+    return all(name.startswith("lora_te") for name in names) and any(map(_LANGUAGE_MODEL.match, names))
 
 
 def from_modules(adapter: Adapter, _model: Model | None = None) -> Renaming:

@@ -19,6 +19,7 @@ from eckart.formats.families.family import Family
 from eckart.formats.families.naming import FamilyFormat
 from eckart.formats.families.recognize import unknown_modules
 from eckart.formats.family_names import FAMILY_FORMATS, renamed_to_base, renamed_to_format
+from eckart.formats.kohya_names import is_of_language_model
 from eckart.formats.model_names import Model
 from eckart.formats.renaming import Renaming, names_of, to_component
 
@@ -38,7 +39,8 @@ def steps_to(adapter: Adapter, to: AdapterFormat, *, model: Model | None, famili
     Raises:
         MismatchError: the modules are of several families, or families that name them differently.
     """
-    if to in ("peft", *FAMILY_FORMATS) and adapter.format in ("peft", *FAMILY_FORMATS):
+    of_model = is_of_language_model(adapter) and to == "peft" and not families and not (model and model.is_pipeline)
+    if to in ("peft", *FAMILY_FORMATS) and adapter.format in ("peft", *FAMILY_FORMATS) and not of_model:
         steps = _of_family(adapter, to, model, families)
         if steps is not None:
             return steps
