@@ -186,7 +186,7 @@ def test_an_output_that_exists_or_cannot_be_made_is_refused(pair, tmp_path):
 @pytest.fixture(scope="module")
 def slow_pair(tmp_path_factory) -> tuple[Path, Path]:
     """Matrices of which each takes long enough to be interrupted in."""
-    shapes = {f"layers.{i}.q_proj.weight": (2000, 2000) for i in range(12)}
+    shapes = {f"layers.{i}.q_proj.weight": (1600, 1600) for i in range(10)}
     return write_pair(tmp_path_factory.mktemp("slow"), shapes)
 
 

@@ -59,7 +59,7 @@ COMMANDS = {
     "extract file": Command("extract denoiser.safetensors tuned.safetensors --rank 1 --to comfyui", ".safetensors"),
     "extract budget": Command("extract base tuned --budget 60KB"),
     "extract distill": Command(f"extract base tuned {ON_TEXT} --eval heldout.txt"),
-    "extract gain": Command("extract base tuned --gain 0.5 --max-rank 2 --eval heldout.txt"),
+    "extract gain": Command("extract tuned base --gain 0.5 --max-rank 2 --eval heldout.txt"),
     "resize": Command("resize adapter --rank 1"),
     "resize gain": Command("resize adapter --gain 0.5 --ladder 1,2 --eval heldout.txt", reads=("base",)),
     "resize file": Command("resize kohya.safetensors --rank 1", ".safetensors"),
