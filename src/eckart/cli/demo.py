@@ -36,11 +36,10 @@ def demo(
      model                       size   the update      nats/token    kept
      ─────────────────────────────────────────────────────────────────────
      base                      269 MB                       3.0074      0%
-     base + adapter, rank 8   9.82 MB           0%          2.6940    100%
-     base + resized, rank 1   1.22 MB          66%          2.7260   89.8%
-     base + resized, rank 2   2.44 MB          54%          2.7105   94.7%
-     base + resized, rank 3   3.73 MB          45%          2.7038   96.9%
-     merged, rank 3            269 MB                       2.7040   96.8%
+     base + adapter, rank 8   9.82 MB           0%          2.6955    100%
+     base + resized, rank 2   2.44 MB          54%          2.7119   94.7%
+     base + resized, rank 3   3.73 MB          45%          2.7053   96.9%
+     merged, rank 3            269 MB                       2.7056   96.8%
     …
     """  # noqa: D301
     from eckart.cli.drawing import open_in_browser
