@@ -19,14 +19,6 @@ from tests.evaluation.tiny_models import saved
 CPU = Execution(device="cpu", workers=1)
 
 
-@pytest.fixture
-def texts(tmp_path, text) -> list[str]:
-    words = text.split()
-    for number in range(2):
-        (tmp_path / f"text{number}.txt").write_text(" ".join(words[number::2] * 12))
-    return [str(tmp_path / f"text{number}.txt") for number in range(2)]
-
-
 @pytest.mark.parametrize("kind", ["llama", "llama, tied", "gpt2", "qwen3"])
 def test_recorded_predictions_are_those_of_the_model(tmp_path, kind):
     base = str(saved(tmp_path / "base", kind))

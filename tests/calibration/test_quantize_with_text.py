@@ -17,14 +17,6 @@ from eckart.operations import quantize
 CPU = Execution(device="cpu", workers=1)
 
 
-@pytest.fixture
-def texts(tmp_path, text) -> list[str]:
-    words = text.split()
-    for number in range(2):
-        (tmp_path / f"text{number}.txt").write_text(" ".join(words[number::2] * 12))
-    return [str(tmp_path / f"text{number}.txt") for number in range(2)]
-
-
 def test_losses_are_measured_and_nothing_but_the_output_is_left(tiny_llama, texts, tmp_path):
     before = set(tmp_path.iterdir())
     result = quantize_with_text(tiny_llama, tmp_path / "out", texts, correct=2, execution=CPU)

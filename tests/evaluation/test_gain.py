@@ -14,6 +14,8 @@ from eckart.evaluation import GainReport, load_model, load_tokenizer, measure_ga
 from eckart.formats import load_adapter
 from eckart.nn import LoRAConfig, adapted_modules, adapter_applied, inject
 
+from .tiny_models import train_a_little
+
 MATRIX = "model.layers.1.mlp.down_proj"
 
 
@@ -47,12 +49,7 @@ class Stages(NoProgress):
 def tuned(tiny_llama, tmp_path, text):
     """The tiny model after a few steps on the text, so that it is better there."""
     model, tokenizer = load_model(tiny_llama), load_tokenizer(tiny_llama)
-    ids = torch.tensor(tokenizer(text)["input_ids"])[None, :64]
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(5):
-        model(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    train_a_little(model, tokenizer, text)
     model.save_pretrained(tmp_path / "tuned")
     tokenizer.save_pretrained(tmp_path / "tuned")
     return tmp_path / "tuned"

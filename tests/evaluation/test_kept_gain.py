@@ -1,7 +1,6 @@
 """What a combination keeps of each adapter's gain, held to merged models; and the search for weights."""
 
 import pytest
-import torch
 
 from eckart.errors import EckartError, OptionError
 from eckart.evaluation import (
@@ -16,6 +15,7 @@ from eckart.evaluation import (
 from eckart.operations import combine, extract
 
 from .conftest import WORDS
+from .tiny_models import train_a_little
 
 
 def texts():
@@ -28,12 +28,7 @@ def adapters(tiny_llama, tmp_path):
     found = []
     for number, text in enumerate(texts()):
         model, tokenizer = load_model(tiny_llama), load_tokenizer(tiny_llama)
-        ids = torch.tensor(tokenizer(text)["input_ids"])[None, :64]
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        for _ in range(5):
-            model(input_ids=ids, labels=ids).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        train_a_little(model, tokenizer, text)
         model.save_pretrained(tmp_path / f"tuned{number}")
         found.append(extract(tiny_llama, tmp_path / f"tuned{number}", rank=4).adapter)
     return found

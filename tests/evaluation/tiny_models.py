@@ -34,3 +34,13 @@ def saved(folder: Path, kind: str, **changes: object) -> Path:
     config = getattr(transformers, name)(**(SIZES | own | changes))
     AutoModelForCausalLM.from_config(config).eval().save_pretrained(folder)
     return folder
+
+
+def train_a_little(model, tokenizer, text) -> None:
+    """A few steps on the beginning of a text, after which the model is better there."""
+    ids = torch.tensor(tokenizer(text)["input_ids"])[None, :64]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(5):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()

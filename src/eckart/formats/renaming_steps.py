@@ -39,7 +39,7 @@ def steps_to(adapter: Adapter, to: AdapterFormat, *, model: Model | None, famili
     Raises:
         MismatchError: the modules are of several families, or families that name them differently.
     """
-    of_model = is_of_language_model(adapter) and to == "peft" and not families and not (model and model.is_pipeline)
+    of_model = to == "peft" and not families and not (model and model.is_pipeline) and is_of_language_model(adapter)
     if to in ("peft", *FAMILY_FORMATS) and adapter.format in ("peft", *FAMILY_FORMATS) and not of_model:
         steps = _of_family(adapter, to, model, families)
         if steps is not None:
