@@ -1,7 +1,7 @@
 """`eckart run`: a recipe, checked as a whole before its first step."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -61,7 +61,7 @@ def run(
     group = context.parent.command if context.parent else None
     commands = getattr(group, "commands", {})
     steps = with_settings(read_recipe(recipe, commands), settings or (), commands)
-    contexts = _checked(recipe, steps, context, no_resume=no_resume)
+    contexts = _checked(recipe, steps, context, commands, no_resume=no_resume)
     lines = [shlex.join(["eckart", step.command, *step.argv(commands[step.command])]) for step in steps]
     if dry_run:
         return typer.echo("\n".join(lines))
@@ -81,7 +81,9 @@ def run(
     return None
 
 
-def _checked(recipe: Path, steps: "Sequence[Step]", context: typer.Context, *, no_resume: bool) -> list[Any]:
+def _checked(
+    recipe: Path, steps: "Sequence[Step]", context: typer.Context, commands: Mapping[str, Any], *, no_resume: bool
+) -> list[Any]:
     """The parsed context of every step; the plan of those that need no earlier output is made once, from headers.
 
     Raises:
@@ -91,8 +93,6 @@ def _checked(recipe: Path, steps: "Sequence[Step]", context: typer.Context, *, n
     from eckart.cli.flags import running, with_flags
     from eckart.errors import EckartError, FileFormatError
 
-    group = context.parent.command if context.parent else None
-    commands = getattr(group, "commands", {})
     contexts, faults, outputs = [], [], []
     debug = context.meta.get(DEBUG, False)
     usage_error: Any = typer.BadParameter.__mro__[1]
