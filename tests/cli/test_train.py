@@ -41,6 +41,16 @@ def test_a_training_shows_a_table_and_leaves_an_adapter_with_figures(model, text
     assert all(layer.magnitude is not None for layer in layers.values())
 
 
+def test_report_writes_the_page_that_the_training_left(model, text, tmp_path):
+    out = tmp_path / "out"
+    assert eckart("train", model, text, "-o", out, *QUICK, "--target", "q_proj").exit_code == 0
+    assert eckart("report", out, "-o", tmp_path / "again.html").exit_code == 0
+    assert (out / "report.html").read_bytes() == (tmp_path / "again.html").read_bytes()
+    data = json.loads((out / "train.json").read_text())["data"]
+    assert (data["source"], data["heldout_source"], data["form"]) == (str(text), None, "texts")
+    assert data["sequences"] > data["heldout_sequences"] > 0
+
+
 def test_json_holds_the_fields_scripts_rely_on(model, text, tmp_path):
     ended = eckart("train", model, text, "-o", tmp_path / "out", *QUICK, "--no-dynamics", "--json")
     result = json.loads(ended.stdout)

@@ -103,6 +103,25 @@ class TrainingData:
     fingerprint: str
     options: DataOptions
 
+    def facts(self, source: Source, held_out: Source | None) -> dict[str, Any]:
+        """What `train.json` says about these data.
+
+        Args:
+            source: where they come from; records in memory have no name.
+            held_out: the separate source of the held-out sequences, if there is one.
+        """
+        names = [str(each) if isinstance(each, str | Path) else None for each in (source, held_out)]
+        return {
+            "source": names[0],
+            "form": self.form,
+            "records": self.records,
+            "sequences": len(self.train),
+            "truncated": self.cut,
+            "skipped": self.dropped,
+            "heldout_source": names[1],
+            "heldout_sequences": len(self.held_out),
+        }
+
     @property
     def notes(self) -> list[str]:
         """What the user should know about the data."""

@@ -1,6 +1,6 @@
 """The result of a training, as a value and as `train.json`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class TrainResult(Result):
         seconds: time of the steps, since the training was last resumed.
         peak_bytes: peak memory of the GPU, or else of the process.
         run: the model, data and settings.
+        data: where the data come from, and what they consist of.
         dynamics: how the updates grew, if recorded.
         notes: what the user should know.
     """
@@ -49,6 +50,7 @@ class TrainResult(Result):
     seconds: float
     peak_bytes: int
     run: dict[str, Any]
+    data: dict[str, Any] = field(default_factory=dict)
     dynamics: Dynamics | None = None
     notes: tuple[str, ...] = ()
 
@@ -74,4 +76,5 @@ class TrainResult(Result):
             "heldout_losses": {"step": list(self.heldout_losses), "loss": list(self.heldout_losses.values())},
             "kept_step": self.kept_step,
             "run": self.run,
+            "data": self.data,
         }

@@ -96,6 +96,7 @@ def train(
         folder = stack.enter_context(_working_folder(output, resume=resume, force=force, inputs=inputs))
         stack.enter_context(refusing_full_disk(folder, "what was written before is kept"))
         source = ModelToTrain.resolve(model, tokenizer)
+        given = data
         data = fitting_data(
             data, source, options, settings, held_out=held_out, folder=folder if rundir.is_writer() else None
         )
@@ -140,6 +141,7 @@ def train(
         )
         after = _heldout_loss(trainer, progress, "after")
         result = _result(trainer, output, run=run, losses=(before[0], *after), seconds=seconds, notes=notes)
+        result = replace(result, data=data.facts(given, held_out))
         for note in result.notes[len(notes) :]:
             progress.note(note)
         if output is not None and rundir.is_writer():

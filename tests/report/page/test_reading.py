@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,14 @@ import torch
 from playwright.sync_api import Page, expect
 
 from eckart.adapter import Adapter, AdapterLayer
+from eckart.nn import LoRAConfig
 from eckart.operations import analyze
 from eckart.operations.comparison.compare import compare
 from eckart.operations.comparison.merge_check import MergeCheck, MergedMatrix
 from eckart.report.figures.training import loss_figure
 from eckart.report.page import Results, read_results, write_page
+from eckart.report.page.training import SETTINGS, settings_of
+from eckart.training import DataOptions, TrainSettings
 from eckart.training.trajectory import Dynamics, LayerDynamics
 
 KINDS = ("q_proj", "k_proj", "v_proj")
@@ -227,6 +231,16 @@ def test_a_training_shows_its_settings_learning_rate_and_gradient_norm(page: Pag
     rates, norms = (chart(page, place).evaluate("(node) => [...node.data[0].y]") for place in (1, 2))
     assert rates == [1e-3 / step for step in range(1, 41)]
     assert norms == [10 / step for step in range(1, 41)]
+
+
+def test_every_setting_of_a_training_has_a_name_on_the_page() -> None:
+    named = {field.name for kind in (LoRAConfig, TrainSettings) for field in fields(kind)}
+    assert named == set(SETTINGS)
+    of_data = {field.name for field in fields(DataOptions)} - {"seed"}  # that of the settings
+    shown = settings_of({"options": dict.fromkeys(of_data, 1)}, {"source": "text.txt"})
+    assert len(shown["data"]) == len(of_data) + 1
+    separate = settings_of({"options": {"held_out": 0.1}}, {"heldout_source": "held.txt"})
+    assert separate["data"] == [["Held-out source", "held.txt"]]
 
 
 def test_the_page_smooths_the_loss_like_the_figure(page: Page) -> None:

@@ -16,10 +16,15 @@ MOST_VALUES = 2**18  # singular values of all recorded steps that one page shows
 GROWTH = ("relative_norm", "norm", "A_norm", "B_norm", "effective_rank", "stable_rank")
 RESULT = ("trainable_params", "total_params", "steps", "heldout_loss_before", "heldout_loss_after", "heldout_tokens")
 SETTINGS = {
+    "method": "Method",
     "rank": "Rank",
+    "rank_pattern": "Other ranks",
     "alpha": "Alpha",
+    "rslora": "rsLoRA",
     "target": "Target modules",
+    "exclude": "Excluded modules",
     "dropout": "Dropout",
+    "bias": "Biases",
     "init": "Initialization",
     "learning_rate": "Learning rate",
     "schedule": "Schedule",
@@ -29,13 +34,32 @@ SETTINGS = {
     "max_gradient_norm": "Gradient clipping",
     "batch_size": "Batch size",
     "accumulate": "Gradient accumulation",
+    "steps": "Steps",
     "epochs": "Epochs",
-    "length": "Sequence length",
     "dtype": "Data type",
+    "device": "Device",
     "quantize": "Quantization",
     "gradient_checkpointing": "Gradient checkpointing",
     "seed": "Seed",
+    "save_every": "Steps between checkpoints",
+    "eval_every": "Steps between held-out losses",
+    "keep": "Adapter to keep",
 }
+DATA = {
+    "source": "Source",
+    "form": "Form",
+    "records": "Records",
+    "sequences": "Sequences",
+    "truncated": "Truncated records",
+    "skipped": "Skipped records",
+    "max_length": "Tokens per sequence",
+    "packing": "Packing",
+    "answers_only": "Loss on answers only",
+    "heldout_source": "Held-out source",
+    "held_out": "Share held out",
+    "heldout_sequences": "Held-out sequences",
+}
+UNSET = (None, [], (), {})
 NOTHING = float("nan")  # in the block of numbers: undefined at this step
 
 
@@ -61,12 +85,12 @@ def training_data(
         KeyError: `result` lacks a field.
     """
     data: dict[str, Any] = {"title": title, "model": None, "facts": None, "log": None, "layers": None}
-    data |= {"settings": [], "neighbors": 1}
+    data |= {"settings": [], "data": [], "neighbors": 1}
     if result is not None:
         data["facts"] = {key: result[key] for key in (*RESULT, "seconds", "peak_bytes")}
         data["model"] = result["run"].get("model")
         data["log"] = {"loss": [result["losses"]["step"], result["losses"]["loss"]]}
-        data["settings"] = _settings(result["run"])
+        data |= settings_of(result["run"], result.get("data") or {})
     if dynamics is not None:
         data["model"] = data["model"] or dynamics.title
         data["log"] = {key: dynamics.logged(key) for key in LOGGED}
@@ -75,10 +99,20 @@ def training_data(
     return data
 
 
-def _settings(run: dict[str, Any]) -> list[list[str]]:
-    """Name and value of each setting shown on the page, if `train.json` has it."""
-    values = {**(run.get("config") or {}), **(run.get("settings") or {}), **(run.get("options") or {})}
-    return [[label, _setting_text(values[key])] for key, label in SETTINGS.items() if values.get(key) is not None]
+def settings_of(run: dict[str, Any], data: dict[str, Any]) -> dict[str, list[list[str]]]:
+    """Name and value of each setting, and of each fact about the data, that a training has."""
+    settings, data = (
+        {**(run.get("config") or {}), **(run.get("settings") or {})},
+        {**(run.get("options") or {}), **data},
+    )
+    if data.get("heldout_source") is not None:
+        data.pop("held_out", None)  # the share of `source`, which is then not split
+    return {"settings": _labelled(settings, SETTINGS), "data": _labelled(data, DATA)}
+
+
+def _labelled(values: dict[str, Any], labels: dict[str, str]) -> list[list[str]]:
+    """The values in the order of their labels; nothing is said of what is not set."""
+    return [[label, _setting_text(values[key])] for key, label in labels.items() if values.get(key) not in UNSET]
 
 
 def _setting_text(value: Any) -> str:
@@ -86,6 +120,8 @@ def _setting_text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {rank}" for name, rank in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 

@@ -22,7 +22,7 @@ export class TrainingView {
     this.quantity = "relative_norm";
     this.small = Object.fromEntries(Object.keys(LOGGED).filter((key) => training.log?.[key]?.[0].length)
       .map((key) => [key, el("div", { class: "chart small" })]));
-    this.node = el("div", { class: "view" }, this.head(), ...[this.settings()].filter(Boolean), this.losses());
+    this.node = el("div", { class: "view" }, this.head(), ...this.settings(), this.losses());
     if (training.layers?.length && training.steps.length) {
       this.frame = training.frames.length - 1;
       this.growth = el("div", { class: "chart" });
@@ -66,12 +66,12 @@ export class TrainingView {
     ]) : null);
   }
 
-  /** The settings that `train.json` names. */
+  /** The settings and the data that `train.json` names. */
   settings() {
-    const { settings } = this.training;
-    if (!settings.length) return null;
-    return el("section", { class: "card", "aria-label": "Settings" }, el("h2", {}, "Settings"),
-      el("dl", { class: "facts plain" }, ...settings.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))));
+    const { settings, data } = this.training;
+    return [["Settings", settings], ["Data", data]].filter(([, rows]) => rows.length).map(([title, rows]) =>
+      el("section", { class: "card", "aria-label": title }, el("h2", {}, title),
+        el("dl", { class: "facts plain" }, ...rows.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))))));
   }
 
   losses() {
