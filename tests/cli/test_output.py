@@ -138,7 +138,9 @@ def test_open_shows_the_page_in_the_browser(pair, monkeypatch):
     out = pair[0].parent / "out"
     assert eckart("analyze", pair[0], "-o", out, "--open").exit_code == 0
     assert eckart("report", out, "-o", out.with_name("page.html"), "--open").exit_code == 0
-    assert opened == [(out / "report.html").as_uri(), out.with_name("page.html").as_uri()]
+    assert eckart("compare", *pair, "-o", out.with_name("compared"), "--open").exit_code == 0
+    pages = (out / "report.html", out.with_name("page.html"), out.with_name("compared") / "report.html")
+    assert opened == [page.as_uri() for page in pages]
 
 
 def test_open_without_a_page_is_refused_before_the_work(pair):

@@ -71,6 +71,7 @@ def test_a_dry_run_writes_nothing(adapter, tmp_path):
         (["--rank", 2, "--dtype", "int8"], 2, "'int8' is not one of 'float32', 'bfloat16', 'float16'"),
         (["--rank", 2, "--target", "k_proj"], 1, "nearest"),
         (["--budget", "9"], 1, "raise --budget"),
+        (["--rank", 2, "--open"], 1, "--open shows the page of a rank chosen by --gain"),
         (["--rank", 2, "--workers", 0], 2, "workers"),
         (["--rank", "many"], 2, "--rank"),
     ],

@@ -51,6 +51,14 @@ RESULTS = {
         "format": "eckart-extract/2", "layers": [_LAYER], "error": 0.5, "error_lower_bound": 0.25, "params": 28,
         "bytes": 112,
     },
+    "resize.json": {
+        "format": "eckart-resize/2", "layers": [_LAYER], "error": 0.5, "error_lower_bound": 0.25, "params": 28,
+        "bytes": 112, "eval": {"base_loss": 3.0, "tuned_loss": 2.0, "adapter_loss": 2.0, "gain_recovered": 1.0},
+        "gain": {
+            "keep": 0.9, "rank": 2, "reached": True, "candidates": 2, "base": "base", "source": "adapter",
+            "curve": [{"rank": 2, "params": 28, "loss": 2.0, "gain_recovered": 1.0, "interval": None}],
+        },
+    },
     "comparison.json": {
         "format": "eckart-compare/2", "kind": "adapters", "a": "a", "b": "b", "base": None, "unpaired": [],
         "skipped": [], "total": {"norm_a": 1.0, "norm_b": 1.0, "norm_difference": 0.5, "cosine": 0.9,

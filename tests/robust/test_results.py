@@ -51,6 +51,8 @@ DAMAGE = [
     ("sweep.json", "sweet_spot", [], "sweet_spot"),
     ("extract.json", "layers.0.shape", "8x6", "layers.0.shape"),
     ("extract.json", "error", True, "error"),
+    ("resize.json", "layers.0.rank", -1, "layers.0.rank"),
+    ("resize.json", "gain.curve.0.interval", 0.5, "interval"),
     ("comparison.json", "kind", "others", "kind"),
     ("comparison.json", "matrices.0.outputs", {"phi": [], "chance": []}, "damaged"),
     ("comparison.json", "unpaired", [7], "unpaired.0"),

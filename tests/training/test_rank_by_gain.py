@@ -14,8 +14,10 @@ from eckart.errors import EckartError, FileFormatError, OptionError, SourceError
 from eckart.evaluation import GainMeter, HeldOut, load_model, losses_of, measure_gain, text_loss
 from eckart.formats import load_adapter
 from eckart.nn import adapter_applied
-from eckart.operations import extract, resize
+from eckart.operations import analyze, extract, resize
 from eckart.operations.truncation import Truncations
+from eckart.report.page import read_results
+from eckart.report.page.extraction import is_of
 from eckart.training import FinetuneSettings, GainChoice, RankByGain, finetune, held_out_for, load_held_out, pack_texts
 
 from .tiny import TEMPLATE, Reports, words
@@ -253,6 +255,12 @@ def test_extract_writes_the_chosen_rank_with_its_curve(tiny, tuned, held_text, t
         for layer in facts["layers"]:
             assert layer["error"] == pytest.approx(errors[layer["name"]].error, rel=1e-3)
             assert layer["error_lower_bound"] == pytest.approx(errors[layer["name"]].error_lower_bound, rel=1e-2)
+    for point in gain["curve"]:
+        assert ("ranks" in point) == ("--share" in more)
+        if point["rank"] == gain["rank"] and "ranks" in point:
+            assert {name: rank for name, rank in point["ranks"].items() if rank} == {
+                n: x.rank for n, x in written.items()
+            }
     metric = "kl" if "kl" in more else "loss"
     assert measure_gain(tiny, tuned, written, held_out_for(tiny, held_text), metric=metric).gain_recovered == (
         pytest.approx(facts["eval"]["gain_recovered"], abs=1e-5)
@@ -281,7 +289,9 @@ def test_resize_keeps_a_gain_of_the_adapter(tiny, tuned, held_text, tmp_path):
     exact = resize(tmp_path / "adapter", rank=facts["gain"]["rank"])
     assert facts["error"] == pytest.approx(exact.error, rel=1e-4)
     assert facts["error_lower_bound"] == pytest.approx(exact.error_lower_bound, rel=1e-4)
-    assert json.loads((out / "resize.json").read_text())["gain"]["curve"]
+    (shown,) = read_results([out]).extractions.values()
+    assert shown["gain"]["curve"] == facts["gain"]["curve"]
+    assert is_of(shown, analyze(tmp_path / "adapter"))
     model = load_model(tiny)
     with adapter_applied(model, small):
         loss = losses_of(model, held_out_for(tiny, held_text))

@@ -51,8 +51,10 @@ def _validator(name: str) -> Callable[[dict[str, Any]], Any]:
     """Checks the content of a file of one format."""
     import fastjsonschema
 
-    schema = files("eckart") / "schemas" / f"{name.replace('/', '-')}.json"
-    return fastjsonschema.compile(json.loads(schema.read_text(encoding="utf-8")))
+    def schema(file: str) -> Any:
+        return json.loads((files("eckart") / "schemas" / file).read_text(encoding="utf-8"))
+
+    return fastjsonschema.compile(schema(f"{name.replace('/', '-')}.json"), handlers={"": schema})
 
 
 def _first_not_finite(value: Any, place: str = "") -> str | None:

@@ -4,7 +4,21 @@ from typing import Annotated
 
 import typer
 
-from eckart.cli.options import Cache, Debug, Device, DryRun, Exclude, Force, Json, Output, Ray, Seed, Target, Workers
+from eckart.cli.options import (
+    Cache,
+    Debug,
+    Device,
+    DryRun,
+    Exclude,
+    Force,
+    Json,
+    Open,
+    Output,
+    Ray,
+    Seed,
+    Target,
+    Workers,
+)
 
 
 def compare(
@@ -28,6 +42,7 @@ def compare(
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
+    open_page: Open = False,
     cache: Cache = None,
     debug: Debug = False,
 ) -> None:
@@ -69,7 +84,7 @@ def compare(
         return present(plan.preview(), report.preview_table, as_json=as_json)
     if output:
         check_output(output, force=force, inputs=plan.inputs)
-    drawing = Drawing(output, save="save_comparison_figures", page="comparison_page")
+    drawing = Drawing(output, save="save_comparison_figures", page="comparison_page", open_page=open_page)
     inputs = InputFiles(plan.inputs)
     result = plan.compare()
     if output:

@@ -194,7 +194,7 @@ def extract(
     with (
         distillation(base, tuned, distill, steps=steps, seed=seed, device=device) as refine,
         judgement(
-            base, tuned, evaluation, metric=metric, gain=gain, ladder=ladder, share=share, max_rank=max_rank,
+            base, tuned, tuned, evaluation, metric=metric, gain=gain, ladder=ladder, share=share, max_rank=max_rank,
             refine=refine, device=device, is_ordered=True,
         ) as judged,
     ):  # fmt: skip

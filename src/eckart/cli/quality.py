@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from eckart.checkpoint.source import shown_source
 from eckart.cli.options import RANK, in_group
 from eckart.cli.progress import StderrProgress
 from eckart.errors import MissingExtraError, OptionError, SourceError
@@ -166,6 +167,7 @@ class Judgement:
 
     Attributes:
         base, tuned: the models that adapters are measured with; `tuned` may be an adapter.
+        source: the SOURCE of `tuned`.
         held_out: the data; None if nothing is measured.
         by_gain: chooses the rank; None if another rule does.
         report: the gain, once it was measured.
@@ -173,6 +175,7 @@ class Judgement:
 
     base: str | None
     tuned: "str | Adapter"
+    source: str
     held_out: "HeldOut | None"
     metric: Literal["loss", "kl"]
     device: Any
@@ -219,9 +222,10 @@ class Judgement:
                     progress=progress,
                 )  # fmt: skip
         curve = self.curve
+        models = {"base": shown_source(self.base or ""), "source": shown_source(self.source)}
         return {
             "eval": self.report.to_json() if self.report else None,
-            "gain": curve.to_json() if curve else None,
+            "gain": curve.to_json() | models if curve else None,
         }
 
 
@@ -229,6 +233,7 @@ class Judgement:
 def judgement(
     base: str | None,
     tuned: "str | Adapter",
+    source: str,
     text: str | None,
     *,
     metric: Literal["loss", "kl"],
@@ -248,7 +253,7 @@ def judgement(
     """
     check_gain_options(text, gain=gain, ladder=ladder, share=share, max_rank=max_rank, metric=metric)
     if text is None:
-        yield Judgement(base, tuned, None, metric, "cpu")
+        yield Judgement(base, tuned, source, None, metric, "cpu")
         return
     if base is None:
         msg = "`eval` needs the model that the adapter belongs to, and the adapter names none; give `base=BASE`"
@@ -267,7 +272,7 @@ def judgement(
                 f"{count} of {len(held_out.sequences)} sequences of `eval` are in the text of `distill`, so the gain "
                 "measured on them is no evidence"
             )
-        judged = Judgement(base, tuned, held_out, metric, place)
+        judged = Judgement(base, tuned, source, held_out, metric, place)
         if gain is not None:
             choice = GainChoice(
                 gain, metric=metric, shared=share, ladder=ladder or (), max_rank=max_rank,

@@ -10,7 +10,10 @@ from eckart.cli.options import RESULT, Debug, Force, Open, in_group
 
 def report(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Folders written by analyze, extract, train or sweep.")
+        list[Path],
+        typer.Argument(
+            metavar="DIR...", help="Folders written by analyze, extract, resize --gain, train, sweep or compare."
+        ),
     ],
     *,
     output: Annotated[Path, in_group(RESULT, "--output", "-o", metavar="FILE.html", help="The page to write.")],
@@ -20,8 +23,9 @@ def report(
 ) -> None:
     """Write one HTML page of results, which needs no network and works from disk.
 
-    It shows a map of the layers, each spectrum, and what a rank, an energy, an error or a budget costs and keeps, with
-    the command that extracts it. Several folders are shown side by side.
+    It shows a map of the layers, each spectrum, and what a rank, an energy, an error, a budget or the directions above
+    rounding cost and keep, with the command that extracts it. Several folders are shown side by side; next to an
+    extraction with --gain, the ranks of its update can be chosen by the gain that was measured.
 
     \b
     $ eckart analyze tuned --base base -o update

@@ -23,6 +23,7 @@ from eckart.cli.options import (
     KeepScales,
     LayerScales,
     NoResume,
+    Open,
     PerLayer,
     RankOrNoise,
     Ray,
@@ -89,6 +90,7 @@ def resize(
     force: Force = False,
     per_layer: PerLayer = False,
     as_json: Json = False,
+    open_page: Open = False,
     cache: Cache = None,
     debug: Debug = False,
 ) -> None:
@@ -160,6 +162,9 @@ def resize(
     (adapter,) = adapters
     if dry_run:
         return present(plan_resize(adapter, **options).preview(), report.preview_table, as_json=as_json)
+    if open_page and (gain is None or runtime is not None):
+        msg = "`open` shows the page of a rank chosen by `gain`" + (", without `for`" if runtime is not None else "")
+        raise OptionError(msg)
     if base is not None and (evaluation, distill, runtime) == (None, None, None):
         msg = "`base` is used by `eval`, `distill` and `for`; give one of them"
         raise OptionError(msg)
@@ -173,12 +178,12 @@ def resize(
     fitted, original = None, with_scales(source, options["scale"])
     written = output if runtime is None else None
     figure, page = ("save_gain_figure", "extraction_page") if gain is not None else (None, None)
-    drawing = Drawing(written, save=figure, page=page, figures="figure")
+    drawing = Drawing(written, save=figure, page=page, figures="figure", open_page=open_page)
     with (
         distillation(model, original, distill, steps=steps, seed=seed) as refine,
         judgement(
-            model, original, evaluation, metric=metric, gain=gain, ladder=ladder, share=share, max_rank=max_rank,
-            refine=refine, device="cpu", is_ordered=False,
+            model, original, adapter, evaluation, metric=metric, gain=gain, ladder=ladder, share=share,
+            max_rank=max_rank, refine=refine, device="cpu", is_ordered=False,
         ) as judged,
     ):  # fmt: skip
         finish = partial(judged.write, drawing=drawing, refine=refine)

@@ -1,7 +1,7 @@
 """The gain that an adapter keeps at each rank that was measured, and the rank that was chosen from it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,13 @@ class GainPoint:
         rank: its rank; with shared ranks, the uniform rank of the same size.
         params: number of parameters.
         report: its losses.
+        ranks: of each layer if they are shared; None if they are uniform.
     """
 
     rank: int
     params: int
     report: GainReport
+    ranks: Mapping[str, int] | None = None
 
     @property
     def gain(self) -> float:
@@ -38,6 +40,7 @@ class GainPoint:
             "loss": self.report.adapter_loss,
             "gain_recovered": self.report.gain_recovered,
             "interval": interval_to_json(self.report.interval),
+            **({} if self.ranks is None else {"ranks": dict(self.ranks)}),
         }
 
 

@@ -123,10 +123,13 @@ class RankByGain:
         meter.require_gain()
         points: dict[int, GainPoint] = {}
 
+        def measured(index: int, losses: Tensor, adapter: Adapter) -> None:
+            shared = ranks[index] if self.choice.shared else None
+            points[index] = GainPoint(candidates[index], adapter.params, meter.report(losses), shared)
+
         def gain(index: int) -> float:
             adapter = truncations.at(ranks[index])
-            report = meter.report(meter.losses(adapter, f"rank {candidates[index]}"))
-            points[index] = GainPoint(candidates[index], adapter.params, report)
+            measured(index, meter.losses(adapter, f"rank {candidates[index]}"), adapter)
             return points[index].gain
 
         last = None
@@ -134,8 +137,8 @@ class RankByGain:
             layer.rank for layer in self.tuned.outline().values()
         ):
             # It is the adapter itself, factored again.
-            last, params = len(candidates) - 1, truncations.at(ranks[-1]).params
-            points[last] = GainPoint(candidates[-1], params, meter.report(meter.gains.tuned))
+            last = len(candidates) - 1
+            measured(last, meter.gains.tuned, truncations.at(ranks[last]))
         if self.choice.ladder:
             gains = {index: points[index].gain if index in points else gain(index) for index in range(len(candidates))}
             chosen = next((index for index in range(len(candidates)) if gains[index] >= keep), None)
@@ -143,10 +146,14 @@ class RankByGain:
             lost = [truncations.lost(each) for each in ranks]
             chosen, _ = smallest_sufficient(lost, gain, keep=keep, last=None if last is None else points[last].gain)
         place = len(candidates) - 1 if chosen is None else chosen
-        measured = [points[index] for index in sorted(points)]
-        notes = meter.held_out.notes
         curve = GainCurve(
-            keep, self.choice.shared, len(candidates), measured, points[place], points[place].report, notes=notes
+            keep,
+            self.choice.shared,
+            len(candidates),
+            [points[index] for index in sorted(points)],
+            points[place],
+            points[place].report,
+            notes=meter.held_out.notes,
         )
         return curve, ranks[place]
 

@@ -11,6 +11,7 @@ from eckart.linalg import allocate, partial_spectrum
 from eckart.operations import Analysis, MatrixAnalysis, analyze
 from eckart.report.page import bundle
 from eckart.report.page.analysis import analysis_data
+from eckart.report.page.extraction import gain_stops, is_of
 from eckart.report.page.numbers import Numbers
 from eckart.report.page.spectra import _ranks_at_stops
 from eckart.report.page.stops import ENERGIES, ERRORS
@@ -25,7 +26,10 @@ globalThis.rules = (analysis, numbers) => {
   const chooser = new Chooser(analysis, analysis.matrices.map((m) => new Spectrum(m.spectrum, m.shape, block)));
   const kinds = (names) => new Set(names.map((name) => analysis.kinds.indexOf(name)));
   return {
-    choose: (mode, value, names, dtype) => chooser.choose({ mode, value, kinds: kinds(names), dtype }),
+    choose: (mode, value, names, dtype) => chooser.choose({
+      mode, value, kinds: kinds(names), dtype, stop: analysis.gain?.stops.find((stop) => stop.keep === value),
+    }),
+    curve: (gain) => { analysis.gain = gain; },
     largest: (names) => chooser.largestBudget(kinds(names)),
     each: (i) => chooser.spectra[i],
   };
@@ -119,6 +123,75 @@ def check(subject, mode: str, values: list, kinds: list[str]) -> None:
 @pytest.mark.parametrize("mode", ["rank", "energy", "error"])
 def test_ranks_and_totals_are_the_librarys_at_every_stop(subject, mode: str) -> None:
     check(subject, mode, subject[1]["stops"][mode], choosable(subject[0]))
+
+
+def test_every_matrix_gets_the_directions_above_its_noise(subject) -> None:
+    analysis, _, page = subject
+    kinds, where = choosable(analysis), analysis.places()
+    (found,) = choose(page, [("noise", "noise", kinds)])
+    signal = [matrix.noise.signal_rank if matrix.noise else 0 for matrix in analysis.matrices]
+    assert found["ranks"] == [
+        rank if where[matrix.name].kind in kinds else None
+        for rank, matrix in zip(signal, analysis.matrices, strict=True)
+    ]
+
+
+# What a measured curve of ranks and gains is as stops: the rank, the share that only it keeps, and what is known below.
+CURVES = {
+    "every rank": ([(1, 0.404), (2, 0.9), (3, 0.957)], [(1, 0.4, True), (2, 0.9, True), (3, 0.95, True)]),
+    "a lower rank is better": ([(1, 0.5), (2, 0.45), (4, 0.8)], [(1, 0.5, True), (4, 0.8, False)]),
+    "close together": ([(7, 0.9501), (8, 0.9507)], [(7, 0.95, False), (8, 0.9507, True)]),
+    "a loss and all of it": ([(1, -0.1), (4, 0.97), (8, 1.0)], [(4, 0.95, False), (8, 0.99, False)]),
+    "more than all": ([(4, 0.999), (8, 1.02)], [(4, 0.95, False), (8, 0.9999, False)]),
+    "nothing": ([(1, 0.0)], []),
+}
+
+
+def by_gain(points: list, analysis: Analysis, **more) -> dict:
+    curve = [{"rank": rank, "gain_recovered": gain, "interval": None} for rank, gain in points]
+    layers = [{"name": matrix.name, "shape": list(matrix.shape)} for matrix in analysis.matrices]
+    gain = {"keep": 0.95, "curve": curve, "base": analysis.base, "source": analysis.source}
+    return {"gain": gain | more, "layers": layers}
+
+
+@pytest.mark.parametrize(("points", "stops"), CURVES.values(), ids=CURVES)
+def test_a_gain_curve_has_a_stop_for_every_rank_that_keeps_more(points: list, stops: list) -> None:
+    found = gain_stops("title", by_gain(points, of_an_update()))["stops"]
+    assert [(stop["rank"], stop["keep"], stop["next"]) for stop in found] == stops
+
+
+def test_ranks_by_gain_are_those_that_were_measured(subject) -> None:
+    analysis, _, page = subject
+    kinds, where = choosable(analysis), analysis.places()
+    uniform, shared = by_gain([(2, 0.5), (4, 0.9)], analysis), by_gain([(2, 0.5)], analysis, shared=True)
+    ranks = {matrix.name: place % 3 for place, matrix in enumerate(analysis.matrices)}
+    shared["gain"]["curve"][0]["ranks"] = ranks
+    is_adapter = analysis.kind == "adapter"
+    most = {
+        m.name: len(m.spectrum.singular_values) if is_adapter else bool(m.spectrum.fro_norm) * m.spectrum.max_rank
+        for m in analysis.matrices
+    }
+    four = {name: min(4, rank) for name, rank in most.items()}
+    for extraction, keep, right in ((uniform, 0.9, four), (shared, 0.5, ranks)):
+        page.evaluate("(gain) => here.curve(gain)", gain_stops("title", extraction))
+        (found,) = choose(page, [("gain", keep, kinds)])
+        assert found["ranks"] == [right[m.name] if where[m.name].kind in kinds else None for m in analysis.matrices]
+
+
+OTHERS = {
+    "itself": ({}, True),
+    "another source": ({"source": "other"}, False),
+    "another base": ({"base": "other"}, False),
+    "a spelling": ({"source": "./tuned"}, True),
+    "an old file": ({"source": None}, False),
+}
+
+
+@pytest.mark.parametrize(("more", "right"), OTHERS.values(), ids=OTHERS)
+def test_a_gain_curve_belongs_to_the_update_that_it_was_measured_on(more: dict, right: bool) -> None:
+    analysis = of_an_update()
+    assert is_of(by_gain([(1, 0.5)], analysis, **more), analysis) is right
+    assert not is_of(by_gain([(1, 0.5)], analysis, **more), of_weights())
 
 
 def test_a_budget_is_shared_as_the_library_shares_it(subject) -> None:

@@ -9,7 +9,7 @@ import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from eckart.operations import analyze
+from eckart.operations import Analysis, analyze
 from eckart.report.page import Results, write_page
 from eckart.training.sweep_result import Sweep, SweepCell
 from eckart.training.trajectory import Dynamics, LayerDynamics
@@ -146,6 +146,72 @@ def test_gain_recovered_is_drawn_over_the_rank(tab: Callable[..., Page]) -> None
     expect(panel(page).locator(".map-cell").first).to_have_attribute(
         "aria-label", "layers.0.q_proj, 8×8: relative error 70%"
     )
+
+
+CURVE = [(1, 0.4), (2, 0.8), (3, 0.96), (8, 0.99)]
+
+
+def by_gain(source: str) -> dict:
+    """An extraction at the rank that keeps 95 % of the gain, with the ranks that were measured."""
+    curve = [
+        {"rank": rank, "params": 64 * rank, "loss": 3 - gain, "gain_recovered": gain,
+         "interval": {"lower": gain - 0.1, "upper": gain + 0.05}}
+        for rank, gain in CURVE
+    ]  # fmt: skip
+    gain = {"keep": 0.95, "metric": "loss", "shared": False, "rank": 3, "reached": True, "distilled": False}
+    return extracted(3, 0.96) | {"gain": gain | {"candidates": 8, "curve": curve, "base": "base", "source": source}}
+
+
+def of_update() -> Analysis:
+    generator = torch.Generator().manual_seed(0)
+    base = {f"layers.{i}.{kind}.weight": torch.randn(8, 8, generator=generator) for i in range(2) for kind in KINDS}
+    tuned = {name: weight + 0.1 * torch.randn(8, 8, generator=generator) for name, weight in base.items()}
+    return replace(analyze(tuned, base), source="tuned", base="base")
+
+
+@pytest.fixture(scope="module")
+def with_curve(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of an update, and of an adapter whose rank its gain chose."""
+    results = Results(analyses={"update": of_update()}, extractions={"chosen": by_gain("tuned")})
+    return write_page(results, tmp_path_factory.mktemp("curve") / "report.html")
+
+
+def test_a_gain_curve_is_drawn_with_its_intervals(opened: Callable[..., Page], with_curve: Path) -> None:
+    page = opened(with_curve)
+    page.get_by_role("tab", name="Adapters").click()
+    panel(page).locator(".js-plotly-plot .main-svg").first.wait_for(timeout=20_000)
+    expect(panel(page)).to_contain_text("Rank 3 keeps 96% of the gain; 95% was asked for.")
+    asked, measured, written = drawn(page)
+    assert asked["y"] == [0.95, 0.95]
+    assert (measured["x"], measured["y"]) == tuple(map(list, zip(*CURVE, strict=True)))
+    assert (written["x"], written["y"]) == ([3], [0.96])
+    bars = (
+        panel(page)
+        .locator(".js-plotly-plot")
+        .evaluate("({ data }) => [data[1].error_y.array, data[1].error_y.arrayminus]")
+    )
+    assert bars == [pytest.approx([0.05] * 4), pytest.approx([0.1] * 4)]
+    rows = [row.split("\t") for row in panel(page).locator("tbody").last.locator("tr").all_inner_texts()]
+    assert rows[2] == ["3", "192", "2.0400", "96%", "86% to 101%"]
+
+
+def test_ranks_are_chosen_by_the_measured_gain_and_above_the_noise(
+    opened: Callable[..., Page], with_curve: Path
+) -> None:
+    page = opened(with_curve)
+    page.get_by_role("radio", name="Gain").check()
+    expect(page.locator("[data-slider-value]")).to_have_text("96% at rank 3")
+    expect(page.locator("[data-command]")).to_have_text(
+        "eckart extract base tuned -o adapter-gain-0.95 --gain 0.95 --eval TEXT"
+    )
+    expect(panel(page).locator("[data-total=ranks]")).to_have_text("3")
+    page.locator("[data-slider]").fill("3")
+    expect(page.locator(".controls")).to_contain_text("The rank below it was not measured")
+    page.get_by_role("checkbox", name="v_proj").uncheck()
+    expect(page.locator(".totals")).to_contain_text("measured with more modules than are taken here")
+    page.get_by_role("radio", name="Above noise").check()
+    expect(page.locator("[data-slider]")).to_be_hidden()
+    expect(page.locator("[data-command]")).to_contain_text("-o adapter-noise --rank noise --target q_proj")
 
 
 def test_two_analyses_are_compared_matrix_by_matrix(tab: Callable[..., Page]) -> None:

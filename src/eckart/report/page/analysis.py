@@ -71,6 +71,7 @@ def analysis_data(
             "energy": list(ENERGIES),
             "error": list(ERRORS),
         },
+        "gain": None,
         "command": _command(analysis) if analysis.kind == "adapter" or targets["patterns"] else None,
     }
 

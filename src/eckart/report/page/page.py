@@ -7,7 +7,7 @@ from eckart.checkpoint import atomic_file
 from eckart.errors import FileFormatError, SourceError
 from eckart.report.page.analysis import analysis_sections
 from eckart.report.page.comparison import comparison_sections
-from eckart.report.page.extraction import extraction_data
+from eckart.report.page.extraction import extraction_data, gain_stops, is_of
 from eckart.report.page.numbers import Numbers
 from eckart.report.page.render import Sections, rendered
 from eckart.report.page.results import Results
@@ -59,8 +59,12 @@ def sections_of(results: Results, numbers: Numbers) -> Sections:
         FileFormatError: a result lacks a field that the page shows.
     """
     try:
+        sections = analysis_sections(results.analyses, numbers)
+        for section, analysis in zip(sections["analyses"], results.analyses.values(), strict=True):
+            curves = [gain_stops(title, it) for title, it in results.extractions.items() if is_of(it, analysis)]
+            section["gain"] = next((curve for curve in curves if curve["stops"]), None)
         return {
-            **analysis_sections(results.analyses, numbers),
+            **sections,
             "trainings": [training_data(title, *parts, numbers) for title, parts in results.trainings.items()],
             "sweeps": [sweep_data(title, sweep) for title, sweep in results.sweeps.items()],
             "extractions": [extraction_data(title, each) for title, each in results.extractions.items()],

@@ -12,14 +12,16 @@ from eckart.operations import Analysis
 from eckart.training.trajectory import Dynamics, read_dynamics
 
 ANALYSIS, DYNAMICS, TRAINING = "analysis.json", "dynamics.json", "train.json"
-SWEEP, EXTRACTION, COMPARISON = "sweep.json", "extract.json", "comparison.json"
+SWEEP, COMPARISON = "sweep.json", "comparison.json"
+EXTRACTION, RESIZING = "extract.json", "resize.json"
 FORMATS = {
     TRAINING: "eckart-train/1",
     SWEEP: "eckart-sweep/1",
     EXTRACTION: "eckart-extract/2",
+    RESIZING: "eckart-resize/2",
     COMPARISON: "eckart-compare/2",
 }
-FILES = (ANALYSIS, TRAINING, DYNAMICS, SWEEP, EXTRACTION, COMPARISON)
+FILES = (ANALYSIS, TRAINING, DYNAMICS, SWEEP, EXTRACTION, RESIZING, COMPARISON)
 
 
 @dataclass
@@ -30,7 +32,7 @@ class Results:
         analyses: spectra of weights, differences or adapters.
         trainings: `train.json` and the recorded dynamics; either may be missing.
         sweeps: contents of `sweep.json`.
-        extractions: contents of `extract.json`.
+        extractions: contents of `extract.json`, or of the `resize.json` of a rank chosen by its gain.
         comparisons: contents of `comparison.json`.
     """
 
@@ -46,7 +48,7 @@ class Results:
 
 
 def read_results(folders: Sequence[str | Path], titles: Sequence[str] | None = None) -> Results:
-    """The results in folders that `eckart analyze`, `extract`, `train`, `sweep` and `compare` wrote.
+    """The results in folders that `eckart analyze`, `extract`, `resize`, `train`, `sweep` and `compare` wrote.
 
     Args:
         folders: folders with at least one result each.
@@ -63,7 +65,7 @@ def read_results(folders: Sequence[str | Path], titles: Sequence[str] | None = N
         elif not _read(folder, label, results):
             faults.append(f"{folder}: contains none of {', '.join(FILES)}")
     if faults:
-        msg = "a report needs folders that eckart analyze, extract, train, sweep or compare wrote with -o"
+        msg = "a report needs folders that eckart analyze, extract, resize, train, sweep or compare wrote with -o"
         raise SourceError.listing(msg, faults)
     return results
 
@@ -79,8 +81,8 @@ def _read(folder: Path, label: str, results: Results) -> bool:
         results.trainings[label] = result, read_dynamics(folder) if DYNAMICS in files else None
     if SWEEP in files:
         results.sweeps[label] = _json(folder / SWEEP)
-    if EXTRACTION in files:
-        results.extractions[label] = _json(folder / EXTRACTION)
+    for name in files & {EXTRACTION, RESIZING}:
+        results.extractions[label] = _json(folder / name)
     if COMPARISON in files:
         results.comparisons[label] = _json(folder / COMPARISON)
     return bool(files)

@@ -7,8 +7,9 @@ export const HEADER_BYTES = 512; // of a budget in bytes: the file's header, for
 
 /**
  * @typedef {Object} Choice
- * @property {"rank"|"energy"|"error"|"budget"} mode
+ * @property {"rank"|"energy"|"error"|"budget"|"noise"|"gain"} mode
  * @property {number|string} value of a budget the text that the command is given, such as "20MB".
+ * @property {Object} [stop] in mode "gain" the measured rank.
  * @property {Set<number>} kinds of the matrices that are taken, by their place in the analysis.
  * @property {string} dtype that factors are written in.
  */
@@ -80,14 +81,16 @@ export class Chooser {
         ranks[i] = upper;
         bounded ||= lower !== upper;
       }
-      if (this.isAdapter && choice.mode !== "rank") this.level(taken.places, ranks);
+      if (this.isAdapter && choice.mode !== "rank" && choice.mode !== "gain") this.level(taken.places, ranks);
     }
     return { ranks, allocation, bounded, ...this.totals(taken, ranks, choice.dtype) };
   }
 
   /** [lower, upper] limit of the rank that a rule asks of one matrix. */
-  rankLimits(i, { mode, value }) {
+  rankLimits(i, { mode, value, stop }) {
     const spectrum = this.spectra[i];
+    if (mode === "noise") return twice(this.analysis.matrices[i].noise?.signal_rank ?? 0);
+    if (mode === "gain") return twice(stop.ranks ? stop.ranks[this.analysis.matrices[i].name] ?? 0 : Math.min(stop.rank, this.highest(i)));
     if (mode === "rank") {
       const rank = this.isAdapter ? value : spectrum.fro > 0 ? Math.min(value, spectrum.maxRank) : 0;
       return [rank, rank];
@@ -95,6 +98,12 @@ export class Chooser {
     const limits = mode === "energy" ? spectrum.rankForEnergy(value) : spectrum.rankForError(value);
     if (limits === null) return [0, 0];
     return this.isAdapter ? limits : limits.map((rank) => Math.max(1, rank));
+  }
+
+  /** The highest rank that a truncation of matrix i has: for a layer of an adapter, that of its factors. */
+  highest(i) {
+    const spectrum = this.spectra[i];
+    return this.isAdapter ? spectrum.values.length : spectrum.fro > 0 ? spectrum.maxRank : 0;
   }
 
   /** Experts of one parameter get one rank, the highest that any of them needs. */
@@ -124,6 +133,8 @@ export class Chooser {
     };
   }
 }
+
+const twice = (rank) => [rank, rank];
 
 /** A budget as `--budget` reads it: k, M and G are powers of 1000. */
 export function parseBudget(text) {

@@ -13,7 +13,12 @@ export function targetWords(analysis, kinds) {
 /** The command that does what the page shows, or null where nothing can be extracted from the source. */
 export function commandText(analysis, choice) {
   if (!analysis.command) return null;
-  const words = [...analysis.command, "-o", `adapter-${choice.mode}-${choice.value}`, `--${choice.mode}`, choice.value];
+  const noise = choice.mode === "noise";
+  const words = [...analysis.command, "-o", noise ? "adapter-noise" : `adapter-${choice.mode}-${choice.value}`, `--${noise ? "rank" : choice.mode}`, choice.value];
+  if (choice.mode === "gain") {
+    const { metric, shared } = analysis.gain;
+    words.push("--eval", "TEXT", ...(metric === "loss" ? [] : ["--metric", metric]), ...(shared ? ["--share"] : []));
+  }
   if (analysis.kind !== "adapter") {
     words.push(...targetWords(analysis, choice.kinds));
     if (choice.dtype !== "float32") words.push("--dtype", choice.dtype);

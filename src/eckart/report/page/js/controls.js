@@ -4,13 +4,14 @@ import { budgetStops, ITEM_BYTES, parseBudget } from "./choice.js";
 import { el, fill, segmented, select, unique } from "./dom.js";
 import { percent, whole } from "./format.js";
 
-const RULES = [["rank", "Rank"], ["energy", "Energy"], ["error", "Error"], ["budget", "Budget"]];
+const RULES = [["rank", "Rank"], ["energy", "Energy"], ["error", "Error"], ["budget", "Budget"], ["noise", "Above noise"], ["gain", "Gain"]];
 const USUAL_RANK = 16;
 const EXPLAINED = {
   rank: "Every matrix gets this rank, or its full rank if that is lower.",
   energy: "Every matrix gets the smallest rank that keeps this share of its squared norm.",
   error: "Every matrix gets the smallest rank whose relative error is below this.",
   budget: "All matrices share this size so that they keep the most energy in total.",
+  noise: "Every matrix gets its directions that stand above the rounding of the stored numbers.",
 };
 
 export class Controls {
@@ -24,12 +25,16 @@ export class Controls {
     this.change = change;
     this.kinds = new Set(this.choosable());
     this.dtype = "float32";
-    this.stops = { ...this.analysis.stops, budget: this.budgets() };
+    const { gain } = this.analysis;
+    this.measured = new Set(gain?.names ?? []);
+    this.stops = { ...this.analysis.stops, budget: this.budgets(), noise: this.noiseKnown() ? ["noise"] : [], gain: (gain?.stops ?? []).map((stop) => stop.keep) };
     this.position = {
       rank: Math.max(this.stops.rank.indexOf(Math.min(USUAL_RANK, this.stops.rank.at(-1))), 0),
       energy: this.stops.energy.indexOf(0.9),
       error: this.stops.error.indexOf(0.1),
       budget: this.usualBudget(),
+      noise: 0,
+      gain: gain ? (gain.stops.findIndex((stop) => stop.gain >= gain.keep) + gain.stops.length) % gain.stops.length : 0,
     };
     this.mode = "energy"; // what the headline speaks of
     this.node = this.build();
@@ -46,7 +51,24 @@ export class Controls {
   /** The choice as it stands. */
   get choice() {
     const value = this.stops[this.mode][this.position[this.mode]];
-    return { mode: this.mode, value, kinds: this.kinds, dtype: this.dtype };
+    const choice = { mode: this.mode, value, kinds: this.kinds, dtype: this.dtype };
+    if (this.mode !== "gain") return choice;
+    const { matrices } = this.analysis;
+    const measured = new Set(matrices.filter((matrix) => this.measured.has(matrix.name)).map((matrix) => matrix.kind));
+    const kinds = new Set([...this.kinds].filter((kind) => measured.has(kind)));
+    return { ...choice, kinds, stop: this.stop, all: kinds.size === measured.size };
+  }
+
+  /** The measured rank that the slider is at. */
+  get stop() {
+    return this.analysis.gain.stops[this.position.gain];
+  }
+
+  /** Whether the rounding is known of every matrix of an update that can be taken. */
+  noiseKnown() {
+    const { kind, matrices } = this.analysis;
+    const taken = matrices.filter((matrix) => this.kinds.has(matrix.kind));
+    return kind === "delta" && taken.length > 0 && taken.every((matrix) => matrix.noise || matrix.spectrum.fro === 0);
   }
 
   /** Sizes of adapters as typed on a command line, from one rank of one matrix to the largest that is certain. */
@@ -79,7 +101,7 @@ export class Controls {
     this.label = el("label", { for: id });
     this.shown = el("output", { for: id, class: "slider-value", "data-slider-value": true });
     this.help = el("p", { class: "soft help" });
-    const rules = RULES.filter(([mode]) => mode !== "budget" || this.stops.budget.length);
+    const rules = RULES.filter(([mode]) => this.stops[mode].length);
     return el("section", { class: "card controls", "aria-label": "Choice of ranks" },
       segmented("Choose ranks by", rules, this.mode, (mode) => {
         this.mode = mode;
@@ -139,19 +161,32 @@ export class Controls {
 
   show() {
     const stops = this.stops[this.mode];
+    this.slider.hidden = this.mode === "noise";
     this.slider.max = stops.length - 1;
     this.slider.value = this.position[this.mode];
     const { value } = this.choice;
     const words = {
       rank: () => whole(value), energy: () => percent(value, 4), error: () => percent(value, 4), budget: () => budgetWords(value),
+      noise: () => "", gain: () => `${percent(this.stop.gain)} at rank ${whole(this.stop.rank)}`,
     }[this.mode]();
-    const name = { rank: "Rank of every matrix", energy: "Energy to keep", error: "Error to stay below", budget: "Total adapter size" };
+    const name = { rank: "Rank of every matrix", energy: "Energy to keep", error: "Error to stay below", budget: "Total adapter size", noise: "Directions above the noise", gain: "Gain kept" };
     fill(this.label, name[this.mode]);
     fill(this.shown, words);
     this.slider.setAttribute("aria-valuetext", words);
     const limit = this.mode === "budget" && this.analysis.thinned.matrices
       ? ` The slider ends at ${budgetWords(stops.at(-1))}, where the values on this page end; the command accepts any size.` : "";
-    fill(this.help, EXPLAINED[this.mode] + limit);
+    fill(this.help, (this.mode === "gain" ? this.gainWords() : EXPLAINED[this.mode]) + limit);
+  }
+
+  /** What was measured at the stop of the slider, and what was not. */
+  gainWords() {
+    const { title, metric, shared, tokens } = this.analysis.gain;
+    const { interval, next, rank } = this.stop;
+    const ranks = shared ? `Ranks shared at the size of rank ${rank}` : `Rank ${rank} of every matrix`;
+    const range = interval ? ` (95% interval ${percent(interval.lower)} to ${percent(interval.upper)})` : "";
+    const text = tokens ? ` on ${whole(tokens)} tokens of held-out text` : " on held-out text";
+    return `${ranks}, whose ${metric === "kl" ? "divergence from the fine-tune" : "loss"}${text} was measured for ${title}${range}.`
+      + (next ? "" : " The rank below it was not measured; it may keep enough too.");
   }
 }
 

@@ -50,7 +50,7 @@ export class Totals {
       tile("energy", "Energy kept", result.energy, `${result.bounded ? "≥ " : ""}${percent(result.energy)}`, `share of ‖${matrix}‖²`),
       tile("ranks", "Ranks", median(ranks), ranks.length === 0 ? "–" : few === many ? `${few}` : `${few}–${many}`,
         `median ${digits(median(ranks))} over ${whole(ranks.length)} matrices`));
-    fill(this.note, this.words(result));
+    fill(this.note, this.words(choice, result));
     fill(this.kinds, ...this.shares(result));
     if (this.analysis.command) fill(this.code, commandText(this.analysis, choice));
     fill(this.copied);
@@ -69,14 +69,15 @@ export class Totals {
     });
   }
 
-  words(result) {
+  words(choice, result) {
     const { thinned, kind } = this.analysis;
     const texts = [];
     if (result.allocation) texts.push(guarantee(result.allocation, result.whole));
     if (result.bounded && !result.allocation) {
       texts.push(`For ${thinned.partial} large matrices only the leading singular values were computed: a rank beyond them is sufficient, but not proved to be the smallest. The command computes the values it needs.`);
     }
-    if (kind === "delta") texts.push("Error does not predict loss: add --eval TEXT to the command to measure it.");
+    if (choice.mode === "gain" && !choice.all) texts.push("The gain was measured with more modules than are taken here; with fewer, it is lower.");
+    if (kind === "delta" && choice.mode !== "gain") texts.push("Error does not predict loss: add --eval TEXT to the command to measure it.");
     return texts.join(" ");
   }
 

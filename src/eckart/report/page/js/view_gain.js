@@ -1,6 +1,7 @@
-// The adapters tab: extracted adapters side by side, the gain each recovers, and each one's layers.
+// The adapters tab: extracted adapters side by side, the gain each recovers, and each one's layers and gain curve.
 
 import { chart, plain, series } from "./chart.js";
+import { GainCurve } from "./gain_curve.js";
 import { el, fill, select } from "./dom.js";
 import { bytes, count, digits, median, percent, shape, whole } from "./format.js";
 import { HeatMap, legend } from "./heatmap.js";
@@ -15,7 +16,9 @@ export class GainView {
     this.chosen = 0;
     this.metric = new Set(extractions[0].layers.map((layer) => layer.rank)).size > 1 ? "rank" : "error";
     this.measured = extractions.filter((one) => one.eval?.gain_recovered !== null && one.eval !== null);
+    this.compared = this.measured.length > 1 || this.measured.some((one) => !one.gain);
     this.plot = el("div", { class: "chart tall" });
+    this.curve = el("div", {});
     this.holder = el("div", {});
     this.key = el("div", {});
     const table = new DataTable("adapters", [...extractions.keys()], this.columns(), (row) => this.show(row));
@@ -24,14 +27,15 @@ export class GainView {
       extractions.length > 1 ? select("Adapter", extractions.map((one, i) => [i, one.title]), 0, (i) => this.show(Number(i))) : null,
       select("Colour", [["rank", "Rank"], ["error", "Relative error"]], this.metric, (metric) => { this.metric = metric; this.paint(); }));
     this.node = el("div", { class: "view" }, intro("Adapters", this.finding(), null),
-      this.measured.length ? this.gainCard() : el("p", { class: "soft help" }, "No gain was measured: eckart extract … --eval TEXT measures how much of the fine-tune's lower loss an adapter recovers."),
+      this.compared ? this.gainCard() : this.measured.length ? null : el("p", { class: "soft help" }, "No gain was measured: eckart extract … --eval TEXT measures how much of the fine-tune's lower loss an adapter recovers."),
       el("section", { class: "card", "aria-label": "All adapters" }, el("h2", {}, "All adapters"), table.node),
+      this.curve,
       el("section", { class: "card", "aria-label": "Layers of an adapter" }, el("div", { class: "card-head" }, el("h2", {}, "Layers × modules"), picks), this.holder, this.key));
     onTheme(() => this.paint());
   }
 
   start() {
-    if (this.measured.length) chart(this.plot, this.finding(), () => this.lines());
+    if (this.compared) chart(this.plot, this.finding(), () => this.lines());
     this.show(0);
   }
 
@@ -88,6 +92,9 @@ export class GainView {
     fill(this.holder, el("p", { class: "name" }, one.title), scrolled(el("div", { class: "map-scroll" }, this.map.node)));
     if (this.map.cells.length) this.map.select(this.map.cells[0]);
     this.paint();
+    const curve = one.gain ? new GainCurve(one) : null;
+    fill(this.curve, curve?.node);
+    curve?.draw();
   }
 
   paint() {

@@ -21,13 +21,14 @@ export class SpectrumView {
     this.caption = el("figcaption", {});
     this.left = el("div", { class: "chart" });
     this.right = el("div", { class: "chart" });
+    this.lines = el("p", { class: "soft help" });
     this.facts = el("dl", { class: "facts" });
     this.node = el("section", { class: "card spectrum", "aria-label": "Spectrum of one matrix" },
       el("div", { class: "card-head" }, el("div", {}, el("h2", {}, "Spectrum"), this.title), this.which, this.options()),
       el("div", { class: "pair" },
         el("figure", {}, this.caption, this.left),
         el("figure", {}, el("figcaption", {}, "What a rank keeps and misses"), this.right)),
-      this.facts);
+      this.lines, this.facts);
   }
 
   options() {
@@ -84,6 +85,8 @@ export class SpectrumView {
     const about = `${matrix.name}, ${shape(matrix.shape)}`;
     const stable = digits(upper(matrix.stable_rank));
     const { thinned, tail, values } = this.spectra[this.item];
+    const edge = matrix.noise && EDGES[matrix.noise.regime];
+    fill(this.lines, `Vertical lines: solid at the chosen rank, dotted at 90% of the energy.${edge ? ` Dashed across: the ${edge}; what is below it, noise explains.` : ""}`);
     fill(this.caption, "Singular values", thinned ? "; dotted: means between the ranks on this page" : "",
       tail ? `: the leading ${whole(values.length)}; the others were not computed` : "");
     chart(this.left, `Singular values of ${about}; stable rank ${stable}`, () => this.values());
