@@ -158,7 +158,21 @@ def test_the_gain_kept_is_reported_for_each_text_and_on_the_card(on_text, tmp_pa
     assert f"{result['eval'][0]['combined_loss']:.4f}" in table
 
 
-def test_weights_are_searched_on_one_half_of_each_text_and_measured_on_the_other(on_text, tmp_path, monkeypatch):
+def test_of_records_only_completions_count(on_text, model, tmp_path):
+    first, second, text = on_text
+    words = text.read_text().split()
+    rows = [{"prompt": " ".join(words[i : i + 9]), "completion": words[i + 9]} for i in range(0, 60, 10)]
+    records = tmp_path / "records.jsonl"
+    records.write_text("\n".join(map(json.dumps, rows)))
+    options = ("--eval", records, "--eval", text, "--json")
+    ended = eckart("combine", first, second, "-o", tmp_path / "out", *options)
+    assert ended.exit_code == 0, ended.stderr
+    counted, whole = (each["tokens"] for each in json.loads(ended.stdout)["eval"])
+    completions = [evaluation.load_tokenizer(model)(row["completion"])["input_ids"] for row in rows]
+    assert sum(map(len, completions)) <= counted <= sum(len(ids) + 1 for ids in completions) < whole
+
+
+def test_weights_are_searched_on_one_half_of_each_text_and_measured_on_the_other(on_text, model, tmp_path, monkeypatch):
     first, second, text = on_text
     texts, original = [], evaluation.text_losses
 
@@ -174,7 +188,10 @@ def test_weights_are_searched_on_one_half_of_each_text_and_measured_on_the_other
         pytest.fail(ended.stderr)
     result = json.loads(ended.stdout)
     assert len(result["weights"]) == 2
-    assert [first + second for first, second in zip(*texts, strict=True)] == [text.read_text()] * 2
+    whole = evaluation.load_tokenizer(model)(text.read_text())["input_ids"]
+    for halves in zip(*texts, strict=True):
+        ids = [token for half in halves for window in half.sequences for token in window]
+        assert ids[: len(whole)] == whole
     by_hand = eckart(
         *("combine", first, second, "-o", tmp_path / "by-hand", "--method", "tsv"),
         *("--weights", ",".join(map(repr, result["weights"]))),

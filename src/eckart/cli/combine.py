@@ -148,7 +148,7 @@ def combine(
     judged = kept_gains(adapters, sources, evaluation, base=base, weights=weights, shard=shard)
     if judged is not None:
         plan_combine(sources, **options)
-        check_output(output, force=force, inputs=[*(evaluation or ()), *local_paths(judged.base)])
+        check_output(output, force=force, inputs=local_paths(*(evaluation or ()), judged.base))
         if weights == AUTO:
             quiet = replace(execution, progress=NoProgress())
             options["weights"] = judged.search(

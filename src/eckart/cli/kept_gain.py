@@ -3,27 +3,26 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from eckart.cli.options import in_group
 from eckart.cli.progress import StderrProgress
-from eckart.cli.quality import QUALITY, read_text
+from eckart.cli.quality import QUALITY, require_transformers
 from eckart.errors import EckartError, OptionError
 
 if TYPE_CHECKING:
     from eckart.adapter import Adapter
-    from eckart.evaluation import KeptGain, SearchedWeights
+    from eckart.evaluation import HeldOut, KeptGain, SearchedWeights
 
 AUTO = "auto"
 
 EvalTexts = Annotated[
-    list[Path] | None,
+    list[str] | None,
     in_group(
         *(QUALITY, "--eval"),
         metavar="TEXT",
-        help="Held-out text of each adapter, in their order, on which to measure how much of its gain is kept. "
-        "Repeatable.",
+        help="Held-out data of each adapter, in their order, on which to measure how much of its gain is kept, in any "
+        "form that train takes. Repeatable.",
     ),
 ]
 
@@ -45,8 +44,8 @@ class KeptGains:
     base: str
     names: Sequence[str]
     adapters: "Sequence[Adapter]"
-    texts: Sequence[str]
-    search_texts: Sequence[str] = ()
+    texts: "Sequence[HeldOut]"
+    search_texts: "Sequence[HeldOut]" = ()
     found: "SearchedWeights | None" = None
     kept: "list[KeptGain]" = field(default_factory=list)
 
@@ -101,7 +100,7 @@ class KeptGains:
 def kept_gains(
     names: Sequence[str],
     adapters: "Sequence[Adapter]",
-    texts: Sequence[Path] | None,
+    texts: Sequence[str] | None,
     *,
     base: str | None,
     weights: str | None,
@@ -111,7 +110,7 @@ def kept_gains(
 
     Raises:
         OptionError: there is not one text for each adapter, or no base, or weights are to be found without a text.
-        EckartError: a text cannot be read, or is too short.
+        EckartError: a text cannot be read, or is too short; see `held_out_for`.
     """
     is_search = weights == AUTO
     if not texts:
@@ -129,19 +128,20 @@ def kept_gains(
     if base is None and len(named) != 1:
         msg = f"`eval` needs the model, and the adapters name {' and '.join(named) or 'none'}; give it as `base`"
         raise OptionError(msg)
-    contents = [read_text(text) for text in texts]
+    for text in texts:
+        require_transformers(text)
+    from eckart.training import held_out_for
+
     model = base or next(iter(named))
+    contents = [held_out_for(model, text) for text in texts]
+    with StderrProgress() as progress:
+        for fact in (fact for content in contents for fact in content.notes):
+            progress.note(fact[0].upper() + fact[1:])
     if not is_search:
         return KeptGains(model, names, adapters, contents)
-    halves = [_halves(content) for content in contents]
-    return KeptGains(model, names, adapters, [second for _, second in halves], [first for first, _ in halves])
-
-
-def _halves(text: str) -> tuple[str, str]:
-    """Two halves of a text, cut at a white space."""
-    middle = next((i for i in range(len(text) // 2, len(text)) if text[i].isspace()), 0)
-    halves = text[:middle], text[middle:]
-    if not all(half.strip() for half in halves):
+    try:
+        halves = [content.halves() for content in contents]
+    except EckartError:
         msg = "a text is too short: `weights=auto` uses its first half, and the result is measured on its second"
-        raise EckartError(msg)
-    return halves
+        raise EckartError(msg) from None
+    return KeptGains(model, names, adapters, [second for _, second in halves], [first for first, _ in halves])

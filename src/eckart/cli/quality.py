@@ -102,8 +102,7 @@ def read_text(path: Path, option: str = "eval") -> str:
         SourceError: the file is missing, empty, or not UTF-8 text.
         MissingExtraError: transformers, which its use takes, is not installed.
     """
-    if find_spec("transformers") is None:
-        raise MissingExtraError.for_extra(extra="train", purpose=f"`{option}={path}`")
+    require_transformers(path, option)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -116,6 +115,12 @@ def read_text(path: Path, option: str = "eval") -> str:
         msg = f"`{option}={path}` is empty"
         raise SourceError(msg)
     return text
+
+
+def require_transformers(text: str | Path, option: str = "eval") -> None:
+    """Refuse an option that names a text if transformers is not installed."""
+    if find_spec("transformers") is None:
+        raise MissingExtraError.for_extra(extra="train", purpose=f"`{option}={text}`")
 
 
 @contextmanager
@@ -258,8 +263,7 @@ def judgement(
     if base is None:
         msg = "`eval` needs the model that the adapter belongs to, and the adapter names none; give `base=BASE`"
         raise OptionError(msg)
-    if find_spec("transformers") is None:
-        raise MissingExtraError.for_extra(extra="train", purpose=f"`eval={text}`")
+    require_transformers(text)
     from eckart.engine import Execution
     from eckart.training import GainChoice, RankByGain, held_out_for
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from eckart.engine.progress import NoProgress, Progress
 from eckart.errors import EckartError, OptionError
+from eckart.evaluation.held_out import HeldOut, losses_of
 from eckart.evaluation.loss import LossResult, text_loss
 from eckart.evaluation.model import load_model, load_tokenizer
 from eckart.nn import adapter_applied
@@ -104,12 +105,18 @@ class KeptGainMeter:
         return [loss(self._model, f"Loss of {label} on {self._texts} {number}") for number, loss in each]
 
 
-def text_losses(base: "str | Path", texts: Sequence[str], *, progress: Progress = NoProgress()) -> list[Loss]:
-    """Functions that measure a model on each text, in the tokens of a base."""
-    tokenizer = load_tokenizer(base)
+def text_losses(base: "str | Path", texts: Sequence[str | HeldOut], *, progress: Progress = NoProgress()) -> list[Loss]:
+    """Functions that measure a model on each text, in the tokens of a base, or on held-out data."""
+    tokenizer = load_tokenizer(base) if any(isinstance(text, str) for text in texts) else None
 
-    def loss_on(text: str) -> Loss:
-        return lambda model, stage: text_loss(model, text, tokenizer, progress=progress, stage=stage)
+    def loss_on(text: str | HeldOut) -> Loss:
+        def measured(model: "nn.Module", stage: str) -> LossResult:
+            if isinstance(text, str):
+                return text_loss(model, text, tokenizer, progress=progress, stage=stage)
+            total = float(losses_of(model, text, progress=progress, stage=stage).sum())
+            return LossResult(total / text.tokens, text.tokens)
+
+        return measured
 
     return [loss_on(text) for text in texts]
 
@@ -118,7 +125,7 @@ def measure_kept(
     base: "str | Path",
     adapters: "Sequence[Adapter]",
     combination: "Adapter",
-    texts: Sequence[str],
+    texts: Sequence[str | HeldOut],
     *,
     progress: Progress = NoProgress(),
 ) -> list[KeptGain]:
@@ -128,7 +135,7 @@ def measure_kept(
         base: SOURCE of the base, with its tokenizer.
         adapters: the adapters that were combined.
         combination: the result.
-        texts: one for each adapter, none of which it was trained on.
+        texts: a text or held-out data for each adapter, none of which it was trained on.
         progress: receives a stage for each loss.
 
     Raises:
