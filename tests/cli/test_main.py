@@ -10,10 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 import eckart
-from eckart.cli.main import app
+from eckart.cli.main import COMMANDS, app
 
 HEAVY = ("torch", "numpy", "transformers", "matplotlib", "pandas", "huggingface_hub", "safetensors")
-COMMANDS = sorted(command.name or command.callback.__name__ for command in app.registered_commands)
 
 
 def python(program: str) -> subprocess.CompletedProcess[str]:
@@ -36,6 +35,16 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         f"print('imported:', [name for name in {HEAVY} if name in sys.modules])"
     )
     assert ended.stdout.splitlines()[-1] == "imported: []", ended.stderr
+
+
+def test_a_command_imports_the_file_of_no_other_command() -> None:
+    ended = python(
+        "import sys; sys.argv = ['eckart', 'analyze', '/no/such/folder']\n"
+        "from eckart.cli.main import COMMANDS, run\n"
+        "try:\n    run()\nexcept SystemExit:\n"
+        "    print([name for name in COMMANDS if f'eckart.cli.{name}' in sys.modules])"
+    )
+    assert ended.stdout == "['analyze']\n", ended.stderr
 
 
 def test_the_version_is_that_of_the_project() -> None:

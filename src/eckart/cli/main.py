@@ -1,38 +1,84 @@
 """The `eckart` command and its subcommands."""
 
 import gc
+import importlib
 import io
 import sys
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command_from_info
+from typer.models import CommandInfo
 
-from eckart.cli.analyze import analyze
-from eckart.cli.check import check
-from eckart.cli.combine import combine
 from eckart.cli.command import Command
-from eckart.cli.compare import compare
-from eckart.cli.convert import convert
-from eckart.cli.correct import correct
-from eckart.cli.demo import demo
-from eckart.cli.extract import extract
-from eckart.cli.merge import merge
-from eckart.cli.plan import plan
-from eckart.cli.quantize import quantize
-from eckart.cli.report import report
-from eckart.cli.resize import resize
-from eckart.cli.run import run as run_recipe
-from eckart.cli.sweep import sweep
-from eckart.cli.train import train
-from eckart.cli.unmerge import unmerge
 from eckart.engine.machine import c_library_function
 from eckart.version import __version__
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT_BYTES = 32 * 2**20  # the most that the second of them takes
 
+COMMANDS = (
+    *(
+        "analyze",
+        "extract",
+        "resize",
+        "combine",
+        "merge",
+        "unmerge",
+        "convert",
+        "compare",
+        "check",
+        "quantize",
+        "correct",
+    ),
+    *("train", "sweep", "plan", "report", "run", "demo"),
+)
+"""The names of the commands in the order of the help; each is a function of the same name in its own file."""
+
+
+class Commands(Mapping[str, Any]):
+    """The commands by name. A command's file is imported when the command is used."""
+
+    def __getitem__(self, name: str) -> Any:
+        """The command as typer makes it from its function."""
+        if name not in COMMANDS:
+            raise KeyError(name)
+        return _command(name)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is such a command; imports nothing."""
+        return name in COMMANDS
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(COMMANDS)
+
+
+@cache
+def _command(name: str) -> Any:
+    function = getattr(importlib.import_module(f"eckart.cli.{name}"), name)
+    return get_command_from_info(
+        CommandInfo(name, cls=Command, callback=function), pretty_exceptions_short=True, rich_markup_mode=None
+    )
+
+
+class Program(TyperGroup):
+    """The group of all commands, each imported when it is used."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes | {"commands": Commands()})
+
+
 app = typer.Typer(
     name="eckart",
+    cls=Program,
     no_args_is_help=True,
     rich_markup_mode=None,  # plain text: nothing is truncated or framed, so that it can be copied
     pretty_exceptions_enable=False,
@@ -92,27 +138,3 @@ def _common(
 
     Exit status: 0 done, 1 refused, 2 wrong usage, 3 a plan or adapter does not fit, 130 interrupted.
     """  # noqa: D301
-
-
-for _command in (
-    *(
-        analyze,
-        extract,
-        resize,
-        combine,
-        merge,
-        unmerge,
-        convert,
-        compare,
-        check,
-        quantize,
-        correct,
-        train,
-        sweep,
-        plan,
-        report,
-        run_recipe,
-        demo,
-    ),
-):
-    app.command("run" if _command is run_recipe else None, cls=Command)(_command)

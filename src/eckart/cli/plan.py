@@ -159,8 +159,7 @@ def plan(
     from eckart.cli.output import show, show_json
     from eckart.cli.progress import StderrProgress
 
-    _check(model, memory, data_size, rank)
-    _check_devices(memory, gpus, sharding)
+    _check(model, memory, data_size, rank, gpus, sharding)
     if figure is not None:
         check_output(figure, kind="file", force=force, inputs=local_paths(model, analysis))
     drawing = Drawing(figure, save="save_plan_figure", figures=str(figure))
@@ -199,29 +198,28 @@ def plan(
         raise typer.Exit(DOES_NOT_FIT)
 
 
-def _check(model: str, memory: str | None, data_size: str | None, rank: int | None) -> None:
+def _check(
+    model: str,
+    memory: str | None,
+    data_size: str | None,
+    rank: int | None,
+    gpus: int | None,
+    sharding: Sharding | None,
+) -> None:
     """Refuse what is wrong by itself before a simulation's imports, which take seconds."""
     from eckart.nn import LoRAConfig
     from eckart.planning import guide
     from eckart.planning import memory as memories
+    from eckart.planning.setting import PlanSetting
     from eckart.planning.subject import check_name
 
     check_name(model)
-    if memory is not None:
-        memories.Memory.parse(memory)
+    amount = None if memory is None else memories.Memory.parse(memory)
+    PlanSetting(gpus=memories.number_of_gpus(gpus, amount), sharding=sharding)
     if data_size is not None:
         guide.parse_data_size(data_size)
     if rank is not None:
         LoRAConfig(rank=rank)
-
-
-def _check_devices(memory: str | None, gpus: int | None, sharding: Sharding | None) -> None:
-    """Refuse numbers of GPUs that cannot be, before a simulation's imports too."""
-    from eckart.planning.memory import Memory as MemoryAmount
-    from eckart.planning.request import number_of_gpus
-    from eckart.planning.setting import PlanSetting
-
-    PlanSetting(gpus=number_of_gpus(gpus, None if memory is None else MemoryAmount.parse(memory)), sharding=sharding)
 
 
 @contextmanager

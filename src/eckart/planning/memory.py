@@ -56,3 +56,16 @@ class Memory:
 def smallest_card(peak_bytes: int) -> int | None:
     """Size in GB of the smallest common GPU with room for a peak; None if no single GPU has it."""
     return next((size for size in CARDS_GB if peak_bytes <= size * 10**9 - RESERVED_BYTES), None)
+
+
+def number_of_gpus(gpus: int | None, memory: Memory | None) -> int:
+    """How many GPUs train together, by an option or by an amount such as `8x80GB`.
+
+    Raises:
+        OptionError: both say so, and differ.
+    """
+    listed = memory.gpus if memory else 1
+    if gpus is not None and listed > 1 and gpus != listed:
+        msg = f"`gpus` is {gpus}, but `memory` is that of {listed} GPUs: give one of them"
+        raise OptionError(msg)
+    return listed if gpus is None else gpus

@@ -9,7 +9,7 @@ from eckart.errors import OptionError
 from eckart.nn.config import LoRAConfig
 from eckart.planning.architecture import Outline
 from eckart.planning.guide import rule_for
-from eckart.planning.memory import Memory
+from eckart.planning.memory import Memory, number_of_gpus
 from eckart.planning.setting import Attention, BaseDtype, Method, Optimizer, PlanSetting, Sharding
 from eckart.training.data import DEFAULT_LENGTH
 
@@ -67,19 +67,6 @@ class Request:
     def using(self, method: Method) -> PlanSetting:
         """The setting with another method."""
         return replace(self.setting, method=method, lora=None if method == "full" else self.setting.lora)
-
-
-def number_of_gpus(gpus: int | None, memory: Memory | None) -> int:
-    """How many GPUs train together, by an option or by an amount such as `8x80GB`.
-
-    Raises:
-        OptionError: both say so, and differ.
-    """
-    listed = memory.gpus if memory else 1
-    if gpus is not None and listed > 1 and gpus != listed:
-        msg = f"`gpus` is {gpus}, but `memory` is that of {listed} GPUs: give one of them"
-        raise OptionError(msg)
-    return listed if gpus is None else gpus
 
 
 def request_of(
