@@ -159,7 +159,6 @@ def extract(
     from eckart.engine import Execution
     from eckart.errors import OptionError
     from eckart.operations.card import add_facts
-    from eckart.operations.checking.fitting import fits_as_planned
     from eckart.operations.rank_choice import MOST_RANK
 
     if to is not None and (runtime is not None or open_page):
@@ -182,7 +181,11 @@ def extract(
         return present(operations.plan_extract(base, tuned, **options).preview(), report.preview_table, as_json=as_json)
     check_push(push)
     check_output(output, force=force, inputs=[distill, *local_paths(base, tuned, evaluation)])
-    fits = runtime is None or fits_as_planned(operations.plan_extract(base, tuned, **options), runtime)
+    fits = True
+    if runtime is not None:
+        from eckart.operations.checking.fitting import fits_as_planned
+
+        fits = fits_as_planned(operations.plan_extract(base, tuned, **options), runtime)
     written = output if fits else None  # what does not fit as it is, write_for changes first
     figure = "save_gain_figure" if gain is not None else None
     page_folder = None if to else written

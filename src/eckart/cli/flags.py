@@ -5,9 +5,10 @@ A message names an option as an argument in backticks, such as `rank` or `module
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import typer
@@ -42,16 +43,16 @@ def with_flags(message: str) -> str:
     context = RUNNING.get()
     if context is None or "`" not in message:
         return message
-    parameters = _parameters(context)
-    return ARGUMENT.sub(lambda match: _flag(match["name"], match["value"], parameters) or match[0], message)
+    find = partial(_parameter, context)
+    return ARGUMENT.sub(lambda match: _flag(match["name"], match["value"], find) or match[0], message)
 
 
-def _parameters(context: typer.Context) -> dict[str, Any]:
-    """Options of all commands by name, and those of the running command in place of others' of the same name."""
-    siblings = getattr(context.parent and context.parent.command, "commands", {}).values()
-    options = [each for command in siblings for each in command.params if each.param_type_name == "option"]
-    own = context.command.params
-    return {name: each for each in [*options, *own] for name in _names(each)}
+def _parameter(context: typer.Context, name: str) -> Any:
+    """A parameter of the running command, or else any command's option of that name."""
+    own = (each for each in context.command.params if name in _names(each))
+    siblings = getattr(context.parent and context.parent.command, "commands", {})
+    others = (each for command in siblings.values() for each in command.params if each.param_type_name == "option")
+    return next(own, None) or next((each for each in others if name in _names(each)), None)
 
 
 def _names(parameter: Any) -> set[str]:
@@ -60,13 +61,13 @@ def _names(parameter: Any) -> set[str]:
     return {parameter.name} | flags
 
 
-def _flag(name: str, value: str | None, parameters: dict[str, Any]) -> str | None:
+def _flag(name: str, value: str | None, find: Callable[[str], Any]) -> str | None:
     """`--name value`, the flag alone where it takes no value, or None where no command has such a parameter."""
     if (name, value) in LIBRARY_VALUES:
         return LIBRARY_VALUES[name, str(value)]
-    parameter = parameters.get(LIBRARY_NAMES.get(name, name))
+    parameter = find(LIBRARY_NAMES.get(name, name))
     if value == "False":
-        parameter, value = parameters.get(f"no_{name}"), None
+        parameter, value = find(f"no_{name}"), None
     if parameter is None:
         return None
     if parameter.param_type_name == "argument":

@@ -21,20 +21,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT_BYTES = 32 * 2**20  # the most that the second of them takes
 
 COMMANDS = (
-    *(
-        "analyze",
-        "extract",
-        "resize",
-        "combine",
-        "merge",
-        "unmerge",
-        "convert",
-        "compare",
-        "check",
-        "quantize",
-        "correct",
-    ),
-    *("train", "sweep", "plan", "report", "run", "demo"),
+    *("analyze", "extract", "resize", "combine", "merge", "unmerge", "convert", "compare", "check"),
+    *("quantize", "correct", "train", "sweep", "plan", "report", "run", "demo"),
 )
 """The names of the commands in the order of the help; each is a function of the same name in its own file."""
 

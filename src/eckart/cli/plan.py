@@ -159,7 +159,7 @@ def plan(
     from eckart.cli.output import show, show_json
     from eckart.cli.progress import StderrProgress
 
-    _check(model, memory, data_size, rank, gpus, sharding)
+    _check(model, memory=memory, data_size=data_size, rank=rank, gpus=gpus, sharding=sharding)
     if figure is not None:
         check_output(figure, kind="file", force=force, inputs=local_paths(model, analysis))
     drawing = Drawing(figure, save="save_plan_figure", figures=str(figure))
@@ -200,6 +200,7 @@ def plan(
 
 def _check(
     model: str,
+    *,
     memory: str | None,
     data_size: str | None,
     rank: int | None,

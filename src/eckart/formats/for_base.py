@@ -1,15 +1,18 @@
 """An adapter under the module names of its base, whatever the names in its files."""
 
+from typing import TYPE_CHECKING
+
 from eckart.adapter.adapter import Adapter
 from eckart.errors import MismatchError
 from eckart.formats.components import components
-from eckart.formats.families.family import Family
-from eckart.formats.family_names import FAMILY_FORMATS, is_of_family, renamed_to_base
 from eckart.formats.model_names import Base, Model
 from eckart.formats.renaming import names_of
 
+if TYPE_CHECKING:
+    from eckart.formats.families.family import Family
 
-def named(adapter: Adapter, base: Base, *, families: tuple[Family, ...] = ()) -> Adapter:
+
+def named(adapter: Adapter, base: Base, *, families: "tuple[Family, ...]" = ()) -> Adapter:
     """An adapter under the module names of its base.
 
     If the base is a pipeline, names begin with the component, and the adapter is in diffusers' format; under the names
@@ -18,6 +21,8 @@ def named(adapter: Adapter, base: Base, *, families: tuple[Family, ...] = ()) ->
     Raises:
         MismatchError: names that the base does not have or that mean several modules, or shapes that differ.
     """
+    from eckart.formats.family_names import FAMILY_FORMATS, renamed_to_base
+
     model = Model.of(base)
     faults: list[str] = []
     renaming = None
@@ -44,8 +49,12 @@ def rename_for_base(base: Base, adapter: Adapter) -> Adapter:
     """
     if adapter.format != "peft":
         return named(adapter, base)
+    model = Model.of(base)
+    if model.names.issuperset(adapter.outline()):
+        return adapter
+    from eckart.formats.family_names import is_of_family, renamed_to_base
+
     if not is_of_family(adapter.outline()):
         return adapter
-    model = Model.of(base)
     renaming = renamed_to_base(adapter, model)
     return adapter if renaming.faults else renaming.of(adapter, config=adapter.config)

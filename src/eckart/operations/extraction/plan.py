@@ -18,7 +18,6 @@ from eckart.formats.peft_config import task_type_of
 from eckart.formats.peft_tokens import FIELD, rows_of
 from eckart.formats.sources import open_model
 from eckart.operations.costs import Costs, break_even_note
-from eckart.operations.extraction.image_names import Written
 from eckart.operations.extraction.scope import Parts, Scope, split_tensors
 from eckart.operations.extraction.vocabulary import with_vocabulary_of
 from eckart.operations.output_dtype import float_dtype
@@ -27,6 +26,8 @@ from eckart.operations.rank_choice import DEFAULT_RANK, HEADER_BYTES, Budget, Ra
 
 if TYPE_CHECKING:
     import torch
+
+    from eckart.operations.extraction.image_names import Written
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class ExtractPlan:
     parts: Parts
     dtype: DType
     balanced: bool
-    written: Written | None = None
+    written: "Written | None" = None
 
     made_by = "extract"
 
@@ -182,7 +183,7 @@ def plan_extract(
     )
     data_type = float_dtype(dtype) or FLOAT32
     scope = Scope(as_patterns(target), as_patterns(exclude), as_patterns(modules_to_save))
-    written = Written.given(to, family, scope.modules_to_save)
+    written = _written(to, family, scope)
     instead = "eckart merge adds it to its base, eckart analyze shows its ranks"
     original = with_fused_experts(open_model(base))
     changed = with_fused_experts(open_model(tuned, role="a fine-tuned model", instead=instead))
@@ -197,6 +198,15 @@ def plan_extract(
     if choice.budget is not None:
         plan.costs((), (), in_bytes=choice.budget.in_bytes).check(choice.budget, ())
     return plan
+
+
+def _written(to: AdapterFormat | None, family: str | None, scope: Scope) -> "Written | None":
+    """How the result is written, if not under the names of its base; only then are image models' names imported."""
+    if to in (None, "peft") and family is None:
+        return None
+    from eckart.operations.extraction.image_names import Written
+
+    return Written.given(to, family, scope.modules_to_save)
 
 
 def is_quantized(plan: ExtractPlan, view: MatrixView) -> bool:

@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from eckart.checkpoint import Checkpoint, MatrixView, compare_layouts, layout, select
 from eckart.checkpoint.module_tree import TreeNaming, tree_naming
 from eckart.checkpoint.naming import matches
 from eckart.errors import MismatchError
 from eckart.formats.model_names import Model
-from eckart.operations.extraction.image_names import Written
 from eckart.operations.extraction.parameters import as_parameter, routers
 from eckart.operations.extraction.vocabulary import resized_tokens, with_vocabulary_of
 from eckart.result import Skipped
+
+if TYPE_CHECKING:
+    from eckart.operations.extraction.image_names import Written
 
 NORM, BIAS, NOT_TARGETED = "norm", "bias", "not targeted"
 
@@ -64,7 +67,7 @@ class Parts:
     skipped: list[Skipped] = field(default_factory=list)
 
 
-def split_tensors(base: Checkpoint, tuned: Checkpoint, scope: Scope, written: Written | None = None) -> Parts:
+def split_tensors(base: Checkpoint, tuned: Checkpoint, scope: Scope, written: "Written | None" = None) -> Parts:
     """Assign every tensor to a list, from headers alone.
 
     Raises:
