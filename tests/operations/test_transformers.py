@@ -431,7 +431,7 @@ def test_the_rules_name_tensors_as_the_tables_of_transformers_do(case, tmp_path)
     auto, kind, config = (RENAMED | MODELS)[case]
     base_model(tmp_path / "base", kind, config, auto)
     checkpoint = open_checkpoint(tmp_path / "base")
-    by_tables = names_in_transformers(checkpoint).moved
+    by_tables, _ = names_in_transformers(checkpoint)
     assert by_tables
     assert {name: tree_name(name, checkpoint.config) for name in by_tables} == by_tables
 

@@ -47,7 +47,7 @@ class NamesOfBase:
     @cached_property
     def _by_transformers(self) -> dict[str, str]:
         """The base's names by those of the module tree: the last resort, because transformers has to be imported."""
-        tensors = {new: old for old, new in names_in_transformers(self.base).moved.items()}
+        tensors = {new: old for old, new in names_in_transformers(self.base)[0].items()}
         modules = {new.removesuffix(".weight"): old.removesuffix(".weight") for new, old in tensors.items()}
         return {new: old for new, old in (tensors | modules).items() if old in self.names}
 

@@ -88,14 +88,14 @@ def tree_naming(checkpoint: Checkpoint) -> TreeNaming:
     """The naming of a checkpoint, by the rules here, or by transformers' own tables."""
     if naming := naming_by_rules(checkpoint):
         return TreeNaming(naming)
-    found = names_in_transformers(checkpoint)
-    moved = found.moved | {old.removesuffix(".weight"): new.removesuffix(".weight") for old, new in found.moved.items()}
+    tensors, split = names_in_transformers(checkpoint)
+    moved = tensors | {old.removesuffix(".weight"): new.removesuffix(".weight") for old, new in tensors.items()}
 
     def renamed(name: str) -> str:
         owner, bracket, index = name.partition("[")
         return moved.get(owner, owner) + bracket + index
 
-    return TreeNaming(renamed, found.split)
+    return TreeNaming(renamed, split)
 
 
 def naming_by_rules(checkpoint: Checkpoint) -> Callable[[str], str] | None:
@@ -109,23 +109,15 @@ def core_name(name: str) -> str:
     return re.sub(r"(?:^|(?<=\.))(?:model|language_model|text_model)\.", "", name)
 
 
-@dataclass(frozen=True)
-class TreeNames:
-    """Names of a checkpoint's tensors in the module tree, without those that loading joins.
+def names_in_transformers(checkpoint: Checkpoint) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Names by transformers' own tables, without those that loading joins.
 
-    Attributes:
-        moved: name in the files -> name in the tree.
-        split: name in the files -> endings of the names of the tensors in which loading divides it.
+    Returns:
+        Name in the files -> name in the tree, and name in the files -> endings of the names of the tensors in which
+        loading divides it. Both are empty if transformers is not installed, or does not know the class.
     """
-
-    moved: dict[str, str] = field(default_factory=dict)
-    split: dict[str, list[str]] = field(default_factory=dict)
-
-
-def names_in_transformers(checkpoint: Checkpoint) -> TreeNames:
-    """The names by transformers' own tables; none if it is not installed, or does not know the class."""
     if not _is_in_tables(checkpoint.config):
-        return TreeNames()
+        return {}, {}
     try:
         import torch
         import transformers
@@ -133,17 +125,17 @@ def names_in_transformers(checkpoint: Checkpoint) -> TreeNames:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
     except ImportError:
-        return TreeNames()
+        return {}, {}
     names = checkpoint.config.get("architectures") or [""]
     model_class = getattr(transformers, str(names[0]), None)
     if model_class is None or "auto_map" in checkpoint.config:
-        return TreeNames()
+        return {}, {}
     try:
         with torch.device("meta"):
             model = model_class(model_class.config_class.from_dict(_with_floats(checkpoint.config)))
         transforms = get_model_conversion_mapping(model)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, StrictDataclassError):
-        return TreeNames()  # a config that this version of transformers does not load
+        return {}, {}  # a config that this version of transformers does not load
     renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
     converters = [each for each in transforms if isinstance(each, WeightConverter)]
     parts = {source: each.target_patterns for each in converters for source in each.source_patterns}
@@ -156,7 +148,7 @@ def names_in_transformers(checkpoint: Checkpoint) -> TreeNames:
             split[name] = [part.removesuffix(".weight") for part in parts[source]]
         else:
             found.setdefault(new, []).append(name)
-    return TreeNames({olds[0]: new for new, olds in found.items() if len(olds) == 1 and new in state}, split)
+    return {olds[0]: new for new, olds in found.items() if len(olds) == 1 and new in state}, split
 
 
 def _with_floats(config: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from eckart.adapter.outline import Layer
 from eckart.checkpoint.naming import nearest_names
-from eckart.errors import MismatchError, OptionError
+from eckart.errors import MismatchError
 from eckart.formats.families.family import Family, Site
 from eckart.formats.families.table import FAMILIES
 
@@ -22,18 +22,6 @@ class Reading:
 
     family: Family
     sites: Mapping[str, Site]
-
-
-def named_family(name: str) -> Family:
-    """The family of `--family`.
-
-    Raises:
-        OptionError: there is none of that name.
-    """
-    if name not in FAMILIES:
-        msg = f"`family` must be one of {', '.join(FAMILIES)}, got {name!r}"
-        raise OptionError(msg)
-    return FAMILIES[name]
 
 
 def readings(layers: Mapping[str, Layer[Any]], among: Collection[Family] = ()) -> list[Reading]:
