@@ -7,16 +7,15 @@ from pathlib import Path
 from eckart.adapter.adapter import Adapter
 from eckart.adapter.outline import AdapterFormat
 from eckart.checkpoint import atomic_directory, atomic_file, locate, open_checkpoint
+from eckart.checkpoint.gguf_header import read_gguf_header
 from eckart.checkpoint.output import Kind
 from eckart.checkpoint.pipeline import COMPONENTS
 from eckart.checkpoint.remote.table import named_by_urls
 from eckart.checkpoint.source import local_path, shown_source
 from eckart.errors import SourceError
-from eckart.formats import gguf_adapter, mlx, peft, peft_config
 from eckart.formats.components import component, component_of, joined
 from eckart.formats.lora_keys import is_adapter_key, parse_key
-from eckart.formats.peft_config import CONFIG
-from eckart.formats.table import format_of
+from eckart.formats.table import CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS, format_of
 from eckart.result import Skipped
 
 
@@ -42,22 +41,22 @@ def _load(source: str | Path) -> Adapter:
     path = local_path(source)
     path = nested_adapter(path) or path
     if (path / CONFIG).is_file():
-        is_mlx = (path / mlx.WEIGHTS).is_file() and not (path / peft.WEIGHTS).is_file()
-        return mlx.read(path) if is_mlx else peft.read(path)
+        is_mlx = (path / MLX_WEIGHTS).is_file() and not (path / PEFT_WEIGHTS).is_file()
+        return format_of("mlx" if is_mlx else "peft").read(path)
     folders = {part: path / part for part in COMPONENTS if (path / part / CONFIG).is_file()}
     if folders:
-        return joined({part: peft.read(folder) for part, folder in folders.items()})
+        return joined({part: format_of("peft").read(folder) for part, folder in folders.items()})
     files = locate(source)
     file = files.weights[0]
-    if (files.folder / CONFIG).is_file() and file.name.startswith(Path(peft.WEIGHTS).stem):
-        return peft.read(files.folder)
-    if file.name.endswith(mlx.WEIGHTS):  # mlx-lm numbers earlier states of a training run: 0000100_adapters.safetensors
-        return mlx.read(file)
+    if (files.folder / CONFIG).is_file() and file.name.startswith(Path(PEFT_WEIGHTS).stem):
+        return format_of("peft").read(files.folder)
+    if file.name.endswith(MLX_WEIGHTS):  # mlx-lm numbers earlier states of a training run: 0000100_adapters.safetensors
+        return format_of("mlx").read(file)
     if name := None if len(files.weights) > 1 else _format_of_file(file):
         return format_of(name).read(file)
     msg = (
-        f"{shown_source(source)}: neither a PEFT adapter (a folder with {CONFIG} and {peft.WEIGHTS}), nor one of "
-        f"mlx-lm (with {mlx.WEIGHTS}), nor a file with LoRA tensors under the names of diffusers, kohya's sd-scripts "
+        f"{shown_source(source)}: neither a PEFT adapter (a folder with {CONFIG} and {PEFT_WEIGHTS}), nor one of "
+        f"mlx-lm (with {MLX_WEIGHTS}), nor a file with LoRA tensors under the names of diffusers, kohya's sd-scripts "
         "or ComfyUI, nor a GGUF file of llama.cpp's that is an adapter"
     )
     raise SourceError(msg)
@@ -79,10 +78,19 @@ def nested_adapter(folder: Path) -> Path | None:
     return nested[0] if nested else None
 
 
+def is_adapter_file(path: Path) -> bool:
+    """Whether a file is an adapter in llama.cpp's format rather than a model, by its header.
+
+    Raises:
+        FileFormatError: it is not a GGUF file.
+    """
+    return path.suffix == ".gguf" and read_gguf_header(path).metadata.get("general.type") == "adapter"
+
+
 def _format_of_file(file: Path) -> AdapterFormat | None:
     """The format of an adapter that is one file; None if it is none."""
     if file.suffix == ".gguf":
-        return "gguf" if gguf_adapter.is_adapter_file(file) else None
+        return "gguf" if is_adapter_file(file) else None
     keys = list(open_checkpoint(file).tensors)
     if not any(map(is_adapter_key, keys)):
         return None
@@ -121,5 +129,7 @@ def unknown_fields(adapter: Adapter) -> list[Skipped]:
     """Unknown fields of an adapter's config, which the user should know about."""
     if adapter.format != "peft":
         return []
+    from eckart.formats import peft_config
+
     reason = "unknown to PEFT 0.21 and eckart: its effect on the tensors is ignored"
     return [Skipped(f"{CONFIG}: {field}", reason) for field in peft_config.unknown_fields(adapter.config)]

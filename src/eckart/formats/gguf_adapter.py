@@ -37,15 +37,6 @@ _INVOCATION = "adapter.alora.invocation_tokens"
 _SAME = 1e-7  # relative: less than the rounding of the float32 values that it would change
 
 
-def is_adapter_file(path: Path) -> bool:
-    """Whether a file is an adapter in llama.cpp's format rather than a model, by its header.
-
-    Raises:
-        FileFormatError: it is not a GGUF file.
-    """
-    return path.suffix == ".gguf" and read_gguf_header(path).metadata.get("general.type") == "adapter"
-
-
 def read(path: Path) -> Adapter:
     """The adapter in a GGUF file, under the names and in the row order of llama.cpp.
 

@@ -22,14 +22,14 @@ from eckart.checkpoint.links import refuse_links
 from eckart.checkpoint.naming import is_embedding
 from eckart.checkpoint.output import Kind
 from eckart.errors import FileFormatError, MismatchError, NotFiniteError, SourceError
-from eckart.formats.peft_config import CONFIG, hub_name_or_absolute_path
+from eckart.formats.peft_config import hub_name_or_absolute_path
 from eckart.formats.peft_experts import MAX_EXPERTS, expert_of
 from eckart.formats.stored import beyond_updates, folder_kind, outline, read_finite, refused_kinds
+from eckart.formats.table import CONFIG, MLX_WEIGHTS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHTS = "adapters.safetensors"
 _PARTS = {"lora_a": "lora_A", "lora_b": "lora_B", "m": "magnitude"}
 _ALL_LAYERS = -1  # of `num_layers`, which otherwise counts from the last layer
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -54,10 +54,10 @@ def read(path: Path) -> Adapter:
         SourceError: `path` does not contain an adapter of mlx-lm.
         FileFormatError: config and tensors are damaged or disagree; every fault is listed.
     """
-    file = path / WEIGHTS if path.is_dir() else path
+    file = path / MLX_WEIGHTS if path.is_dir() else path
     folder = file.parent
     if not (folder / CONFIG).is_file() or not file.is_file():
-        msg = f"{path}: not an adapter of mlx-lm, which is a folder with {CONFIG} (it has the scale) and {WEIGHTS}"
+        msg = f"{path}: not an adapter of mlx-lm, which is a folder with {CONFIG} (it has the scale) and {MLX_WEIGHTS}"
         raise SourceError(msg)
     refuse_links([folder / CONFIG, file], folder)
     config, stored = _read_config(folder / CONFIG), open_checkpoint(file)
@@ -118,7 +118,7 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
     specs = [spec for module, names in stacks.items() for spec in _specs(module, names, layers)]
     with atomic_directory(path, force=force, inputs=adapter.files) as folder:
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        write_tensors(folder / WEIGHTS, specs, _named(adapter, stacks, scale), {"format": "mlx"})
+        write_tensors(folder / MLX_WEIGHTS, specs, _named(adapter, stacks, scale), {"format": "mlx"})
 
 
 def output_kind(path: Path) -> Kind:

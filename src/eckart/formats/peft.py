@@ -19,17 +19,17 @@ from eckart.checkpoint.output import Kind
 from eckart.checkpoint.pickled import pickled_fault
 from eckart.errors import FileFormatError, MismatchError, SourceError
 from eckart.formats.peft_biases import with_biases
-from eckart.formats.peft_config import CONFIG, PeftConfig, config_of, read_config
+from eckart.formats.peft_config import PeftConfig, config_of, read_config
 from eckart.formats.peft_experts import Stack, expert_of, parameters_of, stack_of, stacks_of, wrapper_names
 from eckart.formats.peft_keys import PREFIX, module_names
 from eckart.formats.peft_scales import common_alpha, folded, with_alpha
 from eckart.formats.peft_tokens import embedding_of, is_token_rows, tokens_of, with_rows
 from eckart.formats.stored import beyond_updates, folder_kind, outline, read_finite
+from eckart.formats.table import CONFIG, PEFT_WEIGHTS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHTS = "adapter_model.safetensors"
 _NAMES = {
     "lora_A": "lora_A.weight",
     "lora_B": "lora_B.weight",
@@ -146,12 +146,12 @@ def _weights_in(folder: Path) -> Path:
     Raises:
         SourceError: there is none, or only a pickled one.
     """
-    for name in (WEIGHTS, f"{WEIGHTS}.index.json"):
+    for name in (PEFT_WEIGHTS, f"{PEFT_WEIGHTS}.index.json"):
         if (folder / CONFIG).is_file() and (folder / name).is_file():
             return folder / name
     if (pickled := folder / "adapter_model.bin").is_file():
         raise SourceError(pickled_fault(pickled))
-    msg = f"{folder}: not a PEFT adapter, which is a folder with {CONFIG} and {WEIGHTS}"
+    msg = f"{folder}: not a PEFT adapter, which is a folder with {CONFIG} and {PEFT_WEIGHTS}"
     raise SourceError(msg)
 
 
@@ -179,7 +179,7 @@ def write(adapter: Adapter, path: Path, *, force: bool = False) -> None:
     specs = [TensorSpec.of(name, tensor) for name, tensor in _named(on_meta(outline), stacks)]
     with atomic_directory(path, force=force, inputs=adapter.files) as folder:
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        write_tensors(folder / WEIGHTS, specs, _named(adapter, stacks), {"format": "pt"})
+        write_tensors(folder / PEFT_WEIGHTS, specs, _named(adapter, stacks), {"format": "pt"})
 
 
 def output_kind(path: Path) -> Kind:

@@ -22,7 +22,6 @@ from eckart.formats.attention_modules import OUT_PROJ
 from eckart.formats.peft_patterns import NamePatterns, RegexBudget
 from eckart.formats.peft_tokens import FIELD, is_token_rows, tokens_field
 
-CONFIG = "adapter_config.json"
 _MAX_CONFIG_BYTES = 16 * 2**20
 _REFUSED = {
     "megatron_config": "Megatron adapters are not read",

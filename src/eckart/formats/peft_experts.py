@@ -14,7 +14,8 @@ from eckart.adapter.adapter import AdapterLayer, with_tensors
 from eckart.adapter.outline import AdapterOutline, LayerOutline, TensorOutline
 from eckart.checkpoint.dtypes import promote
 from eckart.errors import MismatchError
-from eckart.formats.peft_config import BY_EXPERT, CONFIG, PeftConfig
+from eckart.formats.peft_config import BY_EXPERT, PeftConfig
+from eckart.formats.table import CONFIG
 
 if TYPE_CHECKING:
     from torch import Tensor

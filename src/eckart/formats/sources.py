@@ -11,10 +11,9 @@ from eckart.checkpoint.pipeline import COMPONENTS, pipeline_folders
 from eckart.checkpoint.remote.table import named_by_urls
 from eckart.checkpoint.source import local_path, shown_source
 from eckart.errors import OptionError, SourceError
-from eckart.formats.files import load_adapter, nested_adapter
-from eckart.formats.gguf_adapter import is_adapter_file
+from eckart.formats.files import is_adapter_file, load_adapter, nested_adapter
 from eckart.formats.lora_keys import is_adapter_key
-from eckart.formats.peft_config import CONFIG
+from eckart.formats.table import CONFIG
 
 Source: TypeAlias = ModelSource | Checkpoint | Adapter
 

@@ -18,6 +18,8 @@ FORMATS: Mapping[AdapterFormat, tuple[str, str | None]] = {
     "mlx": ("mlx", "mlx_names"),
     "gguf": ("gguf_adapter", "gguf_names"),
 }
+CONFIG = "adapter_config.json"  # in folders of PEFT and of mlx-lm
+PEFT_WEIGHTS, MLX_WEIGHTS = "adapter_model.safetensors", "adapters.safetensors"
 
 
 class Format(Protocol):

@@ -9,7 +9,7 @@ from typing import cast
 
 from eckart.checkpoint.manifest import CARD, MANIFEST
 from eckart.errors import OptionError, OutputError
-from eckart.formats.peft_config import CONFIG
+from eckart.formats.table import CONFIG
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 # The list of eckart's files is for --force on this machine, and TensorBoard's files are named after it.

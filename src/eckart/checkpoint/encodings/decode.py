@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING
 
 from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.derived import DerivedCheckpoint
-from eckart.checkpoint.encodings.encoded import Encoded
+from eckart.checkpoint.encodings.encoded import Encoded, is_low_precision
 from eckart.checkpoint.encodings.nf4_scheme import has_nf4
-from eckart.checkpoint.encodings.table import found_in
 from eckart.checkpoint.layouts import conv1d_tensors
 from eckart.checkpoint.tying import tied_weights
 
@@ -27,6 +26,10 @@ def decoded(stored: Checkpoint) -> Checkpoint:
         from eckart.checkpoint.encodings.nf4 import Nf4Checkpoint
 
         return Nf4Checkpoint(stored)
+    if not any(map(is_low_precision, stored.tensors.values())):
+        return stored
+    from eckart.checkpoint.encodings.table import found_in
+
     found = {weight.parts[0]: weight for weight in found_in(stored)[0]}
     if not found:
         return stored

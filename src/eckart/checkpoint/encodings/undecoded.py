@@ -5,7 +5,6 @@ import re
 from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.dtypes import BOOL, INT64, UINT64
 from eckart.checkpoint.encodings.encoded import StoredModule, is_low_precision, modules_of
-from eckart.checkpoint.encodings.table import found_in
 
 # The last part of a name that only this encoding has -> the encoding, and what dequantizes it.
 _BITSANDBYTES = "bitsandbytes: dequantize it with transformers' model.dequantize()"
@@ -42,7 +41,11 @@ _NO_CODES = (INT64, UINT64, BOOL)  # of indices and masks
 
 def undecoded(checkpoint: Checkpoint) -> dict[str, str]:
     """Tensors that are parts of a quantized weight, and mean nothing alone -> why they are not read as the weight."""
-    found = {part: fault.reason for fault in found_in(checkpoint)[1] for part in fault.parts}
+    found: dict[str, str] = {}
+    if any(map(is_low_precision, checkpoint.tensors.values())):
+        from eckart.checkpoint.encodings.table import found_in
+
+        found = {part: fault.reason for fault in found_in(checkpoint)[1] for part in fault.parts}
     for module in modules_of(checkpoint):
         if reason := _unknown_encoding(module):
             names = [info.name for leaf, info in module.leaves.items() if not leaf.endswith("bias")]

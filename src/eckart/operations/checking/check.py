@@ -9,8 +9,9 @@ from eckart.adapter.outline import AdapterOutline
 from eckart.checkpoint.open import open_checkpoint
 from eckart.errors import MismatchError, OptionError
 from eckart.formats.model_names import Base, Model
-from eckart.formats.peft_config import CONFIG, PeftConfig, read_config
+from eckart.formats.peft_config import PeftConfig, read_config
 from eckart.formats.sources import is_adapter, name_of, open_adapter
+from eckart.formats.table import CONFIG
 from eckart.operations.checking.parts import is_of_pipeline
 from eckart.operations.checking.remedies import command, steps_of
 from eckart.operations.checking.result import CheckResult, Finding, Verdict
