@@ -80,8 +80,8 @@ if not QUICK:
 # ### The classic mistake: counting from one
 #
 # Without the entry for "nothing left", it is tempting to walk over the tails and count along. But the first tail is
-# the sum of *all* values, the error at rank **0**. Who counts it as rank 1 gets 571. It meets the target too, so no
-# test of the error will notice.
+# the sum of *all* values, the error at rank **0**. If you count it as rank 1, you get 571. It meets the target too, so
+# no test of the error will notice.
 
 # %%
 tails = np.sqrt(np.cumsum(S[::-1] ** 2)[::-1]) / norm
@@ -235,8 +235,8 @@ check(
 # %% [markdown]
 # ## 6. Other matrices, other answers
 #
-# Three more matrices with true ranks 16, 64 and 128 and noise of 0.005, and one that is nothing but noise. (They go
-# on with the same random numbers, in this order.)
+# Three more matrices with true ranks 16, 64 and 128 and noise of 0.005, and one that is nothing but noise. (They
+# continue with the same random numbers, in this order.)
 
 # %%
 kinds = {f"true rank {r}": draw(768, r) @ draw(r, 768) / r + 0.005 * draw(768, 768) for r in (16, 64, 128)}

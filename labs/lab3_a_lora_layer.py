@@ -6,7 +6,7 @@
 # ---
 
 # %% [markdown]
-# # Lab 3: A LoRA layer from nothing
+# # Lab 3: A LoRA layer from scratch
 #
 # LoRA freezes a weight W₀ and learns a change next to it, as a product of two thin factors:
 #

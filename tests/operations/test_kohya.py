@@ -142,7 +142,7 @@ def test_only_headers_and_alphas_are_read_for_the_outline(tmp_path):
         ({"dora_scale": torch.ones(8)}, r"dora_scale is \(8,\)"),
         ({"lora_mid.weight": torch.ones(3, 4, 3, 3)}, "do not form an update: .*mid"),
         ({"diff_b": torch.ones(3)}, "diff_b is"),
-        ({"diff": torch.ones(8, 6)}, "tensors of LoRA and of a whole difference"),
+        ({"diff": torch.ones(8, 6)}, "tensors of LoRA and of a full difference"),
         ({"hada_w1_a": torch.ones(8, 6)}, "tensors of LoHa and of LoRA"),
         ({"oft_blocks": torch.ones(8, 6)}, "OFT, a rotation"),
         ({"unheard_of": torch.ones(8)}, "not part of a LoRA"),

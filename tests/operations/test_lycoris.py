@@ -72,8 +72,8 @@ CASES = {
     "LoKr of a convolution, factored": (lambda: lokr("whole", "factored", 3, 3), 4),
     "LoKr with a core": (lambda: lokr("factored", "core", 3, 3), 4),
     "LoRA with a core": (locon, 3),
-    "a whole difference": (lambda: ({"diff": random(8, 6)}, random(8, 6).double()), 6),
-    "a whole difference of a convolution": (lambda: ({"diff": random(8, 6, 3, 3)}, random(8, 6, 3, 3).double()), 8),
+    "a full difference": (lambda: ({"diff": random(8, 6)}, random(8, 6).double()), 6),
+    "a full difference of a convolution": (lambda: ({"diff": random(8, 6, 3, 3)}, random(8, 6, 3, 3).double()), 8),
 }
 
 
@@ -106,7 +106,7 @@ def test_a_resized_update_is_plain_lora_at_the_least_error(case, tmp_path):
     assert result.error == pytest.approx(least, rel=1e-5)
 
 
-@pytest.mark.parametrize("case", ["LoHa", "LoKr with a core", "a whole difference"])
+@pytest.mark.parametrize("case", ["LoHa", "LoKr with a core", "a full difference"])
 def test_a_file_becomes_plain_lora_without_its_model_and_its_plain_layers_stay(case, tmp_path):
     parts, dense = CASES[case][0]()
     tensors = {f"{NAME}.{part}": tensor for part, tensor in parts.items()}

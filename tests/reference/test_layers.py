@@ -1,4 +1,4 @@
-"""The layers from nothing, against finite differences, against the merged weight, and against torch's own layers."""
+"""The layers from scratch, against finite differences, against the merged weight, and against torch's own layers."""
 
 from dataclasses import replace
 

@@ -24,7 +24,7 @@ class Stamp(NamedTuple):
 
     @property
     def is_version(self) -> bool:
-        """Whether the stamp alone tells one content from another."""
+        """Whether the stamp alone distinguishes one content from another."""
         return bool(self.version)
 
     def without_times(self) -> tuple[int | str, ...]:

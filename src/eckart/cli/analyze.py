@@ -31,7 +31,9 @@ def analyze(
     base: Annotated[
         str | None, typer.Option("--base", metavar="BASE", help="Analyze SOURCE − BASE, the update of a fine-tune.")
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Every singular value, also of very large matrices.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Compute every singular value, also of very large matrices.")
+    ] = False,
     target: Target = None,
     exclude: Exclude = None,
     device: Device = "auto",

@@ -86,12 +86,12 @@ def convert(
 ) -> None:
     """Write ADAPTER in another format, with every update unchanged, or as a runtime loads it.
 
-    What the format cannot express is refused by name before anything is written. Factors are copied bit for bit; only
-    where parts with several scales become one layer (FLUX's qkv), or layers of several scales a PEFT, MLX or GGUF
-    adapter, are they rounded, once.
+    What the format cannot express is refused by name before anything is written. Factors are copied bit for bit,
+    except where parts or layers with different scales have to share one (FLUX's qkv; PEFT, MLX and GGUF adapters):
+    these are rounded once.
 
     --to lora turns DoRA, saved matrices and trained tokens into plain updates of BASE, with the error of each; without
-    --base, LoHa, LoKr and whole differences of a LoRA file into plain LoRA, in the format of the file. --for
+    --base, it turns LoHa, LoKr and full differences in a LoRA file into plain LoRA in the same format. --for
     takes every step that a runtime needs, which eckart check lists: plain updates, an allowed rank, its format.
 
     \b

@@ -61,7 +61,7 @@ To = Annotated[
     in_group(
         *(RESULT, "--to"),
         metavar="peft|kohya|comfyui|diffusers",
-        help="Of an image or video model, the LoRA file to write.",
+        help="Format of the LoRA file to write, for image and video models.",
     ),
 ]
 Family = Annotated[

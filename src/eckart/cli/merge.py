@@ -71,7 +71,7 @@ def merge(
     Tensors are streamed, so memory stays small for any model. An interrupted run resumes where it stopped.
 
     Into a quantized BASE, --calibrate chooses the codes so that the outputs of its layers on TEXT keep the update, and
-    measures how much of the adapter's gain on held-out text does. --original starts from weights of 16 bits.
+    measures how much of the adapter's gain on held-out text does. --original starts from 16-bit weights.
 
     \b
     $ eckart merge base adapter -o merged-adapter

@@ -94,7 +94,7 @@ Device = Annotated[
         *(EXECUTION, "--device"),
         metavar="auto|cpu|cuda[:N]",
         callback=_device,
-        help="Device to compute on: cuda is all GPUs, cuda:0,cuda:2 some.",
+        help="Device to compute on: cuda uses all GPUs, cuda:0,cuda:2 these two.",
     ),
 ]
 Workers = Annotated[
@@ -198,6 +198,6 @@ KeepScales = Annotated[
 Force = Annotated[bool, in_group(RESULT, "--force", "-f", help="Overwrite an existing output.")]
 Json = Annotated[bool, in_group(RESULT, "--json", help="Print the result as one JSON object, and nothing else.")]
 PerLayer = Annotated[
-    bool, in_group(RESULT, "--per-layer", help="List every layer in the table, not a line for each kind of module.")
+    bool, in_group(RESULT, "--per-layer", help="List every layer in the table, not one line per kind of module.")
 ]
 Open = Annotated[bool, in_group(RESULT, "--open", help="Open the page in the browser when done.")]

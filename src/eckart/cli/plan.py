@@ -32,7 +32,7 @@ ShardingOption = Annotated[
     typer.Option(
         "--sharding",
         metavar="ddp|fsdp|zero1|zero2|zero3",
-        help="What each of several GPUs has a share of: nothing (ddp), optimizer states (zero1), also gradients "
+        help="What is sharded over several GPUs: nothing (ddp), optimizer states (zero1), also gradients "
         "(zero2), also parameters (fsdp, zero3). [default: fsdp]",
     ),
 ]

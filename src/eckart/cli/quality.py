@@ -70,7 +70,7 @@ Ladder = Annotated[
 ShareRanks = Annotated[
     bool,
     in_group(
-        RANK, "--share", help="With --gain, share the size of each rank over the layers so that it keeps most energy."
+        RANK, "--share", help="With --gain, distribute the size of each rank over the layers to keep the most energy."
     ),
 ]
 MaxRank = Annotated[

@@ -130,7 +130,7 @@ KeepOption = Annotated[
     in_group(
         *(RESULT, "--keep"),
         metavar="best|last",
-        help="Which adapter to keep: of the measured steps the one with the lowest held-out loss, or the last.",
+        help="Which adapter to keep: the one with the lowest measured held-out loss, or the last.",
     ),
 ]
 NoDynamics = Annotated[bool, in_group(RESULT, "--no-dynamics", help="Do not record how the updates grow.")]

@@ -180,7 +180,7 @@ def read_file(path: Path, form: AdapterFormat) -> Adapter:
 
 
 def products_in(adapter: Adapter) -> list[str]:
-    """The layers that a file has as something else than plain LoRA: LoHa, LoKr, a core, or a whole difference."""
+    """The layers that a file has as something else than plain LoRA: LoHa, LoKr, a core, or a full difference."""
     parts = adapter.config.get(KEYS, {}).values()
     return [
         *dict.fromkeys(

@@ -16,8 +16,8 @@ from eckart.formats.stored import factor_fault
 if TYPE_CHECKING:
     from torch import Tensor
 
-_KINDS = {"lora_": "LoRA", "mid": "LoRA", "hada_": "LoHa", "lokr_": "LoKr", "diff": "a whole difference"}
-UPDATES = ("lora_A", "lora_B", "mid", "diff")  # parts of a module's update, beside those of LoHa and LoKr
+_KINDS = {"lora_": "LoRA", "mid": "LoRA", "hada_": "LoHa", "lokr_": "LoKr", "diff": "a full difference"}
+UPDATES = ("lora_A", "lora_B", "mid", "diff")  # parts of a module's update, apart from those of LoHa and LoKr
 
 
 def is_update(part: str) -> bool:

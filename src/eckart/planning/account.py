@@ -114,7 +114,7 @@ class _Accountant:
 
 @contextmanager
 def _labelling_gathered(log: StorageLog, step: TrainingStep) -> Iterator[None]:
-    """Inside the block, the log hears of the memory that FSDP takes and frees for gathered layers, by resizing it."""
+    """Inside the block, the log records the memory that FSDP takes and frees for gathered layers, by resizing it."""
     if not step.setting.shards_parameters:
         yield
         return

@@ -35,7 +35,7 @@ class Module:
     Attributes:
         originals: the original name, and others that are read as well.
         parts: the modules of diffusers.
-        ratio: outputs per input of the original module, where that tells families apart.
+        ratio: outputs per input of the original module, where that distinguishes families.
         transposed: whether the original is a bare parameter that stores (inputs, outputs).
         written: whether files under original names have this module; otherwise only its parts are converted to them.
     """

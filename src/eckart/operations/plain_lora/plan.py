@@ -156,7 +156,7 @@ def plan_products(
     error: float | None = None,
     dtype: "str | torch.dtype" = "float32",
 ) -> ResizePlan:
-    """Check from headers a conversion of LoHa, LoKr and whole differences in a file; arguments as for `to_lora`.
+    """Check from headers a conversion of LoHa, LoKr and full differences in a file; arguments as for `to_lora`.
 
     Raises:
         MismatchError: every layer is plain LoRA already.

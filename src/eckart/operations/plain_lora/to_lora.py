@@ -28,7 +28,7 @@ def to_lora(
 ) -> "AdapterResult":
     """The adapter with every layer as a plain low-rank update of `base`, in PEFT's format.
 
-    Without `base`, LoHa, LoKr and whole differences of a LoRA file become plain LoRA in the format of the file.
+    Without `base`, LoHa, LoKr and full differences of a LoRA file become plain LoRA in the format of the file.
 
     What a DoRA layer, a completely saved matrix or new rows of an embedding add to the base is computed in float64 and
     factored as an extraction factors a difference. Layers that are plain already are unchanged. Vectors (norms,
