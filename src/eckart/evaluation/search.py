@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-FIRST_POWER = 2.0  # of the lost energy, that the lost gain is before anything is measured
+FIRST_POWER = 2.3  # of the lost energy, that the lost gain is before anything is measured
 NEAR = (
     0.1  # candidates below the answer are measured while they miss `keep` by less than this share of what may be lost
 )
