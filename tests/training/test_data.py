@@ -1,6 +1,7 @@
 """DATA in every form: what sequences it gives, what is refused and why."""
 
 import functools
+import itertools
 import json
 import sys
 
@@ -12,7 +13,7 @@ from eckart.errors import EckartError, FileFormatError, MissingExtraError, Optio
 from eckart.training import DataOptions, load_data
 from eckart.training.examples import IGNORED, Encoder
 
-from .tiny import MARKED_TEMPLATE, words, write_lines
+from .tiny import MARKED_TEMPLATE, WORDS, words, write_lines
 
 SHORT = DataOptions(max_length=32)
 PAIR = {"prompt": "the rank of ", "completion": "a weight is low"}
@@ -41,6 +42,29 @@ def test_a_text_is_cut_into_windows_and_its_end_is_held_out(tmp_path, tokenizer)
     assert {len(ids) for ids in data.train["input_ids"][:-1]} == {32}
     assert data.train["labels"][:] == data.train["input_ids"][:]
     assert data.form == "texts"
+
+
+def test_held_out_texts_that_were_trained_on_are_noted(tmp_path, tokenizer):
+    text = words(1300)
+    texts = {"data.txt": text, "seen.txt": " ".join(text.split()[900:1100]), "unseen.txt": words(200, 3)}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    options = DataOptions(max_length=40)
+    for name, is_seen in (("seen.txt", True), ("unseen.txt", False)):
+        data = load_data(tmp_path / "data.txt", tokenizer, options=options, held_out=tmp_path / name)
+        most = len(data.held_out)
+        assert most - 1 <= data.overlap <= most if is_seen else data.overlap == 0
+        note = f"{data.overlap} of {most} held-out sequences are in the training data: what is measured on them is no"
+        assert [each.startswith(note) for each in data.notes] == ([True] if is_seen else [])
+    assert load_data(tmp_path / "data.txt", tokenizer, options=options).overlap == 0
+
+
+def test_held_out_records_that_were_trained_on_are_noted(tmp_path, tokenizer):
+    rows = [{"prompt": " ".join((*pair, "")), "completion": "low"} for pair in itertools.permutations(WORDS[:5], 2)]
+    data = load_data([*rows, *rows[:4]], tokenizer, options=SHORT, held_out=[rows[2], {**PAIR}])
+    assert data.overlap == 1
+    assert load_data(rows, tokenizer, options=SHORT).overlap == 0
+    assert load_data(rows * 5, tokenizer, options=SHORT).overlap == len(load_data(rows * 5, tokenizer).held_out)
 
 
 def test_every_text_of_a_folder_gives_its_own_end(tmp_path, tokenizer):

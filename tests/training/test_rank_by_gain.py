@@ -323,7 +323,20 @@ def test_evaluation_text_that_is_distilled_on_is_noted(tiny, tuned, tmp_path):
     options = ["--eval", held_text, "--distill", held_text, "--steps", "1", "--rank", "1"]
     ended = run("extract", tiny, tuned, "-o", tmp_path / "out", *options)
     assert ended.exit_code == 0, ended.stderr
-    assert "sequences of --eval are in the text of --distill" in ended.stderr
+    assert "held-out sequences are in the text of --distill" in ended.stderr
+
+
+def test_evaluation_text_that_the_adapter_was_trained_on_is_noted(tiny, tmp_path):
+    (tmp_path / "data.txt").write_text(words(800))
+    (tmp_path / "other.txt").write_text(" ".join(reversed(words(800).split())))
+    training = ["--steps", 1, "--rank", 2, "--batch-size", 2, "--learning-rate", "1e-3"]
+    ended = run("train", tiny, tmp_path / "data.txt", "-o", tmp_path / "adapter", *training)
+    assert ended.exit_code == 0, ended.stderr
+    for name, is_seen in (("data.txt", True), ("other.txt", False)):
+        options = ["--rank", 1, "--eval", tmp_path / name]
+        ended = run("resize", tmp_path / "adapter", "-o", tmp_path / f"of {name}", *options)
+        assert ended.exit_code == 0, ended.stderr
+        assert ("the training data of" in ended.stderr) == is_seen
 
 
 @pytest.mark.parametrize(

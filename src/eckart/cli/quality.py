@@ -265,17 +265,16 @@ def judgement(
         raise OptionError(msg)
     require_transformers(text)
     from eckart.engine import Execution
-    from eckart.training import GainChoice, RankByGain, held_out_for
+    from eckart.training import GainChoice, RankByGain, held_out_for, overlap_note
+    from eckart.training.overlap import overlapping
 
     held_out, place = held_out_for(base, text), Execution(device=device).torch_device()
     with StderrProgress() as progress:
-        for fact in held_out.notes:
-            progress.note(fact[0].upper() + fact[1:])
+        notes = [*held_out.notes, overlap_note(held_out, source, base)]
         if refine is not None and (count := held_out.overlap([refine.ids])):
-            progress.note(
-                f"{count} of {len(held_out.sequences)} sequences of `eval` are in the text of `distill`, so the gain "
-                "measured on them is no evidence"
-            )
+            notes.append(overlapping(count, len(held_out.sequences), "the text of `distill`"))
+        for fact in filter(None, notes):
+            progress.note(fact[0].upper() + fact[1:])
         judged = Judgement(base, tuned, source, held_out, metric, place)
         if gain is not None:
             choice = GainChoice(

@@ -3,11 +3,12 @@
 Models are compared on the same parts, so that differences between them can be resampled in pairs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # the label of a token that does not count
 PART_TOKENS = 256  # a long text is resampled in parts of this many tokens
+PASSAGE_TOKENS = 32  # of texts that are compared word for word
 ROWS_AT_ONCE = 128  # rows of logits in float32 at a time
 
 Predict = Callable[[Tensor], Tensor]
@@ -86,26 +88,40 @@ class HeldOut:
         first, second = (HeldOut(ids, targets, self.is_text) for ids, targets in parts)
         return first, second
 
-    def overlap(self, trained_on: Sequence[Sequence[int]], *, length: int = 32) -> int:
+    def overlap(self, trained_on: Iterable[Sequence[int]], *, length: int = PASSAGE_TOKENS) -> int:
         """How many of the sequences occur in others, word for word: a record as it is, a text by all of its tokens.
 
         Args:
-            trained_on: other sequences.
-            length: tokens of the passages by which texts are compared.
+            trained_on: other sequences; texts in long ones, so that passages are found at any offset.
+            length: tokens of the passages by which texts are compared. The first token of a sequence is left out: it
+                may be a start token.
 
         Returns:
             The number of sequences that are records of `trained_on`, or all of whose passages are in it.
         """
         if not self.is_text:
-            known = set(map(tuple, trained_on))
+            wanted = set(map(tuple, self.sequences))
+            known = {ids for ids in map(tuple, trained_on) if ids in wanted}
             return sum(tuple(ids) in known for ids in self.sequences)
-        wanted = {p for ids in self.sequences for p in _passages(ids, length, step=length)}
-        present = {p for ids in trained_on for p in _passages(ids, length, step=1) if p in wanted}
-        found = 0
-        for ids in self.sequences:
-            passages = list(_passages(ids, length, step=length))
-            found += bool(passages) and all(passage in present for passage in passages)
-        return found
+        passages = [
+            [tuple(ids[start : start + length]) for start in range(1, len(ids) - length + 1, length)]
+            for ids in self.sequences
+        ]
+        wanted = {passage for each in passages for passage in each}
+        codes = _codes([token for passage in wanted for token in passage], length)[::length]
+        known = set()
+        for ids in trained_on:
+            for start in np.flatnonzero(np.isin(_codes(ids, length), codes)):
+                known.add(tuple(ids[start : start + length]))
+        return sum(bool(each) and known.issuperset(each) for each in passages)
+
+
+def _codes(ids: Sequence[int], length: int) -> "np.ndarray":
+    """A code of the passage that begins at each token, equal for equal passages, shape `(tokens − length + 1,)`."""
+    if len(ids) < length:
+        return np.empty(0, dtype=np.uint64)
+    powers = np.cumprod(np.full(length, 0x9E3779B97F4A7C15, dtype=np.uint64))
+    return np.lib.stride_tricks.sliding_window_view(np.asarray(ids, dtype=np.uint64), length) @ powers
 
 
 def windows_of(text: str, tokenizer: "PreTrainedTokenizerBase | None", *, length: int) -> HeldOut:
@@ -117,10 +133,6 @@ def windows_of(text: str, tokenizer: "PreTrainedTokenizerBase | None", *, length
     """
     windows = [window.tolist() for window in text_windows(text, tokenizer, length)]
     return HeldOut(windows, windows)
-
-
-def _passages(ids: Sequence[int], length: int, *, step: int) -> "Sequence[tuple[int, ...]]":
-    return [tuple(ids[start : start + length]) for start in range(0, len(ids) - length + 1, step)]
 
 
 @torch.no_grad()

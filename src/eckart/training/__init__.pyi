@@ -14,6 +14,7 @@ from .gain_curve import GainCurve as GainCurve
 from .health import DivergenceError as DivergenceError
 from .held_out import held_out_for as held_out_for
 from .held_out import load_held_out as load_held_out
+from .held_out import overlap_note as overlap_note
 from .inputs import check_inputs as check_inputs
 from .interruption import TrainingInterrupted as TrainingInterrupted
 from .rank_by_gain import GainChoice as GainChoice

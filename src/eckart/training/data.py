@@ -14,7 +14,9 @@ import numpy as np
 
 from eckart.checkpoint import InputFiles
 from eckart.errors import EckartError, FileFormatError, OptionError
+from eckart.evaluation.held_out import HeldOut
 from eckart.training.examples import IGNORED, Encoder, content_fault, form_of
+from eckart.training.overlap import overlap, overlapping
 from eckart.training.records import MAX_FAULTS, Source, find_files, has_records, read_records, require_datasets
 from eckart.training.texts import held_out_bytes, windows
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 DEFAULT_LENGTH = 1024
 HELD_OUT_SHARE = 0.1
 HELD_OUT_TOKENS = 32_768  # more would hardly make the loss more precise
+MOST_COMPARED = 1024  # held-out sequences that are looked for in the training data
 FOLDER_PREFIX = "eckart-data-"
 BYTES_PER_TOKEN = 4  # of text, approximately
 
@@ -91,6 +94,8 @@ class TrainingData:
         dropped: number of records without a token to learn.
         largest_token: the highest token id.
         fingerprint: digest of all tokens and labels.
+        options: how data became sequences.
+        overlap: number of held-out sequences, of the first 1,024, that are in the training data, word for word.
     """
 
     train: "Dataset"
@@ -102,6 +107,7 @@ class TrainingData:
     largest_token: int
     fingerprint: str
     options: DataOptions
+    overlap: int = 0
 
     def facts(self, source: Source, held_out: Source | None) -> dict[str, Any]:
         """What `train.json` says about these data.
@@ -120,6 +126,7 @@ class TrainingData:
             "skipped": self.dropped,
             "heldout_source": names[1],
             "heldout_sequences": len(self.held_out),
+            "heldout_overlap": self.overlap,
         }
 
     @property
@@ -134,6 +141,7 @@ class TrainingData:
                     self.dropped,
                     f"{self.dropped} records were skipped: nothing to learn within {length} tokens",
                 ),
+                (self.overlap, overlapping(self.overlap, len(self.held_out), "the training data")),
             )
             if count
         ]
@@ -181,12 +189,17 @@ def load_data(
             inputs.check_unchanged()
             records = len(train)
             _check_enough(train, held, source, options)
+            compared = held.select(range(min(len(held), MOST_COMPARED)))
+            shared = overlap(
+                HeldOut(list(compared["input_ids"]), list(compared["labels"]), form == "texts"), train, tokenizer
+            )
             if options.packing and form != "texts":
                 from trl.data_utils import pack_dataset
 
                 train = pack_dataset(train, options.length, "bfd")
+        digest = count.digest.hexdigest()
         data = TrainingData(
-            train, held, form, records, count.cut, count.dropped, count.largest_token, count.digest.hexdigest(), options
+            train, held, form, records, count.cut, count.dropped, count.largest_token, digest, options, shared
         )
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

@@ -6,18 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eckart.checkpoint import InputFiles
+from eckart.checkpoint.json_files import read_json_object
 from eckart.errors import EckartError
 from eckart.evaluation.held_out import HeldOut
 from eckart.evaluation.loss import MAX_LENGTH
 from eckart.evaluation.model import load_tokenizer
 from eckart.training.data import FOLDER_PREFIX, Count, DataOptions, files_of, read_sequences, without_progress_bars
 from eckart.training.model_to_train import ModelToTrain
+from eckart.training.overlap import overlap, overlapping
 from eckart.training.records import Source, require_datasets
+from eckart.training.result import RESULT_FILE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MOST_TOKENS = 2**20  # that are read; a gain needs far fewer
+MOST_TRAINING_BYTES = 2**28  # of training data that are read again to compare
 
 
 def held_out_for(model: str | Path, source: Source, *, max_length: int = MAX_LENGTH) -> HeldOut:
@@ -32,8 +36,48 @@ def held_out_for(model: str | Path, source: Source, *, max_length: int = MAX_LEN
         EckartError: see `load_held_out` and `load_tokenizer`.
     """
     files_of(source)  # a missing file is refused before the model is opened
-    window = ModelToTrain.resolve(model).window or max_length
-    return load_held_out(source, load_tokenizer(model), max_length=min(max_length, window))
+    return load_held_out(source, load_tokenizer(model), max_length=_length(model, max_length))
+
+
+def overlap_note(held_out: HeldOut, adapter: str, model: str | Path, *, max_length: int = MAX_LENGTH) -> str | None:
+    """That held-out data are in the data that an adapter was trained on; None if they are not, or that is unknown.
+
+    Args:
+        held_out: as `held_out_for` returns it for the same model and `max_length`.
+        adapter: SOURCE of the adapter. The data are known if it is a folder that `train` wrote, and the files that its
+            `train.json` names are still there.
+        model: SOURCE of the model.
+        max_length: tokens per sequence.
+    """
+    source = _trained_on(Path(adapter).expanduser())
+    if source is None:
+        return None
+    datasets, tokenizer = require_datasets("reading training data"), load_tokenizer(model)
+    options, folder = DataOptions(_length(model, max_length)), Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+    try:
+        with without_progress_bars(datasets):
+            train, _ = read_sequences(source, tokenizer, options, Count(), folder / "train")
+        count = overlap(held_out, train, tokenizer)
+    except EckartError:  # the files are no longer what was trained on
+        return None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return overlapping(count, len(held_out.sequences), f"{source}, the training data of {adapter}") if count else None
+
+
+def _trained_on(folder: Path) -> str | None:
+    """The files that an adapter was trained on, if they are on this machine and not too large to read again."""
+    try:
+        data = read_json_object(folder / RESULT_FILE).get("data")
+        source = data.get("source") if isinstance(data, dict) else None
+        files = files_of(source) if isinstance(source, str) else ()
+        return source if files and sum(file.stat().st_size for file in files) <= MOST_TRAINING_BYTES else None
+    except (EckartError, OSError):
+        return None
+
+
+def _length(model: str | Path, max_length: int) -> int:
+    return min(max_length, ModelToTrain.resolve(model).window or max_length)
 
 
 def load_held_out(source: Source, tokenizer: "PreTrainedTokenizerBase", *, max_length: int = MAX_LENGTH) -> HeldOut:

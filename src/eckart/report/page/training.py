@@ -58,6 +58,7 @@ DATA = {
     "heldout_source": "Held-out source",
     "held_out": "Share held out",
     "heldout_sequences": "Held-out sequences",
+    "heldout_overlap": "Held-out sequences in the training data",
 }
 UNSET = (None, [], (), {})
 NOTHING = float("nan")  # in the block of numbers: undefined at this step
