@@ -20,6 +20,7 @@ ON_REQUEST = (
     "training_curve",
     "distill",
     "gain",
+    "ranks",
     "dynamics",
     "memory",
     "merge_memory",
