@@ -61,7 +61,8 @@ class Program(TyperGroup):
     """The group of all commands, each imported when it is used."""
 
     def __init__(self, **attributes: Any) -> None:
-        super().__init__(**attributes | {"commands": Commands()})
+        options: dict[str, Any] = {**attributes, "commands": Commands()}
+        super().__init__(**options)
 
 
 app = typer.Typer(
