@@ -43,6 +43,25 @@ def test_four_shares_of_which_one_is_killed_give_the_same_bytes(name, harness) -
     shutil.rmtree(place.folder)
 
 
+@pytest.mark.parametrize("name", ["analyze", "extract budget", "quantize"])
+def test_collecting_names_the_shares_that_are_missing_and_computes_nothing(name, harness) -> None:
+    reference, place = harness.reference(name), harness.place(name)
+    status, log = harness.run(place, "--collect")
+    assert (status, "no share has begun" in log) == (1, True), log
+    assert place.left() == []
+    assert harness.run(place, "--shard", "1/2")[0] == 0
+    if name != "extract budget":  # whose spectra, which are all it has so far, every share needs
+        before = digests(place.work)
+        status, log = harness.run(place, "--collect")
+        assert (status, "not done; run the shares 2/2 first" in log) == (1, True), log
+        assert digests(place.work) == before
+    assert harness.run(place, "--shard", "2/2")[0] == 0
+    status, log = harness.run(place, "--collect")
+    assert status in DONE, log
+    assert content(place.output, place.work) == reference.content
+    assert place.left() == []
+
+
 @pytest.mark.parametrize("name", ["analyze", "merge"])
 def test_shares_work_at_the_same_time_and_nobody_finishes_before_they_do(name, harness) -> None:
     reference, alone, place = harness.reference(name), harness.place(name), harness.place(name)

@@ -7,6 +7,7 @@ import typer
 
 from eckart.cli.options import (
     Cache,
+    Collect,
     Debug,
     Device,
     DryRun,
@@ -41,6 +42,7 @@ def analyze(
     seed: Seed = 0,
     no_resume: NoResume = False,
     shard: Share = None,
+    collect: Collect = False,
     ray: Ray = None,
     output: Output = None,
     force: Force = False,
@@ -77,7 +79,14 @@ def analyze(
 
     progress = StderrProgress()
     execution = Execution(
-        device=device, workers=workers, seed=seed, resume=not no_resume, shard=shard, ray=ray, progress=progress
+        device=device,
+        workers=workers,
+        seed=seed,
+        resume=not no_resume,
+        shard=shard,
+        collect=collect,
+        ray=ray,
+        progress=progress,
     )
     if dry_run:
         chosen = {"full": full, "target": target or (), "exclude": exclude or ()}

@@ -10,6 +10,7 @@ from eckart.cli.options import (
     AdapterOutput,
     BudgetText,
     Cache,
+    Collect,
     Debug,
     DryRun,
     Energy,
@@ -80,6 +81,7 @@ def combine(
     seed: Seed = 0,
     no_resume: NoResume = False,
     shard: Share = None,
+    collect: Collect = False,
     ray: Ray = None,
     output: AdapterOutput,
     push: Push = None,
@@ -142,7 +144,14 @@ def combine(
         return present(plan_combine(adapters, **options).preview(), report.preview_table, as_json=as_json)
     check_push(push)
     execution = Execution(
-        device="cpu", workers=workers, seed=seed, resume=not no_resume, shard=shard, ray=ray, progress=StderrProgress()
+        device="cpu",
+        workers=workers,
+        seed=seed,
+        resume=not no_resume,
+        shard=shard,
+        collect=collect,
+        ray=ray,
+        progress=StderrProgress(),
     )
     sources = [replace(open_adapter(adapter), keep_scales=keep_scales) for adapter in adapters]
     judged = kept_gains(adapters, sources, evaluation, base=base, weights=weights, shard=shard)

@@ -11,7 +11,7 @@ from eckart.operations.card import shown_name
 # How a command is run and shown, and where its output goes: none of it changes what is written.
 _LEFT_OUT = {
     *("workers", "device", "ray", "no_resume", "resume", "force", "as_json", "open_page", "debug", "dry_run"),
-    *("push", "cache"),
+    *("push", "cache", "collect"),
     *("save_every", "output"),
 }
 

@@ -12,6 +12,7 @@ from eckart.cli.options import (
     AdapterOutput,
     BudgetText,
     Cache,
+    Collect,
     Debug,
     Device,
     DryRun,
@@ -98,6 +99,7 @@ def extract(
     seed: Seed = 0,
     no_resume: NoResume = False,
     shard: Share = None,
+    collect: Collect = False,
     ray: Ray = None,
     output: AdapterOutput,
     push: Push = None,
@@ -191,7 +193,14 @@ def extract(
     page_folder = None if to else written
     drawing = Drawing(page_folder, save=figure, page="extraction_page", figures="figure", open_page=open_page)
     execution = Execution(
-        device=device, workers=workers, seed=seed, resume=not no_resume, shard=shard, ray=ray, progress=StderrProgress()
+        device=device,
+        workers=workers,
+        seed=seed,
+        resume=not no_resume,
+        shard=shard,
+        collect=collect,
+        ray=ray,
+        progress=StderrProgress(),
     )
     fitted = None
     with (

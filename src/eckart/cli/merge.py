@@ -9,6 +9,7 @@ from eckart.cli.options import (
     DTYPES,
     RESULT,
     Cache,
+    Collect,
     Debug,
     DryRun,
     FloatDtype,
@@ -56,6 +57,7 @@ def merge(
     workers: Workers = None,
     no_resume: NoResume = False,
     shard: Share = None,
+    collect: Collect = False,
     ray: Ray = None,
     output: ModelOutput,
     push: Push = None,
@@ -106,7 +108,13 @@ def merge(
         return present(plan_merge(base, adapters, **options).preview(), report.preview_table, as_json=as_json)
     check_push(push)
     execution = Execution(
-        device="cpu", workers=workers, resume=not no_resume, shard=shard, ray=ray, progress=StderrProgress()
+        device="cpu",
+        workers=workers,
+        resume=not no_resume,
+        shard=shard,
+        collect=collect,
+        ray=ray,
+        progress=StderrProgress(),
     )
     if calibrate:
         from eckart.calibration import merge_with_text

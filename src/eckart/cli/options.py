@@ -120,6 +120,10 @@ Share = Annotated[
         "same command without it finishes.",
     ),
 ]
+Collect = Annotated[
+    bool,
+    in_group(EXECUTION, "--collect", help="Only finish from the work of all shares; refuse if any of it is missing."),
+]
 
 
 def _cache(value: Path | None) -> None:

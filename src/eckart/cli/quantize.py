@@ -9,6 +9,7 @@ from eckart.cli.options import (
     DTYPES,
     RESULT,
     Cache,
+    Collect,
     Debug,
     DryRun,
     Exclude,
@@ -74,6 +75,7 @@ def quantize(
     workers: Workers = None,
     no_resume: NoResume = False,
     shard: Share = None,
+    collect: Collect = False,
     ray: Ray = None,
     output: ModelOutput,
     push: Push = None,
@@ -128,7 +130,13 @@ def quantize(
         return present(plan_quantize(model, **options).preview(), report.preview_table, as_json=as_json)
     check_push(push)
     execution = Execution(
-        device="cpu", workers=workers, resume=not no_resume, shard=shard, ray=ray, progress=StderrProgress()
+        device="cpu",
+        workers=workers,
+        resume=not no_resume,
+        shard=shard,
+        collect=collect,
+        ray=ray,
+        progress=StderrProgress(),
     )
     if calibrate:
         from eckart.calibration import quantize_with_text

@@ -11,6 +11,7 @@ from eckart.cli.options import (
     AdapterOutput,
     BudgetText,
     Cache,
+    Collect,
     Debug,
     DryRun,
     Energy,
@@ -80,6 +81,7 @@ def resize(
     seed: Seed = 0,
     no_resume: NoResume = False,
     shard: Share = None,
+    collect: Collect = False,
     ray: Ray = None,
     output: AdapterOutput,
     push: Push = None,
@@ -173,7 +175,14 @@ def resize(
     model = base or source.base_model
     check_output(output, force=force, inputs=[distill, *local_paths(model, evaluation)])
     execution = Execution(
-        device="cpu", workers=workers, seed=seed, resume=not no_resume, shard=shard, ray=ray, progress=StderrProgress()
+        device="cpu",
+        workers=workers,
+        seed=seed,
+        resume=not no_resume,
+        shard=shard,
+        collect=collect,
+        ray=ray,
+        progress=StderrProgress(),
     )
     fitted, original = None, with_scales(source, options["scale"])
     written = output if runtime is None else None

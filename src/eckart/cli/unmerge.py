@@ -5,7 +5,20 @@ from typing import Annotated
 import typer
 
 from eckart.cli.merge import MergedDtype
-from eckart.cli.options import Cache, Debug, DryRun, Force, Json, ModelOutput, NoResume, Ray, Share, Weights, Workers
+from eckart.cli.options import (
+    Cache,
+    Collect,
+    Debug,
+    DryRun,
+    Force,
+    Json,
+    ModelOutput,
+    NoResume,
+    Ray,
+    Share,
+    Weights,
+    Workers,
+)
 
 
 def unmerge(
@@ -22,6 +35,7 @@ def unmerge(
     workers: Workers = None,
     no_resume: NoResume = False,
     shard: Share = None,
+    collect: Collect = False,
     ray: Ray = None,
     output: ModelOutput,
     dtype: MergedDtype = None,
@@ -56,7 +70,13 @@ def unmerge(
     if dry_run:
         return present(plan_unmerge(merged, adapters, **options).preview(), report.preview_table, as_json=as_json)
     execution = Execution(
-        device="cpu", workers=workers, resume=not no_resume, shard=shard, ray=ray, progress=StderrProgress()
+        device="cpu",
+        workers=workers,
+        resume=not no_resume,
+        shard=shard,
+        collect=collect,
+        ray=ray,
+        progress=StderrProgress(),
     )
     result = unmerged(merged, adapters, output, execution=execution, force=force, **options)
     return present(result, report.unmerge_table, as_json=as_json)

@@ -36,6 +36,7 @@ class Execution:
         resume: reuse the finished matrices of an interrupted run, which are stored next to the output.
         seed: random seed.
         shard: the share of the matrices to work on, where several processes work on one output; None for all.
+        collect: compute nothing: finish an output from what all shares have stored, or refuse.
         ray: address of the Ray cluster to work on, as `HOST:PORT`, or `auto` for the one that this machine is part of;
             None to work in this process.
         progress: receives progress reports.
@@ -47,6 +48,7 @@ class Execution:
     resume: bool = True
     seed: int = 0
     shard: Shard | None = None
+    collect: bool = False
     ray: str | None = None
     progress: Progress = field(default_factory=NoProgress)
 
@@ -55,12 +57,15 @@ class Execution:
 
         Raises:
             OptionError: the device does not exist, `workers` is below 1, or a share is not to be resumed or is one of a
-                cluster's work.
+                cluster's work, or is to be collected at the same time.
             MissingExtraError: a cluster is to be used, and Ray is not installed.
             ClusterError: it cannot be reached or used.
         """
         if self.shard is not None and not self.resume:
             msg = "a `shard` continues the work of others: delete the .partial folder next to the output to start over"
+            raise OptionError(msg)
+        if self.collect and (self.shard is not None or self.ray is not None or not self.resume):
+            msg = "`collect` only finishes what shares have done: leave `shard`, `ray` and `resume=False` out"
             raise OptionError(msg)
         self._names()
         if self.workers is not None:

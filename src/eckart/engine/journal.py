@@ -7,7 +7,7 @@ shows whether it is what this run wrote for this matrix.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from eckart.engine.execution import Execution
 from eckart.engine.shard import Shard, ShardDone
 from eckart.engine.task import Task
 from eckart.engine.tasks import run_tasks
-from eckart.engine.working_folder import WorkingFolder
+from eckart.engine.working_folder import WorkingFolder, first_names
 from eckart.errors import OptionError, OutputError
 
 if TYPE_CHECKING:
@@ -46,19 +46,31 @@ class Journal:
         restarted: why the matrices of an earlier run were deleted; None if none were.
     """
 
-    def __init__(self, output: Path, fingerprint: str, *, resume: bool = True, shard: Shard | None = None) -> None:
+    def __init__(
+        self,
+        output: Path,
+        fingerprint: str,
+        *,
+        resume: bool = True,
+        shard: Shard | None = None,
+        collect: bool = False,
+    ) -> None:
         """Open the journal of `output`, empty unless an earlier run had the same fingerprint.
 
-        With a `shard`, other shares of the same run may open it too after `share`, and it is never emptied.
+        With a `shard`, other shares of the same run may open it too after `share`, and it is never emptied. With
+        `collect` neither, and it must exist.
 
         Raises:
             OutputError: eckart did not make the folder, it cannot be written, or another process is using it; with a
-                `shard`, also if it is the journal of another run.
+                `shard` or `collect`, also if it is the journal of another run.
         """
         self.folder = output.with_name(output.name + ".partial")
         self.restarted: str | None = None
         self._fingerprint = fingerprint
-        self._shard = shard
+        self._is_shared = shard is not None or collect
+        if collect and not (self.folder / HEAD).is_file():
+            msg = f"{self.folder}: no share has begun, so there is nothing to collect; run the shares first"
+            raise OutputError(msg)
         self._working = WorkingFolder(self.folder, output, NAMES, marker=HEAD, shard=shard)
         try:
             self._begin({"format": FORMAT, "fingerprint": fingerprint}, resume=resume)
@@ -74,7 +86,7 @@ class Journal:
         earlier = _header(self.folder / HEAD)
         if earlier == header and resume:
             return
-        if earlier is not None and self._shard is not None:
+        if earlier is not None and self._is_shared:
             msg = (
                 f"{self.folder} contains work on other inputs, with other options or by another version of eckart: "
                 "every share needs the same; delete the folder to start over"
@@ -127,6 +139,25 @@ class Journal:
         for file in self.folder.glob("*.safetensors"):
             file.unlink()
 
+    def require(self, missing: Collection[str], tasks: Sequence[Task[Record]]) -> None:
+        """Refuse to finish without the results of some tasks.
+
+        Raises:
+            OutputError: there are any; it names the shares that have them, if all that began agree on their number.
+        """
+        if not missing:
+            return
+        shares = Shard(1, max(counts)).and_others() if len(counts := self._working.share_counts() - {0}) == 1 else []
+        late = [
+            str(each) for each in shares if any(task.name in missing for task in each.of(tasks, lambda t: t.nbytes))
+        ]
+        which = f"run the shares {first_names(late)}" if late else "run all shares"
+        msg = (
+            f"{self.folder}: {len(missing):,} of {len(tasks):,} matrices are not done; {which} first, or leave "
+            "`collect` out to compute them here"
+        )
+        raise OutputError(msg)
+
     def share(self) -> None:
         """Let processes with other shares work here too, now that everything they have in common is there."""
         self._working.share()
@@ -137,7 +168,7 @@ class Journal:
 
     def release(self) -> None:
         """Let another process use the folder; if it contains no results and is not shared, delete it."""
-        if self._shard is not None or any(self.folder.glob("*.safetensors")):
+        if self._is_shared or any(self.folder.glob("*.safetensors")):
             self._working.release()
         else:
             self.close()
@@ -162,16 +193,19 @@ def open_journal(output: Path | None, fingerprint: str, execution: Execution) ->
     Yields None without an output. Reports when the results of an earlier run had to be deleted.
 
     Raises:
-        OptionError: only a share of the work is to be done, without an output.
+        OptionError: only a share of the work is to be done, or shares are to be collected, without an output.
         OutputError: as of `Journal`.
     """
     if output is None:
         if execution.shard is not None:
             msg = "a `shard` needs an output: what it has done is stored next to it"
             raise OptionError(msg)
+        if execution.collect:
+            msg = "`collect` needs the output of the shares: what they have done is stored next to it"
+            raise OptionError(msg)
         yield None
         return
-    journal = Journal(output, fingerprint, resume=execution.resume, shard=execution.shard)
+    journal = Journal(output, fingerprint, resume=execution.resume, shard=execution.shard, collect=execution.collect)
     try:
         if journal.restarted:
             execution.progress.note(f"starting over: {journal.restarted}")
@@ -207,6 +241,7 @@ def run_resumable(
 
     Raises:
         ShardDone: only a share of the tasks was to be done, and is.
+        OutputError: shares are to be collected, and some results are missing.
     """
     if journal is None:
         return {task.name: record for task, record in run_tasks(tasks, stage=stage, execution=execution)}
@@ -222,6 +257,8 @@ def run_resumable(
         if shard is not None:
             journal.share()
         remaining = [task for task in share if task.name not in records]
+        if execution.collect:
+            journal.require({task.name for task in remaining}, tasks)
         for task, record in run_tasks(remaining, stage=stage, execution=execution):
             journal.save(kind + task.name, record)
             records[task.name] = journal.load(kind + task.name) or record

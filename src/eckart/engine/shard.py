@@ -1,7 +1,8 @@
 """A share of one operation's matrices, so that several processes or machines work on one output.
 
 Each process runs the same command with its own share, and stores finished matrices in the journal next to the output,
-in a folder that all of them see; the command without a share then finds every matrix done and writes the output.
+in a folder that all of them see; the command without a share then finds every matrix done and writes the output. Told
+to collect, it refuses what is not done instead of doing it.
 """
 
 import re

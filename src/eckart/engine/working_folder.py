@@ -12,7 +12,7 @@ from eckart.engine.shard import Shard
 from eckart.errors import OutputError
 
 LOCK = "lock"
-SHARD_LOCK = re.compile(r"shard-\d+-of-\d+\.lock")  # of a process that shares the work
+SHARD_LOCK = re.compile(r"shard-\d{1,6}-of-(\d{1,6})\.lock")  # of a process that shares the work
 SETTING_UP = 60  # seconds that one of these waits for another to begin
 SHOWN = 5  # names in a message
 _UNFINISHED = r"\.tmp\w{6}"  # under such a name safetensors writes a file before it gets its own
@@ -68,6 +68,10 @@ class WorkingFolder:
     def share(self) -> None:
         """Let processes with other shares work in the folder from now on."""
         self._lock.release()
+
+    def share_counts(self) -> set[int]:
+        """Of how many shares each was one that has begun here, by the locks that they left."""
+        return {int(found[1]) for entry in self.path.iterdir() if (found := SHARD_LOCK.fullmatch(entry.name))}
 
     def _refuse_shards(self) -> None:
         for entry in self.path.iterdir():
