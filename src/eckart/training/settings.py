@@ -96,6 +96,8 @@ class TrainSettings:
             )
         elif self.device == "cuda" and not _has_cuda():
             faults.append("`device=cuda`: there is no CUDA device")
+        elif fault := _connection_fault(self.device):
+            faults.append(fault)
         if faults:
             msg = "invalid training settings"
             raise OptionError.listing(msg, faults)
@@ -133,6 +135,24 @@ class TrainSettings:
             advice.append("`quantize=nf4`")
         advice.append(f"`max_length={max_length // 2}` (now {max_length})")
         return ", ".join(advice)
+
+
+def _connection_fault(device: str) -> str | None:
+    """Why the processes that were started together on this machine cannot be connected, or None."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if processes == 1 or device == "cpu" or not _has_cuda():
+        return None
+    import torch
+    from torch.distributed import is_nccl_available
+
+    if not is_nccl_available():
+        return "GPUs are connected by NCCL, which this torch lacks: start one process, or use `device=cpu`, with gloo"
+    if processes > (gpus := torch.cuda.device_count()):
+        return (
+            f"{processes} processes were started on this machine, and NCCL needs a GPU for each, of which there are "
+            f"{gpus}: start as many, or use `device=cpu`, with gloo"
+        )
+    return None
 
 
 def _has_cuda() -> bool:
