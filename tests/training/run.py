@@ -7,7 +7,7 @@ import sys
 
 from eckart.engine.progress import NoProgress
 from eckart.nn import LoRAConfig
-from eckart.training import DataOptions, TrainSettings, train
+from eckart.training import DataOptions, TrainSettings, model_to_train, train
 
 
 class Killer(NoProgress):
@@ -27,6 +27,8 @@ class Killer(NoProgress):
 
 def main(model: str, text: str, output: str, options: str) -> None:
     given = json.loads(options)
+    if given.get("first_loads") and os.environ["RANK"] != "0":
+        model_to_train.load_model = None  # type: ignore[assignment]  # a call would fail
     train(
         model,
         text,

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -70,13 +72,38 @@ def test_a_killed_training_resumes_to_the_bits_of_an_unbroken_one_and_needs_no_p
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
 
 
-@pytest.mark.parametrize("quantize", [None, "nf4"])
-def test_a_base_that_two_processes_share_gives_the_adapter_of_one(tiny, text, tmp_path, quantize, monkeypatch):
+@pytest.fixture(scope="session")
+def tied(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with its embedding as its head."""
+    folder = tmp_path_factory.mktemp("tied") / "model"
+    shutil.copytree(tiny, folder)
+    transformers.AutoModelForCausalLM.from_pretrained(tiny, tie_word_embeddings=True).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def asks_for_fsdp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable that accelerate launch sets."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+
+
+@pytest.mark.parametrize(("model", "quantize"), [("tiny", None), ("tied", None), ("tiny", "nf4")])
+@pytest.mark.usefixtures("asks_for_fsdp")
+def test_a_base_that_two_processes_share_gives_the_adapter_of_one(model, quantize, text, tmp_path, request):
+    tiny = request.getfixturevalue(model)
     few = asdict(SETTINGS) | {"steps": 3, "save_every": None, "quantize": quantize}
     output = tmp_path / "two"
     path = os.pathsep.join(sys.path)
-    ended = start(*TORCHRUN, model=tiny, data=text, output=output, path=path, config={"rank": 4}, settings=few)
+    ended = start(
+        *TORCHRUN,
+        model=tiny,
+        data=text,
+        output=output,
+        path=path,
+        config={"rank": 4},
+        settings=few,
+        first_loads=quantize is None,
+    )
     assert ended.returncode == 0, ended.stderr
     settings = TrainSettings(**few | {"batch_size": 8})
     one = train(tiny, text, config=LoRAConfig(rank=4), settings=settings, options=OPTIONS)
@@ -117,6 +144,29 @@ def test_two_processes_give_the_adapter_of_one_with_twice_the_batch(tiny, tmp_pa
     assert told["heldout_loss_after"] == pytest.approx(one.heldout_loss_after, rel=1e-5)
     assert told["heldout_tokens"] == one.heldout_tokens
     assert told["run"]["processes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("processes", "gpus", "has_nccl", "device", "said"),
+    [
+        (2, 1, True, "auto", "NCCL needs a GPU for each, of which there are 1"),
+        (4, 2, True, "cuda", "4 processes were started"),
+        (2, 2, False, "auto", "which this torch lacks"),
+        (2, 2, True, "auto", None),
+        (2, 1, True, "cpu", None),
+        (1, 1, False, "cuda", None),
+        (2, 0, True, "auto", None),
+    ],
+)
+def test_processes_that_cannot_be_connected_are_refused_in_the_settings(  # noqa: PLR0917
+    processes, gpus, has_nccl, device, said, monkeypatch
+):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: has_nccl)
+    with pytest.raises(OptionError, match=said) if said else nullcontext():
+        TrainSettings(device=device)
 
 
 def test_processes_with_different_options_are_told_apart():

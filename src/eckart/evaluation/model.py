@@ -49,8 +49,15 @@ def load_model(source: str | Path, *, dtype: "torch.dtype | None" = None) -> "Pr
     return model.eval()
 
 
-def outline_model(source: str | Path) -> "PreTrainedModel":
+def outline_model(
+    source: str | Path, *, dtype: "torch.dtype | None" = None, buffers: bool = False
+) -> "PreTrainedModel":
     """The causal language model of a SOURCE on the meta device, from its config alone: modules and shapes.
+
+    Args:
+        source: as of `load_model`.
+        dtype: data type of its weights, by default that of the config.
+        buffers: keep buffers, which are computed from the config, on the CPU with their values.
 
     Raises:
         MissingExtraError: transformers is not installed.
@@ -64,10 +71,17 @@ def outline_model(source: str | Path) -> "PreTrainedModel":
     with (
         quiet_transformers(),
         source_errors(f"{source} does not load as a causal language model"),
-        torch.device("meta"),
+        _without_parameters() if buffers else torch.device("meta"),
     ):
         config = transformers.AutoConfig.from_pretrained(folder, **options)
-        return transformers.AutoModelForCausalLM.from_config(config)
+        return transformers.AutoModelForCausalLM.from_config(config, **({} if dtype is None else {"dtype": dtype}))
+
+
+def _without_parameters() -> Any:
+    """Inside the block, parameters of new modules are on the meta device, and buffers are not."""
+    from accelerate import init_empty_weights
+
+    return init_empty_weights(include_buffers=False)
 
 
 def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerBase":

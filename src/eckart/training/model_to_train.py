@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from eckart.checkpoint import open_checkpoint
+from eckart.checkpoint import locate, open_checkpoint
 from eckart.checkpoint.model_config import context_length
 from eckart.errors import OptionError
 from eckart.evaluation import load_model, load_tokenizer
+from eckart.evaluation.model import outline_model
 from eckart.nn import LoRAConfig, quantize_model
 from eckart.training.settings import TrainSettings
 
@@ -90,15 +91,33 @@ class ModelToTrain:
             msg = f"small steps of biases would be rounded away in {dtype}; use `dtype=float32` or `bias=none`"
             raise OptionError(msg)
 
-    def load(self, settings: TrainSettings) -> "PreTrainedModel":
-        """The live model, or the loaded one in the requested dtype, with its linear layers in NF4 if requested."""
+    def can_be_received(self, settings: TrainSettings, config: LoRAConfig | None) -> bool:
+        """Whether the weights can come from another process once adapters are there, as those start without them."""
+        config = config or LoRAConfig()
+        is_plain = (config.method, config.init, config.bias) == ("lora", "zero", "none")
+        checkpoint = open_checkpoint(self.source)
+        is_dense = settings.quantize is None and not checkpoint.config.get("quantization_config")
+        return is_plain and is_dense and not locate(self.source).is_gguf
+
+    def load(self, settings: TrainSettings, *, empty: bool = False) -> "PreTrainedModel":
+        """The live model, or the loaded one in the requested dtype, with its linear layers in NF4 if requested.
+
+        With `empty`, its parameters are on the meta device, unless it keeps some of them in float32.
+        """
         if self.live is not None:
             return self.live
-        model = load_model(self.source, dtype=settings.torch_dtype)
+        model = outline_model(self.source, dtype=settings.torch_dtype, buffers=True).eval() if empty else None
+        if model is None or _keeps_float32(model):
+            model = load_model(self.source, dtype=settings.torch_dtype)
         model.config._name_or_path = self.source
         if settings.quantize is not None:
             quantize_model(model)
         return model
+
+
+def _keeps_float32(model: nn.Module) -> bool:
+    """Whether transformers loads some parameters in float32, whatever dtype is requested."""
+    return any(getattr(model, f"_keep_in_fp32_modules{kind}", None) for kind in ("", "_strict"))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ so that the optimizer, checkpoints and the saved adapter are those of one proces
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -49,16 +49,46 @@ def taking_over_fsdp(*, is_live: bool) -> Iterator[bool]:
 
 
 def shard_base(model: nn.Module, device: "torch.device") -> None:
-    """Shard everything but what trains and the factors over all processes, which are connected already."""
+    """Shard everything but what trains and the factors over all processes, which are connected already.
+
+    Where any of them has parameters on the meta device, all get the values of the first.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor
     from torch.nn.parallel import DistributedDataParallel
 
+    first = _sent(model)
     factors = [p for module in adapted_modules(model).values() for p in module.adapters.parameters()]
     trained = [p for p in model.parameters() if p.requires_grad]
     shard_model(model, init_device_mesh(device.type, (rundir.processes(),)), replicated=[*factors, *trained])
+    if first is not None:
+        _receive(model, first, device)
     sharded = [name for name, p in model.named_parameters() if isinstance(p, DTensor)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, sharded)
+
+
+def _sent(model: nn.Module) -> "dict[str, Any] | None":
+    """The state that the first process sends, which is empty in others; None if all have their own."""
+    import torch.distributed as dist
+
+    waiting: list[bool] = [False] * dist.get_world_size()
+    dist.all_gather_object(waiting, any(parameter.is_meta for parameter in model.parameters()))
+    if not any(waiting):
+        return None
+    for module in adapted_modules(model).values():
+        if waiting[dist.get_rank()]:
+            module.adapters.to_empty(device="cpu")
+    return model.state_dict() if dist.get_rank() == 0 else {}
+
+
+def _receive(model: nn.Module, first: "dict[str, Any]", device: "torch.device") -> None:
+    """Give every process its shards, and what is not sharded, of the state of the first."""
+    import torch
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    # Not `to_empty`, which would also empty the buffers that no state has.
+    model._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device))
+    set_model_state_dict(model, first, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
 
 
 def require_same(facts: dict[str, object]) -> None:

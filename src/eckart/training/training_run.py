@@ -107,7 +107,8 @@ def train(
         before = rundir.read_run(folder, run)["before"] if checkpoint else None
         stack.enter_context(keeping_verbosity())
         stack.enter_context(explaining_memory(source.source, settings.lower_memory(data.options.length)))
-        live = source.load(settings)
+        waits = is_sharded and not rundir.is_writer() and source.can_be_received(settings, config)
+        live = source.load(settings, empty=waits)
         stack.enter_context(restored(live))
         if is_sharded:
             dynamics = False
