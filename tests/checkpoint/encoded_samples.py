@@ -148,6 +148,42 @@ def quanto() -> Sample:
     return Sample(parts | {f"{MODULE}.{leaf}": torch.ones(()) for leaf in ("input_scale", "output_scale")}, truth)
 
 
+def quanto_packed(
+    bits: int, *, outputs: int = OUTPUTS, inputs: int = INPUTS, integer: bool = False, bias: bool = False, **config: Any
+) -> Sample:
+    """As quanto's `WeightQBitsTensor` stores it: parts of the groups one above the other, the first in the lowest bits.
+
+    A bias, or the width of the model, tells the shape of what is in groups.
+    """
+    group = next((size for size in (128, 96, 64, 32) if inputs > 128 and inputs % size == 0), inputs)
+    shape = (outputs * inputs // group, 1)
+    codes = torch.randint(0, 2**bits, (shape[0], group), generator=generator(4))
+    scale = torch.rand(shape, generator=generator(6)) * 0.01 + 0.001
+    shift = torch.rand(shape, generator=generator(5)) * 0.1
+    if integer:
+        shift = torch.randint(0, 2**bits, shape, generator=generator(5)).to(torch.int8)
+    truth = scale * (codes - shift) if integer else scale * codes - shift
+    count = 8 // bits
+    parts = torch.nn.functional.pad(codes, (0, 0, 0, -len(codes) % count)).chunk(count)
+    stored = sum(part << bits * place for place, part in enumerate(parts)).to(torch.uint8)
+    tensors = {"weight._data._data": stored, "weight._scale": scale, "weight._shift": shift,
+               "input_scale": torch.ones(()), "output_scale": torch.ones(())}  # fmt: skip
+    return Sample({f"{MODULE}.{leaf}": value for leaf, value in tensors.items()}, truth.view(outputs, inputs).double(),
+                  config=config)  # fmt: skip
+
+
+def torchao_int4() -> Sample:
+    """As torchao's `Int4Tensor` stores it: signed codes, and scales and zero points in columns."""
+    codes = torch.randint(-8, 8, (OUTPUTS, INPUTS), generator=generator(4))
+    shape = (OUTPUTS, INPUTS // 64)
+    scale = (torch.rand(shape, generator=generator(6)) * 0.01 + 0.001).bfloat16()
+    zero = (torch.randn(shape, generator=generator(5)) * 0.01).bfloat16()
+    truth = codes.float().unflatten(-1, (-1, 64)) * scale.float()[..., None] + zero.float()[..., None]
+    tensors = {"_weight_qdata": (codes[..., ::2] & 15 | codes[..., 1::2] << 4).to(torch.int8),
+               "_weight_scale": scale.mT.contiguous(), "_weight_zero_point": zero.mT.contiguous()}  # fmt: skip
+    return Sample({f"{MODULE}.{leaf}": value for leaf, value in tensors.items()}, truth.flatten(-2).double())
+
+
 def torchao(dtype: torch.dtype) -> Sample:
     codes, scale, truth = codes_of(weight(), (1, INPUTS), dtype)
     return Sample({f"{MODULE}._weight_qdata": codes, f"{MODULE}._weight_scale": scale}, truth)
@@ -285,6 +321,38 @@ def awq() -> Sample:
     return Sample({f"{MODULE}.{leaf}": value for leaf, value in tensors.items()}, truth, config=config)
 
 
+def awq_gemv(group: int, *, outputs: int = OUTPUTS, inputs: int = INPUTS, version: str | None = "gemv") -> Sample:
+    """As AutoAWQ's `WQLinear_GEMV` stores it; groups are padded to what the kernel reads at once."""
+    codes = torch.randint(0, 16, (outputs, inputs), generator=generator(4))
+    zeros = torch.randint(0, 16, (outputs, inputs // group), generator=generator(5))
+    scales = (torch.rand(zeros.shape, generator=generator(6)) * 0.01 + 0.001).half()
+    truth = (codes - zeros.repeat_interleave(group, 1)).double() * scales.repeat_interleave(group, 1).double()
+    unit = 8 * max(1, 128 // group)
+    zeros, scales = (torch.nn.functional.pad(each, (0, -each.shape[1] % unit)) for each in (zeros, scales))
+    tensors = {"qweight": packed(codes, 4), "qzeros": packed(zeros, 4), "scales": scales}
+    stated = {"quant_method": "awq", "bits": 4, "group_size": group, "version": version}
+    config = {"quantization_config": stated} if version else {}
+    return Sample({f"{MODULE}.{leaf}": value for leaf, value in tensors.items()}, truth, config=config)
+
+
+def awq_gemv_fast(group: int, *, inputs: int = INPUTS) -> Sample:
+    """As AutoAWQ's `WQLinear_GEMVFast` stores it, with -scale·zero in float16."""
+    codes = torch.randint(0, 16, (OUTPUTS, inputs), generator=generator(4))
+    zeros = torch.randint(0, 16, (OUTPUTS, inputs // group), generator=generator(5))
+    scales = (torch.rand(zeros.shape, generator=generator(6)) * 0.01 + 0.001).half()
+    offsets = -(scales * zeros).half()
+    products = codes.float() * scales.float().repeat_interleave(group, 1)
+    truth = (products + offsets.float().repeat_interleave(group, 1)).double()
+    order = np.arange(32).reshape(4, 4, 2).transpose(1, 2, 0).reshape(32)
+    stored = codes.view(OUTPUTS, -1, 32)[..., order].reshape(OUTPUTS // 4, 4, -1, 64).transpose(1, 2)
+    words = packed(stored.reshape(OUTPUTS // 4, -1), 4).view(torch.int16)
+    unit = 8 * max(1, 128 // group)
+    tables = (torch.nn.functional.pad(each, (0, -each.shape[1] % unit)).T.contiguous() for each in (scales, offsets))
+    tensors = {"qweight": words} | dict(zip(("scales", "qzeros"), tables, strict=True))
+    config = {"quantization_config": {"quant_method": "awq", "version": "gemv_fast", "group_size": group}}
+    return Sample({f"{MODULE}.{leaf}": value for leaf, value in tensors.items()}, truth, config=config)
+
+
 def compressed(form: str, **weights: Any) -> Sample:
     """A weight that compressed-tensors compresses, and decompresses in float32."""
     from compressed_tensors.compressors import BaseCompressor
@@ -388,6 +456,11 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
     "INT8, zero points": zero_points,
     "INT8, torchao": lambda: torchao(torch.int8),
     "INT8, quanto": quanto,
+    **{f"quanto, {bits} bits": lambda bits=bits: quanto_packed(bits, hidden_size=INPUTS) for bits in (2, 4)},
+    "quanto, 2 bits, integer shifts": lambda: quanto_packed(2, integer=True, hidden_size=INPUTS),
+    "quanto, 4 bits, whole rows": lambda: quanto_packed(4, outputs=61, inputs=203),
+    "quanto, 2 bits, groups of 96": lambda: quanto_packed(2, outputs=7, inputs=288, hidden_size=288),
+    "torchao, 4 bits": torchao_int4,
     "LLM.int8": llm_int8,
     "MXFP4, gpt-oss": gpt_oss,
     "MXFP4, Quark": lambda: mxfp4("weight", "weight_scale"),
@@ -415,6 +488,11 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
     "GPTQ without g_idx": lambda: without(gptq(), "g_idx"),
     "GPTQ, auto-round": lambda: gptq(quant_method="auto-round", packing_format="auto_round:auto_gptq", symmetric=False),
     "AWQ": awq,
+    **{f"AWQ, GEMV, groups of {group}": lambda group=group: awq_gemv(group) for group in (32, 64, 128)},
+    "AWQ, GEMV, one group": lambda: awq_gemv(INPUTS),
+    "AWQ, GEMV without a config": lambda: awq_gemv(128, inputs=2048, version=None),
+    "AWQ, GEMV-fast": lambda: awq_gemv_fast(64),
+    "AWQ, GEMV-fast, several words of groups": lambda: awq_gemv_fast(128, inputs=2048),
     **{
         f"compressed-tensors, {bits} bits": lambda bits=bits: compressed("pack-quantized", num_bits=bits, **GROUPS)
         for bits in (2, 3, 4, 8)

@@ -24,7 +24,7 @@ _PACKED = 8  # codes of a word
 def awq(module: StoredModule) -> Iterator[Encoded | Unreadable]:
     """The weight of a module in AWQ."""
     leaves = module.leaves
-    if not leaves.keys() >= {*PARTS}:
+    if not leaves.keys() >= {*PARTS} or awq_kernel(module).startswith("gemv"):
         return
     qweight, qzeros, scales = (leaves[part] for part in PARTS)
     is_2d = all(len(info.shape) == 2 for info in (qweight, qzeros, scales))
@@ -42,6 +42,12 @@ def awq(module: StoredModule) -> Iterator[Encoded | Unreadable]:
         yield module.weight((outputs, inputs), rows, encoding="awq 4-bit", parts=PARTS, scheme=scheme)
         return
     yield module.unreadable(PARTS, f"AWQ: {reason}; dequantize it with GPTQModel")
+
+
+def awq_kernel(module: StoredModule) -> str:
+    """The kernel whose packing the config states; empty if it states none."""
+    stated = module.quantization()
+    return str(stated.get("version") or stated.get("format") or "").lower()
 
 
 def _rows(module: StoredModule, start: int, stop: int) -> "Tensor":

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from eckart.checkpoint.dtypes import FLOAT32, INT32
+from eckart.checkpoint.encodings.awq import awq_kernel
 from eckart.checkpoint.encodings.encoded import Encoded, StoredModule, Unreadable
 from eckart.checkpoint.encodings.integer_scheme import IntegerScheme
 from eckart.checkpoint.encodings.integers import dequantized, group_index, unpacked
@@ -64,6 +65,8 @@ def _looks_like_gptq(module: StoredModule) -> bool:
     qweight, qzeros, scales = (module.leaves[part] for part in PARTS[:3])
     is_2d = all(len(info.shape) == 2 for info in (qweight, qzeros, scales))
     is_int32 = qweight.dtype == qzeros.dtype == INT32
+    if awq_kernel(module) == "gemv":  # small weights have the same shapes
+        return False
     return is_2d and is_int32 and scales.dtype.is_floating_point and qweight.shape[1] == scales.shape[1]
 
 

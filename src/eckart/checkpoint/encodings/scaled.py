@@ -26,6 +26,7 @@ from eckart.checkpoint.dtypes import (
     UINT8,
     DType,
 )
+from eckart.checkpoint.encodings import torchao
 from eckart.checkpoint.encodings.blocks import in_blocks
 from eckart.checkpoint.encodings.encoded import Encoded, PartNames, StoredModule, Unreadable
 from eckart.checkpoint.encodings.lookup import float8_values
@@ -55,6 +56,9 @@ def scaled(module: StoredModule) -> Iterator[Encoded | Unreadable]:
         names = next((names for names in _names(codes) if names.scale in leaves), None)
         if names is None or (info.dtype == INT8 and leaves[names.scale].dtype == FLOAT8_E8M0FNU):
             continue
+        zero = leaves.get(names.second)
+        if codes == torchao.CODES and info.dtype == INT8 and zero is not None and zero.dtype.is_floating_point:
+            continue  # of 4 bits
         yield _weight(module, names)
 
 
@@ -65,8 +69,8 @@ def _names(codes: str) -> Iterator[PartNames]:
     yield PartNames(codes, codes, f"{codes}_weight_scale")
     if codes == "weight":
         yield from (PartNames(codes, codes, scale) for scale in ("scale_weight", "scale", "qscale_weight", _ROW_MAXIMA))
-    if codes == "_weight_qdata":
-        yield PartNames("weight", codes, "_weight_scale", "_weight_zero_point")
+    if codes == torchao.CODES:
+        yield PartNames("weight", codes, torchao.SCALE, torchao.ZERO)
     if codes == "_data":
         yield PartNames("", codes, "_scale")
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from eckart.checkpoint.checkpoint import Checkpoint
 from eckart.checkpoint.encodings.awq import awq
+from eckart.checkpoint.encodings.awq_gemv import awq_gemv
 from eckart.checkpoint.encodings.comfyui import MARKER, comfyui_fault, stated_in_headers, stated_of
 from eckart.checkpoint.encodings.compressed import compressed
 from eckart.checkpoint.encodings.encoded import (
@@ -25,11 +26,15 @@ from eckart.checkpoint.encodings.hqq import hqq
 from eckart.checkpoint.encodings.mlx import mlx
 from eckart.checkpoint.encodings.mxfp4 import mxfp4
 from eckart.checkpoint.encodings.nvfp4 import nvfp4
+from eckart.checkpoint.encodings.quanto import quanto
 from eckart.checkpoint.encodings.scaled import scaled
 from eckart.checkpoint.encodings.tiled import TILED, tiled
 from eckart.checkpoint.encodings.torchao import torchao_fault
+from eckart.checkpoint.encodings.torchao_int4 import torchao_int4
 
-ENCODINGS: tuple[Encoding, ...] = (scaled, mxfp4, nvfp4, gptq, awq, compressed, mlx, hqq, fp4)
+ENCODINGS: tuple[Encoding, ...] = (
+    *(scaled, mxfp4, nvfp4, gptq, awq, awq_gemv, compressed, mlx, hqq, fp4, quanto, torchao_int4),
+)
 # Of a module's inputs and outputs and of caches, and of the layout in memory: they do not change what a weight is.
 _BESIDE = re.compile(
     r"(.*_)?(input|output|activation|[kqv]|kv|prob)_(global_)?(scale|zero_point)(_ub)?|scale_input|qscale_act"
