@@ -6,7 +6,7 @@ import torch
 from eckart.linalg import nf4
 from eckart.linalg.calibrated_codes import calibrated_codes
 from eckart.linalg.left_out import DAMPINGS, best_damping
-from eckart.linalg.output_metric import moment_factor, output_norm
+from eckart.linalg.output_metric import Metric, moment_factor
 
 SIDE = 128
 
@@ -37,8 +37,8 @@ def test_chosen_codes_are_better_on_every_kind_that_was_left_out(likeness, seed)
         for left_out, moment in enumerate(moments):
             others = torch.stack([each for number, each in enumerate(moments) if number != left_out]).sum(0)
             error = wide - grid.decode(calibrated_codes(wide, others, grid, damping=damping))
-            factor = moment_factor(moment)
-            shares.append(output_norm(error, factor) / output_norm(nearest, factor))
+            metric = Metric(moment_factor(moment))
+            shares.append(metric.norm(error) / metric.norm(nearest))
         return max(shares)
 
     found = best_damping(weight, moments, grid)

@@ -9,7 +9,7 @@ from eckart.errors import EckartError
 from eckart.linalg import nf4
 from eckart.linalg.alternation import alternate
 from eckart.linalg.calibrated_codes import calibrated_codes
-from eckart.linalg.output_metric import best_correction, emphasized, moment_factor, output_norm
+from eckart.linalg.output_metric import Metric, damped_factor, emphasized, moment_factor
 from eckart.linalg.scaled_levels import ScaledLevels
 
 from .planting import seeded
@@ -58,34 +58,49 @@ def test_the_factor_reproduces_the_second_moment_to_rounding_in_float32(kind, ro
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_correction_is_as_good_as_the_svd_of_the_error_times_the_root_of_the_moment(shape, kind):
+@pytest.mark.parametrize("outputs", [None, "correlated", "fewer tokens than channels"])
+def test_a_correction_is_as_good_as_the_svd_of_the_error_between_the_roots_of_the_moments(shape, kind, outputs):
     if shape[1] < 6:
         kind = "independent"
-    error, moment = normal(*shape), second_moment(kind, shape[1])
-    factor, root = moment_factor(moment), square_root(moment)
+    error, moment, left = normal(*shape), second_moment(kind, shape[1]), torch.eye(shape[0], dtype=torch.float64)
+    metric = Metric(moment_factor(moment))
+    if outputs:
+        gradients = second_moment(outputs, shape[0])
+        metric = Metric(metric.inputs, damped_factor(gradients, 0.1))
+        left = square_root(gradients + 0.1 * gradients.diagonal().mean() * left)
+    root = square_root(moment)
     for rank in {1, min(4, *shape), min(shape)}:
-        correction, spectrum = best_correction(error, factor, rank=rank, generator=seeded())
-        tail = torch.linalg.svdvals(error @ root)[rank:]
+        correction, spectrum = metric.best_correction(error, rank=rank, generator=seeded())
+        tail = torch.linalg.svdvals(left @ error @ root)[rank:]
         least = float(torch.linalg.vector_norm(tail))
-        achieved = float(torch.linalg.matrix_norm((error - correction.dense()) @ root))
-        total = float(torch.linalg.matrix_norm(error @ root))
+        achieved = float(torch.linalg.matrix_norm(left @ (error - correction.dense()) @ root))
+        total = float(torch.linalg.matrix_norm(left @ error @ root))
         assert correction.rank == rank
+        assert metric.norm(error) == pytest.approx(total, rel=1e-3)
         assert achieved <= least * (1 + 1e-3) + 1e-4 * total
         assert spectrum.error_bounds(rank)[0] * spectrum.fro_norm <= achieved + 1e-4 * total
 
 
+def test_outputs_without_gradients_still_have_a_best_correction():
+    error, moment = normal(12, 20), second_moment("independent", 20)
+    unweighted, _ = Metric(moment_factor(moment)).best_correction(error, rank=3, generator=seeded())
+    metric = Metric(moment_factor(moment), damped_factor(torch.zeros(12, 12), 0.1))
+    weighted, _ = metric.best_correction(error, rank=3, generator=seeded())
+    torch.testing.assert_close(weighted.dense(), unweighted.dense(), rtol=1e-6, atol=1e-9)
+
+
 def test_a_correction_in_the_output_metric_beats_the_plain_svd_there():
-    error, factor = normal(60, 80), moment_factor(second_moment("correlated", 80))
-    correction, _ = best_correction(error, factor, rank=8, generator=seeded())
+    error, metric = normal(60, 80), Metric(moment_factor(second_moment("correlated", 80)))
+    correction, _ = metric.best_correction(error, rank=8, generator=seeded())
     U, S, Vh = torch.linalg.svd(error, full_matrices=False)
     plain = (U[:, :8] * S[:8]) @ Vh[:8]
-    assert output_norm(error - correction.dense(), factor) < 0.9 * output_norm(error - plain, factor)
+    assert metric.norm(error - correction.dense()) < 0.9 * metric.norm(error - plain)
 
 
 def test_scaling_the_error_by_a_power_of_two_scales_the_correction():
-    error, factor = normal(20, 30), moment_factor(second_moment("correlated", 30))
-    small, _ = best_correction(error, factor, rank=3, generator=seeded())
-    large, _ = best_correction(error * 2.0**40, factor, rank=3, generator=seeded())
+    error, metric = normal(20, 30), Metric(moment_factor(second_moment("correlated", 30)))
+    small, _ = metric.best_correction(error, rank=3, generator=seeded())
+    large, _ = metric.best_correction(error * 2.0**40, rank=3, generator=seeded())
     torch.testing.assert_close(large.dense(), small.dense() * 2.0**40, rtol=1e-9, atol=0)
 
 
@@ -120,10 +135,10 @@ GRIDS = list(grids(torch.ones(2, 2)))
 @pytest.mark.parametrize("shape", [(40, 96), (7, 130), (33, 50)], ids=str)
 def test_calibrated_codes_have_a_smaller_output_error_than_the_nearest_ones(grid_kind, kind, shape):
     weight, moment = normal(*shape), second_moment(kind, shape[1])
-    grid, factor = grids(weight)[grid_kind], moment_factor(moment)
-    nearest = output_norm(weight - grid.decode(grid.codes(weight)), factor)
+    grid, metric = grids(weight)[grid_kind], Metric(moment_factor(moment))
+    nearest = metric.norm(weight - grid.decode(grid.codes(weight)))
     codes = calibrated_codes(weight, moment, grid, damping=0.01)
-    calibrated = output_norm(weight - grid.decode(codes), factor)
+    calibrated = metric.norm(weight - grid.decode(codes))
     assert (codes.shape, codes.dtype) == (weight.shape, torch.uint8)
     assert calibrated <= nearest * (1 + 1e-6)
 
@@ -168,21 +183,21 @@ def test_more_damping_stays_nearer_to_the_weight():
 @pytest.mark.parametrize("kind", KINDS)
 def test_alternating_codes_and_factors_only_ever_lowers_the_output_error(grid_kind, kind):
     weight, moment = normal(48, 64), second_moment(kind, 64)
-    factor = moment_factor(moment)
+    metric = Metric(moment_factor(moment))
 
     def quantize(goal: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         grid = grids(goal)[grid_kind]
         values = grid.decode(calibrated_codes(goal, moment, grid, damping=0.05))
         return values, values.double()
 
-    stored, correction, errors = alternate(weight, factor, quantize, rank=4, rounds=6, generator=seeded())
+    stored, correction, errors = alternate(weight, metric, quantize, rank=4, rounds=6, generator=seeded())
     assert errors
     assert errors == sorted(errors, reverse=True)
     assert len(set(errors)) == len(errors)
     residual = weight - stored.double() - correction.dense()
-    assert output_norm(residual, factor) == pytest.approx(errors[-1], rel=1e-9)
-    first, _ = best_correction(weight - quantize(weight)[1], factor, rank=4, generator=seeded())
-    assert errors[0] == pytest.approx(output_norm(weight - quantize(weight)[1] - first.dense(), factor), rel=1e-9)
+    assert metric.norm(residual) == pytest.approx(errors[-1], rel=1e-9)
+    first, _ = metric.best_correction(weight - quantize(weight)[1], rank=4, generator=seeded())
+    assert errors[0] == pytest.approx(metric.norm(weight - quantize(weight)[1] - first.dense()), rel=1e-9)
 
 
 @pytest.mark.parametrize("vectors", [1, 3, 6])

@@ -1,7 +1,6 @@
-"""Second moments of the inputs of a model's linear layers, collected block by block; an interrupted run resumes."""
+"""Second moments of a model's linear layers, collected block by block; an interrupted run resumes."""
 
 import hashlib
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from eckart.calibration.gradients import collect_gradients, gradients_name, sampled_rows, states_name
 from eckart.checkpoint import TensorSpec, atomic_file, check_output, write_tensors
 from eckart.checkpoint.layouts import module_of
 from eckart.checkpoint.module_tree import tree_naming
@@ -35,10 +35,11 @@ def collect_moments(
     execution: Execution = Execution(),
     force: bool = False,
 ) -> Moments:
-    """Run a model on texts and write Σ x xᵀ over the inputs x of each linear layer in its decoder blocks.
+    """Run a model on texts and write the second moments of each linear layer in its decoder blocks.
 
-    Sums are in float64, and layers with the same input share one. One block's weights and moments are in memory at a
-    time; each finished block is stored next to the output.
+    These are Σ x xᵀ over the inputs x, of which layers with the same input share one, and, on a part of the texts,
+    Σ g gᵀ over the gradients g of the loss at the outputs, if the model itself draws the tokens. Sums are in float64.
+    One block's weights and moments are in memory at a time; each finished block is stored next to the output.
 
     Args:
         checkpoint: the model.
@@ -53,7 +54,7 @@ def collect_moments(
     Raises:
         OptionError: sequences of different lengths, or none.
         SourceError: transformers cannot build the model, or the checkpoint lacks some of its weights.
-        NotFiniteError: an input is NaN or Inf.
+        NotFiniteError: an input or a gradient is NaN or Inf.
         OutputError: the output exists or cannot be written.
     """
     output, device = Path(output), execution.torch_device()
@@ -66,13 +67,16 @@ def collect_moments(
     with open_journal(output, key, execution) as journal:
         assert journal is not None
         model = StreamedModel(checkpoint, device=device)
-        _Collection(model, _names(model, checkpoint), kinds, journal).run(execution)
+        names, ids = _names(model, checkpoint), torch.cat(list(kinds.values()))
+        chosen = sampled_rows(ids)
+        _Collection(model, names, kinds, journal, chosen).run(execution)
+        collect_gradients(model, names, ids[chosen], journal, execution)
         blocks = range(len(model.blocks))
         del model
         specs, inputs = [], dict[str, str]()
         for record in _records(journal, blocks, kinds):
             specs += [TensorSpec.of(name, tensor) for name, tensor in record.tensors.items()]
-            inputs |= record.facts["inputs"]
+            inputs |= record.facts.get("inputs", {})
         # Read again block by block: together they would be the largest thing in memory.
         tensors = (each for record in _records(journal, blocks, kinds) for each in record.tensors.items())
         header = metadata(tokens={kind: ids.numel() for kind, ids in kinds.items()}, model=key, inputs=inputs)
@@ -102,28 +106,32 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _records(journal: Journal, blocks: Iterable[int], kinds: Iterable[str]) -> Iterator[Record]:
-    """What is stored of each block and kind of text."""
-    for index, kind in itertools.product(blocks, kinds):
-        record = journal.load(_record_name(index, kind))
-        if record is None:
-            msg = (
-                f"{journal.folder}: stored moments of block {index} are missing or damaged; run the same command again"
-            )
-            raise OutputError(msg)
-        yield record
+    """What is stored of each block: of each kind of text, and of the gradients."""
+    for index in blocks:
+        for name in (*(_record_name(index, kind) for kind in kinds), gradients_name(index)):
+            record = journal.load(name)
+            if record is None:
+                msg = f"{journal.folder}: the record {name} is missing or damaged; run the same command again"
+                raise OutputError(msg)
+            yield record
 
 
 def _record_name(index: int, kind: str) -> str:
-    return f"block {index}, {kind}"
+    return f"moments of block {index}, {kind}"
 
 
 class _Collection:
     """The sums of one kind of text in one block, stored when either changes."""
 
     def __init__(
-        self, model: StreamedModel, names: Mapping[int, str], kinds: Mapping[str, Tensor], journal: Journal
+        self,
+        model: StreamedModel,
+        names: Mapping[int, str],
+        kinds: Mapping[str, Tensor],
+        journal: Journal,
+        chosen: Tensor,
     ) -> None:
-        self.model, self.names, self.kinds, self.journal = model, names, kinds, journal
+        self.model, self.names, self.kinds, self.journal, self.chosen = model, names, kinds, journal, chosen
         self.kind_of_row = [kind for kind, ids in kinds.items() for _ in ids]
         self.sums: dict[str, Tensor] = {}
         self.inputs: dict[str, str] = {}
@@ -134,7 +142,7 @@ class _Collection:
         """Compute all blocks that are not stored."""
         stored = self.journal.load(_STATES)
         begin = stored.facts["blocks"] if stored else 0
-        if begin and not all(self.journal.load(_record_name(i, kind)) for i in range(begin) for kind in self.kinds):
+        if not all(self.journal.load(name) for index in range(begin) for name in self._results_of(index)):
             begin = 0
         progress, count = execution.progress, len(self.model.blocks)
         if begin:
@@ -145,8 +153,11 @@ class _Collection:
 
         @contextmanager
         def visit(index: int, block: nn.Module) -> Iterator[None]:
+            if index == 0:
+                self._keep_states(0)
             with self._observed(index, block):
                 yield
+            self._keep_states(index + 1)
             states = Record({"blocks": index + 1}, {"states": self.model.states.cpu()})
             self.journal.save(_STATES, states)
             progress.update(1, f"block {index + 1} of {count}")
@@ -157,6 +168,15 @@ class _Collection:
             self.model.run(ids, visit=visit, begin=begin, states=states)
         finally:
             progress.finish()
+
+    def _results_of(self, index: int) -> list[str]:
+        """The records that a block leaves; the first also its inputs."""
+        states = [states_name(index + 1), *([states_name(0)] if index == 0 else [])]
+        return [*(_record_name(index, kind) for kind in self.kinds), *states]
+
+    def _keep_states(self, index: int) -> None:
+        """Store the inputs of a block for the sequences whose gradients will be collected."""
+        self.journal.save(states_name(index), Record({}, {"states": self.model.states[self.chosen].cpu()}))
 
     @contextmanager
     def _observed(self, index: int, block: nn.Module) -> Iterator[None]:

@@ -6,6 +6,7 @@ processes one sequence after the other, and drops them.
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -20,8 +21,8 @@ Visit = Callable[[int, nn.Module], AbstractContextManager[None]]
 _NO_VISIT: Visit = lambda *_: nullcontext()  # noqa: E731
 
 
-class _LastBlockError(Exception):
-    """Leaves the model's forward pass after its last block."""
+class _LeaveError(Exception):
+    """Leaves the model's forward pass after the last block to compute."""
 
 
 class StreamedModel:
@@ -32,7 +33,7 @@ class StreamedModel:
         blocks: the decoder blocks, by their path in the model.
         row: index of the sequence that a block is processing.
         stored: the checkpoint's name of each tensor of the model, by its path there.
-        states: output of the newest block, shape `(sequences, length, hidden_size)`.
+        states: input of the block that computes, then its output, shape `(sequences, length, hidden_size)`.
 
     Raises:
         SourceError: transformers has no language model for the config, or the checkpoint lacks some of its weights.
@@ -46,7 +47,9 @@ class StreamedModel:
         path, self.blocks = _blocks(self.model, checkpoint.source)
         self._weights.load(self.model, skip=f"{path}.")
         self._visit, self._begin, self.states = _NO_VISIT, 0, torch.empty(0)
+        self._end = len(self.blocks)
         self._replayed: Tensor | None = None
+        self._gradients: Tensor | None = None
         for index, block in enumerate(self.blocks.values()):
             block.forward = self._streamed(index, block.forward)
 
@@ -63,12 +66,35 @@ class StreamedModel:
         Returns:
             shape `(sequences, length, hidden_size)`.
         """
-        self._visit, self._begin = visit, begin
+        self._visit, self._begin, self._end = visit, begin, len(self.blocks)
         if states is not None:
             self.states = states.to(self.device)
+        return self._run_blocks(ids)
+
+    @torch.no_grad()
+    def run_backward(
+        self, index: int, ids: Tensor, states: Tensor, gradients: Tensor, *, visit: Visit = _NO_VISIT
+    ) -> Tensor:
+        """The gradients at the inputs of a block, which computes its outputs again.
+
+        Args:
+            index: of the block.
+            ids: token ids, shape `(sequences, length)`.
+            states: inputs of the block, shape `(sequences, length, hidden_size)`.
+            gradients: at its outputs, of the same shape.
+            visit: see `run`; within it, hooks on the outputs of modules receive gradients.
+        """
+        self._visit, self._begin, self._end = visit, index, index + 1
+        self.states, self._gradients = states.to(self.device), gradients.to(self.device)
+        try:
+            return self._run_blocks(ids)
+        finally:
+            self._gradients = None
+
+    def _run_blocks(self, ids: Tensor) -> Tensor:
         try:
             self._body()(input_ids=ids.to(self.device), use_cache=False)
-        except _LastBlockError:
+        except _LeaveError:
             return self.states
         msg = f"{type(self.model).__name__} does not call its last block"
         raise SourceError(msg)
@@ -110,26 +136,38 @@ class StreamedModel:
         """A block's forward that loads its weights, and computes one sequence at a time."""
 
         def run_block(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            is_last = index == len(self.blocks) - 1
             if self._replayed is not None:
+                is_last = index == len(self.blocks) - 1
                 return self._like_output(self._replayed if is_last else hidden_states)
             if index < self._begin:
                 return self._like_output(hidden_states)
-            hidden = self.states if index == self._begin and self._begin else hidden_states
+            resumed = index == self._begin and (self._begin or self._gradients is not None)
+            self.states = hidden = self.states if resumed else hidden_states
             rows = []
             with self._loaded(index) as block, self._visit(index, block):
                 for self.row in range(len(hidden)):
                     taken = [_row(each, self.row, len(hidden)) for each in (hidden, *args)]
                     named = {name: _named_row(name, each, self.row, len(hidden)) for name, each in kwargs.items()}
-                    output = forward(*taken, **named)
-                    self._is_tuple = isinstance(output, tuple)
-                    rows.append(output[0] if isinstance(output, tuple) else output)
+                    rows.append(self._row_result(partial(forward, **named), taken))
                 self.states = torch.cat(rows)
-            if is_last:
-                raise _LastBlockError
+            if index + 1 == self._end:
+                raise _LeaveError
             return self._like_output(self.states)
 
         return run_block
+
+    def _row_result(self, block: Callable[..., Any], arguments: list[Any]) -> Tensor:
+        """The output of a block for one sequence, or the gradient at its input while gradients are computed."""
+        if self._gradients is None:
+            output = block(*arguments)
+            self._is_tuple = isinstance(output, tuple)
+            return output[0] if isinstance(output, tuple) else output
+        with torch.enable_grad():
+            leaf = arguments[0].detach().requires_grad_()
+            output = block(leaf, *arguments[1:])
+            output = output[0] if isinstance(output, tuple) else output
+            (gradient,) = torch.autograd.grad(output, leaf, self._gradients[self.row : self.row + 1])
+        return gradient
 
     _is_tuple = False
 

@@ -1,27 +1,27 @@
-"""A quantized weight and its low-rank correction, improved in turns until their joint output error stops falling.
+"""A quantized weight and its low-rank correction, improved in turns until their joint error stops falling.
 
-Li et al. (2023), "LoftQ"; Saha et al. (2024), "CALDERA"; here both steps count errors of the outputs.
+Li et al. (2023), "LoftQ"; Saha et al. (2024), "CALDERA"; here the factors are the best ones in a metric.
 """
 
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from eckart.linalg.low_rank import LowRank
-from eckart.linalg.output_metric import best_correction, output_norm
+from eckart.linalg.output_metric import Metric
 
 ROUNDS = 4
-LEAST_GAIN = 0.01  # share of the output error by which another round must lower it
+LEAST_GAIN = 0.01  # share of the error by which another round must lower it
 
 T = TypeVar("T")
 
 
 def alternate(
     weight: Float[Tensor, "m n"],
-    factor: Float64[Tensor, "n n"],
+    metric: Metric,
     quantize: Callable[[Tensor], tuple[T, Tensor]],
     *,
     rank: int,
@@ -32,14 +32,14 @@ def alternate(
 
     Args:
         weight: W, shape `(out_features, in_features)`.
-        factor: R of the second moment R·Rᵀ.
+        metric: of the errors.
         quantize: from a weight, how it is stored and the values that this stands for.
         rank: of the correction.
         rounds: most turns.
         generator: source of randomness, on the CPU.
 
     Returns:
-        `(stored, correction, errors)` of the best round: ‖(W − W̃ − BA)·R‖_F of every round that was kept, falling.
+        `(stored, correction, errors)` of the best round: the norm of W − W̃ − BA of every round that was kept, falling.
     """
     wide = weight.to(torch.float64)
     errors: list[float] = []
@@ -47,9 +47,9 @@ def alternate(
     for _ in range(rounds):
         stored, values = quantize(goal)
         left = wide - values
-        correction, _ = best_correction(left, factor, rank=rank, generator=generator)
+        correction, _ = metric.best_correction(left, rank=rank, generator=generator)
         product = correction.dense()
-        error = output_norm(left - product, factor)
+        error = metric.norm(left - product)
         if best is not None and not error < errors[-1] * (1 - LEAST_GAIN):
             break
         errors.append(error)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eckart.linalg.calibrated_codes import calibrated_codes
-from eckart.linalg.output_metric import moment_factor, output_norm
+from eckart.linalg.output_metric import Metric, moment_factor
 from eckart.linalg.scaled_levels import ScaledLevels
 
 DAMPINGS = (0.05, 0.5, 2.0)
@@ -45,13 +45,13 @@ def best_damping(
     nearest = sample - levels.decode(levels.codes(sample))
     worst = dict.fromkeys(dampings, 0.0)  # output error relative to that of the nearest codes
     for left_out, moment in enumerate(moments):
-        factor = moment_factor(moment)
-        reference = output_norm(nearest, factor)
+        metric = Metric(moment_factor(moment))
+        reference = metric.norm(nearest)
         if not reference:
             continue
         others = torch.stack([each for number, each in enumerate(moments) if number != left_out]).sum(0)
         for damping in dampings:
             codes = calibrated_codes(sample, others, levels, damping=damping)
-            worst[damping] = max(worst[damping], output_norm(sample - levels.decode(codes), factor) / reference)
+            worst[damping] = max(worst[damping], metric.norm(sample - levels.decode(codes)) / reference)
     damping = min(worst, key=worst.__getitem__)
     return damping if 0 < worst[damping] < 1 else None

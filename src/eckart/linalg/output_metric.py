@@ -1,11 +1,15 @@
-"""Errors of a weight measured by what they do to a layer's outputs: ‖E·C^½‖_F, with C = Σ x xᵀ over its inputs x.
+"""Errors of a weight measured by what they do: ‖Lᵀ·E·R‖_F, with C = R·Rᵀ and G = L·Lᵀ.
 
-With any factor C = R·Rᵀ the norm is that of E·R, and the best approximation of E of a given rank follows from the SVD
-of E·R without an inverse: U·Uᵀ·E, where U are the leading left singular vectors. So C may be singular.
-Zhang et al. (2024), "QERA"; Liu et al. (2024), "EoRA".
+C = Σ x xᵀ over the layer's inputs x alone measures the change of its outputs, ‖E·C^½‖_F. With G = Σ g gᵀ over the
+gradients g of the loss at its outputs it is the change of the loss, to second order, if g and x are independent
+(Martens & Grosse 2015, "K-FAC"): outputs on which the loss depends count more.
+
+The best approximation of E of a given rank follows from the SVD of Lᵀ·E·R: L⁻ᵀ·U·Uᵀ·Lᵀ·E, where U are the leading left
+singular vectors. R has no inverse in it, so C may be singular. Zhang et al. (2024), "QERA"; Liu et al. (2024), "EoRA".
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float64
@@ -53,38 +57,69 @@ def moment_factor(moment: Float[Tensor, "n n"]) -> Float64[Tensor, "n n"]:
     raise OptionError(msg)
 
 
-def output_norm(error: Float[Tensor, "m n"], factor: Float64[Tensor, "n n"]) -> float:
-    """‖E·C^½‖_F with C = R·Rᵀ, from the factor R."""
-    scaled, exponent = normalized_tensor(error)
-    return shifted_number(float(torch.linalg.vector_norm(scaled @ factor)), exponent)
+def damped_factor(moment: Float[Tensor, "m m"], damping: float) -> Float64[Tensor, "m m"]:
+    """A factor L of a second moment: G + damping·mean(diag G)·I = L·Lᵀ, lower triangular and invertible.
 
-
-def best_correction(
-    error: Float[Tensor, "m n"],
-    factor: Float64[Tensor, "n n"],
-    *,
-    rank: int,
-    generator: torch.Generator | None = None,
-) -> tuple[LowRank, Spectrum]:
-    """The product of rank `rank` nearest to an error of a weight, by what it changes in the layer's outputs.
-
-    Args:
-        error: shape `(out_features, in_features)`, any float dtype; W − W̃ of a quantized weight W̃, subtracted before.
-        factor: R with C = R·Rᵀ, from `moment_factor`.
-        rank: from 1 to `min(error.shape)`.
-        generator: source of randomness, on the CPU.
-
-    Returns:
-        The factors in float64 (lora_B has orthonormal columns), and the spectrum of E·C^½: no product of rank r has a
-        smaller output error than its tail, √(‖E·C^½‖² − Σ_{i≤r} σ_i²).
+    Damping makes up for few samples: of a thousand gradients no direction is certain not to matter.
 
     Raises:
-        OptionError: `rank` is out of range.
-        NotFiniteError: the error contains NaN or Inf.
+        NotFiniteError: the moment contains NaN or Inf.
     """
-    scaled, exponent = normalized_tensor(error)
-    svd = truncated_svd(shifted(scaled @ factor, exponent), rank=rank, generator=generator)
-    return LowRank(svd.U, svd.U.T @ error.to(torch.float64)), svd.spectrum
+    require_finite(moment, "the second moment")
+    wide = moment.to(torch.float64)
+    mean = wide.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)  # of outputs that never matter, almost 0
+    eye = torch.eye(len(wide), dtype=torch.float64, device=wide.device)
+    return torch.linalg.cholesky(wide / mean + damping * eye) * mean.sqrt()
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """A norm of errors of a weight, ‖Lᵀ·E·R‖_F.
+
+    Attributes:
+        inputs: R, from `moment_factor`.
+        outputs: L, lower triangular, from `damped_factor`; None for the identity.
+    """
+
+    inputs: Float64[Tensor, "n n"]
+    outputs: Float64[Tensor, "m m"] | None = None
+
+    def norm(self, error: Float[Tensor, "m n"]) -> float:
+        """‖Lᵀ·E·R‖_F, in float64."""
+        scaled, exponent = normalized_tensor(error)
+        return shifted_number(float(torch.linalg.vector_norm(self.weighted(scaled))), exponent)
+
+    def weighted(self, error: Float[Tensor, "m n"]) -> Float64[Tensor, "m n"]:
+        """Lᵀ·E·R, whose Frobenius norm is the error's."""
+        return self._weighted_outputs(error.to(self.inputs)) @ self.inputs
+
+    def best_correction(
+        self, error: Float[Tensor, "m n"], *, rank: int, generator: torch.Generator | None = None
+    ) -> tuple[LowRank, Spectrum]:
+        """The product of rank `rank` nearest to an error of a weight.
+
+        Args:
+            error: shape `(out_features, in_features)`, any float dtype; W − W̃ of a quantized weight W̃, subtracted
+                before.
+            rank: from 1 to `min(error.shape)`.
+            generator: source of randomness, on the CPU.
+
+        Returns:
+            The factors in float64, and the spectrum of Lᵀ·E·R: no product of rank r leaves less than its tail,
+            √(‖Lᵀ·E·R‖² − Σ_{i≤r} σ_i²).
+
+        Raises:
+            OptionError: `rank` is out of range.
+            NotFiniteError: the error contains NaN or Inf.
+        """
+        scaled, exponent = normalized_tensor(error)
+        svd = truncated_svd(shifted(self.weighted(scaled), exponent), rank=rank, generator=generator)
+        U = svd.U.to(self.inputs)
+        left = U if self.outputs is None else torch.linalg.solve_triangular(self.outputs.T, U, upper=True)
+        return LowRank(left, U.T @ self._weighted_outputs(error.to(self.inputs))), svd.spectrum
+
+    def _weighted_outputs(self, error: Tensor) -> Tensor:
+        return error if self.outputs is None else self.outputs.T @ error
 
 
 def emphasized(moment: Float[Tensor, "n n"], directions: Float[Tensor, "r n"], weight: float) -> Float64[Tensor, "n n"]:

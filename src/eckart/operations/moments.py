@@ -1,4 +1,8 @@
-"""The second moments of a model's layer inputs, C = Σ x xᵀ, in a file that several operations can use."""
+"""Second moments of a model's layers in a file that several operations can use.
+
+C = Σ x xᵀ over the inputs x of a layer on each kind of text, and G = Σ g gᵀ over the gradients g of the loss at its
+outputs, on some of all texts.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,7 +18,7 @@ from eckart.errors import FileFormatError, MismatchError, SourceError
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = "eckart-moments/1"
+FORMAT = "eckart-moments/2"
 FIELD = "eckart"  # of the file's metadata
 
 
@@ -54,14 +58,32 @@ class Moments:
         Raises:
             MismatchError: the module had another number of inputs.
         """
+        owner = self.inputs[module]
+        return [self._read(tensor_name(kind, owner), module, columns) for kind in self.tokens]
+
+    def of_gradients(self, module: str, rows: int) -> "Tensor":
+        """The second moment of the gradients of the loss at a module's outputs.
+
+        Args:
+            module: its name in transformers.
+            rows: its number of outputs.
+
+        Returns:
+            float32, shape `(rows, rows)`, mapped from the file.
+
+        Raises:
+            MismatchError: the module had another number of outputs.
+        """
+        return self._read(gradient_name(module), module, rows)
+
+    def _read(self, tensor: str, module: str, side: int) -> "Tensor":
         import torch
 
         with safe_open(self.file, framework="pt") as file:
-            found = [file.get_tensor(tensor_name(kind, self.inputs[module])) for kind in self.tokens]
-        for moment in found:
-            if moment.shape != (columns, columns) or moment.dtype != torch.float32:
-                msg = f"{self.file}: {module} has moments of shape {tuple(moment.shape)}, expected {(columns, columns)}"
-                raise MismatchError(msg)
+            found = file.get_tensor(tensor)
+        if found.shape != (side, side) or found.dtype != torch.float32:
+            msg = f"{self.file}: {module} has moments of shape {tuple(found.shape)}, expected {(side, side)}"
+            raise MismatchError(msg)
         return found
 
     def total(self, module: str, columns: int) -> "Tensor":
@@ -116,7 +138,12 @@ def metadata(*, tokens: Mapping[str, int], model: str, inputs: Mapping[str, str]
 
 def tensor_name(kind: str, module: str) -> str:
     """The name in the file of the moments of a module's inputs on one kind of text."""
-    return f"{kind}/{module}"
+    return f"inputs/{kind}/{module}"
+
+
+def gradient_name(module: str) -> str:
+    """The name in the file of the moment of the gradients at a module's outputs."""
+    return f"gradients/{module}"
 
 
 def _faults(facts: Any, names: set[str]) -> Iterator[str]:
@@ -128,7 +155,12 @@ def _faults(facts: Any, names: set[str]) -> Iterator[str]:
         yield "tokens: expected the number of tokens of each kind of text"
     elif not isinstance(inputs, dict) or not all(isinstance(owner, str) for owner in inputs.values()):
         yield "inputs: expected the name of a module for each module"
-    elif missing := {tensor_name(kind, owner) for kind in tokens for owner in inputs.values()} - names:
+    elif missing := _expected(tokens, inputs) - names:
         yield f"{len(missing)} tensors are missing, such as {min(missing)}"
     if not isinstance(facts.get("model"), str):
         yield "model: expected a fingerprint"
+
+
+def _expected(tokens: Mapping[str, int], inputs: Mapping[str, str]) -> set[str]:
+    of_inputs = {tensor_name(kind, owner) for kind in tokens for owner in inputs.values()}
+    return of_inputs | {gradient_name(module) for module in inputs}

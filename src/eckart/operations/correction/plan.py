@@ -16,7 +16,7 @@ from eckart.operations.extraction.scope import Scope, split_tensors
 from eckart.operations.merging.plan import Adapters, plan_merge
 from eckart.operations.output_dtype import float_dtype
 from eckart.operations.preview import Match, Preview
-from eckart.operations.rank_choice import HEADER_BYTES
+from eckart.operations.rank_choice import HEADER_BYTES, Budget, RankChoice
 from eckart.result import Skipped
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class CorrectionPlan:
         quantized: the model to correct.
         original: the model that its outputs should equal.
         moments: second moments of the layers' inputs.
-        rank: of every layer.
+        rank: that every layer could have; together they get as many parameters as then.
         views: the matrices to correct, by the names of their layers.
         skipped: everything else, with the reason.
         dtype: data type of the factors.
@@ -64,25 +64,27 @@ class CorrectionPlan:
         """Files that are read."""
         return [*self.quantized.files, *self.original.files, self.moments.file]
 
-    def ranks(self) -> dict[str, int]:
-        """The rank of each layer: `rank`, or its shorter side."""
-        return {name: min(self.rank, *view.stored_shape) for name, view in self.views.items()}
+    def choice(self) -> RankChoice:
+        """The budget that the layers share."""
+        return RankChoice(budget=Budget(self._params(), in_bytes=False))
 
     def written_bytes(self) -> int:
         """Size of the adapter, at most."""
-        params = sum(rank * sum(self.views[name].stored_shape) for name, rank in self.ranks().items())
-        return self.dtype.itemsize * params + HEADER_BYTES * len(self.views)
+        return self.dtype.itemsize * self._params() + HEADER_BYTES * len(self.views)
+
+    def _params(self) -> int:
+        return sum(min(self.rank, *view.shape) * sum(view.shape) for view in self.views.values())
 
     def preview(self) -> Preview:
         """What would be corrected, read and written."""
-        ranks = self.ranks()
-        matches = [Match(name, view.shape, (), ranks[name]) for name, view in self.views.items()]
+        matches = [Match(name, view.shape, ()) for name, view in self.views.items()]
         read = sum(
             model.tensors[model.tied.get(view.tensor, view.tensor)].nbytes
             for view in self.views.values()
             for model in (self.quantized, self.original)
         )
-        return Preview("correct", matches, self.skipped, read, self.written_bytes())
+        notes = ["The errors decide how the layers share the ranks."]
+        return Preview("correct", matches, self.skipped, read, self.written_bytes(), notes)
 
 
 def plan_correct(

@@ -1,7 +1,8 @@
-"""The tensor work of a correction: fit the factors of each layer to its error, as its outputs show it.
+"""The tensor work of a correction: choose ranks and fit the factors of each layer to its error, as the loss shows it.
 
-Every layer gets the same rank: on SmolLM2, sharing ranks by the errors of the outputs, absolute or relative to the
-outputs, closed less of the loss.
+The layers share as many parameters as the same rank for each would take, so that the loss changes least. On SmolLM2 in
+NF4 this closed 70 % of the gap to the original instead of 68 %; with errors of the outputs alone, which do not compare
+between layers, sharing closed less.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -13,40 +14,52 @@ from torch import Tensor
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.checkpoint import DifferenceMatrix
-from eckart.engine import Execution, Record, Task
-from eckart.linalg.output_metric import best_correction, moment_factor, output_norm
+from eckart.engine import Execution, Journal, Record, Task
+from eckart.linalg import Spectrum, partial_spectrum, spectrum
+from eckart.linalg.output_metric import Metric, damped_factor, moment_factor
+from eckart.linalg.rank import FULL_SPECTRUM_SIDE
 from eckart.linalg.slabs import materialize
 from eckart.operations.adapter_result import LayerRecord
 from eckart.operations.adapter_writer import LayerTasks, LayerWork, empty_record, layer_record
 from eckart.operations.correction.plan import CorrectionPlan
+from eckart.operations.costs import Costs
 from eckart.operations.factors import layer_of
 from eckart.operations.rank_change import check_range
+from eckart.operations.ranks import PARTIAL_RANK, Ranks, ranks_from_spectra
 
 T = TypeVar("T")
+
+GRADIENT_DAMPING = 0.1  # on SmolLM2 0.01 closed as much of the gap, and 1 a hundredth less
 
 
 def correction_work(plan: CorrectionPlan, execution: Execution) -> LayerWork:
     """The work on the layers."""
-    fitting, ranks = _Fitting(plan, execution), plan.ranks()
+    fitting = _Fitting(plan, execution)
     notes = [note for note in [plan.moments.note(max(view.shape[1] for view in plan.views.values()))] if note]
     for note in notes:
         execution.progress.note(note)
     facts = {
         "inputs": [plan.quantized.fingerprint(), plan.original.fingerprint(), plan.moments.model],
         "tokens": dict(plan.moments.tokens),
-        "ranks": ranks,
+        "layers": list(plan.views),
+        "rank": plan.rank,
         "dtype": str(plan.dtype),
         "seed": execution.seed,
     }
-    made = LayerTasks(
-        plan.frame,
-        fitting.tasks(plan.views, lambda name: fitting.record(name, ranks[name])),
-        {name: view.shape for name, view in plan.views.items()},
-        fitting.measure,
-        skipped=plan.skipped,
-        notes=tuple(notes),
-    )
-    return LayerWork(facts, lambda journal: made)
+
+    def work(journal: Journal | None) -> LayerTasks:
+        ranks = fitting.ranks(journal)
+        return LayerTasks(
+            plan.frame,
+            fitting.tasks(plan.views, lambda name: fitting.record(name, ranks)),
+            {name: view.shape for name, view in plan.views.items()},
+            fitting.measure,
+            skipped=plan.skipped,
+            guarantee=ranks.guarantee,
+            notes=tuple(notes),
+        )
+
+    return LayerWork(facts, work)
 
 
 @dataclass(frozen=True)
@@ -61,47 +74,65 @@ class _Fitting:
         made = []
         for name in names:
             rows, columns = self.plan.views[name].shape
-            memory = 8 * (4 * columns**2 + 3 * rows * columns + 2 * min(rows, columns) ** 2)
-            nbytes = 4 * (columns**2 * len(self.plan.moments.tokens) + 2 * rows * columns)
+            memory = 8 * (4 * columns**2 + 3 * rows**2 + 3 * rows * columns + 2 * min(rows, columns) ** 2)
+            nbytes = 4 * (columns**2 * len(self.plan.moments.tokens) + rows**2 + 2 * rows * columns)
             made.append(Task(name, nbytes, memory, lambda name=name: call(name)))
         return made
 
-    def record(self, name: str, rank: int) -> Record:
+    def ranks(self, journal: Journal | None) -> Ranks:
+        """The rank of each layer, within the budget of the plan."""
+        choice, costs = self.plan.choice(), Costs({name: sum(v.shape) for name, v in self.plan.views.items()}, 0)
+        return ranks_from_spectra(
+            self.tasks, self._spectrum, choice, costs=costs, needed=(), execution=self.execution, journal=journal
+        )
+
+    def record(self, name: str, ranks: Ranks) -> Record:
         """The best factors of a layer's error."""
-        error, factor, view = self._error(name), self._factor(name), self.plan.views[name]
-        norm = output_norm(error, factor)
-        if not norm:
-            return empty_record("unchanged", norm, skipped_name=view.tensor)
-        generator = self.execution.generator(name)
-        correction, spectrum = best_correction(error, factor, rank=rank, generator=generator)
+        rank, norm, view = ranks.by_name[name], ranks.norms[name], self.plan.views[name]
+        if not rank:
+            reason = "no rank within the budget" if norm else "unchanged"
+            return empty_record(reason, norm, skipped_name=view.tensor)
+        error, metric, generator = self._error(name), self._metric(name), self.execution.generator(name)
+        correction, known = metric.best_correction(error, rank=rank, generator=generator)
         # Factors of equal norm lose no range in a narrow dtype.
-        sizes = torch.linalg.vector_norm(correction.lora_A, dim=1).sqrt()
-        A = correction.lora_A / torch.where(sizes > 0, sizes, 1.0)[:, None]
-        left, right = (A.T, (correction.lora_B * sizes).T) if view.transposed else (correction.lora_B * sizes, A)
+        scales = [torch.linalg.vector_norm(f, dim=d) for f, d in ((correction.lora_B, 0), (correction.lora_A, 1))]
+        balance = torch.where(scales[0] > 0, scales[1] / scales[0], 1.0).sqrt()
+        B, A = correction.lora_B * balance, correction.lora_A / torch.where(balance > 0, balance, 1.0)[:, None]
+        left, right = (A.T, B.T) if view.transposed else (B, A)
         layer = layer_of(view, left.to(self.plan.dtype.torch).cpu(), right.to(self.plan.dtype.torch).cpu())
         layer = check_range(name, layer, norm)
-        achieved = self._relative(error, factor, layer)
-        return layer_record(layer, error=achieved, error_lower_bound=spectrum.error_bounds(rank)[0], fro_norm=norm)
+        achieved = _relative(error, metric, layer)
+        return layer_record(layer, error=achieved, error_lower_bound=known.error_bounds(rank)[0], fro_norm=norm)
 
     def measure(self, adapter: Adapter, layers: Sequence[LayerRecord]) -> list[LayerRecord]:
         """The records with errors of the factors in an adapter."""
         return [
-            replace(layer, error=self._relative(self._error(layer.name), self._factor(layer.name), adapter[layer.name]))
+            replace(layer, error=_relative(self._error(layer.name), self._metric(layer.name), adapter[layer.name]))
             if layer.name in adapter
             else layer
             for layer in layers
         ]
 
-    def _relative(self, error: Tensor, factor: Tensor, layer: AdapterLayer) -> float:
-        product = layer.low_rank()
-        wide = error.to(torch.float64) - product.lora_B.to(factor) @ product.lora_A.to(factor)
-        return output_norm(wide, factor) / output_norm(error, factor)
+    def _spectrum(self, name: str, complete: bool) -> Spectrum:
+        weighted = self._metric(name).weighted(self._error(name))
+        if complete or min(weighted.shape) <= FULL_SPECTRUM_SIDE:
+            return spectrum(weighted)
+        return partial_spectrum(weighted, rank=PARTIAL_RANK, generator=self.execution.generator(name))
 
     def _error(self, name: str) -> Tensor:
         view, device = self.plan.views[name], self.execution.torch_device()
         matrix = materialize(DifferenceMatrix(self.plan.original, self.plan.quantized, view, device))
         return matrix.T if view.transposed else matrix
 
-    def _factor(self, name: str) -> Tensor:
-        columns = self.plan.views[name].shape[1]
-        return moment_factor(self.plan.moments.total(name, columns).to(self.execution.torch_device()))
+    def _metric(self, name: str) -> Metric:
+        moments, device, (rows, columns) = self.plan.moments, self.execution.torch_device(), self.plan.views[name].shape
+        return Metric(
+            moment_factor(moments.total(name, columns).to(device)),
+            damped_factor(moments.of_gradients(name, rows).to(device), GRADIENT_DAMPING),
+        )
+
+
+def _relative(error: Tensor, metric: Metric, layer: AdapterLayer) -> float:
+    product = layer.low_rank()
+    wide = error.to(torch.float64) - product.lora_B.to(metric.inputs) @ product.lora_A.to(metric.inputs)
+    return metric.norm(wide) / metric.norm(error)

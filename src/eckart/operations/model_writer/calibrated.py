@@ -10,7 +10,7 @@ from torch import Tensor
 from eckart.linalg.alternation import alternate
 from eckart.linalg.calibrated_codes import calibrated_codes
 from eckart.linalg.left_out import best_damping
-from eckart.linalg.output_metric import emphasized, moment_factor, output_norm
+from eckart.linalg.output_metric import Metric, emphasized, moment_factor
 
 if TYPE_CHECKING:
     from eckart.linalg.scaled_levels import ScaledLevels
@@ -84,7 +84,7 @@ class Calibration:
         if directions is not None:
             kinds = [emphasized(each, directions, EMPHASIS) for each in kinds]
         total = torch.stack(kinds).sum(0)
-        factor, rounded = moment_factor(total), nearest(weight)
+        of_outputs, rounded = Metric(moment_factor(total)), nearest(weight)
         damping = best_damping(weight, kinds, rounded.scaled_levels())
 
         def stored_and_values(goal: Tensor) -> tuple[QuantizedWeight, Tensor]:
@@ -96,14 +96,14 @@ class Calibration:
 
         rank = min(self.rank, *weight.shape)
         if rank:
-            stored, _, _ = alternate(weight, factor, stored_and_values, rank=rank, generator=generator)
+            stored, _, _ = alternate(weight, of_outputs, stored_and_values, rank=rank, generator=generator)
         else:
             stored, _ = stored_and_values(weight)
         errors = {
-            key: output_norm(weight.to(torch.float64) - each.dequantize().to(torch.float64), factor)
+            key: of_outputs.norm(weight.to(torch.float64) - each.dequantize().to(torch.float64))
             for key, each in (("nearest_output", rounded), ("output", stored))
         }
-        return stored, errors | {"outputs": output_norm(weight, factor), "damping": damping}
+        return stored, errors | {"outputs": of_outputs.norm(weight), "damping": damping}
 
 
 class CollectedWeight:
