@@ -28,6 +28,7 @@ ON_REQUEST = (
     "planning",
     "load",
     "quantized",
+    "quantized_mix",
     "layer_group",
     "images",
     "cluster",

@@ -66,10 +66,10 @@ def damped_factor(moment: Float[Tensor, "m m"], damping: float) -> Float64[Tenso
         NotFiniteError: the moment contains NaN or Inf.
     """
     require_finite(moment, "the second moment")
-    wide = moment.to(torch.float64)
+    wide = moment.to(torch.float64, copy=True)  # changed in place: it may be the largest thing in memory
     mean = wide.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)  # of outputs that never matter, almost 0
-    eye = torch.eye(len(wide), dtype=torch.float64, device=wide.device)
-    return torch.linalg.cholesky(wide / mean + damping * eye) * mean.sqrt()
+    wide.div_(mean).diagonal().add_(damping)
+    return torch.linalg.cholesky(wide).mul_(mean.sqrt())
 
 
 @dataclass(frozen=True, eq=False)
