@@ -41,7 +41,7 @@ def run(options: Options) -> list[Limit]:
         "--distill",
         "--json",
     ]
-    measured = run_process([*command, *(part for file in files for part in ("--calibrate", file))])
+    measured = run_process(*command, *(part for file in files for part in ("--calibrate", file)))
     models = {
         "bfloat16": open_checkpoint(base),
         "nearest": planned(plan_quantize(base, double=True)),

@@ -31,7 +31,7 @@ LayerRank = Annotated[
         *("Rank", "--rank", "-r"),
         metavar="N",
         min=1,
-        help="The same rank for every layer.",
+        help="Size of the adapter: that of one with this rank for every layer. The layers share it by their errors.",
     ),
 ]
 With = Annotated[
@@ -69,11 +69,11 @@ def correct(
     cache: Cache = None,
     debug: Debug = False,
 ) -> None:
-    """Write a PEFT adapter that brings the outputs of QUANTIZED back to those of ORIGINAL.
+    """Write a PEFT adapter that brings the predictions of QUANTIZED back to those of ORIGINAL.
 
-    QUANTIZED may be in any encoding that eckart reads. The factors are the best of their rank for the outputs of each
-    layer on TEXT; the least error that any adapter of these ranks could leave is shown next to theirs. --distill trains
-    them further, so that the whole model predicts as ORIGINAL does.
+    QUANTIZED may be in any encoding that eckart reads. The factors are the best of their rank for what each layer's
+    error does to the predictions on TEXT; the least that any adapter of these ranks could leave is shown next to
+    theirs. --distill trains them further, for the model as a whole.
 
     \b
     $ eckart quantize base -o base-nf4 --double

@@ -46,7 +46,7 @@ Correct = Annotated[
         *(CALIBRATION, "--correct"),
         metavar="RANK",
         min=1,
-        help="Also write an adapter of this rank that repairs the outputs, to OUT/correction.",
+        help="Also write an adapter that repairs the predictions, as large as one of this rank, to OUT/correction.",
     ),
 ]
 DenseDtype = Annotated[

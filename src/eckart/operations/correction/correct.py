@@ -1,4 +1,4 @@
-"""The adapter that brings a quantized model's outputs back to those of its original, as near as its rank allows."""
+"""The adapter that brings a quantized model's predictions back to those of its original, as near as its size allows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,13 +35,13 @@ def correct(
     refine: "Refine | None" = None,
     finish: "Finish[AdapterResult] | None" = None,
 ) -> "AdapterResult":
-    """The best adapter of a given rank for the outputs of a quantized model's layers.
+    """The best adapter of a given size for what the errors of a quantized model's layers do to its predictions.
 
     Args:
         quantized: the model to correct, in any encoding that eckart reads.
         original: the model that it was quantized from.
-        moments: second moments of the layers' inputs, from `eckart.calibration.collect_moments`.
-        rank: of every layer, at most its shorter side.
+        moments: second moments of the layers, from `eckart.calibration.collect_moments`.
+        rank: size of the adapter: that of one with this rank for every layer. The layers share it by their errors.
         adapters: adapters of the original that the correction carries too.
         target: patterns of the layers to correct, by PEFT's rules, or presets.
         exclude: patterns of layers to skip; takes precedence over `target`.
@@ -54,9 +54,10 @@ def correct(
         finish: called with the folder before it gets its final name and the result, to add files.
 
     Returns:
-        `AdapterResult`. All errors are of the layers' outputs on the calibration text, relative to the error that
-        quantization made: ‖(W − W̃ − BA)·C^½‖_F / ‖(W − W̃)·C^½‖_F, next to the least that any adapter of these ranks
-        could leave (Eckart–Young).
+        `AdapterResult`. All errors are those of the predictions on the calibration text, to second order, relative to
+        what quantization cost: ‖G^½(W − W̃ − BA)·C^½‖_F / ‖G^½(W − W̃)·C^½‖_F, with the second moments C of the inputs
+        and G of the gradients at the outputs, next to the least that any adapter of these ranks could leave
+        (Eckart–Young).
 
     Raises:
         MismatchError: the models do not belong together, or no targeted layer has second moments.
