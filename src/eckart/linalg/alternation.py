@@ -14,7 +14,7 @@ from eckart.linalg.low_rank import LowRank
 from eckart.linalg.output_metric import Metric
 
 ROUNDS = 4
-LEAST_GAIN = 0.01  # share of the error by which another round must lower it
+LEAST_GAIN = 0.02  # share of the error by which a round must lower it to be followed by another
 
 T = TypeVar("T")
 
@@ -50,10 +50,12 @@ def alternate(
         correction, _ = metric.best_correction(left, rank=rank, generator=generator)
         product = correction.dense()
         error = metric.norm(left - product)
-        if best is not None and not error < errors[-1] * (1 - LEAST_GAIN):
+        if errors and not error < errors[-1]:
             break
         errors.append(error)
         best, goal = (stored, correction), wide - product
+        if len(errors) > 1 and error > errors[-2] * (1 - LEAST_GAIN):
+            break
     if best is None:
         msg = f"`rounds` must be at least 1, got {rounds}"
         raise ValueError(msg)

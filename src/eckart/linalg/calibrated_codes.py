@@ -5,6 +5,8 @@ E = W − W̃. Its column j depends on the columns of W̃ up to j only, so each 
 remains after the errors of those before it. This is GPTQ (Frantar et al. 2023) in the form of LDLQ (Chee et al. 2023).
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -13,6 +15,7 @@ from eckart.errors import OptionError
 from eckart.linalg.scaled_levels import ScaledLevels
 
 BLOCK = 64  # columns between two products with all errors so far
+MOST_ENTRIES = 2**25  # of the matrices U in memory at once
 
 
 def calibrated_codes(
@@ -35,24 +38,48 @@ def calibrated_codes(
     Raises:
         OptionError: the damping is not positive.
     """
-    if not damping > 0:
-        msg = f"`damping` must be positive, got {damping}"
+    return calibrated_codes_of_each(weight, [(moment, damping)], grid)[0]
+
+
+def calibrated_codes_of_each(
+    weight: Float[Tensor, "m n"], choices: Sequence[tuple[Tensor, float]], grid: ScaledLevels
+) -> UInt8[Tensor, "k m n"]:
+    """The codes for each of several second moments with their damping; as many at once as fit into memory.
+
+    Arguments and errors as of `calibrated_codes`.
+    """
+    if not all(damping > 0 for _, damping in choices):
+        msg = f"`damping` must be positive, got {', '.join(str(damping) for _, damping in choices)}"
         raise OptionError(msg)
-    order = moment.diagonal().argsort(descending=True, stable=True)
-    feedback = _feedback(moment[order][:, order], damping).to(torch.float32)
-    rows = weight.to(torch.float32)[:, order].T.contiguous()  # columns as rows, which are contiguous
-    levels, scales = ScaledLevels(grid.levels, grid.scales[:, order]), torch.zeros_like(rows)
-    errors, codes = scales, torch.empty(rows.shape, dtype=torch.uint8, device=rows.device)
-    for start in range(0, len(rows), BLOCK):
-        stop = min(start + BLOCK, len(rows))
-        goals = rows[start:stop] + feedback[:start, start:stop].T @ errors[:start]
+    together = max(1, MOST_ENTRIES // weight.shape[1] ** 2)
+    parts = [choices[start : start + together] for start in range(0, len(choices), together)]
+    return torch.cat([_codes(weight.to(torch.float32), part, grid) for part in parts])
+
+
+def _codes(weight: Tensor, choices: Sequence[tuple[Tensor, float]], grid: ScaledLevels) -> Tensor:
+    orders = torch.stack([moment.diagonal().argsort(descending=True, stable=True) for moment, _ in choices])
+    feedback = torch.stack(
+        [
+            _feedback(moment[order][:, order], damping).to(torch.float32)
+            for (moment, damping), order in zip(choices, orders, strict=True)
+        ]
+    )
+    rows, scales = weight.T[orders], grid.scales.T[orders]  # columns as rows, which are contiguous
+    divisors = torch.where(scales == 0, 1.0, scales)
+    levels = grid.levels.to(torch.float32)
+    bounds, errors = (levels[:-1] + levels[1:]) / 2, torch.zeros_like(rows)
+    codes = torch.empty(rows.shape, dtype=torch.uint8, device=rows.device)
+    for start in range(0, rows.shape[1], BLOCK):
+        stop = min(start + BLOCK, rows.shape[1])
+        goals = rows[:, start:stop] + feedback[:, :start, start:stop].mT @ errors[:, :start]
         for column in range(start, stop):
-            goal = goals[column - start]
-            goal = goal + feedback[start:column, column] @ errors[start:column]
-            here = slice(column, column + 1)
-            codes[column] = levels.codes(goal[:, None], here)[:, 0]
-            errors[column] = rows[column] - levels.decode(codes[column][:, None], here)[:, 0]
-    return codes.T[:, order.argsort()].contiguous()
+            made_up = feedback[:, None, start:column, column] @ errors[:, start:column]
+            goal = goals[:, column - start] + made_up[:, 0]
+            found = torch.bucketize(goal / divisors[:, column], bounds)
+            codes[:, column] = found
+            errors[:, column] = rows[:, column] - levels[found] * scales[:, column]
+    back = orders.argsort(1)[:, :, None].expand_as(codes)
+    return codes.gather(1, back).mT.contiguous()
 
 
 def _feedback(moment: Tensor, damping: float) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eckart.linalg.calibrated_codes import calibrated_codes
+from eckart.linalg.calibrated_codes import calibrated_codes_of_each
 from eckart.linalg.output_metric import Metric, moment_factor
 from eckart.linalg.scaled_levels import ScaledLevels
 
@@ -50,8 +50,8 @@ def best_damping(
         if not reference:
             continue
         others = torch.stack([each for number, each in enumerate(moments) if number != left_out]).sum(0)
-        for damping in dampings:
-            codes = calibrated_codes(sample, others, levels, damping=damping)
+        found = calibrated_codes_of_each(sample, [(others, damping) for damping in dampings], levels)
+        for damping, codes in zip(dampings, found, strict=True):
             worst[damping] = max(worst[damping], metric.norm(sample - levels.decode(codes)) / reference)
     damping = min(worst, key=worst.__getitem__)
     return damping if 0 < worst[damping] < 1 else None

@@ -28,6 +28,7 @@ LEAST_HELD_OUT_TOKENS = 256
 MOST_HELD_OUT_TOKENS = 2048  # predicted in float32, which is slow on a CPU
 
 CHECK_EVERY = 10  # steps between two measurements on held-out text
+TOKENS_AT_ONCE = 512  # of a batch, as the logits over a vocabulary and their gradients are most of the memory
 PATIENCE = 2  # such measurements in a row without a lower KL end the training
 
 SHORT = FinetuneSettings(steps=40, learning_rate=0.3, warmup_steps=4)
@@ -318,13 +319,16 @@ def _steps(
 
 def _backward(predict: Predict, teach: Predict, ids: Tensor, *, narrow: bool) -> float:
     """The KL on a batch; adds its gradient to the parameters."""
-    with torch.autocast(ids.device.type, torch.bfloat16, enabled=narrow):
-        with torch.no_grad():
-            goal = teach(ids).flatten(0, 1)
-        logits = predict(ids).flatten(0, 1)
-    kl = turn_into_gradient(goal, logits.detach())
-    logits.backward(goal.to(logits.dtype))
-    return kl
+    total = 0.0
+    for part in ids.split(max(1, TOKENS_AT_ONCE // ids.shape[1])):
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=narrow):
+            with torch.no_grad():
+                goal = teach(part).flatten(0, 1)
+            logits = predict(part).flatten(0, 1)
+        share = len(part) / len(ids)
+        total += share * turn_into_gradient(goal, logits.detach())
+        logits.backward(goal.mul_(share).to(logits.dtype))
+    return total
 
 
 @torch.no_grad()
