@@ -29,6 +29,7 @@ ON_REQUEST = (
     "load",
     "quantized",
     "quantized_mix",
+    "quantized_merge",
     "layer_group",
     "images",
     "cluster",
