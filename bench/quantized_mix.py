@@ -3,7 +3,6 @@
 Takes ten minutes or more, so it runs only when named.
 """
 
-import json
 import shutil
 from collections.abc import Iterable, Mapping
 
@@ -18,7 +17,7 @@ WRITTEN = ("nearest", "codes", "corrected")
 
 
 def run(options: Options) -> list[Limit]:
-    """The share of the gap between NF4 and bfloat16 that `quantize --calibrate --correct --distill` closes."""
+    """The share of the gap between NF4 and bfloat16 that `quantize --calibrate --correct` closes."""
     from eckart.calibration import measure_losses
     from eckart.checkpoint import open_checkpoint
     from eckart.demo.base import make_base
@@ -38,7 +37,6 @@ def run(options: Options) -> list[Limit]:
         "--double",
         "--correct",
         str(RANK),
-        "--distill",
         "--json",
     ]
     measured = run_process(*command, *(part for file in files for part in ("--calibrate", file)))
@@ -56,15 +54,13 @@ def run(options: Options) -> list[Limit]:
         + ", ".join(f"{label} {losses[label][kind]:.4f} ({_closed(losses, label, [kind]):.0%})" for label in WRITTEN)
         for kind in texts
     )
-    distilled = json.loads(str(measured.value))["distill"]
-    process = f"kept {distilled['kept']}, {distilled['steps']} steps"
-    task = f"gap to bfloat16 that codes and a distilled correction of rank {RANK} in NF4 leave on text of"
+    task = f"gap to bfloat16 that codes and a correction of rank {RANK} in NF4 leave on text of"
     worst = max(losses["corrected"][kind] - losses["nearest"][kind] for kind in texts)
     return [
         Limit(f"{task} the calibration's kinds", 1 - _closed(losses, "corrected", held_out), 0.2, "of the gap", note),
         Limit(f"{task} other kinds", 1 - _closed(losses, "corrected", others), 0.35, "of the gap"),
         Limit("loss above that of the nearest codes, on the worst kind", worst, 0.0, "nats per token"),
-        Limit("quantization with text, correction and distillation", measured.seconds, MOST_SECONDS, "s", process),
+        Limit("quantization with text and correction", measured.seconds, MOST_SECONDS, "s"),
         Limit("its peak memory", (measured.peak_rss_bytes or 0) / 1e9, 2.5, "GB"),
     ]
 

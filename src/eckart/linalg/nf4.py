@@ -14,6 +14,7 @@ from torch import Tensor
 from eckart.errors import OptionError
 from eckart.linalg.finite import require_finite
 from eckart.linalg.nf4_constants import BLOCK_SIZES, NESTED_BLOCK, QUANTILES
+from eckart.linalg.scale_search import FACTORS, least_error
 from eckart.linalg.scaled_levels import ScaledLevels
 from eckart.linalg.uninitialized import uninitialized
 
@@ -121,13 +122,17 @@ class Nf4Blocks:
         return replace(self, codes=(pairs[:, :1] << 4) | pairs[:, 1:])
 
 
-def quantize(weight: Tensor | np.ndarray, *, block_size: int = 64, double: bool = False) -> Nf4Blocks:
+def quantize(
+    weight: Tensor | np.ndarray, *, block_size: int = 64, double: bool = False, importance: Tensor | None = None
+) -> Nf4Blocks:
     """Quantize a weight to NF4.
 
     Args:
         weight: any shape, in row-major order; float32, bfloat16 or float16.
         block_size: values that share a scale: 32, 64, 128, 256, 512, 1024, 2048 or 4096.
         double: quantize the scales too, to 8 bits in blocks of 256.
+        importance: second moment of each input of a matrix, shape `(n,)`. Scales are then those with the least error,
+            weighted by it; without, the largest values of the blocks, as in bitsandbytes.
 
     Returns:
         `Nf4Blocks`: at the default block size about 0.52 bytes per value with `double`, 0.56 without.
@@ -155,7 +160,27 @@ def quantize(weight: Tensor | np.ndarray, *, block_size: int = 64, double: bool 
             require_finite(tensor, "`weight`")
         encoder.write(codes[start // 2 : -(-stop // 2)])
     plain = Nf4Blocks(codes[:, None], absmax, tuple(tensor.shape), tensor.dtype, block_size)
-    return nested(plain) if double else plain
+    if importance is None:
+        return nested(plain) if double else plain
+    suited = replace(plain, absmax=_suited(tensor, plain, importance))
+    suited = nested(suited) if double else suited
+    return suited.with_codes(suited.scaled_levels().codes(tensor.float()))
+
+
+def _suited(tensor: Tensor, plain: Nf4Blocks, importance: Tensor) -> Tensor:
+    """The scale of each block with the least error, weighted by the importance of the inputs."""
+    values = _in_blocks(tensor.reshape(-1).float(), plain.block_size)
+    weights = _in_blocks(importance.to(values).expand(tensor.shape).reshape(-1), plain.block_size)
+    rows, found = max(1, _CHUNK // 8 // plain.block_size), []
+
+    for part, weight, absmax in zip(values.split(rows), weights.split(rows), plain.absmax.split(rows), strict=True):
+
+        def error_of(scales: Tensor, part: Tensor = part, weight: Tensor = weight) -> Tensor:
+            levels = ScaledLevels(CODEBOOK, scales[:, None])
+            return (levels.decode(levels.codes(part)) - part).square_().mul_(weight).sum(1)
+
+        found.append(least_error([absmax * factor for factor in FACTORS], error_of))
+    return torch.cat(found)
 
 
 def _chunks(count: int) -> Iterator[tuple[int, int]]:

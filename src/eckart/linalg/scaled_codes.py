@@ -1,5 +1,6 @@
 """Weights as codes for a few levels, with one scale for each block of values: integers, FP8 and FP4."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, TypeAlias
@@ -11,6 +12,7 @@ from torch.nn.functional import pad
 
 from eckart.errors import NotFiniteError
 from eckart.linalg.finite import require_finite
+from eckart.linalg.scale_search import FACTORS, least_error
 from eckart.linalg.scaled_levels import ScaledLevels
 
 LevelKind: TypeAlias = Literal["int4", "int8", "e4m3", "e5m2", "e2m1"]
@@ -82,6 +84,7 @@ def quantize(
     scales: torch.dtype,
     dtype: torch.dtype,
     least: Tensor | None = None,
+    importance: Float[Tensor, " n"] | None = None,
 ) -> ScaledCodes:
     """A matrix with the nearest codes.
 
@@ -94,6 +97,8 @@ def quantize(
             whole matrix.
         dtype: of dequantized values.
         least: scales that are kept where no value is out of their range, so that values on their grid stay as they are.
+        importance: second moment of each input. Scales are then those with the least error, weighted by it; without,
+            the least ones that make the largest value of a block representable.
 
     Raises:
         NotFiniteError: a value is NaN or Inf, or a scale is too large for its data type.
@@ -106,12 +111,28 @@ def quantize(
     second = _second(largest) if scales == torch.float8_e4m3fn else None
     empty = ScaledCodes(torch.zeros(wide.shape, dtype=torch.uint8), levels_of(kind), largest, block, dtype, second)
     if scales == torch.float8_e8m0fnu:
-        return _with_powers_of_two(empty, wide)
+        return _with_least_error(empty, wide, _powers_of_two(largest), importance)
     stored = (largest if second is None else largest / second).to(scales)
     if not bool(stored.float().isfinite().all()):
         msg = f"a scale of {float(largest.max()):.3g} is too large for {str(scales).removeprefix('torch.')}"
         raise NotFiniteError(msg)
-    return _nearest(replace(empty, scales=stored), wide)
+    if importance is None or kind in _FLOAT8:  # whose relative error does not depend on the scale
+        return _nearest(replace(empty, scales=stored), wide)
+    most = torch.finfo(scales).max
+    candidates = ((stored.float() * factor).clamp(max=most).to(scales) for factor in FACTORS)
+    return _with_least_error(empty, wide, candidates, importance)
+
+
+def _with_least_error(
+    empty: ScaledCodes, wide: Tensor, candidates: Iterable[Tensor], importance: Tensor | None
+) -> ScaledCodes:
+    """The nearest codes with the scale of each block that has the least error."""
+
+    def error_of(scales: Tensor) -> Tensor:
+        squares = (_nearest(replace(empty, scales=scales), wide).dequantize(torch.float32) - wide).square()
+        return _in_blocks(squares if importance is None else squares * importance.to(squares), empty.block).sum((1, 3))
+
+    return _nearest(replace(empty, scales=least_error(candidates, error_of)), wide)
 
 
 def _nearest(empty: ScaledCodes, wide: Tensor) -> ScaledCodes:
@@ -134,11 +155,8 @@ def _second(largest: Tensor) -> Tensor:
     return torch.tensor(2.0 ** (-(-(exponent + 10) // _STEP) * _STEP - 10))
 
 
-def _with_powers_of_two(empty: ScaledCodes, wide: Tensor) -> ScaledCodes:
-    """The nearest codes with the better of two powers of two in each block."""
-    exponent = torch.frexp(empty.scales)[1]  # the smallest one with which no value is out of range
-    powers = [(exponent + step + _BIAS).clamp(0, _LARGEST_POWER).to(torch.uint8) for step in (0, -1)]
-    wider, narrower = (_nearest(replace(empty, scales=each.view(torch.float8_e8m0fnu)), wide) for each in powers)
-    errors = [_in_blocks((each.dequantize(torch.float32) - wide).square(), empty.block) for each in (wider, narrower)]
-    is_wider = errors[0].sum((1, 3)) <= errors[1].sum((1, 3))
-    return _nearest(replace(empty, scales=torch.where(is_wider, *powers).view(torch.float8_e8m0fnu)), wide)
+def _powers_of_two(largest: Tensor) -> list[Tensor]:
+    """The smallest powers of two with which no value is out of range, and the halves of these."""
+    exponent = torch.frexp(largest)[1]
+    powers = ((exponent + step + _BIAS).clamp(0, _LARGEST_POWER).to(torch.uint8) for step in (0, -1))
+    return [power.view(torch.float8_e8m0fnu) for power in powers]

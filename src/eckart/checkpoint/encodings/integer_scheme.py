@@ -47,12 +47,13 @@ class IntegerScheme:
         """The tensors that store the weight; the codes come first."""
         return [replace(part, name=part_name(self.name, LEAF, part.name)) for part in self.parts]
 
-    def quantize(self, weight: "Tensor") -> "ScaledCodes":
-        """A weight with its nearest codes."""
+    def quantize(self, weight: "Tensor", importance: "Tensor | None" = None) -> "ScaledCodes":
+        """A weight with its nearest codes, and scales that serve the inputs by their second moments if given."""
         from eckart.linalg.scaled_codes import quantize
 
         scales, kind = self.parts[2].dtype.torch, "int4" if self.bits == 4 else "int8"
-        return quantize(weight, kind=kind, block=(1, self._group), scales=scales, dtype=self.dtype.torch)
+        types = {"scales": scales, "dtype": self.dtype.torch}
+        return quantize(weight, kind=kind, block=(1, self._group), importance=importance, **types)
 
     def tensors(self, stored: "ScaledCodes") -> Iterator[tuple[str, "Tensor"]]:
         """The tensors of `specs` with the values of a quantized weight."""

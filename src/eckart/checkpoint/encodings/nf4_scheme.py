@@ -67,11 +67,11 @@ class Nf4Scheme:
         codes = TensorSpec(self.name, (-(-count // 2) // self.storage.itemsize, 1), self.storage)
         return [codes, *(TensorSpec(f"{self.name}{end}", (size,), dtype) for end, size, dtype in parts)]
 
-    def quantize(self, weight: "Tensor") -> "Nf4Blocks":
-        """A weight with its nearest codes."""
+    def quantize(self, weight: "Tensor", importance: "Tensor | None" = None) -> "Nf4Blocks":
+        """A weight with its nearest codes, and scales that serve the inputs by their second moments if given."""
         from eckart.linalg import nf4
 
-        blocks = nf4.quantize(weight.float(), block_size=self.block_size, double=self.double)
+        blocks = nf4.quantize(weight.float(), block_size=self.block_size, double=self.double, importance=importance)
         return replace(blocks, dtype=self.dtype.torch)
 
     def tensors(self, blocks: "Nf4Blocks") -> Iterator[tuple[str, "Tensor"]]:

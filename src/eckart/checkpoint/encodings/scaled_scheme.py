@@ -56,13 +56,14 @@ class ScaledScheme:
         parts = (self.codes, self.scale, self.second, self.sizes)
         return [replace(part, name=part_name(self.name, self.leaf, part.name)) for part in parts if part]
 
-    def quantize(self, weight: "Tensor") -> "ScaledCodes":
-        """A weight with its nearest codes."""
+    def quantize(self, weight: "Tensor", importance: "Tensor | None" = None) -> "ScaledCodes":
+        """A weight with its nearest codes, and scales that serve the inputs by their second moments if given."""
         from eckart.linalg.scaled_codes import quantize
 
         scales = FLOAT8_E8M0FNU if self.scale.dtype == UINT8 else self.scale.dtype
+        least = self.least() if self.least else None
         types = {"scales": scales.torch, "dtype": self.dtype.torch}
-        return quantize(weight, kind=self.levels, block=self.block, least=self.least() if self.least else None, **types)
+        return quantize(weight, kind=self.levels, block=self.block, least=least, importance=importance, **types)
 
     def tensors(self, stored: "ScaledCodes") -> Iterator[tuple[str, "Tensor"]]:
         """The tensors of `specs` with the values of a quantized weight."""

@@ -61,7 +61,7 @@ class Calibration:
         self,
         module: str,
         weight: Tensor,
-        nearest: Callable[[Tensor], QuantizedWeight],
+        nearest: Callable[..., QuantizedWeight],
         *,
         directions: Tensor | None,
         generator: torch.Generator,
@@ -71,13 +71,13 @@ class Calibration:
         Args:
             module: its name in the files.
             weight: shape `(out_features, in_features)`.
-            nearest: quantizes a weight to the nearest codes.
+            nearest: quantizes a weight to the nearest codes, with scales for the second moment of each input if given.
             directions: inputs that an adapter reads, shape `(rank, in_features)`; rounding spares them.
             generator: source of randomness, on the CPU.
 
         Returns:
-            the weight, and the output errors of the nearest codes and of these, with the damping they were chosen
-            with; none if the nearest codes are the better ones on kinds of text that were left out.
+            the weight, and the output errors of the nearest codes with the usual scales and of these, with the damping
+            they were chosen with; none if the nearest codes are better on kinds of text that were left out.
         """
         name, columns = self.naming(module), weight.shape[1]
         kinds = self.moments.per_token(name, columns)
@@ -85,13 +85,13 @@ class Calibration:
             kinds = [emphasized(each, directions, EMPHASIS) for each in kinds]
         total = torch.stack(kinds).sum(0)
         of_outputs, rounded = Metric(moment_factor(total)), nearest(weight)
-        damping = best_damping(weight, kinds, rounded.scaled_levels())
+        suited = nearest(weight, total.diagonal())
+        grid = suited.scaled_levels()
+        damping = best_damping(weight, kinds, grid)
 
         def stored_and_values(goal: Tensor) -> tuple[QuantizedWeight, Tensor]:
-            stored = nearest(goal)
-            if damping is not None:
-                levels = stored.scaled_levels()
-                stored = stored.with_codes(calibrated_codes(goal, total, levels, damping=damping))
+            codes = grid.codes(goal) if damping is None else calibrated_codes(goal, total, grid, damping=damping)
+            stored = suited.with_codes(codes)
             return stored, stored.dequantize().to(torch.float64)
 
         rank = min(self.rank, *weight.shape)
