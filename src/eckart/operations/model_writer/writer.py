@@ -219,11 +219,14 @@ class ModelWriter:
             left, right = update.products
             directions = left.T if transposed else right
 
+        # The values of a quantized base are on the grid of its scales: with others, all would be rounded again.
+        keeps_scales = update is not None and tensor.original is None
+
         def quantize(weight: Tensor) -> tuple[QuantizedWeight, Mapping[str, Any]]:
             return calibration.quantize(
                 view.module,
                 weight,
-                scheme.quantize,
+                (lambda weight, _=None: scheme.quantize(weight)) if keeps_scales else scheme.quantize,
                 directions=directions,
                 generator=execution.generator(tensor.name),
             )
