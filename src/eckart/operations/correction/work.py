@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.checkpoint import DifferenceMatrix
-from eckart.engine import Execution, Journal, Record, Task
+from eckart.engine import Execution, Journal, Record, Task, run_tasks
 from eckart.linalg import Spectrum, partial_spectrum, spectrum
 from eckart.linalg.output_metric import Metric, damped_factor, moment_factor
 from eckart.linalg.rank import FULL_SPECTRUM_SIDE
@@ -101,17 +101,19 @@ class _Fitting:
         left, right = (A.T, B.T) if view.transposed else (B, A)
         layer = layer_of(view, left.to(self.plan.dtype.torch).cpu(), right.to(self.plan.dtype.torch).cpu())
         layer = check_range(name, layer, norm)
-        achieved = _relative(error, metric, layer)
+        achieved = _relative(error, metric, layer, norm=norm)
         return layer_record(layer, error=achieved, error_lower_bound=known.error_bounds(rank)[0], fro_norm=norm)
 
     def measure(self, adapter: Adapter, layers: Sequence[LayerRecord]) -> list[LayerRecord]:
         """The records with errors of the factors in an adapter."""
-        return [
-            replace(layer, error=_relative(self._error(layer.name), self._metric(layer.name), adapter[layer.name]))
-            if layer.name in adapter
-            else layer
-            for layer in layers
-        ]
+        norms = {layer.name: layer.fro_norm for layer in layers if layer.name in adapter}
+        tasks = self.tasks(
+            norms, lambda name: _relative(self._error(name), self._metric(name), adapter[name], norm=norms[name])
+        )
+        errors = {
+            task.name: error for task, error in run_tasks(tasks, stage="Measuring errors", execution=self.execution)
+        }
+        return [replace(layer, error=errors.get(layer.name, layer.error)) for layer in layers]
 
     def _spectrum(self, name: str, complete: bool) -> Spectrum:
         weighted = self._metric(name).weighted(self._error(name))
@@ -132,7 +134,9 @@ class _Fitting:
         )
 
 
-def _relative(error: Tensor, metric: Metric, layer: AdapterLayer) -> float:
+def _relative(error: Tensor, metric: Metric, layer: AdapterLayer, *, norm: float) -> float:
     product = layer.low_rank()
-    wide = error.to(torch.float64) - product.lora_B.to(metric.inputs) @ product.lora_A.to(metric.inputs)
-    return metric.norm(wide) / metric.norm(error)
+    return (
+        metric.norm(error.to(torch.float64) - product.lora_B.to(metric.inputs) @ product.lora_A.to(metric.inputs))
+        / norm
+    )
