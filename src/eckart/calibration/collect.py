@@ -38,7 +38,8 @@ def collect_moments(
     """Run a model on texts and write the second moments of each linear layer in its decoder blocks.
 
     These are Σ x xᵀ over the inputs x, of which layers with the same input share one, and, on a part of the texts,
-    Σ g gᵀ over the gradients g of the loss at the outputs, if the model itself draws the tokens. Sums are in float64.
+    Σ g gᵀ over the gradients g of the loss at the outputs, if the model itself draws the tokens. Sums over
+    sequences are in float64.
     One block's weights and moments are in memory at a time; each finished block is stored next to the output.
 
     Args:
@@ -212,8 +213,8 @@ class _Collection:
         if owner != name:
             return
         self.recent.append((name, given))
-        product = self_product(given.reshape(-1, given.shape[-1]).to(torch.float64))
-        self.sums[name] = product if name not in self.sums else self.sums[name].add_(product)
+        product = self_product(given.reshape(-1, given.shape[-1]))  # of one sequence; the sum over all is in float64
+        self.sums[name] = product.to(torch.float64) if name not in self.sums else self.sums[name].add_(product)
 
     def _store(self) -> None:
         """Store the sums of the current kind, and begin with the next."""

@@ -114,7 +114,7 @@ class _Sums:
             output.register_hook(lambda gradient: self._add(name, gradient))
 
     def _add(self, name: str, gradient: Tensor) -> None:
-        self._sums[name] += self_product(gradient.reshape(-1, gradient.shape[-1]).to(torch.float64))
+        self._sums[name] += self_product(gradient.reshape(-1, gradient.shape[-1]))
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums in float32, by the names of their tensors."""

@@ -15,7 +15,7 @@ from eckart.linalg.calibrated_codes import calibrated_codes_of_each
 from eckart.linalg.output_metric import Metric, moment_factor
 from eckart.linalg.scaled_levels import ScaledLevels
 
-DAMPINGS = (0.05, 0.5, 2.0)
+DAMPINGS = (0.15, 2.0)  # on SmolLM2 0.15 is within 5 % of the best of six for every layer that was tried
 SAMPLED_ROWS = 128  # outputs are independent of each other: some of them show which damping suits the inputs
 
 

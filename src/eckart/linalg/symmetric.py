@@ -10,13 +10,13 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 SMALL_SIDE = 256
 
 
-def self_product(columns: Float64[Tensor, "m n"]) -> Float64[Tensor, "n n"]:
+def self_product(columns: Float[Tensor, "m n"]) -> Float[Tensor, "n n"]:
     """AᵀA; infinite where it overflows, without a warning."""
     if not _is_numpys(columns):
         return columns.T @ columns
