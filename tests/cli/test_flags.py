@@ -31,6 +31,7 @@ def shown_by(command: str, message: str) -> str:
         ("combine", "one number for each of `adapters`", "one number for each of ADAPTER"),
         ("train", "`resume=False` starts over", "--no-resume starts over"),
         ("train", "`learning_rate` is not finite, `lr=1e-4`", "--learning-rate is not finite, --lr 1e-4"),
+        ("train", "`report_to=wandb` needs", "--report-to wandb needs"),
         ("train", "`held_out` is empty", "--eval-data is empty"),
         ("train", "`lora_plus_ratio=16`", "--lora-plus 16"),
         ("train", "try `answers_only=False`", "try --loss-on all"),

@@ -6,13 +6,15 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from eckart.errors import EckartError, MismatchError, NotFiniteError, OptionError, OutputError
 from eckart.formats import load_adapter
@@ -86,6 +88,57 @@ def test_the_heldout_loss_falls_and_the_result_says_what_was_done(unbroken, tiny
     card = (output / "README.md").read_text()
     assert f"{result.heldout_loss_before:.4f} before, {result.heldout_loss_after:.4f} after" in card
     assert not output.with_name("out.partial").exists()
+
+
+def test_tensorboard_gets_the_losses_of_every_step_and_the_heldout_losses(unbroken):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    output, result = unbroken
+    events = EventAccumulator(str(output / "tensorboard"))
+    events.Reload()
+    logged = {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in ("train/loss", "eval/loss")}
+    assert logged["train/loss"] == pytest.approx(result.losses, rel=1e-6)
+    assert logged["eval/loss"] == pytest.approx(result.heldout_losses, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("report_to", "message"),
+    [
+        (["wandb"], "`report_to=wandb` needs the library wandb: pip install wandb"),
+        (["mlflow", "wandb"], "`report_to=mlflow` needs the library mlflow: pip install mlflow wandb"),
+        (["comet"], "`report_to` must be one of tensorboard, wandb, mlflow, none, got 'comet'"),
+        (["none", "tensorboard"], "`report_to=none` logs nowhere, but tensorboard is given too"),
+    ],
+)
+def test_what_cannot_be_reported_to_is_refused_before_any_work(report_to, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("eckart.training.reporting.find_spec", lambda name: None if name in ("wandb", "mlflow") else 1)
+    with pytest.raises(EckartError, match=f"^{re.escape(message)}$"):
+        train(tmp_path / "no model", "no data", output=tmp_path / "out", report_to=report_to)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_integration_is_closed_after_the_last_heldout_loss(tiny, text, tmp_path, monkeypatch):
+    calls = []
+
+    class Integration(TrainerCallback):
+        def on_train_begin(self, args, state, control, **_):
+            calls.append(("begin", args.run_name))
+
+        def on_log(self, args, state, control, logs, **_):
+            calls.append((state.global_step, logs.get("eval_loss")))
+
+        def on_train_end(self, args, state, control, **_):
+            calls.append(("end", None))
+
+    monkeypatch.setattr("eckart.training.reporting.find_spec", lambda name: name)
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "wandb", Integration)
+    settings = TrainSettings(steps=1, batch_size=2)
+    result = train(
+        *(tiny, text), config=CONFIG, settings=settings, options=OPTIONS, output=tmp_path / "out", report_to=["wandb"]
+    )
+    assert calls[0] == ("begin", "out")
+    assert calls[-2:] == [(1, pytest.approx(result.heldout_losses[1])), ("end", None)]
+    assert not (tmp_path / "out" / "tensorboard").exists()
 
 
 @PEFT_WARNS

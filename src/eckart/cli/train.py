@@ -134,6 +134,14 @@ KeepOption = Annotated[
     ),
 ]
 NoDynamics = Annotated[bool, in_group(RESULT, "--no-dynamics", help="Do not record how the updates grow.")]
+ReportToOption = Annotated[
+    list[str] | None,
+    in_group(
+        *(RESULT, "--report-to"),
+        metavar="tensorboard|wandb|mlflow|none",
+        help="Where to log metrics while training; repeatable. [default: tensorboard]",
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", hidden=True, help="The default, accepted for old scripts.")]
 
 
@@ -180,6 +188,7 @@ def train(
     open_page: Open = False,
     keep: KeepOption = "best",
     no_dynamics: NoDynamics = False,
+    report_to: ReportToOption = None,
     cache: Cache = None,
     debug: Debug = False,
 ) -> None:
@@ -252,6 +261,7 @@ def train(
     if training.is_writer():
         check_push(push)
         check_output(output, kind="folder", force=force, inputs=local_paths(model, data, eval_data, rank_pattern))
+    training.check_report_to(report_to)
     training.check_inputs(model, data, eval_data, target=config.target)
     is_writer = training.is_writer()
     drawing = Drawing(
@@ -272,6 +282,7 @@ def train(
             resume=not no_resume,
             force=force,
             dynamics=not no_dynamics,
+            report_to=report_to,
             finish=drawing.draw,
             progress=progress,
         )

@@ -20,6 +20,7 @@ from .interruption import TrainingInterrupted as TrainingInterrupted
 from .rank_by_gain import GainChoice as GainChoice
 from .rank_by_gain import RankByGain as RankByGain
 from .rank_file import with_ranks as with_ranks
+from .reporting import check_report_to as check_report_to
 from .result import TrainResult as TrainResult
 from .rundir import destroy_process_group as destroy_process_group
 from .rundir import is_writer as is_writer

@@ -60,6 +60,8 @@ class StepMonitor(TrainerCallback):
             self.trainer.recorder = self.make_recorder(state.max_steps)
             self.trainer.recorder.record(self.trainer.live, state.global_step)
             self.trainer.recorder.log(0, heldout_loss=self.heldout_loss)
+        if state.global_step == 0:
+            self.trainer.log_heldout_loss(self.heldout_loss)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Record the updates, and stop with a checkpoint if any process was asked to."""
@@ -78,7 +80,7 @@ class StepMonitor(TrainerCallback):
     def _evaluate(self, state: Any) -> None:
         """Measure the held-out loss; the last step is measured after training."""
         loss, _ = self.trainer.heldout_loss()
-        state.log_history.append({"step": state.global_step, "heldout_loss": loss})
+        self.trainer.log_heldout_loss(loss)
         self.latest = f", held-out {loss:.4f}"
         if self.trainer.recorder is not None:
             self.trainer.recorder.log(state.global_step, heldout_loss=loss)

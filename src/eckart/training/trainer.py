@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import TrainerState
+from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -169,6 +169,12 @@ class AdapterTrainer(SFTTrainer):
         inputs = self._prepare_inputs(self.collate([self.held_out[0]]))
         for _ in range(-(-first // self.args.per_device_train_batch_size) - batches):
             self._summed_loss(self.live, inputs, self.loss_path)
+
+    def log_heldout_loss(self, loss: float) -> None:
+        """Log a held-out loss under transformers' name for it; TRL would add what it averages over training steps."""
+        due = self.control.should_log
+        Trainer.log(self, {"eval_loss": loss})
+        self.control.should_log = due  # of the step itself: logging resets it
 
     # ---- checks before the first step
 

@@ -1,7 +1,6 @@
 """TRL's trainer, configured from our settings: which of its many options are set, and why."""
 
 import logging
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,36 +131,6 @@ def require_trl() -> None:
             import trl.trainer.sft_trainer  # noqa: F401
         except ImportError as error:
             raise MissingExtraError.for_extra(EXTRA, "training an adapter") from error
-
-
-@contextmanager
-def writing_tensorboard(trainer: "AdapterTrainer", folder: Path) -> Iterator[None]:
-    """Let a trainer write TensorBoard files, if TensorBoard is installed.
-
-    They are closed at the end of the block: a thread of their own writes them, and `folder` may be removed then. What
-    the disk refuses of them ends no training and prints nothing: the results are not in them.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        yield
-        return
-    from transformers.integrations.integration_utils import TensorBoardCallback
-
-    before = threading.excepthook
-
-    def report(failed: threading.ExceptHookArgs) -> None:
-        of_tensorboard = type(failed.thread).__module__.startswith("tensorboard")
-        if not (of_tensorboard and isinstance(failed.exc_value, OSError)):
-            before(failed)
-
-    threading.excepthook = report
-    try:
-        with SummaryWriter(log_dir=str(folder / rundir.LOGS_FOLDER)) as writer:
-            trainer.add_callback(TensorBoardCallback(writer))
-            yield
-    finally:
-        threading.excepthook = before
 
 
 @contextmanager

@@ -31,10 +31,11 @@ from eckart.training.health import DivergenceError, explaining_memory
 from eckart.training.interruption import TrainingInterrupted, stop_requested
 from eckart.training.model_to_train import ModelToTrain, restored
 from eckart.training.records import Source
+from eckart.training.reporting import check_report_to, reporting
 from eckart.training.result import RESULT_FILE, TrainResult
 from eckart.training.settings import TrainSettings
 from eckart.training.sharded_base import NOTE, taking_over_fsdp
-from eckart.training.trainer_setup import keeping_verbosity, make_trainer, writing_tensorboard
+from eckart.training.trainer_setup import keeping_verbosity, make_trainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,6 +57,7 @@ def train(
     resume: bool = True,
     force: bool = False,
     dynamics: bool = True,
+    report_to: Sequence[str] | None = None,
     finish: Finish[TrainResult] | None = None,
     progress: Progress = NoProgress(),
 ) -> TrainResult:
@@ -76,6 +78,8 @@ def train(
             the same bits as if it had never stopped; False starts over.
         force: replace an existing output.
         dynamics: record how every update grows.
+        report_to: transformers' integrations that the metrics are logged to, if there is an output: `tensorboard`,
+            `wandb`, `mlflow` or `none`; by default `tensorboard`, where it is installed.
         finish: called with the folder before it gets its final name and the result, to add files.
         progress: receives the progress.
 
@@ -87,10 +91,12 @@ def train(
         SourceError, FileFormatError, MismatchError, OptionError: model, data, adapter or settings cannot be used.
         SourceError: the files of the model changed during the training.
         DivergenceError: the loss or gradient is not finite; the message says what was saved.
+        MissingExtraError: a library of `report_to` is not installed.
         EckartError: not enough memory; the message says which settings to lower.
         TrainingInterrupted: SIGINT or SIGTERM came; the message says what was saved.
     """
     settings, output = settings or TrainSettings(), None if output is None else Path(output)
+    check_report_to(report_to)
     with ExitStack() as stack:
         inputs = local_paths(*(each for each in (model, data, held_out) if isinstance(each, str | Path)))
         folder = stack.enter_context(_working_folder(output, resume=resume, force=force, inputs=inputs))
@@ -131,16 +137,23 @@ def train(
             is_sharded=is_sharded,
         )
         if output is not None and rundir.is_writer():
-            stack.enter_context(writing_tensorboard(trainer, folder))
+            stack.enter_context(reporting(trainer, folder, report_to, name=output.resolve().name))
         if before is None:
             before = _heldout_loss(trainer, progress, "before")
             if output is not None and rundir.is_writer():
                 rundir.write_run(folder, run | {"before": before})
         recorder = _recorder(live, checkpoint, source.source) if dynamics else None
         seconds = _train_steps(
-            trainer, progress, checkpoint, recorder, settings, heldout_loss=before[0], folder=folder if output else None
+            trainer,
+            progress,
+            checkpoint,
+            recorder,
+            settings,
+            heldout_loss=before[0],
+            folder=folder if output else None,
         )
         after = _heldout_loss(trainer, progress, "after")
+        trainer.log_heldout_loss(after[0])
         result = _result(trainer, output, run=run, losses=(before[0], *after), seconds=seconds, notes=notes)
         result = replace(result, data=data.facts(given, held_out))
         for note in result.notes[len(notes) :]:
@@ -268,7 +281,7 @@ def _result(
     state, recorder, live = trainer.state, trainer.recorder, trainer.live
     if recorder is not None:
         recorder.log(state.global_step, heldout_loss=after)
-    measured = {int(entry["step"]): entry["heldout_loss"] for entry in state.log_history if "heldout_loss" in entry}
+    measured = {int(entry["step"]): entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
     kept_step, kept_loss = trainer.restore_best(after)
     if kept_step != state.global_step:
         notes = [
