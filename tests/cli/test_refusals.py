@@ -66,7 +66,6 @@ REFUSALS = [
     ("combine adapter adapter -o new --ray nowhere", "--ray must be auto or the HOST:PORT"),
     ("merge base adapter -o new --ray localhost:1", "the Ray cluster at localhost:1 does not answer"),
     ("merge base adapter -o new --ray localhost:1 --shard 1/2", "leave --shard out"),
-    ("merge base adapter -o new --collect", "no share has begun"),
     ("merge base adapter -o new --collect --shard 1/2", "leave --shard, --ray and --no-resume out"),
     ("analyze base --collect", "--collect needs the output"),
     ("merge nowhere adapter -o new", MISSING),
