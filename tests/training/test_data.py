@@ -178,7 +178,7 @@ def test_records_that_are_too_long_lose_their_end_and_are_counted(tmp_path, toke
     data = load_data(write_lines(tmp_path / "d.jsonl", records), tokenizer, options=SHORT)
     assert max(map(len, [*data.train["input_ids"], *data.held_out["input_ids"]])) == 32
     assert (data.cut, data.dropped, len(data.train) + len(data.held_out)) == (1, 1, 19)
-    assert len(data.notes) == 2
+    assert len(data.notes) == 3  # also that the held-out records are among those to train on
 
 
 def test_packed_records_keep_their_lengths_and_labels(tmp_path, tokenizer):
