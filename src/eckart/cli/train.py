@@ -138,8 +138,8 @@ ReportToOption = Annotated[
     list[str] | None,
     in_group(
         *(RESULT, "--report-to"),
-        metavar="tensorboard|wandb|mlflow|none",
-        help="Where to log metrics while training; repeatable. [default: tensorboard]",
+        metavar="LIBRARY",
+        help="Where to log metrics while training: tensorboard (the default), wandb, mlflow or none. Repeatable.",
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", hidden=True, help="The default, accepted for old scripts.")]
