@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from eckart.checkpoint import Checkpoint
 
 TOKENS_PER_STEP = 1024
-# A tenth of the rate for a truncated update: errors of quantization are largest in a few channels, and so are the
-# factors, whose root mean square then says little about the rest. On SmolLM2 a rate of 0.3 ruined the correction.
-RATE = 0.03
+# A thirtieth of the rate for a truncated update: errors of quantization are largest in a few channels, and so are the
+# factors, whose root mean square then says little about the rest. On SmolLM2 0.01 lowered the KL on
+# held-out text by 6 %, and 0.03 raised it.
+RATE = 0.01
 
 
 class DistilledCorrection:
