@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -30,6 +31,25 @@ HELD_OUT_TOKENS = 32_768  # more would hardly make the loss more precise
 MOST_COMPARED = 1024  # held-out sequences that are looked for in the training data
 FOLDER_PREFIX = "eckart-data-"
 BYTES_PER_TOKEN = 4  # of text, approximately
+
+
+def data_folder(parent: Path | None = None) -> Path:
+    """A new name for a folder of sequences, to be made where an interruption deletes it even just then."""
+    return (parent or Path(tempfile.gettempdir())) / f"{FOLDER_PREFIX}{uuid4().hex}"
+
+
+@contextmanager
+def temporary_data_folder() -> Iterator[Path]:
+    """A folder of sequences that exists within the block."""
+    folder = data_folder()
+    try:
+        folder.mkdir(mode=0o700)
+        yield folder
+    finally:
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # if the run was interrupted while it was deleted
 
 
 @dataclass(frozen=True)
@@ -177,9 +197,9 @@ def load_data(
     datasets = require_datasets("training")
     options = options or DataOptions()
     inputs = InputFiles(path for given in (source, held_out) for path in files_of(given))
-    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=folder))
-    count = Count()
+    folder, count = data_folder(folder), Count()
     try:
+        folder.mkdir(mode=0o700)
         with without_progress_bars(datasets):
             if held_out is None:
                 train, held, form = _split_source(source, tokenizer, options, count, folder)

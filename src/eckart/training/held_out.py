@@ -1,7 +1,5 @@
 """Held-out data for measuring models, in every form that training takes."""
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +9,14 @@ from eckart.errors import EckartError
 from eckart.evaluation.held_out import HeldOut
 from eckart.evaluation.loss import MAX_LENGTH
 from eckart.evaluation.model import load_tokenizer
-from eckart.training.data import FOLDER_PREFIX, Count, DataOptions, files_of, read_sequences, without_progress_bars
+from eckart.training.data import (
+    Count,
+    DataOptions,
+    files_of,
+    read_sequences,
+    temporary_data_folder,
+    without_progress_bars,
+)
 from eckart.training.model_to_train import ModelToTrain
 from eckart.training.overlap import overlap, overlapping
 from eckart.training.records import Source, require_datasets
@@ -53,15 +58,14 @@ def overlap_note(held_out: HeldOut, adapter: str, model: str | Path, *, max_leng
     if source is None:
         return None
     datasets, tokenizer = require_datasets("reading training data"), load_tokenizer(model)
-    options, folder = DataOptions(_length(model, max_length)), Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+    options = DataOptions(_length(model, max_length))
     try:
-        with without_progress_bars(datasets):
-            train, _ = read_sequences(source, tokenizer, options, Count(), folder / "train")
-        count = overlap(held_out, train, tokenizer)
+        with temporary_data_folder() as folder:
+            with without_progress_bars(datasets):
+                train, _ = read_sequences(source, tokenizer, options, Count(), folder / "train")
+            count = overlap(held_out, train, tokenizer)
     except EckartError:  # the files are no longer what was trained on
         return None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return overlapping(count, len(held_out.sequences), f"{source}, the training data of {adapter}") if count else None
 
 
@@ -101,8 +105,7 @@ def load_held_out(source: Source, tokenizer: "PreTrainedTokenizerBase", *, max_l
     datasets = require_datasets("reading held-out data")
     inputs, count = InputFiles(files_of(source)), Count()
     options = DataOptions(max_length)
-    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
-    try:
+    with temporary_data_folder() as folder:
         with without_progress_bars(datasets):
             data, form = read_sequences(source, tokenizer, options, count, folder / "held_out")
         inputs.check_unchanged()
@@ -113,8 +116,6 @@ def load_held_out(source: Source, tokenizer: "PreTrainedTokenizerBase", *, max_l
             tokens += len(row["input_ids"])
             if tokens >= MOST_TOKENS:
                 break
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     name = str(source) if isinstance(source, (str, Path)) else "the data"
     if not any(len(each) > 1 for each in labels):
         msg = f"{name}: there is nothing to predict: a loss needs at least two tokens, one to predict from the other"
