@@ -15,17 +15,16 @@ from torch import Tensor
 from eckart.adapter.adapter import Adapter, AdapterLayer
 from eckart.checkpoint import DifferenceMatrix
 from eckart.engine import Execution, Journal, Record, Task, run_tasks
-from eckart.linalg import Spectrum, partial_spectrum, spectrum
+from eckart.linalg import Spectrum, spectrum
 from eckart.linalg.output_metric import Metric, damped_factor, moment_factor
-from eckart.linalg.rank import FULL_SPECTRUM_SIDE
-from eckart.linalg.slabs import materialize
+from eckart.linalg.slabs import as_slabs, materialize
 from eckart.operations.adapter_result import LayerRecord
 from eckart.operations.adapter_writer import LayerTasks, LayerWork, empty_record, layer_record
 from eckart.operations.correction.plan import CorrectionPlan
 from eckart.operations.costs import Costs
 from eckart.operations.factors import layer_of
 from eckart.operations.rank_change import check_range
-from eckart.operations.ranks import PARTIAL_RANK, Ranks, ranks_from_spectra
+from eckart.operations.ranks import Ranks, leading_spectrum, ranks_from_spectra
 
 T = TypeVar("T")
 
@@ -116,10 +115,10 @@ class _Fitting:
         return [replace(layer, error=errors.get(layer.name, layer.error)) for layer in layers]
 
     def _spectrum(self, name: str, complete: bool) -> Spectrum:
-        weighted = self._metric(name).weighted(self._error(name))
-        if complete or min(weighted.shape) <= FULL_SPECTRUM_SIDE:
+        weighted = as_slabs(self._metric(name).weighted(self._error(name)))
+        if complete:
             return spectrum(weighted)
-        return partial_spectrum(weighted, rank=PARTIAL_RANK, generator=self.execution.generator(name))
+        return leading_spectrum(weighted, name, self.plan.choice(), self.execution.generator(name))
 
     def _error(self, name: str) -> Tensor:
         view, device = self.plan.views[name], self.execution.torch_device()
